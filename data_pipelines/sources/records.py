@@ -1,0 +1,87 @@
+"""What every source of labelled images offers, and how its images are split."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from spectralmoe_jax.errors import UserError
+
+IGNORE = 255
+"""Label of a pixel that neither trains nor counts."""
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels: rows `row .. row + height`, columns `col .. col + width`."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled image: its domain (place, sensor or season), its unique name, its size in pixels."""
+
+    domain: str
+    name: str
+    height: int
+    width: int
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Source(Protocol[R]):
+    """Labelled images with random access. Implementations can be pickled and read from many threads."""
+
+    @property
+    def records(self) -> Sequence[R]:
+        """The images of this source, in a fixed order."""
+
+    def read_image(self, record: R, window: Window | None = None) -> np.ndarray:
+        """Raw pixel values (H, W, C), uint8 or float32, read-only; of the whole image or of `window`."""
+
+    def read_label(self, record: R, window: Window | None = None) -> np.ndarray:
+        """Training ids (H, W) uint8, `IGNORE` where there is none, read-only; as `read_image`."""
+
+
+def examples(
+    source: Source[R], records: Sequence[R] | None = None
+) -> Iterator[tuple[R, np.ndarray, np.ndarray]]:
+    """(record, image (H, W, C), label (H, W)) of all of `source`, or of its `records`, in order."""
+    for record in source.records if records is None else records:
+        yield record, source.read_image(record), source.read_label(record)
+
+
+def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tuple[R, ...], tuple[R, ...]]:
+    """Splits `records` into (training, held out), by domain and reproducibly.
+
+    Every domain with at least two images gives `fraction` of them, rounded, but at least one and never
+    all; a domain of one image keeps it for training. The choice in a domain depends on `seed`, the
+    domain's name and its images alone, not on the other domains. With `fraction` 0 nothing is held out.
+
+    Raises:
+      UserError: no records, a fraction outside [0, 1), or nothing to hold out although it was asked for.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"data.holdout={fraction}: give a fraction of the images, 0 or more and below 1")
+    if not records:
+        raise UserError("the training split is empty: name at least one domain with images in data.source")
+    held: set[R] = set()
+    for domain in {record.domain for record in records}:
+        members = sorted((r for r in records if r.domain == domain), key=lambda r: r.name)
+        if fraction == 0 or len(members) == 1:
+            continue
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
+        held.update(members[i] for i in rng.permutation(len(members))[:count])
+    if fraction > 0 and not held:
+        raise UserError(
+            f"data.holdout={fraction} leaves no image for model selection, every domain has a single image: "
+            "set data.holdout=0 or add images"
+        )
+    return tuple(r for r in records if r not in held), tuple(r for r in records if r in held)

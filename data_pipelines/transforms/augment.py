@@ -1,0 +1,80 @@
+"""The whole augmentation of a training tile, as the configuration describes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.sources.tiles import Tile
+from data_pipelines.transforms.geometry import Example, flip, quarter_turns, resized_crop, vertical_flip
+from data_pipelines.transforms.photometric import photometric_distortion
+from spectralmoe_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """(tile, generator) -> example of `crop` x `crop` pixels. The functions it calls say what each does.
+
+    Defaults are the paper's for RGB. `photometric_bands` are the indices of red, green and blue, or None
+    for no photometric distortion. Scale (1, 1) and probabilities of 0 leave a plain random crop.
+
+    Raises:
+      UserError: a value that no crop can have, naming its key.
+    """
+
+    crop: int
+    scale: tuple[float, float] = (0.5, 2.0)
+    scale_step: float = 0.1
+    max_edge: int = 1024
+    max_class_share: float = 0.75
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    turns: bool = False
+    photometric_bands: tuple[int, int, int] | None = None
+
+    def __post_init__(self):
+        for name, ok, allowed in (
+            ("data.crop", self.crop >= 1, "at least 1 pixel"),
+            ("augment.scale", 0 < self.scale[0] <= self.scale[1], "(low, high) with 0 < low <= high"),
+            ("augment.scale_step", self.scale_step > 0, "a number above 0"),
+            ("augment.max_edge", self.max_edge >= 1, "at least 1 pixel"),
+            ("augment.max_class_share", 0 < self.max_class_share <= 1, "a share above 0 and at most 1"),
+            ("augment.flip", 0 <= self.flip <= 1, "a probability"),
+            ("augment.vertical_flip", 0 <= self.vertical_flip <= 1, "a probability"),
+        ):
+            if not ok:
+                raise UserError(f"{name}={getattr(self, name.split('.')[1])}: give {allowed}")
+
+    def __call__(self, tile: Tile, rng: np.random.Generator) -> Example:
+        example = resized_crop(
+            tile,
+            rng,
+            crop=self.crop,
+            scale=self.scale,
+            scale_step=self.scale_step,
+            max_edge=self.max_edge,
+            max_class_share=self.max_class_share,
+        )
+        example = flip(example, rng, self.flip)
+        example = vertical_flip(example, rng, self.vertical_flip)
+        if self.turns:
+            example = quarter_turns(example, rng)
+        if self.photometric_bands is not None:
+            example = photometric_distortion(example, rng, self.photometric_bands)
+        return example
+
+
+def visible_bands(bands: Sequence[str]) -> tuple[int, int, int]:
+    """Indices of red, green and blue in `bands`.
+
+    Raises:
+      UserError: one of the three is not there.
+    """
+    names = [band.lower() for band in bands]
+    missing = [name for name in ("red", "green", "blue") if name not in names]
+    if missing:
+        raise UserError(
+            f"augment.photometric needs bands red, green and blue, {', '.join(missing)} not among "
+            f"{', '.join(bands)}: set it to False"
+        )
+    return names.index("red"), names.index("green"), names.index("blue")

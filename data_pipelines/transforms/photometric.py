@@ -1,0 +1,89 @@
+"""Brightness, contrast, saturation and hue, in the 8-bit arithmetic the published training used.
+
+The operations, their order, ranges and chances are those of mmsegmentation's PhotoMetricDistortion
+(itself after SSD, Liu et al. 2016): every step ends by cutting to 0..255 and dropping the fraction, and
+hue is counted in OpenCV's half degrees, 0..179.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+
+from spectralmoe_jax.errors import UserError
+
+BRIGHTNESS = 32
+CONTRAST = (0.5, 1.5)
+SATURATION = (0.5, 1.5)
+HUE = 18
+T = TypeVar("T")
+
+
+class Distortion(NamedTuple):
+    """What `distort` does; a field that leaves the image as it is is None."""
+
+    brightness: float | None = None  # added, in grey levels
+    contrast: float | None = None  # factor of all values
+    contrast_last: bool = False  # after saturation and hue instead of before them
+    saturation: float | None = None  # factor of HSV's S
+    hue: int | None = None  # added to HSV's H, in half degrees, around the circle
+
+
+def draw_distortion(rng: np.random.Generator) -> Distortion:
+    """Each of the four with probability 1/2; contrast before or after the colours, with 1/2 each."""
+    return Distortion(
+        brightness=_perhaps(rng, rng.uniform(-BRIGHTNESS, BRIGHTNESS)),
+        contrast=_perhaps(rng, rng.uniform(*CONTRAST)),
+        contrast_last=bool(rng.integers(2)),
+        saturation=_perhaps(rng, rng.uniform(*SATURATION)),
+        hue=_perhaps(rng, int(rng.integers(-HUE, HUE))),
+    )
+
+
+def distort(rgb: np.ndarray, distortion: Distortion) -> np.ndarray:
+    """`rgb` (H, W, 3) uint8 after brightness, contrast, saturation, hue, in this order or contrast last."""
+    brightness, contrast, contrast_last, saturation, hue = distortion
+    if brightness is not None:
+        rgb = _linear(rgb, 1.0, brightness)
+    if contrast is not None and not contrast_last:
+        rgb = _linear(rgb, contrast, 0.0)
+    if saturation is not None or hue is not None:
+        rgb = _shift_colours(rgb, 1.0 if saturation is None else saturation, hue or 0)
+    if contrast is not None and contrast_last:
+        rgb = _linear(rgb, contrast, 0.0)
+    return rgb
+
+
+def photometric_distortion(
+    example: dict[str, np.ndarray], rng: np.random.Generator, bands: Sequence[int] = (0, 1, 2)
+) -> dict[str, np.ndarray]:
+    """A random `distort` of the red, green and blue `bands` of an example; other bands stay.
+
+    Raises:
+      UserError: the image is not 8-bit, where these grey levels mean nothing.
+    """
+    image = example["image"]
+    if image.dtype != np.uint8:
+        raise UserError(f"augment.photometric needs 8-bit images, these are {image.dtype}: set it to False")
+    chosen = list(bands)
+    image = image.copy()
+    image[..., chosen] = distort(np.ascontiguousarray(image[..., chosen]), draw_distortion(rng))
+    return {**example, "image": image}
+
+
+def _perhaps(rng: np.random.Generator, value: T) -> T | None:
+    return value if rng.integers(2) else None
+
+
+def _linear(values: np.ndarray, factor: float, offset: float) -> np.ndarray:
+    """uint8 `values` * factor + offset, cut to 0..255, fraction dropped; through a table of all 256."""
+    table = np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
+    return cv2.LUT(values, table)
+
+
+def _shift_colours(rgb: np.ndarray, saturation: float, hue: int) -> np.ndarray:
+    hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(np.int16) + hue) % 180
+    hsv[..., 1] = _linear(np.ascontiguousarray(hsv[..., 1]), saturation, 0.0)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)

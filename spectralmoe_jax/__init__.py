@@ -1,0 +1,34 @@
+"""SpectralMoE in JAX: segmentation that holds on unseen sensors, places and seasons.
+
+Every subcommand of the command line is a function of this package as well, for
+example `spectralmoe_jax.train(config, workdir)`. Importing the package loads
+neither JAX nor any of its own modules; a function is loaded when it is first
+used, so data workers and `spectralmoe --help` stay light.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_FUNCTIONS = {
+    "quickstart": "spectralmoe_jax.demonstration",
+    "train": "spectralmoe_jax.training.run",
+    "evaluate": "spectralmoe_jax.evaluation.command",
+    "predict": "spectralmoe_jax.prediction.command",
+    "verify": "spectralmoe_jax.verification.goldens",
+    "params": "spectralmoe_jax.models.parameters:describe",
+}
+
+__all__ = ["__version__", *_FUNCTIONS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, function = _FUNCTIONS[name].partition(":")
+    return getattr(import_module(module), function or name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

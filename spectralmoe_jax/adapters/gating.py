@@ -1,0 +1,109 @@
+"""The router of one modality, and the loss that keeps its experts busy.
+
+Noisy top-k gating and the smooth load follow Shazeer et al. 2017 (arXiv 1701.06538, appendix A);
+distance gates follow SpectralMoE (arXiv 2603.13352, section 3.2). All of it is at least float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import ndtr
+
+from spectralmoe_jax.adapters.settings import AdapterConfig
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Routing(NamedTuple):
+    """gates: (B, N, E), zero outside the top k. chosen: (B, N, E) bool. load: (E,) float."""
+
+    gates: Array
+    chosen: Array
+    load: Array
+
+
+def clean_logits(tokens: Array, w_gate: Array, config: AdapterConfig) -> Array:
+    """Negative distance (or the product) of every token to every expert's gate vector.
+
+    tokens (B, N, D), w_gate (D, E) -> (B, N, E), all of one dtype.
+    """
+    if config.gating == "laplace" and config.distance == "l1":
+        # one expert at a time: the (B, N, D) difference fuses into its sum and is never stored
+        distances = [jnp.sum(jnp.abs(tokens - w), axis=-1) for w in w_gate.T]
+        return -jnp.stack(distances, axis=-1)
+    product = jnp.einsum("bnd,de->bne", tokens, w_gate, precision=HIGHEST)
+    if config.gating == "softmax":
+        return product
+    squared = jnp.sum(tokens**2, axis=-1, keepdims=True) - 2 * product + jnp.sum(w_gate**2, axis=0)
+    squared = jnp.maximum(squared, 0.0)
+    if config.gating == "gaussian":
+        return -squared
+    # a token on its gate vector has distance 0 and, as in torch.cdist, gradient 0
+    positive = squared > 0
+    return -jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+def route(
+    tokens: Array, w_gate: Array, w_noise: Array, config: AdapterConfig, noise: Array | None = None
+) -> Routing:
+    """Choose the top k experts of every token.
+
+    Args:
+      tokens: (B, N, D), any float dtype; the router computes in at least float32.
+      w_gate, w_noise: (D, E).
+      noise: standard normal draws (B, N, E) in training, None in evaluation.
+    """
+    dtype = jnp.promote_types(jnp.float32, w_gate.dtype)
+    tokens = tokens.astype(dtype)
+    num_experts, k = config.num_experts, config.top_k
+    clean = clean_logits(tokens, w_gate.astype(dtype), config)  # (B, N, E)
+    logits, deviation = clean, None
+    if noise is not None:
+        spread = jnp.einsum("bnd,de->bne", tokens, w_noise.astype(dtype), precision=HIGHEST)
+        deviation = jax.nn.softplus(spread) + config.noise_epsilon
+        logits = clean + noise.astype(dtype) * deviation
+
+    values, indices = jax.lax.top_k(logits, min(k + 1, num_experts))  # (B, N, k+1)
+    selected = jax.nn.one_hot(indices[..., :k], num_experts, dtype=dtype)  # (B, N, k, E)
+    if config.full_softmax:
+        gates = jax.nn.softmax(logits, axis=-1) * selected.sum(axis=-2)
+    else:
+        gates = jnp.einsum("bnk,bnke->bne", jax.nn.softmax(values[..., :k], axis=-1), selected)
+    if deviation is not None and k < num_experts:
+        load = _smooth_load(clean, logits, deviation, values, k)
+    else:
+        load = jnp.sum(gates > 0, axis=(0, 1)).astype(dtype)
+    return Routing(gates, selected.sum(axis=-2) > 0, load)
+
+
+def _smooth_load(clean: Array, logits: Array, deviation: Array, values: Array, k: int) -> Array:
+    """Expected number of tokens an expert gets under a fresh noise draw of its own: (E,)."""
+    threshold_if_in = values[..., k : k + 1]
+    threshold_if_out = values[..., k - 1 : k]
+    threshold = jnp.where(logits > threshold_if_in, threshold_if_in, threshold_if_out)
+    return jnp.sum(ndtr((clean - threshold) / deviation), axis=(0, 1))
+
+
+def squared_variation(x: Array) -> Array:
+    """cv^2 of a vector (E,): unbiased variance over squared mean; 0 for a single entry."""
+    if x.shape[0] == 1:
+        return jnp.zeros((), x.dtype)
+    return jnp.var(x, ddof=1) / (jnp.mean(x) ** 2 + 1e-10)
+
+
+def balance_loss(routings: list[Routing], config: AdapterConfig) -> Array:
+    """The balance loss of one layer over its modalities, weight applied: a scalar."""
+    terms = []
+    for routing in routings:
+        term = squared_variation(jnp.sum(routing.gates, axis=(0, 1)))
+        if config.balance == "importance_and_load":
+            term = term + squared_variation(routing.load)
+        terms.append(term)
+    total = sum(terms[1:], terms[0])
+    if config.balance_over_modalities == "mean":
+        total = total / len(terms)
+    return config.balance_weight * total

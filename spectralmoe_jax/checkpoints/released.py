@@ -1,0 +1,78 @@
+"""Names of the authors' released state dict, and where each tensor stands in our model."""
+
+from __future__ import annotations
+
+from spectralmoe_jax.checkpoints.rules import Path, Rule
+
+ADAPTER = [
+    Rule("experts_a.{layer}.{expert}", ("experts_a",)),
+    Rule("experts_b.{layer}.{expert}", ("experts_b",)),
+    Rule("w_gate.{layer}.{modality}", ("w_gate",)),
+    Rule("w_noise.{layer}.{modality}", ("w_noise",)),
+    Rule("scale", ("scale",)),
+    Rule("mlp_token2feat.weight", ("token_to_feature", "kernel"), "linear"),
+    Rule("mlp_token2feat.bias", ("token_to_feature", "bias")),
+    Rule("mlp_delta_f.weight", ("delta_to_feature", "kernel"), "linear"),
+    Rule("mlp_delta_f.bias", ("delta_to_feature", "bias")),
+    Rule("transform.weight", ("transform", "kernel"), "linear"),
+    Rule("transform.bias", ("transform", "bias")),
+    Rule("merge.weight", ("merge", "kernel"), "linear"),
+    Rule("merge.bias", ("merge", "bias")),
+]
+# mean and deviation of the normal distribution behind the smooth load
+ADAPTER_CONSTANTS = {"mean": 0.0, "std": 1.0}
+
+_BLOCK = [
+    ("norm1.weight", ("norm1", "scale"), "copy"),
+    ("norm1.bias", ("norm1", "bias"), "copy"),
+    ("attn.qkv.weight", ("attention", "qkv", "kernel"), "linear"),
+    ("attn.qkv.bias", ("attention", "qkv", "bias"), "copy"),
+    ("attn.qkv.bias_mask", ("attention", "bias_mask"), "copy"),
+    ("attn.proj.weight", ("attention", "out", "kernel"), "linear"),
+    ("attn.proj.bias", ("attention", "out", "bias"), "copy"),
+    ("ls1.gamma", ("scale1",), "copy"),
+    ("norm2.weight", ("norm2", "scale"), "copy"),
+    ("norm2.bias", ("norm2", "bias"), "copy"),
+    ("mlp.fc1.weight", ("mlp_in", "kernel"), "linear"),
+    ("mlp.fc1.bias", ("mlp_in", "bias"), "copy"),
+    ("mlp.fc2.weight", ("mlp_out", "kernel"), "linear"),
+    ("mlp.fc2.bias", ("mlp_out", "bias"), "copy"),
+    ("ls2.gamma", ("scale2",), "copy"),
+]
+ENCODER = [
+    Rule("patch_embed.proj.weight", ("patch_kernel",), "conv"),
+    Rule("patch_embed.proj.bias", ("patch_bias",)),
+    Rule("cls_token", ("class_token",), "squeeze"),
+    Rule("storage_tokens", ("storage_tokens",), "squeeze"),
+    Rule("pos_embed", ("position_table",), "squeeze"),
+    Rule("rope_embed.periods", ("rope_periods",)),
+    Rule("mask_token", ("mask_token",)),
+    Rule("norm.weight", ("norm", "scale")),
+    Rule("norm.bias", ("norm", "bias")),
+    *(Rule("blocks.{layer}." + name, ("blocks", *path), move) for name, path, move in _BLOCK),
+]
+PIXELS = [
+    Rule("data_preprocessor.mean", ("pixel_mean",), "per_band"),
+    Rule("data_preprocessor.std", ("pixel_std",), "per_band"),
+]
+
+
+def under(prefix: str, path: Path, rules: list[Rule]) -> list[Rule]:
+    """The same rules for a module that stands at `path` in ours and at `prefix` in the released names."""
+    return [Rule(prefix + rule.pattern, (*path, *rule.path), rule.transform) for rule in rules]
+
+
+def segmenter_rules() -> list[Rule]:
+    """The whole segmenter, `backbone.*`, `decode_head.*` and `data_preprocessor.*`."""
+    from spectralmoe_jax.checkpoints.released_head import HEAD
+
+    return [
+        *under("backbone.", ("backbone", "visual"), ENCODER),
+        *under("backbone.depth_anything.pretrained.", ("backbone", "depth"), ENCODER),
+        *under("backbone.depthmoe.", ("backbone", "adapter"), ADAPTER),
+        *under("decode_head.", ("head",), HEAD),
+        *PIXELS,
+    ]
+
+
+SEGMENTER_CONSTANTS = {"backbone.depthmoe." + name: value for name, value in ADAPTER_CONSTANTS.items()}

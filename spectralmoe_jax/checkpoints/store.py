@@ -1,0 +1,234 @@
+"""Checkpoints of a run: trainable parameters, optimizer state and step, through Orbax.
+
+Frozen weights are never stored. A run's folder holds
+
+    config.json            the configuration of the run
+    checkpoints/<step>/    one committed checkpoint each: the last one and the best one
+
+A checkpoint also carries the part of the configuration that decides which
+parameters there are and what they mean, so it cannot be read into another model
+unnoticed. Orbax writes a checkpoint aside and renames it when it is complete: a
+run killed at any time leaves the last complete one usable.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from ml_collections import ConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from spectralmoe_jax.checkpoints.names import from_named_leaves, named_leaves
+from spectralmoe_jax.configuration import flatten, read_config
+from spectralmoe_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+FOLDER = "checkpoints"
+TRAINABLE, OPTIMIZER = "trainable", "optimizer"
+
+_MODEL_SECTIONS = ("bands", "classes", "model")
+# How the same function is computed, not which function: free to differ between runs.
+_COMPUTATION_KEYS = ("model.dtype", "model.remat")
+
+
+def model_part(config: ConfigDict) -> dict[str, Any]:
+    """What a checkpoint must agree on, as JSON values by dotted key: bands, classes and model.
+
+    Precision (`model.dtype`) and rematerialisation (`model.remat`) are left out:
+    they do not change what the parameters mean.
+    """
+    sections = {key: config[key] for key in _MODEL_SECTIONS if key in config}
+    flat = {key: value for key, value in flatten(sections).items() if key not in _COMPUTATION_KEYS}
+    return json.loads(json.dumps(flat))
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """A hexadecimal digest of `model_part`; equal for configurations that may share checkpoints."""
+    return hashlib.sha256(json.dumps(model_part(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_run_config(workdir: str | os.PathLike[str]) -> ConfigDict:
+    """The configuration stored in a run's folder.
+
+    Raises:
+      UserError: there is none.
+    """
+    return read_config(Path(workdir) / CONFIG_FILE)
+
+
+class CheckpointStore:
+    """The checkpoints of one run: saves in the background, keeps the best and the last.
+
+    Args:
+      workdir: the run's folder, made on the first save.
+      config: the configuration of the run; its model part is stored and compared.
+      metric: name of the metric that decides which checkpoint is best; higher is better.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], config: ConfigDict, metric: str = "miou"):
+        self._config = config
+        self._metric = metric
+        self._folder = (Path(workdir) / FOLDER).absolute()
+        self._checkpointer: ocp.training.Checkpointer | None = None
+        self._saving: ocp.AsyncResponse[bool] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def last(self) -> int | None:
+        """The step of the last complete checkpoint, or None."""
+        found = self._open() if self._folder.is_dir() else None
+        return found.latest.step if found and found.latest else None
+
+    @property
+    def best(self) -> int | None:
+        """The step of the checkpoint with the highest metric (the later one of equals), or None."""
+        if not self._folder.is_dir():
+            return None
+        scores = [(self._score(c.metrics), c.step) for c in self._open().checkpoints if c.metrics is not None]
+        return max(scores)[1] if scores else None
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self._folder / str(step)
+
+    def metrics_of(self, step: int) -> dict[str, Any] | None:
+        """The metrics stored with the checkpoint of a step, or None where it has none."""
+        return next((c.metrics for c in self._open().checkpoints if c.step == step), None)
+
+    def save(
+        self, step: int, params: Any, opt_state: Any, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts to save; returns once the arrays may change. A step that is there already is left alone.
+
+        Args:
+          step: steps done.
+          params: trainable pytree.
+          opt_state: optimizer state pytree.
+          metrics: of an evaluation at this step; only such a checkpoint can be the best one.
+
+        Raises:
+          OSError: the folder cannot be written.
+        """
+        checkpointer = self._open()
+        if any(checkpoint.step == step for checkpoint in checkpointer.checkpoints):
+            return
+        self._saving = checkpointer.save_checkpointables_async(
+            step,
+            {TRAINABLE: named_leaves(params), OPTIMIZER: named_leaves(opt_state)},
+            metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
+            custom_metadata={"fingerprint": fingerprint(self._config), "model": model_part(self._config)},
+            force=True,
+        )
+
+    def restore(self, step: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
+        """Reads parameters and optimizer state.
+
+        Args:
+          step: of a complete checkpoint.
+          params, opt_state: pytrees of arrays or ShapeDtypeStructs that say what is wanted.
+
+        Returns:
+          The two pytrees, every leaf filled from the checkpoint.
+
+        Raises:
+          UserError: the checkpoint belongs to another configuration (names the
+            keys) or holds other leaves (names them).
+        """
+        found = self._load(step, {TRAINABLE: params, OPTIMIZER: opt_state})
+        return found[TRAINABLE], found[OPTIMIZER]
+
+    def restore_params(self, step: int, params: Any) -> Any:
+        """Reads the trainable parameters alone; otherwise like `restore`."""
+        return self._load(step, {TRAINABLE: params})[TRAINABLE]
+
+    def wait(self) -> None:
+        """Returns when no save is under way any more; raises what went wrong in one."""
+        if self._saving is not None:
+            self._saving.result()
+            self._saving = None
+
+    def close(self) -> None:
+        """Completes what is being saved."""
+        self.wait()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
+
+    def _open(self) -> ocp.training.Checkpointer:
+        if self._checkpointer is None:
+            policies = ocp.training.preservation_policies
+            best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
+            self._checkpointer = ocp.training.Checkpointer(
+                self._folder,
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+                cleanup_tmp_directories=True,
+            )
+        return self._checkpointer
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        score = float(metrics.get(self._metric, -math.inf))
+        return -math.inf if math.isnan(score) else score
+
+    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        place = self.path(step)
+        checkpointer = self._open()
+        if all(checkpoint.step != step for checkpoint in checkpointer.checkpoints):
+            raise UserError(f"{self._folder} has no complete checkpoint of step {step}")
+        stored = checkpointer.checkpointables_metadata(step)
+        self._require_same_model(stored.custom_metadata or {}, place)
+        named = {part: named_leaves(tree) for part, tree in wanted.items()}
+        for part, leaves in named.items():
+            _require_same_leaves(leaves, stored.metadata[part], f"{place}/{part}")
+        shapes = {part: jax.tree.map(_shape, leaves) for part, leaves in named.items()}
+        found = checkpointer.load_checkpointables(step, shapes)
+        return {part: from_named_leaves(found[part], tree) for part, tree in wanted.items()}
+
+    def _require_same_model(self, stored: Mapping[str, Any], place: Path) -> None:
+        if stored.get("fingerprint") == fingerprint(self._config):
+            return
+        listed = describe_differences(stored.get("model", {}), model_part(self._config))
+        raise UserError(
+            f"checkpoint {place} is of another configuration: {listed}; "
+            "use the matching --config or another folder"
+        )
+
+
+def describe_differences(there: Mapping[str, Any], here: Mapping[str, Any], at_most: int = 6) -> str:
+    """Says which keys differ between two flat configurations, in one line; empty if none does."""
+    keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    listed = [f"config.{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys[:at_most]]
+    return "; ".join(listed + [f"and {len(keys) - at_most} more"] * (len(keys) > at_most))
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _require_same_leaves(wanted: Mapping[str, Any], stored: Mapping[str, Any], place: str) -> None:
+    missing = sorted(wanted.keys() - stored.keys())
+    surplus = sorted(stored.keys() - wanted.keys())
+    other = [
+        name for name in wanted.keys() & stored.keys() if tuple(stored[name].shape) != wanted[name].shape
+    ]
+    problems = [
+        f"{what} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for what, names in (
+            ("misses", missing),
+            ("has unknown", surplus),
+            ("has another shape of", sorted(other)),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"checkpoint {place} does not fit the model: it {'; '.join(problems)}")

@@ -1,0 +1,1 @@
+"""The command `spectralmoe`: one file for each subcommand, loaded when it is called."""

@@ -1,0 +1,64 @@
+"""What the subcommands share in reading their arguments."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import NoReturn
+
+from spectralmoe_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises a UserError of one line instead of printing its usage."""
+
+    def __init__(self, prog: str, description: str | None):
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """Parses; an option that does not exist is answered with the nearest one that does."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            near = difflib.get_close_matches(name, options, n=1)
+            self.error(f"unknown argument {name}; " + (f"did you mean {near[0]}?" if near else "see --help"))
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config.a.b=value` and `--config.a.b value` from the other arguments.
+
+    Returns:
+      The overrides, each as `--config.a.b=value`, and the rest in order.
+
+    Raises:
+      UserError: an override without a value.
+    """
+    overrides, rest = [], []
+    remaining = iter(argv)
+    for argument in remaining:
+        if not argument.startswith("--config."):
+            rest.append(argument)
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            value = next(remaining, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"{argument.removeprefix('--')} needs a value, as in {argument}=...")
+            overrides.append(f"{argument}={value}")
+    return overrides, rest
+
+
+def refuse_overrides(overrides: Sequence[str], command: str) -> None:
+    """Raises a UserError if there are overrides for a subcommand without a configuration."""
+    if overrides:
+        name = overrides[0].partition("=")[0]
+        raise UserError(f"spectralmoe {command} has no configuration, so {name} has no meaning there")

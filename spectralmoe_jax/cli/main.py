@@ -1,0 +1,86 @@
+"""Finds the subcommand, runs it, and turns what the user can mend into one line and a status.
+
+Status 0: done. 1: done, and the answer is no (`verify`). 2: bad input, said in one
+line on standard error. 130: interrupted.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from spectralmoe_jax import __version__
+from spectralmoe_jax.cli.arguments import Parser, split_overrides
+from spectralmoe_jax.errors import UserError
+
+# A further subcommand is a line here and a file of its name beside this one, with
+# `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
+COMMANDS = {
+    "quickstart": "train, test and map a generated two-sensor benchmark; needs no data",
+    "train": "train on source places, in a folder that can be resumed",
+    "evaluate": "score a trained model on whole images, per domain and class",
+    "predict": "map a scene of any size to a georeferenced raster",
+    "verify": "compare the model with reference values, number for number",
+    "params": "count the parameters of a configuration by part",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (by default the process's own) and returns the exit status."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"spectralmoe {__version__}")
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown subcommand {name!r}; {hint}")
+    command = importlib.import_module(f"spectralmoe_jax.cli.{name}")
+    parser = Parser(prog=f"spectralmoe {name}", description=command.__doc__)
+    command.add_arguments(parser)
+    overrides, rest = split_overrides(argv[1:])
+    return command.run(parser.parse_args(rest), overrides)
+
+
+def _overview() -> str:
+    lines = [f"  {name:<12}{summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: spectralmoe SUBCOMMAND [options]",
+            "",
+            "Segmentation of remote-sensing imagery that holds on unseen sensors, places and seasons.",
+            "",
+            *lines,
+            "",
+            "spectralmoe SUBCOMMAND --help lists its options; any key of a configuration can be set,",
+            "as in --config.train.batch_size=4.",
+        ]
+    )
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

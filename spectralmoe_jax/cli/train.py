@@ -1,0 +1,27 @@
+"""Train on the source places of a configuration.
+
+Run again with the same --workdir it goes on from the last checkpoint, and ends
+with the same parameters as a run that was never interrupted.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+
+from spectralmoe_jax.configuration import load_config
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:args]", help="configuration, e.g. configs/dubai.py"
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run, made if needed")
+
+
+def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+    config = load_config(arguments.config, overrides)
+    from spectralmoe_jax.training.run import train
+
+    result = train(config, arguments.workdir)
+    best = "" if result["best"] is None else f", best checkpoint at step {result['best']}"
+    print(f"{result['workdir']}: {result['step']} steps{best}")
+    return 0

@@ -1,0 +1,328 @@
+"""Configurations: reading, overriding, checking and storing them.
+
+A configuration is a Python file whose `get_config()` (or `get_config(args)`)
+returns an `ml_collections.ConfigDict`. Whatever is wrong with it is said in one
+line that names the full key, as in `config.train.batch_size`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import types
+import typing
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Loads `FILE[:args]` and applies overrides.
+
+    Args:
+      spec: path of a configuration file, optionally followed by `:args`, which
+        `get_config` receives as a string. A path that does not exist here is
+        looked up by name among the shipped configurations.
+      overrides: dotted assignments such as `--config.train.batch_size=4`.
+
+    Returns:
+      A locked ConfigDict in which every list has become a tuple.
+
+    Raises:
+      UserError: the file is missing or broken, a key is unknown or a value has
+        the wrong type.
+    """
+    file, _, arguments = spec.partition(":")
+    config = _call_get_config(_find(file), arguments)
+    return apply_overrides(config, overrides)
+
+
+def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """A locked copy of `config` with assignments `--config.a.b=value` applied in order.
+
+    A value is read by the type of what it replaces: tuples as Python literals or
+    separated by commas, booleans as true or false; `none` unsets a section, a
+    tuple or a number.
+
+    Raises:
+      UserError: names the full key and the nearest keys, or the type it takes.
+    """
+    config = ConfigDict(_frozen(config.to_dict()))
+    for override in overrides:
+        name, equals, text = override.removeprefix("--").partition("=")
+        require(bool(equals), name, "needs a value, as in --config.train.steps=100")
+        keys = name.split(".")
+        require(keys[0] == "config" and len(keys) > 1, name, "an override starts with --config.")
+        section = config
+        for depth, key in enumerate(keys[1:-1], start=2):
+            _require_key(section, key, ".".join(keys[: depth - 1]))
+            section = section[key]
+            if not isinstance(section, ConfigDict):
+                raise UserError(
+                    f"{'.'.join(keys[:depth])} is {section!r}, not a section: it has no key {keys[-1]!r}"
+                )
+        _require_key(section, keys[-1], ".".join(keys[:-1]))
+        with section.ignore_type():
+            section[keys[-1]] = _parse(text, section.get_type(keys[-1]), name)
+    return config.lock()
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the installation, by file name."""
+    found = importlib.util.find_spec("configs")
+    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
+    return {file.name: file for file in files if not file.name.startswith("_")}
+
+
+def require(condition: bool, key: str, message: str) -> None:
+    """Raises a UserError `KEY: message` unless the condition holds."""
+    if not condition:
+        raise UserError(f"{key}: {message}")
+
+
+def choose(key: str, value: T, allowed: Iterable[T]) -> T:
+    """Returns `value` if it is among the allowed ones, else a UserError that lists them."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise UserError(f"{key} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+    return value
+
+
+def from_config(cls: type[T], section: ConfigDict, prefix: str) -> T:
+    """Builds a dataclass from a configuration section, strictly.
+
+    Annotations decide what is allowed: int, float (takes an int too), bool, str,
+    tuples, `X | None`, `Literal[...]` for a choice, `Any`, and other dataclasses
+    for subsections.
+
+    Args:
+      cls: a dataclass; fields without a default must be in the section.
+      section: the section, whose keys must all be fields of `cls`.
+      prefix: where the section stands, for example "train".
+
+    Raises:
+      UserError: unknown key, missing key or value of another type, named in full
+        as `config.<prefix>.<key>`.
+    """
+    assert dataclasses.is_dataclass(cls)
+    place = f"config.{prefix}" if prefix else "config"
+    require(isinstance(section, ConfigDict), place, f"has to be a section, not {section!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in section:
+        if key not in fields:
+            raise _unknown_key(place, key, fields)
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, field in fields.items():
+        if name in section:
+            values[name] = _checked(section[name], hints[name], f"{place}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{place}.{name} is missing; it is needed, of type {_type_name(hints[name])}")
+    return typing.cast(T, cls(**values))
+
+
+def save_config(config: ConfigDict, path: str | os.PathLike[str]) -> None:
+    """Writes the configuration as JSON, whole or not at all."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_config(path: str | os.PathLike[str]) -> ConfigDict:
+    """Reads what `save_config` wrote; the result equals the saved configuration and is locked.
+
+    Raises:
+      UserError: the file is missing or is not such a JSON file.
+    """
+    try:
+        values = json.loads(Path(path).read_text())
+        return ConfigDict(_frozen(values)).lock()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; name a folder that `spectralmoe train` wrote") from None
+    except (ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a stored configuration: {_one_line(error)}") from None
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key: `{'train.steps': 100, ...}`; an empty section stands as `{}`."""
+    if not isinstance(config, ConfigDict | dict) or (prefix and not config):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key in config:
+        flat |= flatten(config[key], f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _find(file: str) -> Path:
+    if Path(file).is_file():
+        return Path(file)
+    shipped = shipped_configs()
+    name = Path(file).name
+    is_bare = Path(file).parent in (Path("."), Path("configs"))
+    if is_bare and (found := shipped.get(name) or shipped.get(f"{name}.py")):
+        return found
+    listed = ", ".join(f"configs/{name}" for name in shipped) or "none"
+    raise UserError(f"configuration {file} does not exist; shipped: {listed}")
+
+
+def _call_get_config(file: Path, arguments: str) -> ConfigDict:
+    """Runs the file and its `get_config`, turning whatever it raises into a UserError."""
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"configuration {file} is not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise UserError(f"configuration {file} has no function get_config()")
+        takes_arguments = bool(inspect.signature(get_config).parameters)
+        if arguments and not takes_arguments:
+            raise UserError(f"configuration {file} takes no arguments, but got {arguments!r} after the colon")
+        config = get_config(arguments) if arguments else get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        line = getattr(error, "lineno", None) or _line_in(file, error)
+        where = f"{file}:{line}" if line else str(file)
+        raise UserError(f"configuration {where}: {type(error).__name__}: {_one_line(error)}") from error
+    require(
+        isinstance(config, ConfigDict), str(file), "get_config() has to return an ml_collections.ConfigDict"
+    )
+    return config
+
+
+def _line_in(file: Path, error: Exception) -> int | None:
+    """The line of `file` in which the error was raised or passed through, if any."""
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(file):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line
+
+
+def _require_key(section: ConfigDict, key: str, place: str) -> None:
+    if key not in section:
+        raise _unknown_key(place, key, section)
+
+
+def _unknown_key(place: str, key: str, allowed: Collection[str]) -> UserError:
+    near = difflib.get_close_matches(key, list(allowed), n=3, cutoff=0.5)
+    if near:
+        return UserError(f"{place}.{key} is not a known key; nearest: {', '.join(near)}")
+    return UserError(f"{place}.{key} is not a known key; allowed: {', '.join(sorted(allowed)) or 'none'}")
+
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _parse(text: str, kind: type, name: str) -> Any:
+    """The value that `text` stands for where a value of type `kind` stood."""
+    if kind is str:
+        return text
+    if text.lower() == "none" and kind is not bool:
+        return None
+    if kind is bool:
+        choose(name, text.lower(), _BOOLEANS)
+        return _BOOLEANS[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise UserError(f"{name}: takes {_type_name(kind)}, not {text!r}") from None
+    if issubclass(kind, ConfigDict):
+        raise UserError(f"{name} is a section; set one of its keys or none, not {text!r}")
+    value = _frozen(_literal(text))
+    if kind is tuple and not isinstance(value, tuple):
+        return tuple(_literal(part.strip()) for part in text.split(",") if part.strip())
+    return value
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, or the text itself where it is none: names need no quotes."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _checked(value: Any, hint: Any, key: str) -> Any:
+    """`value` if it is what the annotation allows; ints become floats where floats are wanted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is typing.Literal:
+        return choose(key, value, arguments)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        if len(kinds) == 1:
+            return _checked(value, kinds[0], key)
+        fitting = [kind for kind in kinds if isinstance(value, typing.get_origin(kind) or kind)]
+        require(bool(fitting), key, f"takes {_type_name(hint)}, not {value!r}")
+        return _checked(value, fitting[0], key)
+    if dataclasses.is_dataclass(hint):
+        return from_config(typing.cast(type, hint), value, key.removeprefix("config."))
+    if hint is tuple or origin is tuple:
+        return _checked_tuple(value, arguments, hint, key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and is_number:
+        return float(value)
+    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    require(fits, key, f"takes {_type_name(hint)}, not {value!r}")
+    return value
+
+
+def _checked_tuple(value: Any, arguments: tuple[Any, ...], hint: Any, key: str) -> tuple[Any, ...]:
+    require(isinstance(value, tuple | list), key, f"takes {_type_name(hint)}, not {value!r}")
+    if not arguments:
+        return tuple(value)
+    kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+    require(len(kinds) == len(value), key, f"takes {len(kinds)} elements, not {len(value)}")
+    return tuple(
+        _checked(v, kind, f"{key}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True))
+    )
+
+
+def _type_name(hint: Any) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "none",
+    }
+    if hint in names:
+        return names[hint]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(argument) for argument in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+
+
+def _frozen(value: Any) -> Any:
+    """The same nested values with every list a tuple: JSON and literals know lists only."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

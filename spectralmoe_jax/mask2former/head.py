@@ -1,0 +1,128 @@
+"""The Mask2Former head (arXiv 2112.01527), as the released SpectralMoE code computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from spectralmoe_jax.mask2former.decoder import MaskDecoder, Memory
+from spectralmoe_jax.mask2former.layers import Linear, normal, torch_bias, torch_uniform, wide_type
+from spectralmoe_jax.mask2former.pixel_decoder import PixelDecoder
+from spectralmoe_jax.mask2former.positions import sine_positions
+from spectralmoe_jax.mask2former.resize import resize_bilinear
+from spectralmoe_jax.mask2former.settings import LEVELS, HeadConfig
+
+
+class MaskEmbedding(nnx.Module):
+    """Three linear layers with ReLU between them, (..., W) -> (..., W)."""
+
+    def __init__(self, width: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        def linear() -> Linear:
+            return Linear(width, width, init=torch_uniform, bias_init=torch_bias(width),
+                          param_dtype=param_dtype, rngs=rngs)  # fmt: skip
+
+        self.first, self.second, self.third = linear(), linear(), linear()
+
+    def __call__(self, x: Array) -> Array:
+        return self.third(jax.nn.relu(self.second(jax.nn.relu(self.first(x)))))
+
+
+class Mask2FormerHead(nnx.Module):
+    """Feature maps and linked queries to class and mask logits.
+
+    Args:
+      config: sizes.
+      in_features: D, channels of the feature maps.
+      dtype: of the computation; statistics, sampling positions and logits are at least float32.
+      remat: recompute each encoder layer and each round of decoder layers on the way back.
+      param_dtype: of the weights, float32 or float64.
+    """
+
+    def __init__(self, config: HeadConfig, *, in_features: int, dtype=jnp.float32, remat: bool = False,
+                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+        kwargs = {"param_dtype": param_dtype, "rngs": rngs}
+        shape = (config.num_queries, config.width)
+        self.config, self.dtype = config, dtype
+        self.pixel_decoder = PixelDecoder(config, in_features, remat=remat, **kwargs)
+        self.transformer_decoder = MaskDecoder(config, remat=remat, **kwargs)
+        self.query_feat = nnx.Param(normal(rngs.params(), shape, param_dtype))
+        self.level_embed = nnx.Param(normal(rngs.params(), (LEVELS, config.width), param_dtype))
+        self.cls_embed = Linear(config.width, config.num_classes + 1, init=torch_uniform,
+                                bias_init=torch_bias(config.width), **kwargs)  # fmt: skip
+        self.mask_embed = MaskEmbedding(config.width, **kwargs)
+
+    def __call__(self, features: Sequence[Array], queries: Array, *,
+                 all_layers: bool = True) -> tuple[Array, Array]:  # fmt: skip
+        """Class and mask logits of every decoder layer.
+
+        Args:
+          features: four maps (B, h, w, D), finest level first, not yet resized: map i is resized by
+            `config.scales[i]` after its projection. Maps that are resized already go with scales of 1.
+          queries: (Q, W), the linked queries of the adapter: position embeddings of the decoder.
+          all_layers: False gives the last layer alone, for prediction.
+
+        Returns, with K = 1 + decoder_layers or 1, and the first entry from the learned query features:
+          class_logits (K, B, Q, num_classes + 1), the last class "no object";
+          mask_logits (K, B, Q, H, W) at the finest level. Both at least float32.
+
+        Raises ValueError where the number of maps or the shape of the queries does not fit.
+        """
+        shape = self.query_feat.shape
+        if len(features) != LEVELS + 1 or queries.shape != shape:
+            raise ValueError(
+                f"the head takes {LEVELS + 1} feature maps and queries {shape}, "
+                f"not {len(features)} and {queries.shape}"
+            )
+        mask_features, levels = self.pixel_decoder([x.astype(self.dtype) for x in features])
+        memories = [self._memory(level, i) for i, level in enumerate(levels)]
+        # resizing mask features equals resizing the masks they give, for a fraction of the work
+        small = [resize_bilinear(mask_features, level.shape[1:3]) for level in levels]
+
+        def block(normed: Array, level: int) -> Array:
+            mask = jax.nn.sigmoid(_mask_logits(self.mask_embed(normed), small[level]))
+            hidden = jax.lax.stop_gradient(mask < 0.5).reshape(*mask.shape[:2], -1)  # (B, Q, N)
+            return hidden & ~hidden.all(axis=-1, keepdims=True)
+
+        batch = mask_features.shape[0]
+        start = jnp.broadcast_to(self.query_feat[...].astype(self.dtype), (batch, *shape))
+        trail = self.transformer_decoder(start, queries.astype(self.dtype), memories, block)
+        trail = trail if all_layers else trail[-1:]
+        class_logits = self.cls_embed(trail, wide_type(self.dtype))
+        return class_logits, _mask_logits(self.mask_embed(trail), mask_features)
+
+    def _memory(self, level: Array, index: int) -> Memory:
+        """(B, h, w, W) of level `index` as keys and values (B, h*w, W)."""
+        batch, height, width, channels = level.shape
+        value = level.reshape(batch, -1, channels) + self.level_embed[index].astype(level.dtype)
+        positions = sine_positions(height, width, channels, wide_type(level.dtype))
+        return Memory(value, value + positions.astype(level.dtype))
+
+
+def semantic_scores(class_logits: Array, mask_logits: Array, size: tuple[int, int]) -> Array:
+    """How much every pixel belongs to every class, as Mask2Former's semantic inference computes it.
+
+    Args:
+      class_logits: (B, Q, classes + 1) of the last layer. mask_logits: (B, Q, h, w), likewise.
+      size: (H, W) of the result.
+
+    Returns: (B, H, W, classes) float32, at least 0: over queries, the sum of class probability times
+    the sigmoid of the upsampled mask. One image at a time, for the upsampled masks are large.
+    """
+
+    def one(logits: tuple[Array, Array]) -> Array:
+        classes, masks = logits
+        probabilities = jax.nn.softmax(classes, axis=-1)[:, :-1]  # (Q, classes)
+        masks = resize_bilinear(masks.transpose(1, 2, 0)[None], size)[0]  # (H, W, Q)
+        return jnp.matmul(jax.nn.sigmoid(masks), probabilities, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.map(one, (class_logits, mask_logits))
+
+
+def _mask_logits(embedding: Array, mask_features: Array) -> Array:
+    """(..., B, Q, W) and (B, H, W', W) -> (..., B, Q, H, W')."""
+    wide = wide_type(embedding.dtype)
+    return jnp.einsum("...bqc,bhwc->...bqhw", embedding, mask_features, preferred_element_type=wide)

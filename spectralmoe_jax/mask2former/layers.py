@@ -1,0 +1,118 @@
+"""The layers of the head. Weights are float32 (or float64); each layer computes in the dtype of its
+input, statistics in at least float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+EPS = 1e-5
+
+Initializer = Callable[..., Array]
+
+xavier_uniform = jax.nn.initializers.xavier_uniform()
+xavier_normal = jax.nn.initializers.xavier_normal()
+zeros = jax.nn.initializers.zeros
+normal = jax.nn.initializers.normal(1.0)
+# "c2" style: Kaiming uniform for a linear activation, bound sqrt(3 / fan_in)
+c2_uniform = jax.nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+# torch's default for linear layers: bound 1 / sqrt(fan_in)
+torch_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def wide_type(dtype) -> jnp.dtype:
+    """The dtype of statistics: float32, or float64 where `dtype` is."""
+    return jnp.promote_types(jnp.float32, dtype)
+
+
+def torch_bias(fan_in: int) -> Initializer:
+    """torch's default for the bias of a linear layer: uniform within 1 / sqrt(fan_in)."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype) -> Array:
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(fan_in).astype(dtype)
+
+    return init
+
+
+class Linear(nnx.Module):
+    """x (..., in) -> x @ kernel + bias (..., out). As a 1x1 convolution it acts on the channels."""
+
+    def __init__(self, in_features: int, out_features: int, *, init: Initializer = xavier_uniform,
+                 bias_init: Initializer | None = zeros, param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), param_dtype))
+        if bias_init is not None:
+            self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype))
+        self.has_bias = bias_init is not None
+
+    def __call__(self, x: Array, out_dtype=None) -> Array:
+        """`out_dtype`: of the result, accumulated in; None gives the dtype of x."""
+        out_dtype = out_dtype or x.dtype
+        y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=out_dtype)
+        return y + self.bias[...].astype(out_dtype) if self.has_bias else y
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis."""
+
+    def __init__(self, width: int, *, param_dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((width,), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        return _normalise(x, (-1,), self.scale[...], self.bias[...])
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation of (B, H, W, C) over positions and the channels of each group."""
+
+    def __init__(self, width: int, groups: int, *, param_dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((width,), param_dtype))
+        self.groups = groups
+
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        split = (self.groups, channels // self.groups)
+        grouped = x.reshape(batch, height * width, *split)
+        scale, bias = self.scale[...].reshape(split), self.bias[...].reshape(split)
+        return _normalise(grouped, (1, 3), scale, bias).reshape(x.shape)
+
+
+class Conv(nnx.Module):
+    """3x3 convolution without bias: (B, H, W, in) -> (B, H, W, out), zeros outside."""
+
+    def __init__(self, in_features: int, out_features: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(c2_uniform(rngs.params(), (3, 3, in_features, out_features), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            x, self.kernel[...].astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers with a ReLU between them."""
+
+    def __init__(self, width: int, hidden: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kwargs = {"init": xavier_normal, "param_dtype": param_dtype, "rngs": rngs}
+        self.hidden = Linear(width, hidden, bias_init=torch_bias(width), **kwargs)
+        self.output = Linear(hidden, width, bias_init=torch_bias(hidden), **kwargs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.output(jax.nn.relu(self.hidden(x)))
+
+
+def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` modules as one, every weight with a leading axis (count, ...)."""
+    return nnx.vmap(make)(nnx.Rngs(jax.random.split(rngs.params(), count)))
+
+
+def _normalise(x: Array, axes: tuple[int, ...], scale: Array, bias: Array) -> Array:
+    wide = x.astype(wide_type(x.dtype))
+    centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
+    variance = jnp.mean(centred**2, axis=axes, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + EPS) * scale + bias).astype(x.dtype)

@@ -1,0 +1,137 @@
+"""The pixel decoder: deformable attention over three levels, then one finer level for the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from spectralmoe_jax.mask2former.deformable import DeformableAttention, Shapes, pixel_centres
+from spectralmoe_jax.mask2former.layers import (
+    Conv,
+    FeedForward,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    c2_uniform,
+    normal,
+    stack_layers,
+    xavier_uniform,
+    zeros,
+)
+from spectralmoe_jax.mask2former.positions import sine_positions
+from spectralmoe_jax.mask2former.resize import resize_bilinear, resize_by_scale
+from spectralmoe_jax.mask2former.settings import LEVELS, HeadConfig
+
+
+class PixelFeatures(NamedTuple):
+    """mask_features: (B, H, W, width), the finest level. levels: three of (B, h, w, width), coarsest
+    first."""
+
+    mask_features: Array
+    levels: list[Array]
+
+
+class EncoderLayer(nnx.Module):
+    """Deformable self-attention and a feed-forward block, each with its residual, normalised after."""
+
+    def __init__(self, config: HeadConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kwargs = {"param_dtype": param_dtype, "rngs": rngs}
+        self.self_attn = DeformableAttention(config.width, config.num_heads, LEVELS, config.points, **kwargs)
+        self.norm_attention = LayerNorm(config.width, param_dtype=param_dtype)
+        self.ffn = FeedForward(config.width, config.encoder_ffn, **kwargs)
+        self.norm_ffn = LayerNorm(config.width, param_dtype=param_dtype)
+
+    def __call__(self, x: Array, positions: Array, centres: Array, shapes: Shapes) -> Array:
+        x = self.norm_attention(x + self.self_attn(x, positions, centres, shapes))
+        return self.norm_ffn(x + self.ffn(x))
+
+
+class Projection(nnx.Module):
+    """1x1 convolution, resize, group normalisation.
+
+    The convolution acts before the resize. Both are linear and the weights of a resize sum to one,
+    so the result is that of the published order, at a fraction of the work.
+    """
+
+    def __init__(self, in_features: int, config: HeadConfig, *, bias: bool, param_dtype, rngs: nnx.Rngs):
+        init, bias_init = (xavier_uniform, zeros) if bias else (c2_uniform, None)
+        self.conv = Linear(
+            in_features, config.width, init=init, bias_init=bias_init, param_dtype=param_dtype, rngs=rngs
+        )
+        self.gn = GroupNorm(config.width, config.group_norm_groups, param_dtype=param_dtype)
+
+    def __call__(self, x: Array, scale: float) -> Array:
+        return self.gn(resize_by_scale(self.conv(x), scale))
+
+
+class Smoothing(nnx.Module):
+    """3x3 convolution, group normalisation, ReLU."""
+
+    def __init__(self, config: HeadConfig, *, param_dtype, rngs: nnx.Rngs):
+        self.conv = Conv(config.width, config.width, param_dtype=param_dtype, rngs=rngs)
+        self.gn = GroupNorm(config.width, config.group_norm_groups, param_dtype=param_dtype)
+
+    def __call__(self, x: Array) -> Array:
+        return jax.nn.relu(self.gn(self.conv(x)))
+
+
+class PixelDecoder(nnx.Module):
+    """Four feature maps to three attended levels and one map of mask features.
+
+    `input_convs` and `encoder` hold the weights of their levels and layers stacked on a leading axis;
+    level 0 is the coarsest.
+    """
+
+    def __init__(self, config: HeadConfig, in_features: int, *, remat: bool = False,
+                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+        kwargs = {"param_dtype": param_dtype}
+        self.config, self.remat = config, remat
+        self.input_convs = stack_layers(
+            lambda rngs: Projection(in_features, config, bias=True, rngs=rngs, **kwargs), LEVELS, rngs
+        )
+        self.encoder = stack_layers(
+            lambda rngs: EncoderLayer(config, rngs=rngs, **kwargs), config.encoder_layers, rngs
+        )
+        self.level_encoding = nnx.Param(normal(rngs.params(), (LEVELS, config.width), param_dtype))
+        self.lateral_conv = Projection(in_features, config, bias=False, rngs=rngs, **kwargs)
+        self.output_conv = Smoothing(config, rngs=rngs, **kwargs)
+        self.mask_feature = Linear(config.width, config.width, init=c2_uniform, rngs=rngs, **kwargs)
+
+    def __call__(self, features: Sequence[Array]) -> PixelFeatures:
+        """`features`: four maps (B, h, w, D), the one of the finest level first, not yet resized by
+        `config.scales`."""
+        graph, weights = nnx.split(self.input_convs)
+        levels = []
+        for level in range(LEVELS):
+            project = nnx.merge(graph, jax.tree.map(lambda leaf, i=level: leaf[i], weights))
+            levels.append(project(features[-1 - level], self.config.scales[-1 - level]))
+        shapes = [level.shape[1:3] for level in levels]
+
+        levels = self._encode(levels, shapes)
+        fine = self.lateral_conv(features[0], self.config.scales[0])
+        fine = self.output_conv(fine + resize_bilinear(levels[-1], fine.shape[1:3]))
+        return PixelFeatures(self.mask_feature(fine), levels)
+
+    def _encode(self, levels: list[Array], shapes: Shapes) -> list[Array]:
+        """The deformable encoder, one layer a step of a scan."""
+        batch, width, dtype = levels[0].shape[0], self.config.width, levels[0].dtype
+        x = jnp.concatenate([level.reshape(batch, -1, width) for level in levels], axis=1)  # (B, N, W)
+        encoding = self.level_encoding[...]
+        positions = jnp.concatenate(
+            [sine_positions(*shape, width, encoding.dtype) + encoding[i] for i, shape in enumerate(shapes)]
+        ).astype(dtype)  # (N, W)
+        centres = pixel_centres(shapes, encoding.dtype)
+        graph, weights = nnx.split(self.encoder)
+
+        def step(x: Array, layer: nnx.State) -> tuple[Array, None]:
+            return nnx.merge(graph, layer)(x, positions, centres, shapes), None
+
+        x, _ = jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, weights)
+        ends = [sum(h * w for h, w in shapes[: i + 1]) for i in range(len(shapes) - 1)]
+        parts = jnp.split(x, ends, axis=1)
+        return [part.reshape(batch, *shape, width) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,39 @@
+"""Bicubic resampling of position tables, equal to torch's `interpolate(mode="bicubic")`."""
+
+from __future__ import annotations
+
+import numpy as np
+from jax import Array
+from jax import numpy as jnp
+
+# Keys' cubic convolution kernel; torch takes a = -0.75 where most image libraries take -0.5
+CUBIC_A = -0.75
+
+
+def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Weights (size_out, size_in) of a one-dimensional half-pixel bicubic resize, edges repeated."""
+    scale = size_in / size_out
+    centre = (np.arange(size_out) + 0.5) * scale - 0.5
+    first = np.floor(centre).astype(int)
+    matrix = np.zeros((size_out, size_in))
+    for tap in range(-1, 3):
+        weight = _cubic(centre - (first + tap))
+        column = np.clip(first + tap, 0, size_in - 1)
+        np.add.at(matrix, (np.arange(size_out), column), weight)
+    return matrix
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    t = np.abs(distance)
+    near = (CUBIC_A + 2) * t**3 - (CUBIC_A + 3) * t**2 + 1
+    far = CUBIC_A * (t**3 - 5 * t**2 + 8 * t - 4)
+    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+
+
+def resize_bicubic(grid: Array, height: int, width: int) -> Array:
+    """Resize (H, W, D) to (height, width, D); returns the input itself where the size is the same."""
+    if grid.shape[:2] == (height, width):
+        return grid
+    rows = jnp.asarray(bicubic_matrix(grid.shape[0], height), grid.dtype)
+    columns = jnp.asarray(bicubic_matrix(grid.shape[1], width), grid.dtype)
+    return jnp.einsum("ih,jw,hwd->ijd", rows, columns, grid)

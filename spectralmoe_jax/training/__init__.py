@@ -1,0 +1,1 @@
+"""Training: the optimizer with its parameter groups, one step, and the loop around it."""

@@ -1,0 +1,65 @@
+"""Metrics of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class MetricsLog:
+    """Appends metrics; after a resume there is one record for each step and kind.
+
+    Args:
+      workdir: the run's folder; must exist.
+      step: the step the run starts from. Records of later steps, left by a run
+        that was killed after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], step: int):
+        from tensorboardX import SummaryWriter
+
+        path = Path(workdir) / METRICS_FILE
+        _keep_until(path, step)
+        self._file = path.open("a")
+        self._tensorboard = SummaryWriter(str(Path(workdir) / TENSORBOARD_FOLDER), purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Writes one record `{"step": ..., "kind": ..., **values}`; what is not finite becomes null."""
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops records beyond `step`, and a last line that a killed run left unfinished."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text("".join(line + "\n" for line in kept))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,40 @@
+"""The loss of a batch of raw pixels, as a pure function of plain dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spectralmoe_jax.losses.mask2former import mask2former_loss
+from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.models.segmenter import Segmenter
+from spectralmoe_jax.models.state import join
+from spectralmoe_jax.training.step import LossFunction
+
+
+def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
+    """The training loss of a segmenter, of which only the structure is read.
+
+    The returned function takes the two dicts of `models.state.split`, a batch `{"image": (B, H, W, C) raw
+    pixels, "label": (B, H, W)}` and a key, and gives the scalar loss with its named terms: class, mask and
+    dice summed over decoder layers, and the balance loss.
+    """
+
+    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = join(segmenter, trainable, frozen)
+        noise_key, point_key = jax.random.split(key)
+        out = model(model.normalise(batch["image"]), key=noise_key)
+        loss = mask2former_loss(
+            out.class_logits, out.mask_logits, batch["label"].astype(jnp.int32), config=config, key=point_key
+        )
+        sums = {
+            name: sum(value for term, value in loss.terms.items() if term.endswith(name))
+            for name in ("loss_cls", "loss_mask", "loss_dice")
+        }
+        # a matching on costs that are not finite would go unnoticed: let the loop see it
+        total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.balance_loss
+        return total, sums | {"loss_balance": out.balance_loss}
+
+    return loss_fn

@@ -1,0 +1,137 @@
+"""AdamW with parameter groups given as first-match rules, and the published schedule.
+
+Source of the groups and numbers: arXiv 2603.13352 and the released training
+configuration. Weight decay is 0.05, except 0 on norms, query and level
+embeddings, experts, gates, noise and alpha; biases are decayed like weights.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spectralmoe_jax.checkpoints.names import from_named_leaves, named_leaves
+from spectralmoe_jax.configuration import require
+from spectralmoe_jax.errors import UserError
+
+Rule = tuple[str, float, float]  # (regular expression, factor on weight decay, factor on learning rate)
+
+DEFAULT_RULES: tuple[Rule, ...] = (
+    (r"norm|/gn/", 0.0, 1.0),
+    (r"query_feat$|level_embed$|level_encoding$", 0.0, 1.0),
+    (r"adapter/(experts_[ab]|w_gate|w_noise|scale)$", 0.0, 1.0),
+    # of an encoder that trains because it has no pretrained weights, which is not a published setting
+    (r"visual/.*(token|tokens|position_table|scale\d)$", 0.0, 1.0),
+    (r"(^|/|_)(kernel|bias)$", 1.0, 1.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The numbers of AdamW and of its schedule.
+
+    Attributes:
+      steps: steps of the whole training; the learning rate is 0 after them.
+      warmup_steps: steps over which the learning rate rises linearly from 0; they
+        count as part of `steps`.
+      power: of the polynomial decay that follows.
+      clip_norm: bound on the global gradient norm, before AdamW; None for no bound.
+      rules: first-match rules over parameter names; every parameter needs one.
+    """
+
+    steps: int
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    power: float = 0.9
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    rules: tuple[tuple[str, float, float], ...] = DEFAULT_RULES
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "eps"):
+            require(getattr(self, name) > 0, f"config.train.{name}", "has to be above 0")
+        require(self.steps > 0, "config.train.steps", "has to be at least 1")
+        require(self.weight_decay >= 0, "config.train.weight_decay", "has to be 0 or more")
+        require(all(0 <= b < 1 for b in self.betas), "config.train.betas", "have to lie in [0, 1)")
+        in_range = 0 <= self.warmup_steps < self.steps
+        require(
+            in_range,
+            "config.train.warmup_steps",
+            f"has to lie in 0..{self.steps - 1}, below config.train.steps",
+        )
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            "config.train.clip_norm",
+            "has to be none or above 0",
+        )
+
+
+def make_schedule(settings: OptimizerSettings) -> Callable[[Any], jax.Array]:
+    """Learning rate by step: linear warm-up, then `lr * (1 - t / T) ** power` down to 0.
+
+    Step 0 of a warm-up of w steps has `lr / (w + 1)`, so that no step is wasted.
+    """
+    warmup, decay = settings.warmup_steps, settings.steps - settings.warmup_steps
+
+    def learning_rate(step: Any) -> jax.Array:
+        rising = (jnp.asarray(step, jnp.float32) + 1) / (warmup + 1)
+        remaining = 1 - jnp.clip((step - warmup) / decay, 0.0, 1.0)
+        return settings.learning_rate * jnp.where(step < warmup, rising, remaining**settings.power)
+
+    return learning_rate
+
+
+def match_rules(rules: tuple[Rule, ...], params: Any) -> dict[str, tuple[float, float]]:
+    """Factors on (weight decay, learning rate) by parameter name; the first rule that is found in it counts.
+
+    Raises:
+      UserError: a rule is not a regular expression, or parameters without a rule.
+    """
+    factors: dict[str, tuple[float, float]] = {}
+    for name in named_leaves(params):
+        try:
+            found = next(((decay, rate) for rule, decay, rate in rules if re.search(rule, name)), None)
+        except re.error as error:
+            raise UserError(
+                f"config.train.rules: not a regular expression: {error.pattern!r} ({error.msg})"
+            ) from None
+        if found is not None:
+            factors[name] = found
+    uncovered = [name for name in named_leaves(params) if name not in factors]
+    require(not uncovered, "config.train.rules", f"no rule covers {', '.join(uncovered)}")
+    return factors
+
+
+def make_optimizer(settings: OptimizerSettings, params: Any) -> optax.GradientTransformation:
+    """AdamW for these parameters.
+
+    Args:
+      settings: numbers and rules.
+      params: the trainable pytree, or its shapes; only names are read.
+
+    Returns:
+      An optax transformation whose update equals that of AdamW with decoupled
+      weight decay, `p - lr * (m / (sqrt(v) + eps) + decay * p)`, per group.
+
+    Raises:
+      UserError: a parameter that no rule covers, by name.
+    """
+    factors = match_rules(settings.rules, params)
+    decays, rates = (from_named_leaves({n: f[i] for n, f in factors.items()}, params) for i in (0, 1))
+
+    def masked_by(values: Any, wanted: float) -> Any:
+        return jax.tree.map(lambda value: value == wanted, values)
+
+    steps = [] if settings.clip_norm is None else [optax.clip_by_global_norm(settings.clip_norm)]
+    steps += [optax.scale_by_adam(*settings.betas, eps=settings.eps)]
+    for factor in sorted({decay for decay, _ in factors.values()} - {0.0}):
+        steps += [optax.add_decayed_weights(settings.weight_decay * factor, mask=masked_by(decays, factor))]
+    for factor in sorted({rate for _, rate in factors.values()} - {1.0}):
+        steps += [optax.masked(optax.scale(factor), masked_by(rates, factor))]
+    return optax.chain(*steps, optax.scale_by_learning_rate(make_schedule(settings)))

@@ -1,0 +1,145 @@
+"""Bad input at the command line: one line that names it, status 2, no traceback, nothing written."""
+
+import subprocess
+import sys
+
+import pytest
+
+from spectralmoe_jax.cli.main import COMMANDS, main
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(arg="plain"):
+    config = ConfigDict({"seed": 0, "bands": ("red",), "model": {"width": 8}, "arg": arg})
+    config.train = ConfigDict({"steps": 10, "learning_rate": 1e-4, "betas": (0.9, 0.999)})
+    config.augment = ConfigDict({"turns": True, "scale": (0.5, 2.0)})
+    return config
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def error_of(capsys, *argv):
+    status = main([str(argument) for argument in argv])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (["--config.train.step=3"], "config.train.step is not a known key; nearest: steps"),
+        (["--config.trian.steps=3"], "config.trian is not a known key; nearest: train"),
+        (
+            ["--config.qqqq=3"],
+            "config.qqqq is not a known key; allowed: arg, augment, bands, model, seed, train",
+        ),
+        (["--config.train.steps=many"], "config.train.steps: takes a whole number, not 'many'"),
+        (["--config.train.steps=2.5"], "config.train.steps: takes a whole number, not '2.5'"),
+        (["--config.train.learning_rate", "fast"], "config.train.learning_rate: takes a number, not 'fast'"),
+        (["--config.augment.turns=maybe"], "config.augment.turns is 'maybe'; allowed: 'true'"),
+        (["--config.train=3"], "config.train is a section"),
+        (["--config.seed.x=3"], "config.seed is 0, not a section"),
+        (["--config.train.steps"], "config.train.steps needs a value"),
+        (["--config.train.steps", "--workdir"], "config.train.steps needs a value"),
+        (["--config.train.steps=0"], "config.train.steps: has to be at least 1"),
+        (["--config.train.steps=none"], "config.train.steps: takes a whole number, not None"),
+        (["--config.train.betas=0.9"], "config.train.betas: takes 2 elements, not 1"),
+        (["--config.train.betas=a,b"], "config.train.betas[0]: takes a number, not 'a'"),
+    ],
+)
+def test_bad_key_or_value(config, tmp_path, capsys, override, expected):
+    workdir = tmp_path / "run"
+    message = error_of(capsys, "train", "--config", config, "--workdir", workdir, *override)
+    assert expected in message
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["trian"], "unknown subcommand 'trian'; did you mean train?"),
+        (["zzz"], "unknown subcommand 'zzz'; there are: quickstart, train"),
+        (["train", "--workdir", "w"], "required: --config"),
+        (["train", "--config", "c", "--workdir", "w", "--wrokdir=x"], "--wrokdir; did you mean --workdir?"),
+        (
+            ["train", "--config", "nowhere.py", "--workdir", "w"],
+            "configuration nowhere.py does not exist; shipped: ",
+        ),
+        (["evaluate", "--workdir", "nowhere"], "nowhere/config.json does not exist"),
+        (["evaluate", "--workdir", "w", "--split", "all"], "--split"),
+        (
+            ["predict", "--checkpoint", "nowhere", "--input", "a", "--output", "b"],
+            "nowhere/config.json does not",
+        ),
+        (["verify", "nowhere"], "nowhere is not a folder"),
+        (["verify", ".", "--config.seed=1"], "--config.seed has no meaning"),
+    ],
+)
+def test_bad_arguments(capsys, argv, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in error_of(capsys, *argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_config(:\n", "broken.py:1: SyntaxError"),
+        ("import ml_collections\n\nx = 1 / 0\n", "broken.py:3: ZeroDivisionError"),
+        ("def other(): ...\n", "has no function get_config()"),
+        ("def get_config():\n    return 3\n", "has to return an ml_collections.ConfigDict"),
+    ],
+)
+def test_broken_config_file(tmp_path, capsys, text, expected):
+    (tmp_path / "broken.py").write_text(text)
+    assert expected in error_of(capsys, "params", "--config", tmp_path / "broken.py")
+
+
+def test_workdir_that_cannot_be_a_folder(config, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    message = error_of(capsys, "train", "--config", config, "--workdir", tmp_path / "file" / "run")
+    assert str(tmp_path / "file") in message
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_interrupt_gives_130_and_one_line(config, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spectralmoe_jax.cli.params.load_config", interrupt)
+    assert main(["params", "--config", config]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_subcommand_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: spectralmoe {name}" in capsys.readouterr().out
+
+
+def test_process_prints_help_without_jax_and_fails_in_one_line():
+    script = (
+        "import sys; from spectralmoe_jax.cli.main import main; "
+        "status = main(sys.argv[1:]); assert 'jax' not in sys.modules; sys.exit(status)"
+    )
+    helped = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
+    assert helped.returncode == 0, helped.stderr
+    assert all(name in helped.stdout for name in COMMANDS)
+    failed = subprocess.run(
+        [sys.executable, "-m", "spectralmoe_jax.cli.main", "tra"], capture_output=True, text=True
+    )
+    assert (failed.returncode, failed.stderr) == (2, "error: unknown subcommand 'tra'; did you mean train?\n")

@@ -1,0 +1,44 @@
+"""What all tests share: where the data lies, and a quiet, cached, CPU-only JAX."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _prepare_environment() -> None:
+    """Set what JAX and the numerical libraries read when they are first imported.
+
+    Set as environment variables, so that processes started by a test inherit them.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
+        cache = Path(tempfile.gettempdir())
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "spectralmoe_jax" / "compiled"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = str(max(1, (os.cpu_count() or 1) // workers))
+        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC"):
+            os.environ.setdefault(variable, threads)
+
+
+_prepare_environment()
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of reference values that travels with the tests."""
+    return ROOT / "tests" / "goldens"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real imagery that lies beside the project on some machines."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("needs the imagery in ../shared/data, which this machine does not have")
+    return path

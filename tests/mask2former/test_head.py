@@ -1,0 +1,132 @@
+"""Properties of the head that no golden shows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.mask2former import HeadConfig, Mask2FormerHead
+from spectralmoe_jax.mask2former.decoder import MaskDecoder, Memory
+
+SMALL = {"num_classes": 3, "num_queries": 5, "width": 16, "num_heads": 2, "encoder_layers": 1,
+         "encoder_ffn": 16, "decoder_ffn": 16, "points": 2, "group_norm_groups": 4}  # fmt: skip
+
+
+def small_head(**changes):
+    config = HeadConfig(**{**SMALL, "decoder_layers": 2, **changes})
+    return Mask2FormerHead(config, in_features=12, rngs=nnx.Rngs(0))
+
+
+def inputs(height=5, width=7):
+    rng = np.random.default_rng(0)
+    features = [rng.standard_normal((2, height, width, 12), np.float32) for _ in range(4)]
+    return features, rng.standard_normal((SMALL["num_queries"], SMALL["width"]), np.float32)
+
+
+def test_projecting_before_resizing_changes_nothing():
+    torch = pytest.importorskip("torch")
+    features, queries = inputs()
+
+    def resized(x, scale):
+        x = torch.tensor(x.transpose(0, 3, 1, 2))
+        x = torch.nn.functional.interpolate(x, scale_factor=scale, mode="bilinear")
+        return x.numpy().transpose(0, 2, 3, 1)
+
+    upsampled = [resized(x, scale) for x, scale in zip(features, (4, 2, 1, 0.5), strict=True)]
+    got = small_head()(features, queries)
+    want = small_head(scales=(1, 1, 1, 1))(upsampled, queries)
+    assert got[1].shape == (3, 2, 5, 20, 28)
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_last_layer_alone():
+    features, queries = inputs()
+    head = small_head()
+    for every, last in zip(head(features, queries), head(features, queries, all_layers=False), strict=True):
+        assert last.shape == (1, *every.shape[1:])
+        np.testing.assert_allclose(last[0], every[-1], atol=1e-5)
+
+
+def test_a_fully_blocked_query_looks_everywhere():
+    features, queries = inputs()
+
+    def class_logits(mask_logit):
+        head = small_head()
+        head.pixel_decoder.mask_feature.kernel[...] = jnp.zeros_like(head.pixel_decoder.mask_feature.kernel[...])
+        head.pixel_decoder.mask_feature.bias[...] = jnp.ones_like(head.pixel_decoder.mask_feature.bias[...])
+        head.mask_embed.third.kernel[...] = jnp.zeros_like(head.mask_embed.third.kernel[...])
+        head.mask_embed.third.bias[...] = jnp.full_like(head.mask_embed.third.bias[...], mask_logit)
+        return head(features, queries)[0]
+
+    # all masks negative hides everything, all positive nothing
+    np.testing.assert_allclose(class_logits(-1.0), class_logits(1.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 8])
+def test_any_number_of_decoder_layers(count):
+    rng = np.random.default_rng(3)
+    decoder = MaskDecoder(HeadConfig(**SMALL, decoder_layers=count), rngs=nnx.Rngs(1))
+    query, positions = rng.standard_normal((2, 5, 16), np.float32), rng.standard_normal((5, 16), np.float32)
+    memories = [Memory(*rng.standard_normal((2, 2, n, 16), np.float32)) for n in (4, 6, 9)]
+    hidden = [rng.uniform(size=(2, 5, n)) < 0.4 for n in (4, 6, 9)]
+    got = jax.jit(lambda q: decoder(q, positions, memories, lambda _, level: jnp.asarray(hidden[level])))(query)
+
+    graph, weights = nnx.split(decoder.layers)
+    trail = [decoder.post_norm(jnp.asarray(query))]
+    for i in range(count):
+        layer = nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], weights))
+        query = layer(query, positions, memories[i % 3], jnp.asarray(hidden[i % 3]))
+        trail.append(decoder.post_norm(query))
+    np.testing.assert_allclose(got, np.stack(trail), atol=1e-5)
+
+
+def test_remat_changes_no_gradient():
+    features, queries = inputs(4, 4)
+
+    def gradient(remat):
+        config = HeadConfig(**SMALL, decoder_layers=3)
+        head = Mask2FormerHead(config, in_features=12, remat=remat, rngs=nnx.Rngs(0))
+        graph, state = nnx.split(head)
+        return jax.jit(jax.grad(lambda s: (nnx.merge(graph, s)(features, queries)[1] ** 2).mean()))(state)
+
+    for plain, again in zip(jax.tree.leaves(gradient(False)), jax.tree.leaves(gradient(True)), strict=True):
+        np.testing.assert_allclose(again, plain, atol=1e-5 * np.abs(plain).max() + 1e-9)
+
+
+def test_the_published_head_is_described_without_being_allocated():
+    config = HeadConfig(num_classes=19)
+    head = nnx.eval_shape(lambda: Mask2FormerHead(config, in_features=1024, rngs=nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.state(head))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    encoder_layer = (192 + 96 + 256 + 256) * 257 + 1024 * 257 + 256 * 1025 + 4 * 256
+    decoder_layer = 2 * (768 + 256) * 257 + 2048 * 257 + 256 * 2049 + 6 * 256
+    pixel = 3 * (1024 * 256 + 256 + 512) + 3 * 256 + 1024 * 256 + 512 + 9 * 256 * 256 + 512 + 256 * 257
+    rest = 100 * 256 + 3 * 256 + 20 * 257 + 3 * 256 * 257 + 512
+    want = 6 * encoder_layer + 9 * decoder_layer + pixel + rest
+    assert sum(leaf.size for leaf in leaves) == want
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 3}, "config.model.head.num_heads = 3: must divide"),
+        ({"group_norm_groups": 5}, "config.model.head.group_norm_groups = 5"),
+        ({"width": 18}, "config.model.head.width = 18: must be a multiple of 4"),
+        ({"decoder_layers": 0}, "config.model.head.decoder_layers = 0"),
+        ({"points": 2.5}, "config.model.head.points = 2.5"),
+        ({"scales": (4, 2, 1)}, "config.model.head.scales"),
+    ],
+)
+def test_bad_settings_name_their_key(change, message):
+    with pytest.raises(UserError) as caught:
+        HeadConfig(**{**SMALL, **change})
+    assert message in str(caught.value)
+
+
+def test_queries_of_another_shape_are_refused():
+    features, queries = inputs()
+    with pytest.raises(ValueError, match="queries"):
+        small_head()(features, queries[:-1])

@@ -1,0 +1,79 @@
+"""What the loop keeps, and when it stops."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import pytest
+
+from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.training.loop import TrainingDiverged
+from spectralmoe_jax.training.run import run_experiment
+
+
+def steps_kept(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.1, 0.6, 0.4, 0.5], 4),
+        ([0.1, 0.2, 0.3, 0.4], 8),
+        ([0.5, 0.5, 0.1, 0.2], 4),
+        ([math.nan, 0.1, 0.0, math.nan], 4),
+    ],
+)
+def test_best_and_last_are_kept(standin, tmp_path, scores, best):
+    given = iter(scores)
+    experiment = standin.make_experiment(evaluate=lambda params: {"miou": next(given), "loss": 1.0})
+    config = standin.make_config(steps=8, evaluate_every=2, checkpoint_every=1)
+    result = run_experiment(experiment, config, tmp_path)
+    assert result == {"step": 8, "best": best, "workdir": str(tmp_path)}
+    assert steps_kept(tmp_path) == sorted({best, 8})
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 100])
+def test_divergence_names_the_step_and_the_last_good_checkpoint(standin, tmp_path, log_every):
+    experiment = standin.make_experiment()
+    batches = experiment.make_batches(0)
+
+    def poisoned(start):
+        for step in range(start, 100):
+            batch = next(batches)
+            yield batch | {"x": batch["x"] * (jnp.nan if step == 6 else 1.0)}
+
+    object.__setattr__(experiment, "make_batches", poisoned)
+    config = standin.make_config(steps=20, log_every=log_every, checkpoint_every=5, evaluate_every=100)
+    with pytest.raises(TrainingDiverged, match=r"not finite at step 7; .*checkpoints/5;"):
+        run_experiment(experiment, config, tmp_path)
+    assert steps_kept(tmp_path) == [5]
+    with CheckpointStore(tmp_path, config) as store:
+        assert jnp.all(jnp.isfinite(store.restore_params(5, experiment.trainable)["first"]["kernel"]))
+
+
+def test_frozen_values_are_neither_changed_nor_stored(standin, tmp_path):
+    experiment = standin.make_experiment()
+    run_experiment(experiment, standin.make_config(steps=3), tmp_path)
+    assert float(experiment.frozen["scale"]) == 2.0
+    written = [path.read_text() for path in (tmp_path / "checkpoints").rglob("_METADATA")]
+    assert written
+    assert all("kernel" in text or "mu" in text for text in written)
+    assert not any("scale" in text for text in written)
+
+
+def test_plain_lines_off_a_terminal_and_tensorboard_records(standin, tmp_path, capsys):
+    run_experiment(standin.make_experiment(), standin.make_config(steps=4), tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if "images/s" in line] == ["1/4", "2/4", "3/4", "4/4"]
+    assert list((tmp_path / "tensorboard").glob("*tfevents*"))
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert record.keys() == {
+        "step",
+        "kind",
+        "loss",
+        "error",
+        "grad_norm",
+        "learning_rate",
+        "images_per_second",
+    }

@@ -1,0 +1,146 @@
+"""A run that is killed and started again ends as if nothing had happened."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from spectralmoe_jax.checkpoints.names import named_leaves
+from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.training.loop import TrainSettings
+from spectralmoe_jax.training.optimizer import make_optimizer
+from spectralmoe_jax.training.run import run_experiment
+
+
+def final_state(standin, workdir):
+    """Everything the last checkpoint holds, as raw bytes by name."""
+    config = standin.make_config()
+    params = standin.make_experiment().trainable
+    opt_state = make_optimizer(TrainSettings(**config.train), params).init(params)
+    with CheckpointStore(workdir, config) as store:
+        state = store.restore(store.last, params, opt_state)
+        return store.last, {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(state).items()}
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_timing(records):
+    return [{name: value for name, value in r.items() if name != "images_per_second"} for r in records]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(standin, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    run_experiment(standin.make_experiment(), standin.make_config(), workdir)
+    return workdir
+
+
+def test_killed_run_resumes_bit_for_bit(standin, uninterrupted, tmp_path):
+    seed = random.randrange(2**32)
+    print(f"kill seed {seed}")
+    draw = random.Random(seed)
+    moments = [
+        ["--kill-after", str(draw.uniform(0, 0.15))],
+        ["--kill-at-step", str(draw.randrange(20, 30))],
+        [],
+    ]
+    for moment in moments:
+        command = [sys.executable, standin.__file__, str(tmp_path), *moment]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == (-signal.SIGKILL if moment else 0), done.stderr
+        with CheckpointStore(tmp_path, standin.make_config()) as store:
+            for step in {store.last, store.best} - {None}:
+                store.restore_params(step, standin.make_experiment().trainable)
+
+    assert final_state(standin, tmp_path) == final_state(standin, uninterrupted)
+    assert without_timing(records(tmp_path)) == without_timing(records(uninterrupted))
+
+
+def test_sigterm_saves_and_returns(standin, uninterrupted, tmp_path):
+    def terminate_at_11(step):
+        if step == 11:
+            signal.raise_signal(signal.SIGTERM)
+
+    config = standin.make_config(checkpoint_every=100, evaluate_every=100)
+    result = run_experiment(standin.make_experiment(terminate_at_11), config, tmp_path)
+    assert result["step"] == 12
+    with CheckpointStore(tmp_path, config) as store:
+        assert store.last == 12
+    run_experiment(standin.make_experiment(), config, tmp_path)
+    assert final_state(standin, tmp_path) == final_state(standin, uninterrupted)
+
+
+def test_metrics_have_one_record_per_step_and_kind_after_a_resume(standin, tmp_path):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt_at_9(step):
+        if step == 9:
+            raise Interrupted
+
+    config = standin.make_config(checkpoint_every=5)
+    with pytest.raises(Interrupted):
+        run_experiment(standin.make_experiment(interrupt_at_9), config, tmp_path)
+    assert max(record["step"] for record in records(tmp_path)) == 9
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "ki')
+    run_experiment(standin.make_experiment(), config, tmp_path)
+
+    kinds = [(record["kind"], record["step"]) for record in records(tmp_path)]
+    assert [step for kind, step in kinds if kind == "train"] == list(range(1, 31))
+    assert [step for kind, step in kinds if kind == "evaluate"] == [7, 14, 21, 28, 30]
+    assert not list(tmp_path.glob(".metrics*"))
+
+
+def test_finished_run_does_nothing(standin, uninterrupted):
+    def no_batch(step):
+        raise AssertionError("a finished run asked for a batch")
+
+    before = records(uninterrupted)
+    result = run_experiment(standin.make_experiment(no_batch), standin.make_config(), uninterrupted)
+    assert result["step"] == 30
+    assert records(uninterrupted) == before
+
+
+def test_other_model_is_refused_by_key_and_folder_untouched(standin, uninterrupted):
+    config = standin.make_config()
+    config.model.width = 9
+    before = (uninterrupted / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"config\.model\.width is 8 there, 9 here"):
+        run_experiment(standin.make_experiment(), config, uninterrupted)
+    with (
+        CheckpointStore(uninterrupted, config) as store,
+        pytest.raises(UserError, match=r"config\.model\.width"),
+    ):
+        store.restore_params(store.last, standin.make_experiment().trainable)
+    assert (uninterrupted / "config.json").read_bytes() == before
+
+
+def test_every_leaf_has_to_be_filled(standin, uninterrupted):
+    params = standin.make_experiment().trainable
+    surplus = params | {"third": {"kernel": np.zeros((2, 2), np.float32)}}
+    missing = {"first": params["first"]}
+    other = params | {"second": {"kernel": np.zeros((8, 5), np.float32), "bias": params["second"]["bias"]}}
+    with CheckpointStore(uninterrupted, standin.make_config()) as store:
+        with pytest.raises(UserError, match="misses third/kernel"):
+            store.restore_params(store.last, surplus)
+        with pytest.raises(UserError, match="has unknown second/bias, second/kernel"):
+            store.restore_params(store.last, missing)
+        with pytest.raises(UserError, match="another shape of second/kernel"):
+            store.restore_params(store.last, other)
+
+
+def test_precision_may_differ_from_the_checkpoint(standin, uninterrupted):
+    config = standin.make_config()
+    config.model.dtype = "bfloat16"
+    with CheckpointStore(uninterrupted, config) as store:
+        params = store.restore_params(store.last, jax.eval_shape(lambda: standin.make_experiment().trainable))
+    assert named_leaves(params).keys() == named_leaves(standin.make_experiment().trainable).keys()
