@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
     config.data.target = ("tile_5", "tile_6")
     config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
     config.data.ignore_colours = ((155, 155, 155),)
-    config.data.crop = 256
-    config.data.batch_size = 8
+    config.data.crop = 192
+    config.data.batch_size = 6
     config.data.workers = 0
 
     config.augment = ConfigDict()
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     config.model.visual.kind = "dinov3"
     config.model.visual.width = 128
     config.model.visual.layers = 4
-    config.model.visual.heads = 4
+    config.model.visual.heads = 2
     config.model.visual.patch_size = 8
     config.model.visual.storage_tokens = 4
     config.model.visual.layer_scale = 1.0
@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     config.loss.num_points = 1024
 
     config.train = ConfigDict()
-    config.train.steps = 2000
+    config.train.steps = 3000
     config.train.learning_rate = 1e-3
     config.train.weight_decay = 0.05
     config.train.betas = (0.9, 0.999)
@@ -98,11 +98,11 @@ def get_config() -> ConfigDict:
     config.train.warmup_steps = 100
     config.train.clip_norm = 1.0
     config.train.log_every = 20
-    config.train.evaluate_every = 250
+    config.train.evaluate_every = 500
     config.train.checkpoint_every = 250
 
     config.evaluate = ConfigDict()
-    config.evaluate.window = 256
-    config.evaluate.overlap = 128
+    config.evaluate.window = 192
+    config.evaluate.overlap = 64
     config.evaluate.batch_size = 8
     return config

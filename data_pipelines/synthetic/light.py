@@ -73,7 +73,9 @@ def haze(amount: float) -> tuple[np.ndarray, np.ndarray]:
     return path, np.exp(-1.5 * path)
 
 
-def _shifted(shape: tuple[int, ...], down: int, right: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _shifted(
+    shape: tuple[int, ...], down: int, right: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Slices (here, there) that pair each pixel with the one `down` rows and `right` columns away."""
 
     def pair(size: int, by: int) -> tuple[slice, slice]:

@@ -80,10 +80,10 @@ SENSOR_A = Sensor(
 SENSOR_B = Sensor(
     "sensor B",
     (
-        Band("blue", 0.465, 0.090, gain=1.08, offset=0.006),
-        Band("green", 0.545, 0.085, gain=0.96, offset=0.004),
-        Band("red", 0.640, 0.080, gain=1.05, offset=0.002),
-        Band("nir", 0.775, 0.060, gain=0.88, offset=0.0),
+        Band("blue", 0.470, 0.080, gain=1.05, offset=0.004),
+        Band("green", 0.550, 0.080, gain=0.97, offset=0.003),
+        Band("red", 0.645, 0.075, gain=1.04, offset=0.002),
+        Band("nir", 0.800, 0.080, gain=0.93),
     ),
     blur=0.75,
     noise=0.006,

@@ -106,4 +106,5 @@ def balance_loss(routings: list[Routing], config: AdapterConfig) -> Array:
     total = sum(terms[1:], terms[0])
     if config.balance_over_modalities == "mean":
         total = total / len(terms)
+    assert config.balance_weight is not None  # filled by the preset
     return config.balance_weight * total

@@ -89,7 +89,10 @@ class SpectralMoE(nnx.Module):
         config, dtype = self.config, visual.dtype
         wide = jnp.promote_types(jnp.float32, dtype)
         a, b = weights["a"], weights["b"]
-        modalities = [visual, depth] if config.use_depth else [visual]
+        modalities = [visual]
+        if config.use_depth:
+            assert depth is not None
+            modalities.append(depth)
         routings = [
             gating.route(
                 tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spectralmoe_jax.checkpoints.released_head import head_rules
 from spectralmoe_jax.checkpoints.rules import Path, Rule
 
 ADAPTER = [
@@ -64,13 +65,11 @@ def under(prefix: str, path: Path, rules: list[Rule]) -> list[Rule]:
 
 def segmenter_rules() -> list[Rule]:
     """The whole segmenter, `backbone.*`, `decode_head.*` and `data_preprocessor.*`."""
-    from spectralmoe_jax.checkpoints.released_head import HEAD
-
     return [
         *under("backbone.", ("backbone", "visual"), ENCODER),
         *under("backbone.depth_anything.pretrained.", ("backbone", "depth"), ENCODER),
         *under("backbone.depthmoe.", ("backbone", "adapter"), ADAPTER),
-        *under("decode_head.", ("head",), HEAD),
+        *head_rules("decode_head.", ("head",)),
         *PIXELS,
     ]
 

@@ -7,7 +7,7 @@ adapter layer, so that depth tokens of other layers never exist at the same time
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,11 @@ class Backbone(nnx.Module):
     def __init__(self, visual: ViTConfig, depth: ViTConfig | None, adapter: AdapterConfig, *,
                  out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str = "none",
                  param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
-        check_pair(visual, depth, adapter, out_layers, depth_bands, remat)
         self.visual = VisionTransformer(visual, param_dtype=param_dtype, rngs=rngs)
         if depth is not None and adapter.use_depth:
-            self.depth = VisionTransformer(depth, param_dtype=param_dtype, rngs=rngs)
+            self.depth: VisionTransformer | None = VisionTransformer(
+                depth, param_dtype=param_dtype, rngs=rngs
+            )
         else:
             self.depth = None
         self.adapter = SpectralMoE(
@@ -63,7 +64,9 @@ class Backbone(nnx.Module):
         """
         h, w = self.visual.grid(image.shape)
         visual = self.visual.embed(image)
-        depth = None if self.depth is None else jax.lax.stop_gradient(self._embed_depth(image))
+        depth = None
+        if self.depth is not None:
+            depth = jax.lax.stop_gradient(self.depth.embed(image[..., jnp.asarray(self.depth_bands)]))
         group = math.gcd(self.visual.config.layers, *(layer + 1 for layer in self.out_layers))
         inputs = self._layer_inputs(key, noise)
         grouped = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), inputs)
@@ -75,19 +78,14 @@ class Backbone(nnx.Module):
             return carry, (carry[0][:, self.visual.config.prefix_tokens :], *extras)
 
         _, (tokens, balance, strongest) = jax.lax.scan(run_group, (visual, depth), grouped)
-        maps = [
-            tokens[layer // group].reshape(image.shape[0], h, w, -1) for layer in self.out_layers
-        ]
+        maps = [tokens[layer // group].reshape(image.shape[0], h, w, -1) for layer in self.out_layers]
         strongest = strongest.reshape(-1, *strongest.shape[2:])  # (L, J, B, N)
         return Features(maps, self.adapter.queries(), jnp.mean(balance), strongest)
-
-    def _embed_depth(self, image: Array) -> Array:
-        return self.depth.embed(image[..., jnp.asarray(self.depth_bands)])
 
     def _layer_inputs(self, key: Array | None, noise: Array | None) -> dict:
         """Everything the scan slices by layer."""
         layers = self.visual.config.layers
-        inputs = {"visual": nnx.state(self.visual.blocks), "adapter": self.adapter.stacked()}
+        inputs: dict[str, Any] = {"visual": nnx.state(self.visual.blocks), "adapter": self.adapter.stacked()}
         if self.depth is not None:
             inputs["depth"] = nnx.state(self.depth.blocks)
         if noise is not None:
@@ -120,6 +118,7 @@ class Backbone(nnx.Module):
         def step(carry, layer):
             visual, depth = carry
             if depth is not None:
+                assert depth_graph is not None
                 depth = nnx.merge(depth_graph, layer["depth"])(depth, depth_rope)
                 depth = jax.lax.stop_gradient(depth)
             visual, extras = refine(visual, depth, layer)
@@ -128,8 +127,8 @@ class Backbone(nnx.Module):
         return jax.checkpoint(step) if self.remat == "full" else step
 
 
-def check_pair(visual: ViTConfig, depth: ViTConfig | None, adapter: AdapterConfig,
-               out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str) -> None:  # fmt: skip
+def check_parts(visual: ViTConfig, depth: ViTConfig | None, adapter: AdapterConfig,
+                out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str) -> None:  # fmt: skip
     """Raise UserError, naming the key, where the parts do not go together."""
     if remat not in REMAT:
         raise UserError(f"config.model.remat = {remat!r}: choose from {', '.join(REMAT)}")
@@ -156,5 +155,3 @@ def check_pair(visual: ViTConfig, depth: ViTConfig | None, adapter: AdapterConfi
             f"config.model.depth.bands = {tuple(depth_bands)}: give {depth.in_channels} band numbers "
             f"between 0 and {visual.in_channels - 1}"
         )
-
-

@@ -29,9 +29,10 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
     bands, classes = tuple(config.bands), tuple(config.classes.names)
     require(len(bands) > 0, "config.bands", "name at least one band")
     visual = _encoder(model.visual, "visual", len(bands))
-    depth, depth_bands = None, ()
+    depth: ViTConfig | None = None
+    depth_bands: tuple[int, ...] = ()
     if model.get("depth") is not None:
-        section = ConfigDict(model.depth.to_dict())
+        section = model.depth.to_dict()
         names = tuple(section.pop("bands", ("red", "green", "blue")))
         for name in names:
             if name not in bands:
@@ -39,7 +40,10 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
                     f"config.model.depth.bands names {name!r}, which config.bands does not have: "
                     f"choose from {', '.join(bands)}"
                 )
-        depth, depth_bands = _encoder(section, "depth", len(names)), tuple(bands.index(n) for n in names)
+        depth, depth_bands = (
+            _encoder(ConfigDict(section), "depth", len(names)),
+            tuple(bands.index(n) for n in names),
+        )
     return SegmenterConfig(
         visual=visual,
         depth=depth,

@@ -14,7 +14,7 @@ from jax import Array
 from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former.head import HeadConfig, Mask2FormerHead, semantic_scores
-from spectralmoe_jax.models.backbone import Backbone, Features
+from spectralmoe_jax.models.backbone import Backbone, Features, check_parts
 from spectralmoe_jax.models.layers import Frozen
 from spectralmoe_jax.models.vit import ViTConfig
 
@@ -49,11 +49,12 @@ class SegmenterConfig:
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise UserError(f"config.model.dtype = {self.dtype!r}: choose from {', '.join(DTYPES)}")
-        if self.dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise UserError("config.model.dtype = 'float64': set the environment variable JAX_ENABLE_X64=1")
         maps = len(self.head.scales)
         if len(self.out_layers) != maps:
             raise UserError(f"config.model.out_layers = {self.out_layers}: give {maps} layers")
+        check_parts(self.visual, self.depth, self.adapter, self.out_layers, self.depth_bands, self.remat)
         for key in ("pixel_mean", "pixel_std"):
             if len(getattr(self, key)) != self.visual.in_channels:
                 raise UserError(
@@ -131,7 +132,7 @@ class Segmenter(nnx.Module):
     def scores(self, pixels: Array) -> Array:
         """Class scores (B, H, W, classes), float32 and not negative, of raw pixels (B, H, W, C)."""
         out = self(self.normalise(pixels), all_layers=False)
-        return semantic_scores(out.class_logits[-1], out.mask_logits[-1], pixels.shape[1:3])
+        return semantic_scores(out.class_logits[-1], out.mask_logits[-1], (pixels.shape[1], pixels.shape[2]))
 
 
 def _precision(dtype: str):

@@ -34,14 +34,16 @@ def with_values(module: M, values: Mapping[Path, Any]) -> M:
     """A copy of the module that reads `values` (possibly traced) instead of its own variables."""
     graph, state = nnx.split(module)
     flat = dict(nnx.to_flat_state(state))
-    replaced = {path: flat[path].replace(value) for path, value in values.items()}
-    return nnx.merge(graph, nnx.from_flat_state([*(flat | replaced).items()]))
+    for path, value in values.items():
+        flat[path] = flat[path].replace(value)
+    return nnx.merge(graph, nnx.from_flat_state(list(flat.items())))
 
 
 def split(module: nnx.Module) -> tuple[dict, dict]:
     """(trainable, frozen) as nested plain dicts: what is an `nnx.Param`, and everything else."""
-    _, trainable, frozen = nnx.split(module, nnx.Param, ...)
-    return nnx.to_pure_dict(trainable), nnx.to_pure_dict(frozen)
+    _, *states = nnx.split(module, nnx.Param, ...)
+    trainable, frozen = (nnx.to_pure_dict(state) for state in states)
+    return trainable, frozen
 
 
 def join(module: M, *parts: Mapping) -> M:

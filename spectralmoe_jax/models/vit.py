@@ -82,7 +82,7 @@ class Attention(nnx.Module):
         self.out = Linear(width, width, kind=kind, param_dtype=param_dtype, rngs=rngs)
         if config.kind == "dinov3":
             mask = jnp.ones((3, width), param_dtype).at[1].set(0)  # keys have no bias
-            self.bias_mask = Frozen(mask.reshape(-1))
+            self.bias_mask: Frozen | None = Frozen(mask.reshape(-1))
         else:
             self.bias_mask = None
 
@@ -135,13 +135,15 @@ class VisionTransformer(nnx.Module):
         self.class_token = kind(trunc_normal(rngs.params(), (1, width), param_dtype))
         if config.storage_tokens:
             tokens = trunc_normal(rngs.params(), (config.storage_tokens, width), param_dtype)
-            self.storage_tokens = kind(tokens)
+            self.storage_tokens: nnx.Variable | None = kind(tokens)
         else:
             self.storage_tokens = None
         if config.kind == "dinov2":
             rows = config.table_size**2 + 1
-            self.position_table = kind(trunc_normal(rngs.params(), (rows, width), param_dtype))
-            self.rope_periods = None
+            self.position_table: nnx.Variable | None = kind(
+                trunc_normal(rngs.params(), (rows, width), param_dtype)
+            )
+            self.rope_periods: Frozen | None = None
         else:
             self.position_table = None
             self.rope_periods = Frozen(rope_periods(config.head_dim, config.rope_base, param_dtype))

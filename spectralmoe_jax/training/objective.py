@@ -11,7 +11,7 @@ from spectralmoe_jax.losses.mask2former import mask2former_loss
 from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.models.state import join
-from spectralmoe_jax.training.step import LossFunction
+from spectralmoe_jax.training.step import LossFunction, Metrics
 
 
 def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
@@ -22,7 +22,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
     dice summed over decoder layers, and the balance loss.
     """
 
-    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         model = join(segmenter, trainable, frozen)
         noise_key, point_key = jax.random.split(key)
         out = model(model.normalise(batch["image"]), key=noise_key)
@@ -30,7 +30,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
             out.class_logits, out.mask_logits, batch["label"].astype(jnp.int32), config=config, key=point_key
         )
         sums = {
-            name: sum(value for term, value in loss.terms.items() if term.endswith(name))
+            name: jnp.stack([value for term, value in loss.terms.items() if term.endswith(name)]).sum()
             for name in ("loss_cls", "loss_mask", "loss_dice")
         }
         # a matching on costs that are not finite would go unnoticed: let the loop see it

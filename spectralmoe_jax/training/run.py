@@ -16,6 +16,7 @@ from spectralmoe_jax.checkpoints.store import (
 )
 from spectralmoe_jax.configuration import flatten, from_config, load_config, save_config
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.training.host_memory import keep_freed_memory
 from spectralmoe_jax.training.loop import Experiment, TrainSettings, fit
 
 
@@ -47,6 +48,7 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Trains an experiment under a configuration's `seed` and `train`; see `train`."""
     settings = from_config(TrainSettings, config.train, "train")
+    keep_freed_memory()
     workdir = Path(workdir)
     check_workdir(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,9 @@ def _check(file: str, golden: dict, meta: dict, config: AdapterConfig, values: f
     adapter = SpectralMoE(
         config, layers=meta["num_layers"], width=meta["embed_dim"], param_dtype=dtype, rngs=nnx.Rngs(0)
     )
-    released = {key.removeprefix("param/"): value for key, value in golden.items() if key.startswith("param/")}
+    released = {
+        key.removeprefix("param/"): value for key, value in golden.items() if key.startswith("param/")
+    }
     shapes = {path: leaf.shape for path, leaf in leaves(adapter).items()}
     constants = {name: value for name, value in ADAPTER_CONSTANTS.items() if name in released}
     fill(adapter, read_tensors(ADAPTER, shapes, released, source=file, constants=constants))

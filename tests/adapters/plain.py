@@ -43,7 +43,9 @@ def gate(params, f, noise, j, config):
     ordered = jnp.sort(logits, axis=-1)[..., ::-1]
     keep = logits >= ordered[..., k - 1 : k]
     exponent = jnp.exp(logits - ordered[..., :1])
-    below = exponent.sum(-1, keepdims=True) if config.full_softmax else (exponent * keep).sum(-1, keepdims=True)
+    below = (
+        exponent.sum(-1, keepdims=True) if config.full_softmax else (exponent * keep).sum(-1, keepdims=True)
+    )
     gates = jnp.where(keep, exponent / below, 0.0)
     balance = variation(gates.sum((0, 1)))
     if config.balance == "importance_and_load":

@@ -25,27 +25,30 @@ def inputs(height=5, width=7):
     return features, rng.standard_normal((SMALL["num_queries"], SMALL["width"]), np.float32)
 
 
-def test_projecting_before_resizing_changes_nothing():
+@pytest.mark.parametrize("scale", [4.0, 2.0, 0.5])
+def test_projecting_before_resizing_changes_nothing(scale):
     torch = pytest.importorskip("torch")
+    x = inputs()[0][0]
+    resized = torch.nn.functional.interpolate(
+        torch.tensor(x.transpose(0, 3, 1, 2)), scale_factor=scale, mode="bilinear"
+    )
+    project = small_head().pixel_decoder.lateral_conv
+    want = project(jnp.asarray(resized.numpy().transpose(0, 2, 3, 1)), 1.0)
+    np.testing.assert_allclose(project(jnp.asarray(x), scale), want, atol=1e-5)
+
+
+def test_shapes():
     features, queries = inputs()
-
-    def resized(x, scale):
-        x = torch.tensor(x.transpose(0, 3, 1, 2))
-        x = torch.nn.functional.interpolate(x, scale_factor=scale, mode="bilinear")
-        return x.numpy().transpose(0, 2, 3, 1)
-
-    upsampled = [resized(x, scale) for x, scale in zip(features, (4, 2, 1, 0.5), strict=True)]
-    got = small_head()(features, queries)
-    want = small_head(scales=(1, 1, 1, 1))(upsampled, queries)
-    assert got[1].shape == (3, 2, 5, 20, 28)
-    for ours, theirs in zip(got, want, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+    class_logits, mask_logits = jax.eval_shape(lambda: small_head()(features, queries))
+    assert class_logits.shape == (3, 2, 5, 4)
+    assert mask_logits.shape == (3, 2, 5, 20, 28)
 
 
 def test_last_layer_alone():
     features, queries = inputs()
     head = small_head()
-    for every, last in zip(head(features, queries), head(features, queries, all_layers=False), strict=True):
+    both = jax.jit(lambda x, q: (head(x, q), head(x, q, all_layers=False)))(features, queries)
+    for every, last in zip(*both, strict=True):
         assert last.shape == (1, *every.shape[1:])
         np.testing.assert_allclose(last[0], every[-1], atol=1e-5)
 
@@ -55,7 +58,9 @@ def test_a_fully_blocked_query_looks_everywhere():
 
     def class_logits(mask_logit):
         head = small_head()
-        head.pixel_decoder.mask_feature.kernel[...] = jnp.zeros_like(head.pixel_decoder.mask_feature.kernel[...])
+        head.pixel_decoder.mask_feature.kernel[...] = jnp.zeros_like(
+            head.pixel_decoder.mask_feature.kernel[...]
+        )
         head.pixel_decoder.mask_feature.bias[...] = jnp.ones_like(head.pixel_decoder.mask_feature.bias[...])
         head.mask_embed.third.kernel[...] = jnp.zeros_like(head.mask_embed.third.kernel[...])
         head.mask_embed.third.bias[...] = jnp.full_like(head.mask_embed.third.bias[...], mask_logit)
@@ -65,14 +70,16 @@ def test_a_fully_blocked_query_looks_everywhere():
     np.testing.assert_allclose(class_logits(-1.0), class_logits(1.0), atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 8])
+@pytest.mark.parametrize("count", [2, 7])
 def test_any_number_of_decoder_layers(count):
     rng = np.random.default_rng(3)
     decoder = MaskDecoder(HeadConfig(**SMALL, decoder_layers=count), rngs=nnx.Rngs(1))
     query, positions = rng.standard_normal((2, 5, 16), np.float32), rng.standard_normal((5, 16), np.float32)
     memories = [Memory(*rng.standard_normal((2, 2, n, 16), np.float32)) for n in (4, 6, 9)]
     hidden = [rng.uniform(size=(2, 5, n)) < 0.4 for n in (4, 6, 9)]
-    got = jax.jit(lambda q: decoder(q, positions, memories, lambda _, level: jnp.asarray(hidden[level])))(query)
+    got = jax.jit(lambda q: decoder(q, positions, memories, lambda _, level: jnp.asarray(hidden[level])))(
+        query
+    )
 
     graph, weights = nnx.split(decoder.layers)
     trail = [decoder.post_norm(jnp.asarray(query))]
@@ -83,17 +90,19 @@ def test_any_number_of_decoder_layers(count):
     np.testing.assert_allclose(got, np.stack(trail), atol=1e-5)
 
 
-def test_remat_changes_no_gradient():
-    features, queries = inputs(4, 4)
+def test_remat_keeps_less_for_the_way_back():
+    features, queries = inputs()
 
-    def gradient(remat):
-        config = HeadConfig(**SMALL, decoder_layers=3)
-        head = Mask2FormerHead(config, in_features=12, remat=remat, rngs=nnx.Rngs(0))
+    def kept(remat):
+        config = HeadConfig(**{**SMALL, "encoder_layers": 3}, decoder_layers=6)
+        head = nnx.eval_shape(lambda: Mask2FormerHead(config, in_features=12, remat=remat, rngs=nnx.Rngs(0)))
         graph, state = nnx.split(head)
-        return jax.jit(jax.grad(lambda s: (nnx.merge(graph, s)(features, queries)[1] ** 2).mean()))(state)
+        pull = jax.eval_shape(
+            lambda s: jax.vjp(lambda s: nnx.merge(graph, s)(features, queries), s)[1], state
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
-    for plain, again in zip(jax.tree.leaves(gradient(False)), jax.tree.leaves(gradient(True)), strict=True):
-        np.testing.assert_allclose(again, plain, atol=1e-5 * np.abs(plain).max() + 1e-9)
+    assert kept(True) < 0.5 * kept(False)
 
 
 def test_the_published_head_is_described_without_being_allocated():

@@ -32,11 +32,11 @@ def test_deformable_attention_equals_transformers():
     shapes = torch.tensor(SHAPES)
     want = module.MultiScaleDeformableAttention()(inputs[0], shapes, SHAPES, None, inputs[1], inputs[2], 64)
     want.backward(torch.tensor(cotangent))
-    got, pull = jax.vjp(lambda v, l, w: deformable_attention(v, SHAPES, l, w), value, locations, weights)
-    np.testing.assert_allclose(got, want.detach(), atol=1e-5)
+    got, pull = jax.vjp(lambda v, at, w: deformable_attention(v, SHAPES, at, w), value, locations, weights)
+    np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
     for ours, theirs in zip(pull(jnp.asarray(cotangent)), inputs, strict=True):
-        scale = theirs.grad.abs().max()
-        np.testing.assert_allclose(ours / scale, theirs.grad / scale, atol=1e-5)
+        scale = float(theirs.grad.abs().max())
+        np.testing.assert_allclose(ours / scale, theirs.grad.numpy() / scale, atol=1e-5)
 
 
 def test_deformable_attention_keeps_the_dtype_of_the_value():
@@ -73,4 +73,4 @@ def test_positions_equal_transformers():
     module = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
     reference = module.Mask2FormerSinePositionEmbedding(num_position_features=8, normalize=True)
     want = reference((1, 16, 5, 7), torch.device("cpu"), torch.float32)[0].flatten(1).T
-    np.testing.assert_allclose(sine_positions(5, 7, 16), want, atol=1e-6)
+    np.testing.assert_allclose(sine_positions(5, 7, 16), want.numpy(), atol=1e-6)

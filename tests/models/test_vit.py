@@ -14,7 +14,13 @@ from spectralmoe_jax.models.vit import VisionTransformer, ViTConfig
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `test`")
 
-SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4, "num_channels": 3}
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+    "num_channels": 3,
+}
 
 
 def randomise(model):
@@ -29,13 +35,23 @@ def encoder(theirs, config, names, block_names):
     """Our encoder with the weights of `theirs`: (path, their name, how) rows."""
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     ours = VisionTransformer(config, rngs=nnx.Rngs(0))
-    moves = {"": lambda x: x, "T": lambda x: x.T, "conv": lambda x: x.transpose(2, 3, 1, 0), "0": lambda x: x[0]}
+    moves = {
+        "": lambda x: x,
+        "T": lambda x: x.T,
+        "conv": lambda x: x.transpose(2, 3, 1, 0),
+        "0": lambda x: x[0],
+    }
     values = {path: moves[how](state[name]) for path, name, how in names}
     for path, name, how in block_names:
         values["blocks", *path] = np.stack([moves[how](state[name.format(i)]) for i in range(config.layers)])
     fill(ours, values)
-    elsewhere = {("rope_periods",), ("mask_token",), ("blocks", "attention", "bias_mask"),
-                 ("blocks", "attention", "qkv", "kernel"), ("blocks", "attention", "qkv", "bias")}  # fmt: skip
+    elsewhere = {
+        ("rope_periods",),
+        ("mask_token",),
+        ("blocks", "attention", "bias_mask"),
+        ("blocks", "attention", "qkv", "kernel"),
+        ("blocks", "attention", "qkv", "bias"),
+    }
     assert set(leaves(ours)) - set(values) <= elsewhere
     return ours
 
@@ -46,7 +62,10 @@ def block_names(norm1, norm2, layer_scales, mlp, out, prefix):
             (("scale1",), layer_scales[0], ""), (("scale2",), layer_scales[1], "")]  # fmt: skip
     for ours, theirs in (("mlp_in", mlp[0]), ("mlp_out", mlp[1])):
         rows += [((ours, "kernel"), f"{theirs}.weight", "T"), ((ours, "bias"), f"{theirs}.bias", "")]
-    rows += [(("attention", "out", "kernel"), f"{out}.weight", "T"), (("attention", "out", "bias"), f"{out}.bias", "")]
+    rows += [
+        (("attention", "out", "kernel"), f"{out}.weight", "T"),
+        (("attention", "out", "bias"), f"{out}.bias", ""),
+    ]
     return [(path, prefix + name, how) for path, name, how in rows]
 
 
@@ -95,15 +114,29 @@ def test_dinov3_layers():
 
 
 def test_dinov2_layers():
-    theirs = randomise(transformers.Dinov2Model(transformers.Dinov2Config(**SIZES, mlp_ratio=2, image_size=16)))
-    config = ViTConfig(kind="dinov2", width=24, layers=3, heads=2, patch_size=4, mlp_ratio=2, storage_tokens=0,
-                       norm_eps=1e-6, table_size=4)  # fmt: skip
+    theirs = randomise(
+        transformers.Dinov2Model(transformers.Dinov2Config(**SIZES, mlp_ratio=2, image_size=16))
+    )
+    config = ViTConfig(
+        kind="dinov2",
+        width=24,
+        layers=3,
+        heads=2,
+        patch_size=4,
+        mlp_ratio=2,
+        storage_tokens=0,
+        norm_eps=1e-6,
+        table_size=4,
+    )
     prefix = "encoder.layer.{}."
-    names = [(("patch_kernel",), "embeddings.patch_embeddings.projection.weight", "conv"),
-             (("patch_bias",), "embeddings.patch_embeddings.projection.bias", ""),
-             (("class_token",), "embeddings.cls_token", "0"),
-             (("position_table",), "embeddings.position_embeddings", "0"),
-             (("norm", "scale"), "layernorm.weight", ""), (("norm", "bias"), "layernorm.bias", "")]  # fmt: skip
+    names = [
+        (("patch_kernel",), "embeddings.patch_embeddings.projection.weight", "conv"),
+        (("patch_bias",), "embeddings.patch_embeddings.projection.bias", ""),
+        (("class_token",), "embeddings.cls_token", "0"),
+        (("position_table",), "embeddings.position_embeddings", "0"),
+        (("norm", "scale"), "layernorm.weight", ""),
+        (("norm", "bias"), "layernorm.bias", ""),
+    ]
     blocks = block_names("norm1", "norm2", ("layer_scale1.lambda1", "layer_scale2.lambda1"),
                          ("mlp.fc1", "mlp.fc2"), "attention.o_proj", prefix)  # fmt: skip
     ours = encoder(theirs, config, names, blocks)
@@ -124,5 +157,5 @@ def test_bicubic_equals_torch(size):
 
 def test_image_that_does_not_divide():
     ours = VisionTransformer(ViTConfig(width=8, layers=1, heads=2, patch_size=4), rngs=nnx.Rngs(0))
-    with pytest.raises(UserError, match="18x16.*patches of 4"):
+    with pytest.raises(UserError, match=r"18x16.*patches of 4"):
         ours.embed(jnp.zeros((1, 18, 16, 3)))

@@ -1,0 +1,1 @@
+"""Evaluation: confusion matrices over whole images, by domain, as a table and as JSON."""

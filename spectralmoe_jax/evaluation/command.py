@@ -1,0 +1,40 @@
+"""`spectralmoe evaluate`, and the scores that training chooses its best checkpoint by."""
+
+from __future__ import annotations
+
+import os
+
+from ml_collections import ConfigDict
+
+from data_pipelines.splits import Splits, open_splits
+from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
+from spectralmoe_jax.configuration import from_config
+from spectralmoe_jax.evaluation.report import Report, print_table, score, write_report
+from spectralmoe_jax.prediction.windows import Predict, WindowSettings
+
+
+def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str = "target",
+             output: str | os.PathLike[str] | None = None) -> Report:  # fmt: skip
+    """Score a run's best checkpoint on whole images of a split, print the table, store the JSON.
+
+    Args:
+      workdir: folder of the run. config: its configuration.
+      split: `target`, `source` or `holdout`. output: JSON file to write, or None.
+
+    Raises UserError naming the file or key that is wrong.
+    """
+    settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    splits = open_splits(config, only=split)
+    predict = make_predict(load_trained(workdir, config))
+    report = score(predict, splits.examples(split), config.classes.names, settings)
+    print_table(report, f"{config.name}, {split}: {report['images']} images")
+    if output is not None:
+        write_report(report, output)
+    return report
+
+
+def score_split(config: ConfigDict, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
+    """The scalars of a split that a training run logs: mIoU and overall accuracy."""
+    settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    report = score(predict, splits.examples(split), config.classes.names, settings)
+    return {"miou": report["miou"], "overall_accuracy": report["all"]["overall_accuracy"]}

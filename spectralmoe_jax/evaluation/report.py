@@ -1,0 +1,113 @@
+"""Scores by domain and class, printed and stored."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
+from spectralmoe_jax.prediction.windows import Predict, WindowSettings, predict_image
+
+Report = dict[str, Any]
+
+
+def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
+          names: Sequence[str], settings: WindowSettings) -> Report:  # fmt: skip
+    """Score whole images.
+
+    Args:
+      predict: see `prediction.windows`.
+      examples: (domain, name, image (H, W, C) raw, label (H, W) with 255 for ignore).
+      names: of the classes.
+
+    Returns: `miou`, `overall_accuracy`, `iou` and `accuracy` by class of all pixels together (`all`) and of
+    each domain (`domains`), `mean_miou` over domains, the confusion matrices, and how many images.
+
+    Raises UserError where there is no image.
+    """
+    domains: dict[str, ConfusionMatrix] = {}
+    images = 0
+    for domain, _, image, label in examples:
+        prediction = predict_image(image, predict, settings).argmax(axis=-1)
+        domains.setdefault(domain, ConfusionMatrix(len(names))).add(label, prediction)
+        images += 1
+    if not images:
+        raise UserError("the split to evaluate is empty: name domains with images in config.data")
+    total = ConfusionMatrix(len(names))
+    for matrix in domains.values():
+        total += matrix
+    return {
+        "classes": list(names),
+        "images": images,
+        "miou": total.miou,
+        "mean_miou": float(np.mean([matrix.miou for matrix in domains.values()])),
+        "all": _scores(total, names),
+        "domains": {domain: _scores(matrix, names) for domain, matrix in domains.items()},
+    }
+
+
+def _scores(matrix: ConfusionMatrix, names: Sequence[str]) -> Report:
+    return {
+        "miou": matrix.miou,
+        "overall_accuracy": matrix.overall_accuracy,
+        "iou": dict(zip(names, matrix.iou.tolist(), strict=True)),
+        "accuracy": dict(zip(names, matrix.accuracy.tolist(), strict=True)),
+        "confusion": matrix.counts.tolist(),
+    }
+
+
+def write_report(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write a report as JSON, whole or not at all; a score that does not exist is null.
+
+    Raises UserError where the folder cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(json.dumps(_without_nan(report), indent=2) + "\n")
+        os.replace(aside, path)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None
+    finally:
+        if aside.exists():
+            aside.unlink()
+
+
+def print_table(report: Report, title: str = "", console: Console | None = None) -> None:
+    """IoU by class, one column a domain and one for all pixels together, mIoU and accuracy below."""
+    columns = {**report["domains"], "all": report["all"]}
+    table = Table(title=title or None, box=None, header_style="bold", title_justify="left")
+    table.add_column("IoU, %")
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_column("accuracy, all", justify="right")
+    for name in report["classes"]:
+        accuracy = _percent(report["all"]["accuracy"][name])
+        table.add_row(name, *(_percent(scores["iou"][name]) for scores in columns.values()), accuracy)
+    table.add_section()
+    overall = _percent(report["all"]["overall_accuracy"])
+    table.add_row("mIoU", *(_percent(scores["miou"]) for scores in columns.values()), overall, style="bold")
+    console = console or Console()
+    console.print(table)
+    console.print(f"mean mIoU over {len(report['domains'])} domains: {_percent(report['mean_miou'])}")
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,1 @@
+"""Prediction: sliding windows over images of any size, georeferenced maps, pictures."""

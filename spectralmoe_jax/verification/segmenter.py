@@ -1,0 +1,166 @@
+"""Golden files of the whole segmenter: features to loss to gradients, from the released weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.checkpoints.released import SEGMENTER_CONSTANTS, segmenter_rules
+from spectralmoe_jax.checkpoints.rules import read_tensors, write_tensors
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.losses.mask2former import mask2former_loss
+from spectralmoe_jax.losses.released_order import released_assignment, slot_points
+from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.mask2former.head import semantic_scores
+from spectralmoe_jax.mask2former.resize import resize_bilinear
+from spectralmoe_jax.mask2former.settings import HeadConfig
+from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
+from spectralmoe_jax.models.state import fill, leaves, with_values
+from spectralmoe_jax.models.vit import ViTConfig
+from spectralmoe_jax.verification.report import Check, compare, worst
+
+FEATURES, LOGITS, GRADIENTS = 1e-5, 1e-4, 1e-3
+
+
+def segmenter_config(meta: dict) -> tuple[SegmenterConfig, LossConfig]:
+    """Settings of a golden segmenter from the hyper-parameters beside it."""
+    depth, adapter, head = meta["depth_encoder"], meta["adapter"], meta["head"]
+    grid = meta["image_size"] // meta["patch_size"]
+    sizes = {"width": meta["embed_dim"], "layers": meta["depth"], "heads": meta["num_heads"]}
+    visual = ViTConfig(
+        kind="dinov3", **sizes, patch_size=meta["patch_size"], in_channels=meta["in_channels"],
+        storage_tokens=meta["num_storage_tokens"], rope_base=meta["rope_base"], norm_eps=meta["norm_eps"],
+    )  # fmt: skip
+    depth_encoder = ViTConfig(
+        kind=depth["kind"], width=depth["embed_dim"], layers=depth["depth"], heads=depth["num_heads"],
+        patch_size=depth["patch_size"], in_channels=len(depth["channels"]), storage_tokens=0,
+        norm_eps=depth["norm_eps"], table_size=grid, name="depth",
+    )  # fmt: skip
+    shared = ("num_experts", "rank", "num_tokens", "query_dim", "top_k", "gating")
+    model = SegmenterConfig(
+        visual=visual,
+        depth=depth_encoder,
+        adapter=AdapterConfig(
+            preset="released", balance_weight=adapter["balance_loss_coef"], **{k: adapter[k] for k in shared}
+        ),
+        head=HeadConfig(
+            num_classes=head["num_classes"], num_queries=head["num_queries"], width=head["feat_channels"],
+            num_heads=head["num_heads"], encoder_layers=head["encoder_layers"],
+            decoder_layers=head["decoder_layers"], encoder_ffn=head["encoder_ffn"],
+            decoder_ffn=head["decoder_ffn"], points=head["deformable_points"],
+            group_norm_groups=head["group_norm_groups"],
+        ),
+        depth_bands=tuple(depth["channels"]),
+        out_layers=tuple(meta["out_layers"]),
+        dtype="float32",
+        pixel_mean=(0.0,) * meta["in_channels"],
+        pixel_std=(1.0,) * meta["in_channels"],
+    )  # fmt: skip
+    weights = head["weights"]
+    loss = LossConfig(
+        class_weight=weights["cls"], mask_weight=weights["mask"], dice_weight=weights["dice"],
+        no_object_weight=weights["no_object"], num_points=head["num_points_loss"],
+        oversample_ratio=head["oversample_ratio"], importance_sample_ratio=head["importance_sample_ratio"],
+    )  # fmt: skip
+    return model, loss
+
+
+def verify_segmenter(path: Path) -> list[Check]:
+    """Check one golden segmenter, `NAME.json` beside `NAME.npz` and `NAME.safetensors`.
+
+    Raises UserError where a file is missing, unreadable, or does not fit the others.
+    """
+    try:
+        meta = json.loads(path.read_text())
+        if meta.get("backbone", "dinov3") != "dinov3":
+            return [Check(path.name, f"backbone {meta['backbone']}", np.nan, None, "not yet supported")]
+        with np.load(path.with_suffix(".npz")) as archive:
+            golden = {key: archive[key] for key in archive.files}
+        tensors = load_file(path.with_suffix(".safetensors"))
+        config, loss_config = segmenter_config(meta)
+    except (OSError, ValueError, KeyError, SafetensorError) as problem:
+        raise UserError(f"{path}: not a segmenter golden ({problem}); see goldens/README.md") from None
+    segmenter = Segmenter(config, rngs=nnx.Rngs(0))
+    shapes = {where: leaf.shape for where, leaf in leaves(segmenter).items()}
+    source = str(path.with_suffix(".safetensors"))
+    values = read_tensors(segmenter_rules(), shapes, tensors, source=source, constants=SEGMENTER_CONSTANTS)
+    fill(segmenter, values)
+    with jax.default_matmul_precision("highest"):
+        return _check(path.name, segmenter, golden, loss_config)
+
+
+def _check(file: str, segmenter: Segmenter, golden: dict, loss_config: LossConfig) -> list[Check]:
+    trainable = {
+        path: variable.get_value()
+        for path, variable in nnx.to_flat_state(nnx.state(segmenter))
+        if isinstance(variable, nnx.Param)
+    }
+    run = jax.jit(jax.value_and_grad(_objective(segmenter, golden, loss_config), has_aux=True))
+    (total, parts), grads = run(trainable)
+    features = [
+        compare(file, f"feature_{i}", _channels_first(parts["features"][i]), golden[f"feature_{i}"], FEATURES)
+        for i in range(4)
+    ]
+    queries = compare(file, "queries", parts["queries"], golden["queries"], FEATURES)
+    logits = [
+        compare(file, key, parts[key], golden[key], LOGITS)
+        for key in ("class_logits", "mask_logits", "seg_logits")
+    ]
+    ours = released_assignment(parts["assignment"], golden["label"], segmenter.config.head.num_classes)
+    assignment = compare(file, "assignment", ours, golden["assignment"], 0.0)
+    terms = {"loss_lora": parts["balance"], **parts["terms"]}
+    wanted = {key.removeprefix("loss/"): value for key, value in golden.items() if key.startswith("loss/")}
+    losses = [compare(file, name, terms[name], value, LOGITS) for name, value in wanted.items()]
+    losses.append(compare(file, "loss_total", total, golden["loss_total"], LOGITS))
+    released = write_tensors(segmenter_rules(), {path: np.asarray(leaf) for path, leaf in grads.items()})
+    each = [
+        compare(file, key.removeprefix("grad/"), released[key.removeprefix("grad/")], value, GRADIENTS)
+        for key, value in golden.items()
+        if key.startswith("grad/")
+    ]
+    return [*features, queries, *logits, assignment, worst(losses, "losses"), worst(each, "gradients")]
+
+
+def _objective(segmenter: Segmenter, golden: dict, loss_config: LossConfig):
+    """The golden's loss at the golden's points, and every quantity on the way."""
+    image = jnp.asarray(golden["image"].transpose(0, 2, 3, 1))
+    labels, classes = golden["label"], segmenter.config.head.num_classes
+    layers = len(golden["class_logits"])
+    loss_points = slot_points(
+        [golden[f"loss_points_{i}"] for i in range(layers)], golden["assignment"], labels, classes
+    )
+
+    def objective(trainable):
+        model = with_values(segmenter, trainable)
+        features = model.backbone(image)
+        class_logits, mask_logits = model.head(features.maps, features.queries)
+        loss = mask2former_loss(
+            class_logits, mask_logits, jnp.asarray(labels), config=loss_config,
+            match_points=jnp.asarray(golden["assign_points"]), loss_points=jnp.asarray(loss_points),
+        )  # fmt: skip
+        scores = semantic_scores(class_logits[-1], mask_logits[-1], (image.shape[1], image.shape[2]))
+        sizes = [golden[f"feature_{i}"].shape[2:] for i in range(4)]
+        return loss.total + features.balance_loss, {
+            "features": [resize_bilinear(x, size) for x, size in zip(features.maps, sizes, strict=True)],
+            "queries": features.queries,
+            "balance": features.balance_loss,
+            "class_logits": class_logits,
+            "mask_logits": mask_logits,
+            "seg_logits": _channels_first(scores),
+            "assignment": loss.assignment,
+            "terms": loss.terms,
+        }
+
+    return objective
+
+
+def _channels_first(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(jnp.asarray(x), -1, 1)

@@ -1,0 +1,195 @@
+"""The segmenter as configurations describe it: sizes, checks, and the full model without allocating it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.configuration import from_config, load_config, shipped_configs
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
+from spectralmoe_jax.models.parameters import describe
+from spectralmoe_jax.models.state import join, split
+from spectralmoe_jax.training.loop import TrainSettings
+from spectralmoe_jax.training.objective import make_loss
+from spectralmoe_jax.training.optimizer import make_optimizer, match_rules
+from spectralmoe_jax.training.state import init_state
+from spectralmoe_jax.training.step import make_train_step
+
+FULL = "configs/fbp_cross_sensor.py"
+
+
+def tiny(**overrides) -> ConfigDict:
+    config = load_config("configs/dubai.py")
+    changes = {
+        "model.visual.width": 16, "model.visual.layers": 4, "model.visual.heads": 2,
+        "model.adapter.num_tokens": 6, "model.adapter.query_dim": 16, "model.adapter.rank": 2,
+        "model.head.num_queries": 6, "model.head.width": 16, "model.head.num_heads": 2,
+        "model.head.encoder_ffn": 16, "model.head.decoder_ffn": 16, "loss.num_points": 16,
+    }  # fmt: skip
+    config = ConfigDict(config.to_dict())
+    for key, value in {**changes, **overrides}.items():
+        section, _, name = key.rpartition(".")
+        with config.ignore_type():
+            section = config[section] if section.count(".") == 0 else config.model[section.split(".")[1]]
+            section[name] = value
+    return config
+
+
+@pytest.mark.parametrize(("experts", "parameters"), [(6, 5_737_985), (3, 4_148_225), (1, 3_088_385)])
+def test_published_adapter_size(experts, parameters):
+    parts = {part.name: part for part in describe(load_config(f"{FULL}:experts={experts}"))}
+    assert parts["adapter"].trainable == parameters
+    assert parts["adapter"].frozen == 0
+    assert parts["visual encoder"].trainable == parts["depth encoder"].trainable == 0
+
+
+def test_unequal_ranks_count_what_they_use():
+    sizes = []
+    for rank in (2, (2, 2, 2, 1, 2, 2)):
+        parts = {part.name: part for part in describe(tiny(**{"model.adapter.rank": rank}))}
+        sizes.append(parts["adapter"].trainable)
+    assert sizes[0] - sizes[1] == 4 * (6 + 16)  # layers x (tokens + width) of one rank
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_shipped_configs_describe_a_model(name):
+    config = load_config(f"configs/{name}")
+    trainable, _ = split(abstract_segmenter(segmenter_config(config)))
+    assert match_rules(from_config(TrainSettings, config.train, "train").rules, trainable)
+    assert len(config.classes.names) == len(config.classes.palette)
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    """The published model's training step, batch 8 of 512x512 in bfloat16, lowered from shapes alone."""
+    config = load_config(FULL)
+    structure = abstract_segmenter(segmenter_config(config))
+    trainable, frozen = split(structure)
+    settings = from_config(TrainSettings, config.train, "train")
+    optimizer = make_optimizer(settings, trainable)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), trainable)
+    batch = {
+        "image": jax.ShapeDtypeStruct((8, 512, 512, 4), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((8, 512, 512), jnp.uint8),
+    }
+    step = make_train_step(make_loss(structure, from_config(LossConfig, config.loss, "loss")), optimizer)
+    return step.trace(state, frozen, batch, jax.eval_shape(lambda: jax.random.key(0))), state, frozen
+
+
+def test_full_model_lowers_without_weights(lowered):
+    traced, _, _ = lowered
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "bf16" in text
+    assert len(text) > 10_000
+
+
+def test_frozen_weights_never_meet_the_optimizer(lowered):
+    traced, state, frozen = lowered
+    trainable_count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    optimizer_count = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+    assert optimizer_count < 2 * trainable_count + 10
+    assert sum(leaf.size for leaf in jax.tree.leaves(frozen)) > 6e8
+    returned = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(traced.out_info))
+    assert returned < 3 * trainable_count + 100
+
+
+@pytest.mark.parametrize("remat", ["layer", "full"])
+def test_remat_changes_nothing(remat):
+    image = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype(np.uint8)
+    label = np.random.default_rng(1).integers(0, 5, (2, 32, 32)).astype(np.uint8)
+    depth = ConfigDict(
+        {
+            "kind": "dinov2",
+            "bands": ("red", "green", "blue"),
+            "width": 16,
+            "layers": 4,
+            "heads": 2,
+            "patch_size": 8,
+            "table_size": 4,
+            "storage_tokens": 0,
+        }
+    )
+    results = []
+    for choice in ("none", remat):
+        config = tiny(**{"model.adapter.use_depth": True})
+        with config.ignore_type():
+            config.model.depth = depth
+        config.model.remat = choice
+        settings = segmenter_config(config)
+        trainable, frozen = split(make_segmenter(settings, 0))
+        loss = make_loss(abstract_segmenter(settings), from_config(LossConfig, config.loss, "loss"))
+        batch = {"image": image, "label": label}
+        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        (value, _), grads = gradient(trainable, frozen, batch, jax.random.key(0))
+        results.append((value, optax.global_norm(grads)))
+    np.testing.assert_allclose(*results, rtol=1e-5)
+
+
+def test_every_trainable_parameter_learns():
+    """With the full softmax every parameter that trains gets a gradient, the router included."""
+    config = tiny(**{"model.adapter.full_softmax": True})
+    settings = segmenter_config(config)
+    trainable, frozen = split(make_segmenter(settings, 0))
+    loss = make_loss(abstract_segmenter(settings), from_config(LossConfig, config.loss, "loss"))
+    optimizer = optax.adam(1e-2)
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 255, (2, 32, 32, 3)).astype(np.uint8),
+             "label": rng.integers(0, 5, (2, 32, 32)).astype(np.uint8)}  # fmt: skip
+    step = make_train_step(loss, optimizer)
+    state = init_state(trainable, optimizer)
+    for _ in range(3):  # B starts at zero and hides A and the gates from the first gradient
+        state, _ = step(state, frozen, batch, jax.random.key(0))
+    moved = jax.tree.map(lambda new, old: bool(jnp.any(new != old)), state.params, trainable)
+    still = [
+        jax.tree_util.keystr(path) for path, is_moved in jax.tree.leaves_with_path(moved) if not is_moved
+    ]
+    assert not still
+
+
+def test_scores_are_a_share_of_queries():
+    settings = segmenter_config(tiny())
+    model = make_segmenter(settings, 0)
+    trainable, frozen = split(model)
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 32, 48, 3)).astype(np.uint8)
+    scores = jax.jit(lambda t, f, x: join(model, t, f).scores(x))(trainable, frozen, pixels)
+    assert scores.shape == (1, 32, 48, 5)
+    assert scores.dtype == jnp.float32
+    assert np.all(scores >= 0)
+    assert np.all(scores.sum(-1) <= settings.head.num_queries)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "model.visual.kind",
+            "resnet",
+            r"config\.model\.visual\.kind = 'resnet': choose from dinov3, dinov2",
+        ),
+        ("model.adapter.gating", "cosine", r"config\.model\.adapter\.gating = 'cosine': choose from laplace"),
+        (
+            "model.adapter.top_k",
+            9,
+            r"config\.model\.adapter\.top_k = 9: must be between 1 and num_experts = 6",
+        ),
+        ("model.adapter.num_tokens", 7, r"num_tokens = 7 must equal config\.model\.head\.num_queries = 6"),
+        ("model.adapter.use_depth", True, r"config\.model\.depth is None"),
+        ("model.head.width", 18, r"config\.model\.head\.width"),
+    ],
+)
+def test_bad_values_name_the_key(key, value, message):
+    with pytest.raises(UserError, match=message):
+        segmenter_config(tiny(**{key: value}))
+
+
+def test_encoders_must_match():
+    config = load_config(FULL, ["--config.model.depth.width=768", "--config.model.depth.heads=12"])
+    with pytest.raises(UserError, match=r"config\.model\.depth\.width = 768 differs"):
+        abstract_segmenter(segmenter_config(config))
+    config = load_config(FULL, ["--config.model.depth.bands=red,green,swir"])
+    with pytest.raises(UserError, match=r"depth\.bands names 'swir'"):
+        segmenter_config(config)
