@@ -74,7 +74,8 @@ def get_config() -> ConfigDict:
     config.model.adapter.rank = 8
     config.model.adapter.query_dim = 32
     config.model.adapter.gating = "laplace"
-    config.model.adapter.balance_weight = 0.01
+    config.model.adapter.balance_weight = 0.1
+    config.model.adapter.full_softmax = True  # lets the task teach the router, too
     config.model.adapter.scale_init = 0.1
 
     config.model.head = ConfigDict()
@@ -92,17 +93,17 @@ def get_config() -> ConfigDict:
     config.loss.num_points = 512
 
     config.train = ConfigDict()
-    config.train.steps = 500
+    config.train.steps = 300
     config.train.learning_rate = 2e-3
     config.train.weight_decay = 0.05
     config.train.betas = (0.9, 0.999)
     config.train.eps = 1e-8
     config.train.power = 0.9
-    config.train.warmup_steps = 50
+    config.train.warmup_steps = 30
     config.train.clip_norm = 1.0
     config.train.log_every = 10
-    config.train.evaluate_every = 500
-    config.train.checkpoint_every = 250
+    config.train.evaluate_every = 300
+    config.train.checkpoint_every = 150
 
     config.evaluate = ConfigDict()
     config.evaluate.window = 96

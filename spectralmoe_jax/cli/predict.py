@@ -11,7 +11,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", type=Path, help="folder of a run")
     parser.add_argument("--input", required=True, metavar="SCENE.tif", type=Path, help="scene to map")
     parser.add_argument("--output", required=True, metavar="MAP.tif", type=Path, help="map to write")
-    parser.add_argument("--confidence", action="store_true", help="add a band with the confidence in percent")
+    parser.add_argument("--confidence", action="store_true", help="write MAP_confidence.tif as well")
     parser.add_argument(
         "--preview", metavar="FILE.png", type=Path, help="write a picture with a legend as well"
     )

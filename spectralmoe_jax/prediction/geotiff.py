@@ -82,11 +82,17 @@ def predict_scene(
                     sinks.append(_open_confidence(aside["confidence"], targets["confidence"], dataset))
                 counts = _blend(predict, scene, settings, len(names), output, sinks)
             finally:
-                _close(sinks, output)
+                for sink in sinks:
+                    sink.close()
+            for what in ("map", "confidence")[: len(sinks)]:
+                _check_written(aside[what], targets[what], int(counts.sum()))
         if preview is not None:
             from spectralmoe_jax.prediction.preview import write_preview
 
-            write_preview(aside["preview"], input, aside["map"], names, palette)
+            try:
+                write_preview(aside["preview"], input, aside["map"], names, palette)
+            except OSError as error:
+                raise _unwritable(targets["preview"]) from error
 
     pixels = int(counts.sum())
     shares = {name: int(count) / max(pixels, 1) for name, count in zip(names, counts, strict=True)}
@@ -100,16 +106,16 @@ def predict_scene(
 
 @contextlib.contextmanager
 def georeference_optional() -> Iterator[None]:
-    """Rasterio for images with or without georeference, with truncated files an error.
+    """Rasterio for images with or without georeference; a truncated file is an error.
 
-    Left alone, GDAL fills the missing rows of truncated PNG and JPEG images without a word.
+    Left alone, GDAL fills the missing rows of a truncated PNG that is read at once, without a word.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO", GDAL_ERROR_ON_LIBJPEG_WARNING="YES"):
+        with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False):
             yield
 
 
@@ -128,9 +134,8 @@ def _check_targets(input: Path, targets: dict[str, Path]) -> None:
             raise _unwritable(path)
 
 
-def _unwritable(path: Path, why: object = None) -> UserError:
-    reason = f" ({_one_line(why)})" if why else ""
-    return UserError(f"{path}: cannot be written{reason}; choose a folder that is writable and has room")
+def _unwritable(path: Path) -> UserError:
+    return UserError(f"{path}: cannot be written; choose a folder that is writable and has room")
 
 
 def _one_line(text: object) -> str:
@@ -148,7 +153,7 @@ def _aside(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
             try:
                 os.replace(aside[what], path)
             except OSError as error:
-                raise _unwritable(path, error) from error
+                raise _unwritable(path) from error
     finally:
         for path in aside.values():
             path.unlink(missing_ok=True)
@@ -261,7 +266,7 @@ def _open_like(path: Path, target: Path, scene: Any, **profile: Any) -> Any:
             **profile,
         )  # fmt: skip
     except (RasterioError, OSError) as error:
-        raise _unwritable(target, error) from error
+        raise _unwritable(target) from error
     points, points_crs = scene.gcps
     if points:
         sink.gcps = (points, points_crs)
@@ -272,15 +277,21 @@ def _open_like(path: Path, target: Path, scene: Any, **profile: Any) -> Any:
     return sink
 
 
-def _close(sinks: list[Any], output: Path) -> None:
-    """What GDAL still holds is written now, which is where a full disk shows."""
+def _check_written(path: Path, target: Path, pixels: int) -> None:
+    """Read a file back and count its pixels with data: GDAL writes its last blocks while it closes the
+    file, and a disk that is full by then is reported to nobody."""
+    import rasterio
     from rasterio.errors import RasterioError
 
-    for sink in sinks:
-        try:
-            sink.close()
-        except (RasterioError, OSError) as error:
-            raise _unwritable(output, error) from error
+    found = 0
+    try:
+        with rasterio.open(path) as dataset:
+            for _, window in dataset.block_windows(1):
+                found += int(np.count_nonzero(dataset.read_masks(1, window=window)))
+    except RasterioError as error:
+        raise _unwritable(target) from error
+    if found != pixels:
+        raise _unwritable(target)
 
 
 class _ValidRows:
@@ -378,4 +389,4 @@ def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output:
         try:
             sink.write(values, 1, window=Window(0, first, values.shape[1], len(values)))
         except (RasterioError, OSError) as error:
-            raise _unwritable(output, error) from error
+            raise _unwritable(output) from error

@@ -3,6 +3,7 @@
 import os
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,10 +273,12 @@ def test_unreadable_input(tmp_path, folder):
 
 @pytest.mark.parametrize("driver", ["GTiff", "PNG", "JPEG"])
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_truncated_input(tmp_path, folder, driver, kept):
+@pytest.mark.parametrize("window", [32, 320])  # GDAL takes another way where all is read at once
+def test_truncated_input(tmp_path, folder, driver, kept, window):
     path = write_scene(tmp_path / f"scene.{driver}", random_pixels(200, 300), driver=driver)
     os.truncate(path, int(path.stat().st_size * kept))
-    check_refused(folder, [path.name, "complete"], path, confidence=True, preview=folder / "map.png")
+    options = {"confidence": True, "preview": folder / "map.png", "settings": WindowSettings(window, 8)}
+    check_refused(folder, [path.name, "complete"], path, **options)
 
 
 def test_wrong_band_count_names_the_bands(tmp_path, folder):
@@ -303,6 +306,24 @@ def test_outputs_that_cannot_be(tmp_path, folder):
     linked.symlink_to(path)
     check_refused(folder, ["link.tif", "replace the input"], path, linked)
     assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files from anyone")
+def test_folder_that_takes_no_files(tmp_path, folder):
+    path = write_scene(tmp_path / "scene.tif", random_pixels())
+    check_refused(folder, ["/proc/map.tif: cannot be written"], path, Path("/proc/map.tif"))
+
+
+def test_full_disk(tmp_path, folder):
+    """A limit on the size of files stands in for the full disk."""
+    resource = pytest.importorskip("resource")
+    path = write_scene(tmp_path / "scene.tif", random_pixels(700, 600))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        check_refused(folder, ["map.tif", "cannot be written", "room"], path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
