@@ -72,6 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augment.photometric = True  # on red, green and blue only
 
     config.model = ConfigDict()
+    config.model.weights = ""  # a safetensors file in the released names
     config.model.dtype = "bfloat16"
     config.model.remat = "layer"
     config.model.pixel_mean = (110.714, 85.357, 88.594, 82.444)

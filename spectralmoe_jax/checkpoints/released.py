@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
 from spectralmoe_jax.checkpoints.released_head import head_rules
-from spectralmoe_jax.checkpoints.rules import Path, Rule
+from spectralmoe_jax.checkpoints.rules import Path, Rule, read_tensors
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.segmenter import Segmenter
+from spectralmoe_jax.models.state import fill, leaves
 
 ADAPTER = [
     Rule("experts_a.{layer}.{expert}", ("experts_a",)),
@@ -75,3 +83,20 @@ def segmenter_rules() -> list[Rule]:
 
 
 SEGMENTER_CONSTANTS = {"backbone.depthmoe." + name: value for name, value in ADAPTER_CONSTANTS.items()}
+
+
+def load_released(segmenter: Segmenter, file: str | os.PathLike[str]) -> None:
+    """Fill a segmenter with a safetensors file in the released names, strictly.
+
+    Raises UserError where the file is missing or broken, or, listing all problems together, where a leaf
+    stays empty, a tensor is left over or a shape differs; the segmenter is then unchanged.
+    """
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as problem:
+        raise UserError(f"{file}: not a readable safetensors file ({problem})") from None
+    shapes = {path: leaf.shape for path, leaf in leaves(segmenter).items()}
+    fill(
+        segmenter,
+        read_tensors(segmenter_rules(), shapes, tensors, source=str(file), constants=SEGMENTER_CONSTANTS),
+    )

@@ -13,7 +13,18 @@ from spectralmoe_jax.mask2former.head import HeadConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.vit import ViTConfig
 
-MODEL_KEYS = ("dtype", "remat", "pixel_mean", "pixel_std", "out_layers", "visual", "depth", "adapter", "head")
+MODEL_KEYS = (
+    "weights",
+    "dtype",
+    "remat",
+    "pixel_mean",
+    "pixel_std",
+    "out_layers",
+    "visual",
+    "depth",
+    "adapter",
+    "head",
+)
 
 
 def segmenter_config(config: ConfigDict) -> SegmenterConfig:

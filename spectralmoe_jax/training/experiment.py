@@ -8,9 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits, training_batches
+from spectralmoe_jax.checkpoints.trained import initial_segmenter
 from spectralmoe_jax.configuration import from_config
 from spectralmoe_jax.losses.settings import LossConfig
-from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
+from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.models.state import join, split
 from spectralmoe_jax.training.loop import Experiment
@@ -26,7 +27,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     model = segmenter_config(config)
     loss = from_config(LossConfig, config.loss, "loss")
     splits = open_splits(config)
-    trainable, frozen = split(make_segmenter(model, config.seed))
+    trainable, frozen = split(initial_segmenter(config))
     structure = abstract_segmenter(model)
     return Experiment(
         trainable=trainable,

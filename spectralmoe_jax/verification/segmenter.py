@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from spectralmoe_jax.adapters.settings import AdapterConfig
-from spectralmoe_jax.checkpoints.released import SEGMENTER_CONSTANTS, segmenter_rules
-from spectralmoe_jax.checkpoints.rules import read_tensors, write_tensors
+from spectralmoe_jax.checkpoints.released import load_released, segmenter_rules
+from spectralmoe_jax.checkpoints.rules import write_tensors
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.losses.mask2former import mask2former_loss
 from spectralmoe_jax.losses.released_order import released_assignment, slot_points
@@ -23,7 +21,7 @@ from spectralmoe_jax.mask2former.head import semantic_scores
 from spectralmoe_jax.mask2former.resize import resize_bilinear
 from spectralmoe_jax.mask2former.settings import HeadConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
-from spectralmoe_jax.models.state import fill, leaves, with_values
+from spectralmoe_jax.models.state import with_values
 from spectralmoe_jax.models.vit import ViTConfig
 from spectralmoe_jax.verification.report import Check, compare, worst
 
@@ -84,15 +82,11 @@ def verify_segmenter(path: Path) -> list[Check]:
             return [Check(path.name, f"backbone {meta['backbone']}", np.nan, None, "not yet supported")]
         with np.load(path.with_suffix(".npz")) as archive:
             golden = {key: archive[key] for key in archive.files}
-        tensors = load_file(path.with_suffix(".safetensors"))
         config, loss_config = segmenter_config(meta)
-    except (OSError, ValueError, KeyError, SafetensorError) as problem:
+    except (OSError, ValueError, KeyError) as problem:
         raise UserError(f"{path}: not a segmenter golden ({problem}); see goldens/README.md") from None
     segmenter = Segmenter(config, rngs=nnx.Rngs(0))
-    shapes = {where: leaf.shape for where, leaf in leaves(segmenter).items()}
-    source = str(path.with_suffix(".safetensors"))
-    values = read_tensors(segmenter_rules(), shapes, tensors, source=source, constants=SEGMENTER_CONSTANTS)
-    fill(segmenter, values)
+    load_released(segmenter, path.with_suffix(".safetensors"))
     with jax.default_matmul_precision("highest"):
         return _check(path.name, segmenter, golden, loss_config)
 

@@ -1,0 +1,182 @@
+"""Dubai, tiles 5 and 6: trained models against a pixelwise gradient-boosted classifier.
+
+The classifier is scikit-learn's HistGradientBoostingClassifier with its default settings, on nine values a
+pixel: RGB and its means over 3x3 and 9x9 pixels. It learns from a random subset of the pixels that the
+models train on (tiles 1 to 4 without the held-out tenth), one subset a seed, once with all pixels alike and
+once with classes weighted alike. The bar is the stronger of the two on the target, which favours it.
+
+  python benchmarks/dubai_baseline.py --root PATH/dubai
+  python benchmarks/dubai_baseline.py --root PATH/dubai --workdirs runs/dubai_0 runs/dubai_1 runs/dubai_2
+
+Models and classifier are scored on the same whole images, every labelled pixel, all pixels of both tiles in
+one confusion matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from data_pipelines.splits import Splits, open_splits
+from spectralmoe_jax.configuration import apply_overrides, load_config
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
+
+Classify = Callable[[np.ndarray], np.ndarray]  # raw image (H, W, C) -> class ids (H, W)
+Scores = dict[str, ConfusionMatrix]  # by domain
+
+_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "dubai.py"
+_WEIGHTINGS = {"pixels alike": None, "classes alike": "balanced"}
+
+
+def pixel_features(image: np.ndarray) -> np.ndarray:
+    """(H, W, C) -> (H, W, 3C) float32: the bands, their 3x3 means and their 9x9 means, edges mirrored."""
+    bands = image.astype(np.float32)
+    means = [cv2.blur(bands, (side, side), borderType=cv2.BORDER_REFLECT) for side in (3, 9)]
+    return np.concatenate([bands, *(mean.reshape(bands.shape) for mean in means)], axis=-1)
+
+
+def sample_pixels(splits: Splits, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` labelled training pixels without repetition (all, if there are fewer), every one as likely
+    as any other: features (N, 3C) float32, class ids (N,) uint8."""
+    labels = [label.ravel() for _, _, _, label in splits.examples("train")]
+    known = np.flatnonzero(np.concatenate(labels) != 255)
+    chosen = np.sort(np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False))
+    ends = np.cumsum([label.size for label in labels])
+    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    features, start = [], 0
+    for (_, _, image, label), part in zip(splits.examples("train"), parts, strict=True):
+        features.append(pixel_features(image).reshape(label.size, -1)[part - start])
+        start += label.size
+    return np.concatenate(features), np.concatenate(labels)[chosen]
+
+
+def score_target(classify: Classify, splits: Splits, num_classes: int) -> Scores:
+    """The confusion matrix of every target domain."""
+    scores: Scores = {}
+    for domain, _, image, label in splits.examples("target"):
+        scores.setdefault(domain, ConfusionMatrix(num_classes)).add(label, classify(image))
+    return scores
+
+
+def boosted(splits: Splits, *, pixels: int, seed: int, class_weight: str | None) -> Classify:
+    """A classifier of single pixels, trained on the source."""
+    model = HistGradientBoostingClassifier(random_state=seed, class_weight=class_weight)
+    model.fit(*sample_pixels(splits, pixels, seed))
+
+    def classify(image: np.ndarray) -> np.ndarray:
+        features = pixel_features(image)
+        return model.predict(features.reshape(-1, features.shape[-1])).reshape(image.shape[:2])
+
+    return classify
+
+
+def trained(workdir: Path, config: ConfigDict) -> Classify:
+    """The best checkpoint of a run, over sliding windows.
+
+    Raises UserError for a run that was not trained on this benchmark's source, bands or classes.
+    """
+    from spectralmoe_jax.checkpoints.store import read_run_config
+    from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
+    from spectralmoe_jax.configuration import from_config
+    from spectralmoe_jax.prediction.windows import WindowSettings, predict_image
+
+    run = read_run_config(workdir)
+    for key in ("bands", "classes", "data.source", "data.holdout"):
+        section, _, name = key.rpartition(".")
+        here, there = ((c[section] if section else c)[name] for c in (config, run))
+        if here != there:
+            raise UserError(f"{workdir}: config.{key} is {there}, not {here}: give a run of configs/dubai.py")
+    settings = from_config(WindowSettings, run.evaluate, "evaluate")
+    predict = make_predict(load_trained(workdir, run))
+    return lambda image: predict_image(image, predict, settings).argmax(axis=-1)
+
+
+def total(scores: Scores) -> ConfusionMatrix:
+    """All domains' pixels together."""
+    everything = ConfusionMatrix(len(next(iter(scores.values())).counts))
+    for matrix in scores.values():
+        everything += matrix
+    return everything
+
+
+def benchmark(
+    config: ConfigDict, seeds: int, pixels: int, workdirs: Sequence[Path]
+) -> Iterator[tuple[str, str, Scores]]:
+    """(method, run, scores) of every trained model and every classifier, each as soon as it is known."""
+    splits = open_splits(config)
+    classes = len(config.classes.names)
+    for workdir in workdirs:
+        yield "SpectralMoE", workdir.name, score_target(trained(workdir, config), splits, classes)
+    for weighting, class_weight in _WEIGHTINGS.items():
+        for seed in range(seeds):
+            classify = boosted(splits, pixels=pixels, seed=seed, class_weight=class_weight)
+            yield f"boosting, {weighting}", f"seed {seed}", score_target(classify, splits, classes)
+
+
+def print_results(results: Sequence[tuple[str, str, Scores]], config: ConfigDict, console: Console) -> None:
+    """One row a run, then one a method with the mean over its runs; the bar and what is above it."""
+    table = Table(box=None, header_style="bold", title=f"IoU on {', '.join(config.data.target)}, %")
+    for heading in ("method", "run", "mIoU", *config.data.target, *config.classes.names):
+        table.add_column(heading, justify="left" if heading in ("method", "run") else "right")
+    rows: dict[str, list[np.ndarray]] = {}
+    for method, run, scores in results:
+        both = total(scores)
+        row = np.array([both.miou, *(scores[domain].miou for domain in config.data.target), *both.iou])
+        rows.setdefault(method, []).append(row)
+        table.add_row(method, run, *_percents(row))
+    table.add_section()
+    for method, values in rows.items():
+        table.add_row(method, f"mean of {len(values)}", *_percents(np.mean(values, axis=0)), style="bold")
+    console.print(table)
+    miou = {method: [row[0] for row in values] for method, values in rows.items()}
+    bar = max((method for method in miou if method.startswith("boosting")), key=lambda m: np.mean(miou[m]))
+    console.print(f"bar: {bar}, mIoU {100 * np.mean(miou[bar]):.2f} (best run {100 * max(miou[bar]):.2f})")
+    if "SpectralMoE" in miou:
+        mean, worst = np.mean(miou["SpectralMoE"]), min(miou["SpectralMoE"])
+        verdict = "above" if mean > np.mean(miou[bar]) else "NOT above"
+        console.print(f"SpectralMoE: mIoU {100 * mean:.2f} (worst run {100 * worst:.2f}), {verdict} the bar")
+
+
+def _percents(values: np.ndarray) -> list[str]:
+    return ["-" if np.isnan(value) else f"{100 * value:.2f}" for value in values]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 2 with one line on standard error where the input is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", required=True, metavar="DIR", help="folder with tile_1 ... tile_6")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="classifiers of each kind")
+    parser.add_argument("--pixels", type=int, default=400_000, metavar="N", help="training pixels a seed")
+    parser.add_argument("--workdirs", nargs="*", type=Path, default=(), metavar="DIR", help="trained runs")
+    arguments = parser.parse_args(argv)
+    if arguments.seeds < 1 or arguments.pixels < 1:
+        parser.error("--seeds and --pixels must be at least 1")
+    console = Console()
+    results = []
+    try:
+        config = apply_overrides(load_config(str(_CONFIG)), [f"--config.data.root={arguments.root}"])
+        for result in benchmark(config, arguments.seeds, arguments.pixels, arguments.workdirs):
+            method, run, scores = result
+            console.print(f"{method}, {run}: mIoU {100 * total(scores).miou:.2f}")
+            results.append(result)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_results(results, config, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
