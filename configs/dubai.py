@@ -31,7 +31,6 @@ def get_config() -> ConfigDict:
     config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
     config.data.ignore_colours = ((155, 155, 155),)
     config.data.crop = 192
-    config.data.batch_size = 6
     config.data.workers = 0
 
     config.augment = ConfigDict()
@@ -89,6 +88,7 @@ def get_config() -> ConfigDict:
     config.loss.num_points = 1024
 
     config.train = ConfigDict()
+    config.train.batch_size = 6
     config.train.steps = 3000
     config.train.learning_rate = 1e-3
     config.train.weight_decay = 0.05

@@ -58,7 +58,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.holdout = 0.1
     config.data.ignore_colours = ((0, 0, 0),)
     config.data.crop = 512
-    config.data.batch_size = 8
     config.data.workers = 4
 
     config.augment = ConfigDict()
@@ -119,6 +118,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.num_points = 12544
 
     config.train = ConfigDict()
+    config.train.batch_size = 8
     config.train.steps = 80_000  # 20 epochs of about 31,500 tiles in batches of 8
     config.train.learning_rate = 1e-4
     config.train.weight_decay = 0.05

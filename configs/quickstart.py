@@ -33,7 +33,6 @@ def get_config() -> ConfigDict:
     config.data.scene_seed = 0
     config.data.holdout = 0.15
     config.data.crop = 96
-    config.data.batch_size = 8
     config.data.workers = 0
 
     config.augment = ConfigDict()
@@ -93,6 +92,7 @@ def get_config() -> ConfigDict:
     config.loss.num_points = 512
 
     config.train = ConfigDict()
+    config.train.batch_size = 8
     config.train.steps = 300
     config.train.learning_rate = 2e-3
     config.train.weight_decay = 0.05

@@ -89,7 +89,7 @@ def _check(source, batch_size, seed, start_step, workers, host_index, host_count
         raise UserError("the training split is empty: name at least one domain with images in data.source")
     if batch_size < 1 or batch_size % host_count:
         raise UserError(
-            f"data.batch_size={batch_size} cannot be shared by {host_count} hosts: "
+            f"train.batch_size={batch_size} cannot be shared by {host_count} hosts: "
             f"give a multiple of {host_count}"
         )
     if not 0 <= host_index < host_count:

@@ -100,7 +100,7 @@ def training_batches(config: ConfigDict, splits: Splits, start_step: int,
     return train_batches(
         TileIndex(splits.source, config.data.crop, splits.train),
         augment,
-        batch_size=config.data.batch_size,
+        batch_size=config.train.batch_size,
         seed=config.seed,
         start_step=start_step,
         workers=config.data.workers,

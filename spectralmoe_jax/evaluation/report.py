@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
 from spectralmoe_jax.prediction.windows import Predict, WindowSettings, predict_image
 
 Report = dict[str, Any]
+_LOG_WIDTH = 200  # where the output is no terminal: rich would cut a table of many domains at 80
 
 
 def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
@@ -30,7 +32,8 @@ def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.nd
       names: of the classes.
 
     Returns: `miou`, `overall_accuracy`, `iou` and `accuracy` by class of all pixels together (`all`) and of
-    each domain (`domains`), `mean_miou` over domains, the confusion matrices, and how many images.
+    each domain (`domains`), `mean_miou` over the domains that have labels, the confusion matrices, and how
+    many images.
 
     Raises UserError where there is no image.
     """
@@ -49,10 +52,15 @@ def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.nd
         "classes": list(names),
         "images": images,
         "miou": total.miou,
-        "mean_miou": float(np.mean([matrix.miou for matrix in domains.values()])),
+        "mean_miou": _mean([matrix.miou for matrix in domains.values()]),
         "all": _scores(total, names),
         "domains": {domain: _scores(matrix, names) for domain, matrix in domains.items()},
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _scores(matrix: ConfusionMatrix, names: Sequence[str]) -> Report:
@@ -96,9 +104,10 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     table.add_section()
     overall = _percent(report["all"]["overall_accuracy"])
     table.add_row("mIoU", *(_percent(scores["miou"]) for scores in columns.values()), overall, style="bold")
-    console = console or Console()
+    console = console or (Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH))
     console.print(table)
-    console.print(f"mean mIoU over {len(report['domains'])} domains: {_percent(report['mean_miou'])}")
+    labelled = sum(not math.isnan(scores["miou"]) for scores in report["domains"].values())
+    console.print(f"mean mIoU over {labelled} domains: {_percent(report['mean_miou'])}")
 
 
 def _percent(value: float) -> str:

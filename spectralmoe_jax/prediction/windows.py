@@ -52,18 +52,28 @@ def blending_weight(window: int) -> np.ndarray:
 def in_batches(tiles: Iterable[tuple[tuple[int, int], np.ndarray]], predict: Predict,
                batch_size: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:  # fmt: skip
     """Scores of ((row, column), tile (T, T, C)) pairs, in order; the last batch is filled up with
-    copies whose scores are dropped."""
+    copies whose scores are dropped. Raises UserError for scores that are not finite."""
     places: list[tuple[int, int]] = []
     batch: list[np.ndarray] = []
     for place, tile in tiles:
         places.append(place)
         batch.append(tile)
         if len(batch) == batch_size:
-            yield from zip(places, predict(np.stack(batch)), strict=True)
+            yield from zip(places, _finite(predict(np.stack(batch))), strict=True)
             places, batch = [], []
     if batch:
         filled = batch + [batch[-1]] * (batch_size - len(batch))
-        yield from zip(places, predict(np.stack(filled)), strict=False)
+        yield from zip(places, _finite(predict(np.stack(filled))), strict=False)
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    # The largest of scores with a NaN is a class like any other: the map would look right.
+    if not np.isfinite(scores).all():
+        raise UserError(
+            "the model's scores are not finite: its training diverged or config.model.dtype is too narrow; "
+            "use another checkpoint or config.model.dtype=float32"
+        )
+    return scores
 
 
 def padded_tile(image: np.ndarray, row: int, column: int, window: int) -> np.ndarray:

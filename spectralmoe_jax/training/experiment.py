@@ -34,7 +34,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         frozen=frozen,
         loss_fn=make_loss(structure, loss),
         make_batches=lambda start: training_batches(config, splits, start),
-        batch_size=config.data.batch_size,
+        batch_size=config.train.batch_size,
         evaluate=make_evaluation(config, splits, structure, frozen) if splits.holdout else None,
     )
 

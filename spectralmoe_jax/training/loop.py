@@ -29,15 +29,17 @@ class TrainingDiverged(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings(OptimizerSettings):
-    """`config.train`: the optimizer's settings and how often things happen, in steps."""
+    """`config.train`: the optimizer's settings, images a step of all hosts together, and how often things
+    happen, in steps."""
 
+    batch_size: int = 8
     log_every: int = 50
     evaluate_every: int = 1000
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("log_every", "evaluate_every", "checkpoint_every"):
+        for name in ("batch_size", "log_every", "evaluate_every", "checkpoint_every"):
             require(getattr(self, name) > 0, f"config.train.{name}", "has to be at least 1")
 
 

@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_read_is_named_in_the_parent(tmp_path, workers):
     ("settings", "message"),
     [
         ({"batch_size": 6, "host_count": 4}, "6 cannot be shared by 4 hosts"),
-        ({"batch_size": 0}, r"data\.batch_size=0"),
+        ({"batch_size": 0}, r"train\.batch_size=0"),
         ({"host_index": 2, "host_count": 2}, "host 2 of 2"),
         ({"seed": -1}, "seed=-1"),
         ({"start_step": -1}, "step -1"),

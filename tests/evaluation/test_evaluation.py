@@ -86,6 +86,23 @@ def test_score_by_domain(tmp_path, capsys):
     assert "mean mIoU over 2 domains" in out
 
 
+def test_table_of_many_domains_is_whole_in_a_log(capsys):
+    domains = [f"a rather long domain {i}" for i in range(6)]
+    shown = [(domain, *rest) for domain, (_, *rest) in zip(domains, [*examples(), *examples()], strict=True)]
+    print_table(score(predict, shown, ["w", "x", "y", "z"], WindowSettings(16, 5, 3)))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert all(domain in first for domain in domains)
+
+
+def test_domain_without_any_label_does_not_spoil_the_mean():
+    unlabelled = ("c", "x", np.zeros((6, 6, 2), np.uint8), np.full((6, 6), 255, np.uint8))
+    names, settings = ["w", "x", "y", "z"], WindowSettings(16, 5, 3)
+    report = score(predict, [*examples(), unlabelled], names, settings)
+    assert np.isnan(report["domains"]["c"]["miou"])
+    assert report["mean_miou"] == score(predict, examples(), names, settings)["mean_miou"]
+    assert np.isnan(score(predict, [unlabelled], names, settings)["mean_miou"])
+
+
 def test_nothing_to_score(tmp_path):
     with pytest.raises(UserError, match="split to evaluate is empty"):
         score(predict, [], ["a"], WindowSettings(4, 0))

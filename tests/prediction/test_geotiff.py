@@ -251,6 +251,11 @@ def test_failure_leaves_the_old_map_and_nothing_else(tmp_path, folder):
     assert (folder / "map.tif").read_bytes() == b"before"
 
 
+def test_model_whose_scores_are_not_finite(tmp_path, folder):
+    path = write_scene(tmp_path / "scene.tif", random_pixels())
+    check_refused(folder, ["scores", "not finite"], path, predict=lambda tiles: scores_of(tiles) * np.nan)
+
+
 def check_refused(folder, expected, input, output=None, **options):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with pytest.raises(UserError) as caught:

@@ -101,3 +101,16 @@ def test_batches_are_always_full_and_in_order():
 def test_settings_that_cannot_be_name_the_key(arguments, key):
     with pytest.raises(UserError, match=rf"config\.evaluate\.{key}"):
         WindowSettings(*arguments)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(bad):
+    """argmax would turn them into a class like any other."""
+
+    def predict(tiles):
+        scores = pixelwise(tiles)
+        scores[-1, 0, 0, 1] = bad
+        return scores
+
+    with pytest.raises(UserError, match="not finite"):
+        predict_image(np.zeros((9, 9, 2), np.uint8), predict, WindowSettings(4, 1, 2))
