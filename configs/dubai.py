@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     config.model.visual.width = 128
     config.model.visual.layers = 4
     config.model.visual.heads = 2
-    config.model.visual.patch_size = 8
+    config.model.visual.patch_size = 12
     config.model.visual.storage_tokens = 4
     config.model.visual.layer_scale = 1.0
     config.model.visual.trainable = True
@@ -71,7 +71,8 @@ def get_config() -> ConfigDict:
     config.model.adapter.rank = 8
     config.model.adapter.query_dim = 64
     config.model.adapter.gating = "laplace"
-    config.model.adapter.balance_weight = 0.01
+    config.model.adapter.balance_weight = 0.1
+    config.model.adapter.full_softmax = True  # with one expert a token, this lets the task teach the router
 
     config.model.head = ConfigDict()
     config.model.head.num_queries = 20
@@ -82,13 +83,13 @@ def get_config() -> ConfigDict:
     config.model.head.encoder_ffn = 128
     config.model.head.decoder_ffn = 128
     config.model.head.group_norm_groups = 8
-    config.model.head.scales = (2.0, 1.0, 0.5, 0.25)  # masks at a quarter of the image's resolution
+    config.model.head.scales = (3.0, 1.5, 0.75, 0.375)  # masks at a quarter of the image's resolution
 
     config.loss = ConfigDict()
     config.loss.num_points = 1024
 
     config.train = ConfigDict()
-    config.train.batch_size = 6
+    config.train.batch_size = 8
     config.train.steps = 3000
     config.train.learning_rate = 1e-3
     config.train.weight_decay = 0.05

@@ -49,7 +49,7 @@ def open_splits(config: ConfigDict, *, only: str | None = None) -> Splits:
     Args:
       config: the whole configuration.
       only: a split's name, where no other will be read: the target then need not exist for `train`,
-        `holdout` and `source`, nor the source for `target`.
+        `holdout` and `source`, nor the source for `target`. Nothing is held out for `source` and `target`.
 
     Raises UserError naming the file or the key.
     """
@@ -64,6 +64,8 @@ def open_splits(config: ConfigDict, *, only: str | None = None) -> Splits:
         if only is None or (name == "target") == (only == "target")
     }
     source, target = (opened.get(name, next(iter(opened.values()))) for name in ("source", "target"))
+    if only in ("source", "target"):
+        return Splits(source, target, train=(), holdout=())
     train, holdout = split_holdout(source.records, config.data.holdout, config.data.get("holdout_seed", 0))
     return Splits(source, target, train, holdout)
 

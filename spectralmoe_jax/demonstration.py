@@ -69,7 +69,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
         "constant": constant,
         "seconds": time.monotonic() - start,
     }
-    write_report({**summary, **reports}, workdir / "report.json")
+    write_report({**summary, "reports": reports}, workdir / "report.json")
     shares = {key: f"{100 * summary[key]:.1f} %" for key in ("source", "target", "constant")}
     print(f"mIoU: source {shares['source']}, target {shares['target']}; the best constant answer has")
     print(f"{shares['constant']} on the target. {summary['seconds']:.0f} seconds in all. See in {workdir}:")

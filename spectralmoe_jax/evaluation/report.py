@@ -93,7 +93,7 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
 def print_table(report: Report, title: str = "", console: Console | None = None) -> None:
     """IoU by class, one column a domain and one for all pixels together, mIoU and accuracy below."""
     columns = {**report["domains"], "all": report["all"]}
-    table = Table(title=title or None, box=None, header_style="bold", title_justify="left")
+    table = Table(box=None, header_style="bold")
     table.add_column("IoU, %")
     for name in columns:
         table.add_column(name, justify="right")
@@ -105,9 +105,12 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     overall = _percent(report["all"]["overall_accuracy"])
     table.add_row("mIoU", *(_percent(scores["miou"]) for scores in columns.values()), overall, style="bold")
     console = console or (Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH))
+    if title:
+        console.print(title, style="bold")
     console.print(table)
     labelled = sum(not math.isnan(scores["miou"]) for scores in report["domains"].values())
-    console.print(f"mean mIoU over {labelled} domains: {_percent(report['mean_miou'])}")
+    if labelled > 1:
+        console.print(f"mean mIoU over {labelled} domains: {_percent(report['mean_miou'])}")
 
 
 def _percent(value: float) -> str:

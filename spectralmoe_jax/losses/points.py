@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spectralmoe_jax.losses.settings import LossConfig
-from spectralmoe_jax.mask2former.sampling import locate, pack_corners
+from spectralmoe_jax.sampling import locate, pack_corners
 
 
 class LabelMap(NamedTuple):

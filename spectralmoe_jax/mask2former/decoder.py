@@ -10,14 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.mask2former.layers import (
-    FeedForward,
-    LayerNorm,
-    Linear,
-    stack_layers,
-    wide_type,
-    xavier_normal,
-)
+from spectralmoe_jax.layers import LayerNorm, Linear, wide_type
+from spectralmoe_jax.mask2former.layers import EPS, FeedForward, stack_layers, xavier_normal
 from spectralmoe_jax.mask2former.settings import LEVELS, HeadConfig
 
 
@@ -60,11 +54,11 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: HeadConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kwargs = {"param_dtype": param_dtype, "rngs": rngs}
         self.cross_attn = Attention(config.width, config.num_heads, **kwargs)
-        self.norm_cross = LayerNorm(config.width, param_dtype=param_dtype)
+        self.norm_cross = LayerNorm(config.width, EPS, param_dtype=param_dtype)
         self.self_attn = Attention(config.width, config.num_heads, **kwargs)
-        self.norm_self = LayerNorm(config.width, param_dtype=param_dtype)
+        self.norm_self = LayerNorm(config.width, EPS, param_dtype=param_dtype)
         self.ffn = FeedForward(config.width, config.decoder_ffn, **kwargs)
-        self.norm_ffn = LayerNorm(config.width, param_dtype=param_dtype)
+        self.norm_ffn = LayerNorm(config.width, EPS, param_dtype=param_dtype)
 
     def __call__(self, query: Array, query_positions: Array, memory: Memory, blocked: Array) -> Array:
         looked = self.cross_attn(query + query_positions, memory.key, memory.value, blocked)
@@ -81,7 +75,7 @@ class MaskDecoder(nnx.Module):
         self.layers = stack_layers(
             lambda rngs: DecoderLayer(config, param_dtype=param_dtype, rngs=rngs), config.decoder_layers, rngs
         )
-        self.post_norm = LayerNorm(config.width, param_dtype=param_dtype)
+        self.post_norm = LayerNorm(config.width, EPS, param_dtype=param_dtype)
         self.count, self.remat = config.decoder_layers, remat
 
     def __call__(self, query: Array, query_positions: Array, memories: Sequence[Memory],

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.mask2former.layers import Linear, wide_type, zeros
-from spectralmoe_jax.mask2former.sampling import locate, pack_corners
+from spectralmoe_jax.layers import Linear, wide_type, zeros
+from spectralmoe_jax.mask2former.layers import xavier_uniform
+from spectralmoe_jax.sampling import locate, pack_corners
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -71,8 +72,8 @@ class DeformableAttention(nnx.Module):
 
         self.sampling_offsets = Linear(width, 2 * samples, init=zeros, bias_init=directions, **kwargs)
         self.attention_weights = Linear(width, samples, init=zeros, **kwargs)
-        self.value_proj = Linear(width, width, **kwargs)
-        self.output_proj = Linear(width, width, **kwargs)
+        self.value_proj = Linear(width, width, init=xavier_uniform, **kwargs)
+        self.output_proj = Linear(width, width, init=xavier_uniform, **kwargs)
         self.split = (heads, levels, points)
 
     def __call__(self, x: Array, positions: Array, centres: Array, shapes: Shapes) -> Array:

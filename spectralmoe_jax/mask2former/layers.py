@@ -1,5 +1,4 @@
-"""The layers of the head. Weights are float32 (or float64); each layer computes in the dtype of its
-input, statistics in at least float32."""
+"""The layers that only the head has, and the initial values that torch and detectron2 give its weights."""
 
 from __future__ import annotations
 
@@ -10,23 +9,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-EPS = 1e-5
+from spectralmoe_jax.layers import Initializer, Linear, normalise
 
-Initializer = Callable[..., Array]
+EPS = 1e-5  # of every normalisation in the head
 
 xavier_uniform = jax.nn.initializers.xavier_uniform()
 xavier_normal = jax.nn.initializers.xavier_normal()
-zeros = jax.nn.initializers.zeros
 normal = jax.nn.initializers.normal(1.0)
 # "c2" style: Kaiming uniform for a linear activation, bound sqrt(3 / fan_in)
 c2_uniform = jax.nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 # torch's default for linear layers: bound 1 / sqrt(fan_in)
 torch_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def wide_type(dtype) -> jnp.dtype:
-    """The dtype of statistics: float32, or float64 where `dtype` is."""
-    return jnp.promote_types(jnp.float32, dtype)
 
 
 def torch_bias(fan_in: int) -> Initializer:
@@ -36,34 +29,6 @@ def torch_bias(fan_in: int) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(fan_in).astype(dtype)
 
     return init
-
-
-class Linear(nnx.Module):
-    """x (..., in) -> x @ kernel + bias (..., out). As a 1x1 convolution it acts on the channels."""
-
-    def __init__(self, in_features: int, out_features: int, *, init: Initializer = xavier_uniform,
-                 bias_init: Initializer | None = zeros, param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
-        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), param_dtype))
-        if bias_init is not None:
-            self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype))
-        self.has_bias = bias_init is not None
-
-    def __call__(self, x: Array, out_dtype=None) -> Array:
-        """`out_dtype`: of the result, accumulated in; None gives the dtype of x."""
-        out_dtype = out_dtype or x.dtype
-        y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=out_dtype)
-        return y + self.bias[...].astype(out_dtype) if self.has_bias else y
-
-
-class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis."""
-
-    def __init__(self, width: int, *, param_dtype=jnp.float32):
-        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((width,), param_dtype))
-
-    def __call__(self, x: Array) -> Array:
-        return _normalise(x, (-1,), self.scale[...], self.bias[...])
 
 
 class GroupNorm(nnx.Module):
@@ -79,7 +44,7 @@ class GroupNorm(nnx.Module):
         split = (self.groups, channels // self.groups)
         grouped = x.reshape(batch, height * width, *split)
         scale, bias = self.scale[...].reshape(split), self.bias[...].reshape(split)
-        return _normalise(grouped, (1, 3), scale, bias).reshape(x.shape)
+        return normalise(grouped, (1, 3), scale, bias, EPS).reshape(x.shape)
 
 
 class Conv(nnx.Module):
@@ -109,10 +74,3 @@ class FeedForward(nnx.Module):
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` modules as one, every weight with a leading axis (count, ...)."""
     return nnx.vmap(make)(nnx.Rngs(jax.random.split(rngs.params(), count)))
-
-
-def _normalise(x: Array, axes: tuple[int, ...], scale: Array, bias: Array) -> Array:
-    wide = x.astype(wide_type(x.dtype))
-    centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
-    variance = jnp.mean(centred**2, axis=axes, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + EPS) * scale + bias).astype(x.dtype)

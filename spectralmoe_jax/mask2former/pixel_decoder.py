@@ -10,18 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from spectralmoe_jax.layers import LayerNorm, Linear, zeros
 from spectralmoe_jax.mask2former.deformable import DeformableAttention, Shapes, pixel_centres
 from spectralmoe_jax.mask2former.layers import (
+    EPS,
     Conv,
     FeedForward,
     GroupNorm,
-    LayerNorm,
-    Linear,
     c2_uniform,
     normal,
     stack_layers,
     xavier_uniform,
-    zeros,
 )
 from spectralmoe_jax.mask2former.positions import sine_positions
 from spectralmoe_jax.mask2former.resize import resize_bilinear, resize_by_scale
@@ -42,9 +41,9 @@ class EncoderLayer(nnx.Module):
     def __init__(self, config: HeadConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kwargs = {"param_dtype": param_dtype, "rngs": rngs}
         self.self_attn = DeformableAttention(config.width, config.num_heads, LEVELS, config.points, **kwargs)
-        self.norm_attention = LayerNorm(config.width, param_dtype=param_dtype)
+        self.norm_attention = LayerNorm(config.width, EPS, param_dtype=param_dtype)
         self.ffn = FeedForward(config.width, config.encoder_ffn, **kwargs)
-        self.norm_ffn = LayerNorm(config.width, param_dtype=param_dtype)
+        self.norm_ffn = LayerNorm(config.width, EPS, param_dtype=param_dtype)
 
     def __call__(self, x: Array, positions: Array, centres: Array, shapes: Shapes) -> Array:
         x = self.norm_attention(x + self.self_attn(x, positions, centres, shapes))

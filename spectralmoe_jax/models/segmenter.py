@@ -13,9 +13,9 @@ from jax import Array
 
 from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.layers import Frozen
 from spectralmoe_jax.mask2former.head import HeadConfig, Mask2FormerHead, semantic_scores
 from spectralmoe_jax.models.backbone import Backbone, Features, check_parts
-from spectralmoe_jax.models.layers import Frozen
 from spectralmoe_jax.models.vit import ViTConfig
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.layers import Frozen, LayerNorm, Linear, VariableType, trunc_normal
+from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, VariableType, trunc_normal
 from spectralmoe_jax.models.resample import resize_bicubic
 
 KINDS = ("dinov3", "dinov2")
@@ -78,8 +78,9 @@ class Attention(nnx.Module):
     def __init__(self, config: ViTConfig, kind: VariableType, param_dtype, rngs: nnx.Rngs):
         width = config.width
         self.heads = config.heads
-        self.qkv = Linear(width, 3 * width, kind=kind, param_dtype=param_dtype, rngs=rngs)
-        self.out = Linear(width, width, kind=kind, param_dtype=param_dtype, rngs=rngs)
+        kwargs = {"init": trunc_normal, "kind": kind, "param_dtype": param_dtype, "rngs": rngs}
+        self.qkv = Linear(width, 3 * width, **kwargs)
+        self.out = Linear(width, width, **kwargs)
         if config.kind == "dinov3":
             mask = jnp.ones((3, width), param_dtype).at[1].set(0)  # keys have no bias
             self.bias_mask: Frozen | None = Frozen(mask.reshape(-1))
@@ -103,12 +104,13 @@ class Block(nnx.Module):
 
     def __init__(self, config: ViTConfig, kind: VariableType, param_dtype, rngs: nnx.Rngs):
         width, hidden = config.width, int(config.width * config.mlp_ratio)
+        kwargs = {"init": trunc_normal, "kind": kind, "param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = LayerNorm(width, config.norm_eps, kind=kind, param_dtype=param_dtype)
         self.attention = Attention(config, kind, param_dtype, rngs)
         self.scale1 = kind(jnp.full((width,), config.layer_scale, param_dtype))
         self.norm2 = LayerNorm(width, config.norm_eps, kind=kind, param_dtype=param_dtype)
-        self.mlp_in = Linear(width, hidden, kind=kind, param_dtype=param_dtype, rngs=rngs)
-        self.mlp_out = Linear(hidden, width, kind=kind, param_dtype=param_dtype, rngs=rngs)
+        self.mlp_in = Linear(width, hidden, **kwargs)
+        self.mlp_out = Linear(hidden, width, **kwargs)
         self.scale2 = kind(jnp.full((width,), config.layer_scale, param_dtype))
 
     def __call__(self, x: Array, rope: tuple[Array, Array] | None = None) -> Array:

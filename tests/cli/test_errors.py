@@ -139,7 +139,5 @@ def test_process_prints_help_without_jax_and_fails_in_one_line():
     helped = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
     assert helped.returncode == 0, helped.stderr
     assert all(name in helped.stdout for name in COMMANDS)
-    failed = subprocess.run(
-        [sys.executable, "-m", "spectralmoe_jax.cli.main", "tra"], capture_output=True, text=True
-    )
+    failed = subprocess.run([sys.executable, "-m", "spectralmoe_jax", "tra"], capture_output=True, text=True)
     assert (failed.returncode, failed.stderr) == (2, "error: unknown subcommand 'tra'; did you mean train?\n")

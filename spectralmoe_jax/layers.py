@@ -1,0 +1,65 @@
+"""The layers that encoders and head share. Weights are float32 (or float64); each layer computes in the
+dtype of its input, statistics in at least float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+class Frozen(nnx.Variable):
+    """A weight that is read and never trained: it has no gradient and no optimizer state."""
+
+
+VariableType = type[nnx.Variable]
+Initializer = Callable[..., Array]  # (key, shape, dtype) -> weights
+
+zeros = jax.nn.initializers.zeros
+trunc_normal = jax.nn.initializers.truncated_normal(stddev=0.02)
+
+
+def wide_type(dtype) -> jnp.dtype:
+    """The dtype of statistics: float32, or float64 where `dtype` is."""
+    return jnp.promote_types(jnp.float32, dtype)
+
+
+def normalise(x: Array, axes: tuple[int, ...], scale: Array, bias: Array, eps: float) -> Array:
+    """Mean 0 and variance 1 over `axes`, then `scale` and `bias`; in the dtype of x."""
+    wide = x.astype(wide_type(x.dtype))
+    centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
+    variance = jnp.mean(centred**2, axis=axes, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """x (..., in) -> x @ kernel + bias (..., out). As a 1x1 convolution it acts on the channels."""
+
+    def __init__(self, in_features: int, out_features: int, *, init: Initializer,
+                 bias_init: Initializer | None = zeros, kind: VariableType = nnx.Param,
+                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+        self.kernel = kind(init(rngs.params(), (in_features, out_features), param_dtype))
+        if bias_init is not None:
+            self.bias = kind(bias_init(rngs.params(), (out_features,), param_dtype))
+        self.has_bias = bias_init is not None
+
+    def __call__(self, x: Array, out_dtype=None) -> Array:
+        """`out_dtype`: of the result, accumulated in; None gives the dtype of x."""
+        out_dtype = out_dtype or x.dtype
+        y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=out_dtype)
+        return y + self.bias[...].astype(out_dtype) if self.has_bias else y
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis."""
+
+    def __init__(self, width: int, eps: float, *, kind: VariableType = nnx.Param, param_dtype=jnp.float32):
+        self.scale = kind(jnp.ones((width,), param_dtype))
+        self.bias = kind(jnp.zeros((width,), param_dtype))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        return normalise(x, (-1,), self.scale[...], self.bias[...], self.eps)

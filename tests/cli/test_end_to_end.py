@@ -1,0 +1,117 @@
+"""The command line with a real, tiny segmenter: train, be killed, resume, evaluate, map, show."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from spectralmoe_jax.checkpoints.names import named_leaves
+from spectralmoe_jax.checkpoints.store import CheckpointStore, read_run_config
+from spectralmoe_jax.checkpoints.trained import initial_segmenter
+from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.models.state import split
+
+STEPS = 8
+TINY = [
+    "data.scenes_source=4", "data.scenes_target=1", "data.scene_size=64", "data.holdout=0.25", "data.crop=32",
+    "model.visual.width=16", "model.visual.patch_size=8", "model.adapter.num_tokens=6",
+    "model.adapter.query_dim=16", "model.adapter.rank=2", "model.head.num_queries=6", "model.head.width=16",
+    "model.head.num_heads=2", "model.head.encoder_ffn=16", "model.head.decoder_ffn=16", "loss.num_points=32",
+    "train.batch_size=2", f"train.steps={STEPS}", "train.warmup_steps=1", "train.log_every=1",
+    "train.evaluate_every=4", "train.checkpoint_every=2", "evaluate.window=32", "evaluate.overlap=8",
+    "evaluate.batch_size=4",
+]  # fmt: skip
+ARGUMENTS = ["--config", "configs/quickstart.py", *(f"--config.{value}" for value in TINY)]
+
+
+def parameters(workdir: Path) -> dict[str, bytes]:
+    config = read_run_config(workdir)
+    trainable, _ = split(initial_segmenter(config))
+    with CheckpointStore(workdir, config) as store:
+        assert store.last == STEPS
+        restored = store.restore_params(store.last, trainable)
+    return {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(restored).items()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    assert main(["train", *ARGUMENTS, "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+def test_killed_training_resumes_bit_for_bit(run, tmp_path):
+    command = [sys.executable, "-m", "spectralmoe_jax", "train", *ARGUMENTS, "--workdir", str(tmp_path)]
+    wanted = random.choice([2, 4, 6])
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "checkpoints" / str(wanted)).exists() and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint in five minutes"
+        time.sleep(0.005)
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode in (-signal.SIGKILL, 0), errors.decode()
+    assert main(command[3:]) == 0
+    assert parameters(tmp_path) == parameters(run)
+
+
+def test_metrics_are_logged(run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = [record for record in records if "loss" in record]
+    assert [record["step"] for record in train] == list(range(1, STEPS + 1))
+    parts = ("loss_cls", "loss_mask", "loss_dice", "loss_balance")
+    for record in train:
+        assert record["loss"] == pytest.approx(sum(record[part] for part in parts), rel=1e-5)
+    assert [record["step"] for record in records if "miou" in record] == [4, 8]
+    assert list((run / "tensorboard").glob("*tfevents*"))
+
+
+def test_evaluate(run, tmp_path, capsys):
+    report_path = tmp_path / "scores.json"
+    assert main(["evaluate", "--workdir", str(run), "--output", str(report_path)]) == 0
+    report = json.loads(report_path.read_text())
+    assert set(report["domains"]) == {"sensor_b"}
+    assert np.sum(report["all"]["confusion"]) == 64 * 64
+    assert "quickstart, target: 1 images" in capsys.readouterr().out
+
+
+def test_predict(run, tmp_path):
+    from data_pipelines.synthetic import SyntheticBenchmark
+
+    scene = SyntheticBenchmark(0, 4, 1, 64).write(tmp_path, "target")[0]
+    paths = {"--input": scene, "--output": tmp_path / "map.tif", "--preview": tmp_path / "map.png"}
+    assert main(["predict", "--checkpoint", str(run), *(str(x) for pair in paths.items() for x in pair)]) == 0
+    with rasterio.open(scene) as image, rasterio.open(tmp_path / "map.tif") as result:
+        assert (image.crs, image.transform, image.shape) == (result.crs, result.transform, result.shape)
+        assert result.tags()["CLASS_2"] == "water"
+        assert result.read(1).max() < 6
+    assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_checkpoint_of_another_model(run, capsys):
+    assert main(["evaluate", "--workdir", str(run), "--config.model.visual.width=32"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "config.model.visual.width is 16 there, 32 here" in error
+    assert main(["train", *ARGUMENTS, "--config.model.visual.width=32", "--workdir", str(run)]) == 2
+    assert "config.model.visual.width" in capsys.readouterr().err
+    assert read_run_config(run).model.visual.width == 16
+
+
+def test_quickstart(tmp_path, capsys):
+    overrides = [f"--config.{value}" for value in TINY]
+    assert main(["quickstart", "--workdir", str(tmp_path), *overrides]) == 0
+    for name in ("panel.png", "map.png", "map.tif", "report.json", "sensor_b/images/scene_000.tif"):
+        assert (tmp_path / name).exists(), name
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert 0 <= report["target"] <= 1
+    truth = np.sum(report["reports"]["target"]["all"]["confusion"], axis=1)
+    assert report["constant"] == pytest.approx(truth.max() / truth.sum() / np.count_nonzero(truth))
+    assert "best constant answer" in capsys.readouterr().out
