@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 8
-    config.train.steps = 3000
+    config.train.steps = 1200
     config.train.learning_rate = 1e-3
     config.train.weight_decay = 0.05
     config.train.betas = (0.9, 0.999)
@@ -99,8 +99,8 @@ def get_config() -> ConfigDict:
     config.train.warmup_steps = 100
     config.train.clip_norm = 1.0
     config.train.log_every = 20
-    config.train.evaluate_every = 500
-    config.train.checkpoint_every = 250
+    config.train.evaluate_every = 300
+    config.train.checkpoint_every = 150
 
     config.evaluate = ConfigDict()
     config.evaluate.window = 192
