@@ -19,6 +19,8 @@ def _prepare_environment() -> None:
         cache = Path(tempfile.gettempdir())
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "spectralmoe_jax" / "compiled"))
+    # The models are tiny: tests wait for the compiler, not for what it compiles.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         threads = str(max(1, (os.cpu_count() or 1) // workers))

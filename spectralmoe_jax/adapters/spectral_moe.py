@@ -129,7 +129,11 @@ class SpectralMoE(nnx.Module):
         kernel, bias = self.transform.kernel[...], self.transform.bias[...]
         small = jnp.einsum("lerd,dq->lerq", self.experts_b[...], kernel)
         per_layer = jnp.einsum("lemr,lerq->lmq", self.experts_a[...], small) / self.config.num_experts + bias
-        together = jnp.stack([per_layer.max(axis=0), per_layer.mean(axis=0), per_layer[-1]], axis=-1)
+        # By index, as torch.max: the gradient of jnp.max compares values, and a compiler that computes them
+        # twice with different rounding then finds none equal and divides by zero.
+        strongest = jax.lax.stop_gradient(jnp.argmax(per_layer, axis=0, keepdims=True))
+        largest = jnp.take_along_axis(per_layer, strongest, axis=0)[0]
+        together = jnp.stack([largest, per_layer.mean(axis=0), per_layer[-1]], axis=-1)
         # the released layout interleaves the three per feature
         return together.reshape(together.shape[0], -1) @ self.merge.kernel[...] + self.merge.bias[...]
 
