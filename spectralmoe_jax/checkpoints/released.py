@@ -42,10 +42,10 @@ _BLOCK = [
     ("ls1.gamma", ("scale1",), "copy"),
     ("norm2.weight", ("norm2", "scale"), "copy"),
     ("norm2.bias", ("norm2", "bias"), "copy"),
-    ("mlp.fc1.weight", ("mlp_in", "kernel"), "linear"),
-    ("mlp.fc1.bias", ("mlp_in", "bias"), "copy"),
-    ("mlp.fc2.weight", ("mlp_out", "kernel"), "linear"),
-    ("mlp.fc2.bias", ("mlp_out", "bias"), "copy"),
+    ("mlp.fc1.weight", ("mlp", "first", "kernel"), "linear"),
+    ("mlp.fc1.bias", ("mlp", "first", "bias"), "copy"),
+    ("mlp.fc2.weight", ("mlp", "last", "kernel"), "linear"),
+    ("mlp.fc2.bias", ("mlp", "last", "bias"), "copy"),
     ("ls2.gamma", ("scale2",), "copy"),
 ]
 ENCODER = [

@@ -7,6 +7,7 @@ adapter layer, so that depth tokens of other layers never exist at the same time
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +18,12 @@ from jax import Array
 from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.vit import VisionTransformer, ViTConfig
+from spectralmoe_jax.models.encoder import Encoder, EncoderConfig
+from spectralmoe_jax.models.vit import VisionTransformer
 
 REMAT = ("none", "layer", "full")
+
+Step = Callable[[Any, Any], tuple[Any, Any]]  # (carry, one layer's inputs) -> (carry, outputs)
 
 
 class Features(NamedTuple):
@@ -39,16 +43,13 @@ class Backbone(nnx.Module):
     Attributes: visual, depth (None without the depth modality), adapter.
     """
 
-    def __init__(self, visual: ViTConfig, depth: ViTConfig | None, adapter: AdapterConfig, *,
+    def __init__(self, visual: EncoderConfig, depth: EncoderConfig | None, adapter: AdapterConfig, *,
                  out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str = "none",
                  param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
-        self.visual = VisionTransformer(visual, param_dtype=param_dtype, rngs=rngs)
+        self.visual: Encoder = make_encoder(visual, param_dtype=param_dtype, rngs=rngs)
+        self.depth: Encoder | None = None
         if depth is not None and adapter.use_depth:
-            self.depth: VisionTransformer | None = VisionTransformer(
-                depth, param_dtype=param_dtype, rngs=rngs
-            )
-        else:
-            self.depth = None
+            self.depth = make_encoder(depth, param_dtype=param_dtype, rngs=rngs)
         self.adapter = SpectralMoE(
             adapter, layers=visual.layers, width=visual.width, param_dtype=param_dtype, rngs=rngs
         )
@@ -68,9 +69,8 @@ class Backbone(nnx.Module):
         if self.depth is not None:
             depth = jax.lax.stop_gradient(self.depth.embed(image[..., jnp.asarray(self.depth_bands)]))
         group = math.gcd(self.visual.config.layers, *(layer + 1 for layer in self.out_layers))
-        inputs = self._layer_inputs(key, noise)
+        inputs, step = self._layers(h, w, key, noise)
         grouped = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), inputs)
-        step = self._layer_step(h, w, noisy=key is not None or noise is not None)
 
         def run_group(carry, layers):
             # one output for a group of layers: only every `group`-th layer can be asked for
@@ -82,30 +82,25 @@ class Backbone(nnx.Module):
         strongest = strongest.reshape(-1, *strongest.shape[2:])  # (L, J, B, N)
         return Features(maps, self.adapter.queries(), jnp.mean(balance), strongest)
 
-    def _layer_inputs(self, key: Array | None, noise: Array | None) -> dict:
-        """Everything the scan slices by layer."""
+    def _layers(self, h: int, w: int, key: Array | None, noise: Array | None) -> tuple[dict, Step]:
+        """Everything the scan slices by layer, and what it does with one slice."""
         layers = self.visual.config.layers
-        inputs: dict[str, Any] = {"visual": nnx.state(self.visual.blocks), "adapter": self.adapter.stacked()}
-        if self.depth is not None:
-            inputs["depth"] = nnx.state(self.depth.blocks)
+        visual_layers = self.visual.stacked(h, w)
+        depth_layers = None if self.depth is None else self.depth.stacked(h, w)
+        inputs: dict[str, Any] = {"visual": visual_layers.weights, "adapter": self.adapter.stacked()}
+        if depth_layers is not None:
+            inputs["depth"] = depth_layers.weights
         if noise is not None:
             inputs["noise"] = noise
         elif key is not None:
             inputs["noise"] = jax.random.split(key, layers)
-        return inputs
-
-    def _layer_step(self, h: int, w: int, *, noisy: bool):
-        visual_graph = nnx.graphdef(self.visual.blocks)
-        depth_graph = None if self.depth is None else nnx.graphdef(self.depth.blocks)
-        rope = self.visual.rope(h, w)
-        depth_rope = None if self.depth is None else self.depth.rope(h, w)
         skip = self.visual.config.prefix_tokens
         skip_depth = 0 if self.depth is None else self.depth.config.prefix_tokens
 
         def refine(visual, depth, layer):
-            visual = nnx.merge(visual_graph, layer["visual"])(visual, rope)
+            visual = visual_layers.apply(visual, layer["visual"])
             patches = None if depth is None else depth[:, skip_depth:]
-            noise = layer.get("noise") if noisy else None
+            noise = layer.get("noise")
             if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
                 noise = self.adapter.draw_noise(noise, visual.shape[0], h * w)
             out = self.adapter.layer(layer["adapter"], visual[:, skip:], patches, noise)
@@ -117,17 +112,20 @@ class Backbone(nnx.Module):
 
         def step(carry, layer):
             visual, depth = carry
-            if depth is not None:
-                assert depth_graph is not None
-                depth = nnx.merge(depth_graph, layer["depth"])(depth, depth_rope)
-                depth = jax.lax.stop_gradient(depth)
+            if depth_layers is not None:
+                depth = jax.lax.stop_gradient(depth_layers.apply(depth, layer["depth"]))
             visual, extras = refine(visual, depth, layer)
             return (visual, depth), extras
 
-        return jax.checkpoint(step) if self.remat == "full" else step
+        return inputs, jax.checkpoint(step) if self.remat == "full" else step
 
 
-def check_parts(visual: ViTConfig, depth: ViTConfig | None, adapter: AdapterConfig,
+def make_encoder(config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Encoder:
+    """The encoder of a family, with random weights."""
+    return VisionTransformer(config, param_dtype=param_dtype, rngs=rngs)
+
+
+def check_parts(visual: EncoderConfig, depth: EncoderConfig | None, adapter: AdapterConfig,
                 out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str) -> None:  # fmt: skip
     """Raise UserError, naming the key, where the parts do not go together."""
     if remat not in REMAT:

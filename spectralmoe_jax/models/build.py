@@ -10,8 +10,8 @@ from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.configuration import from_config, require
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former.head import HeadConfig
+from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
-from spectralmoe_jax.models.vit import ViTConfig
 
 MODEL_KEYS = (
     "weights",
@@ -40,7 +40,7 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
     bands, classes = tuple(config.bands), tuple(config.classes.names)
     require(len(bands) > 0, "config.bands", "name at least one band")
     visual = _encoder(model.visual, "visual", len(bands))
-    depth: ViTConfig | None = None
+    depth: EncoderConfig | None = None
     depth_bands: tuple[int, ...] = ()
     if model.get("depth") is not None:
         section = model.depth.to_dict()
@@ -81,8 +81,8 @@ def make_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
     return nnx.merge(graph, make())
 
 
-def _encoder(section: ConfigDict, name: str, channels: int) -> ViTConfig:
-    return from_config(ViTConfig, _with(section, in_channels=channels, name=name), f"model.{name}")
+def _encoder(section: ConfigDict, name: str, channels: int) -> EncoderConfig:
+    return from_config(EncoderConfig, _with(section, in_channels=channels, name=name), f"model.{name}")
 
 
 def _with(section: ConfigDict, **derived) -> ConfigDict:

@@ -16,7 +16,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.layers import Frozen
 from spectralmoe_jax.mask2former.head import HeadConfig, Mask2FormerHead, semantic_scores
 from spectralmoe_jax.models.backbone import Backbone, Features, check_parts
-from spectralmoe_jax.models.vit import ViTConfig
+from spectralmoe_jax.models.encoder import EncoderConfig
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}
 
@@ -35,8 +35,8 @@ class SegmenterConfig:
       pixel_mean, pixel_std: one value a band, in raw pixel units.
     """
 
-    visual: ViTConfig
-    depth: ViTConfig | None
+    visual: EncoderConfig
+    depth: EncoderConfig | None
     adapter: AdapterConfig
     head: HeadConfig
     depth_bands: tuple[int, ...] = (0, 1, 2)

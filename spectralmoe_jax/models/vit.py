@@ -1,12 +1,11 @@
-"""One vision transformer for DINOv3 (rotary positions, storage tokens, masked key bias) and DINOv2
-(position table), after Siméoni et al. 2025 (arXiv 2508.10104) and Oquab et al. 2023 (arXiv 2304.07193).
+"""One vision transformer for DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193, with registers 2309.16588), DOFA
+(2403.15356), CLIP (2103.00020) and EVA-02 (2303.11331); `encoder.FAMILIES` says how they differ.
 
 Blocks are stacked on a leading layer axis and applied by a scan; see `backbone.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
@@ -16,144 +15,162 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, VariableType, trunc_normal
+from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, VariableType, trunc_normal, zeros
+from spectralmoe_jax.models.encoder import EncoderConfig, Layers
 from spectralmoe_jax.models.resample import resize_bicubic
+from spectralmoe_jax.models.rope import Rope, centred_periods, centred_rope, rotate, stretched_rope
+from spectralmoe_jax.models.wavelengths import KernelGenerator
 
-KINDS = ("dinov3", "dinov2")
+
+def quick_gelu(x: Array) -> Array:
+    """CLIP's approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
 
 
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """Shape of an encoder.
-
-    Attributes:
-      kind: `dinov3` (rotary positions, masked key bias) or `dinov2` (position table).
-      in_channels: bands of the input. storage_tokens: register tokens after the class token.
-      table_size: side of the position table's grid (dinov2); other grids are resampled from it.
-      layer_scale: initial LayerScale. trainable: True makes the weights parameters, not frozen.
-    """
-
-    kind: str = "dinov3"
-    width: int = 1024
-    layers: int = 24
-    heads: int = 16
-    patch_size: int = 16
-    in_channels: int = 3
-    mlp_ratio: float = 4.0
-    storage_tokens: int = 4
-    rope_base: float = 100.0
-    norm_eps: float = 1e-5
-    table_size: int = 32
-    layer_scale: float = 1e-5
-    trainable: bool = False
-    name: str = "visual"
-
-    def __post_init__(self):
-        prefix = f"config.model.{self.name}"
-        if self.kind not in KINDS:
-            raise UserError(f"{prefix}.kind = {self.kind!r}: choose from {', '.join(KINDS)}")
-        if self.width % self.heads:
-            raise UserError(f"{prefix}.heads = {self.heads}: must divide width = {self.width}")
-        if self.kind == "dinov3" and (self.width // self.heads) % 4:
-            raise UserError(
-                f"{prefix}.heads = {self.heads}: width / heads must be a multiple of 4 for rotary positions"
-            )
-        for key in ("width", "layers", "patch_size", "in_channels"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{prefix}.{key} = {getattr(self, key)}: must be at least 1")
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Class and storage tokens, which stand before the patch tokens."""
-        return 1 + self.storage_tokens
+ACTIVATIONS = {"gelu": lambda x: jax.nn.gelu(x, approximate=False), "quick_gelu": quick_gelu}
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention with a fused projection; softmax statistics are float32."""
 
-    def __init__(self, config: ViTConfig, kind: VariableType, param_dtype, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, kind: VariableType, param_dtype, rngs: nnx.Rngs):
         width = config.width
         self.heads = config.heads
         kwargs = {"init": trunc_normal, "kind": kind, "param_dtype": param_dtype, "rngs": rngs}
-        self.qkv = Linear(width, 3 * width, **kwargs)
+        self.qkv = Linear(width, 3 * width, bias_init=zeros if config.qkv_bias else None, **kwargs)
         self.out = Linear(width, width, **kwargs)
-        if config.kind == "dinov3":
-            mask = jnp.ones((3, width), param_dtype).at[1].set(0)  # keys have no bias
+        if config.qkv_bias and not config.family.key_bias:
+            mask = jnp.ones((3, width), param_dtype).at[1].set(0)
             self.bias_mask: Frozen | None = Frozen(mask.reshape(-1))
         else:
             self.bias_mask = None
 
-    def __call__(self, x: Array, rope: tuple[Array, Array] | None) -> Array:
-        bias = self.qkv.bias[...]
-        if self.bias_mask is not None:
-            bias = bias * self.bias_mask[...]
-        qkv = x @ self.qkv.kernel[...].astype(x.dtype) + bias.astype(x.dtype)  # (B, T, 3*D)
+    def __call__(self, x: Array, rope: Rope | None) -> Array:
+        qkv = self._project(x)  # (B, T, 3*D)
         q, k, v = rearrange(qkv, "b t (s h c) -> s b t h c", s=3, h=self.heads)
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            q, k = rotate(q, rope), rotate(k, rope)
         y = jax.nn.dot_product_attention(q, k, v)  # (B, T, H, C)
         return self.out(rearrange(y, "b t h c -> b t (h c)"))
 
+    def _project(self, x: Array) -> Array:
+        if self.bias_mask is None:
+            return self.qkv(x)
+        bias = self.qkv.bias[...] * self.bias_mask[...]
+        return x @ self.qkv.kernel[...].astype(x.dtype) + bias.astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers with an activation between them, or SwiGLU, whose first layer gives gate and value
+    side by side; a norm before the last layer in families that have one."""
+
+    def __init__(self, config: EncoderConfig, kind: VariableType, param_dtype, rngs: nnx.Rngs):
+        kwargs = {"init": trunc_normal, "kind": kind, "param_dtype": param_dtype, "rngs": rngs}
+        self.gated = config.ffn == "swiglu"
+        self.activation = config.family.activation
+        self.first = Linear(config.width, config.hidden * (2 if self.gated else 1), **kwargs)
+        self.last = Linear(config.hidden, config.width, **kwargs)
+        self.norm = (
+            LayerNorm(config.hidden, config.norm_eps, kind=kind, param_dtype=param_dtype)
+            if config.family.ffn_norm
+            else None
+        )
+
+    def __call__(self, x: Array) -> Array:
+        hidden = self.first(x)
+        if self.gated:
+            gate, value = jnp.split(hidden, 2, axis=-1)
+            hidden = jax.nn.silu(gate) * value
+        else:
+            hidden = ACTIVATIONS[self.activation](hidden)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return self.last(hidden)
+
 
 class Block(nnx.Module):
-    """Pre-norm transformer block with LayerScale."""
+    """Pre-norm transformer block, with LayerScale in families that have it."""
 
-    def __init__(self, config: ViTConfig, kind: VariableType, param_dtype, rngs: nnx.Rngs):
-        width, hidden = config.width, int(config.width * config.mlp_ratio)
-        kwargs = {"init": trunc_normal, "kind": kind, "param_dtype": param_dtype, "rngs": rngs}
+    def __init__(self, config: EncoderConfig, kind: VariableType, param_dtype, rngs: nnx.Rngs):
+        width = config.width
         self.norm1 = LayerNorm(width, config.norm_eps, kind=kind, param_dtype=param_dtype)
         self.attention = Attention(config, kind, param_dtype, rngs)
-        self.scale1 = kind(jnp.full((width,), config.layer_scale, param_dtype))
         self.norm2 = LayerNorm(width, config.norm_eps, kind=kind, param_dtype=param_dtype)
-        self.mlp_in = Linear(width, hidden, **kwargs)
-        self.mlp_out = Linear(hidden, width, **kwargs)
-        self.scale2 = kind(jnp.full((width,), config.layer_scale, param_dtype))
+        self.mlp = FeedForward(config, kind, param_dtype, rngs)
+        self.scale1 = self.scale2 = None
+        if config.family.layer_scale:
+            self.scale1 = kind(jnp.full((width,), config.layer_scale, param_dtype))
+            self.scale2 = kind(jnp.full((width,), config.layer_scale, param_dtype))
 
-    def __call__(self, x: Array, rope: tuple[Array, Array] | None = None) -> Array:
+    def __call__(self, x: Array, rope: Rope | None = None) -> Array:
         """x (B, T, D) -> (B, T, D)."""
-        x = x + self.attention(self.norm1(x), rope) * self.scale1[...].astype(x.dtype)
-        hidden = jax.nn.gelu(self.mlp_in(self.norm2(x)), approximate=False)
-        return x + self.mlp_out(hidden) * self.scale2[...].astype(x.dtype)
+        x = x + _scaled(self.attention(self.norm1(x), rope), self.scale1)
+        return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
+
+
+def _scaled(x: Array, scale: nnx.Variable | None) -> Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
 
 
 class VisionTransformer(nnx.Module):
     """Patch embedding, prefix tokens, positions and a stack of blocks.
 
-    `blocks` holds all layers, stacked on axis 0. `norm` and `mask_token` come with every published
-    checkpoint and are kept so that one goes back whole; the features taken from the layers use neither.
+    `blocks` holds all layers, stacked on axis 0. `norm`, `cls_norm`, `local_cls_norm` and `mask_token` come
+    with published checkpoints and are kept so that one goes back whole; the features use none of them.
+    With wavelengths, `patch_kernel` and `patch_bias` are what `generator` made for them;
+    `generate_patch_embedding` renews both once the generator's weights were filled.
     """
 
-    def __init__(self, config: ViTConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kind = nnx.Param if config.trainable else Frozen
-        width, patch = config.width, config.patch_size
         self.config = config
-        shape = (patch, patch, config.in_channels, width)
-        self.patch_kernel = kind(trunc_normal(rngs.params(), shape, param_dtype))
-        self.patch_bias = kind(jnp.zeros((width,), param_dtype))
-        self.class_token = kind(trunc_normal(rngs.params(), (1, width), param_dtype))
-        if config.storage_tokens:
-            tokens = trunc_normal(rngs.params(), (config.storage_tokens, width), param_dtype)
-            self.storage_tokens: nnx.Variable | None = kind(tokens)
-        else:
-            self.storage_tokens = None
-        if config.kind == "dinov2":
-            rows = config.table_size**2 + 1
-            self.position_table: nnx.Variable | None = kind(
-                trunc_normal(rngs.params(), (rows, width), param_dtype)
-            )
-            self.rope_periods: Frozen | None = None
-        else:
-            self.position_table = None
-            self.rope_periods = Frozen(rope_periods(config.head_dim, config.rope_base, param_dtype))
-        self.mask_token = Frozen(jnp.zeros((1, width), param_dtype))
-        self.norm = LayerNorm(width, config.norm_eps, kind=Frozen, param_dtype=param_dtype)
+        self._make_stem(kind, param_dtype, rngs)
+        self._make_tokens(kind, param_dtype, rngs)
+        family, norm = config.family, {"kind": Frozen, "param_dtype": param_dtype}
+        if family.norm_first:
+            self.norm_first = LayerNorm(config.width, config.norm_eps, kind=kind, param_dtype=param_dtype)
+        if family.final_norm:
+            self.norm = LayerNorm(config.width, config.norm_eps, **norm)
+        for name in config.untied_norms:
+            setattr(self, name, LayerNorm(config.width, config.norm_eps, **norm))
         self.blocks = nnx.vmap(lambda r: Block(config, kind, param_dtype, r), in_axes=0, out_axes=0)(
             rngs.split(config.layers)
         )
+
+    def _make_stem(self, kind: VariableType, param_dtype, rngs: nnx.Rngs) -> None:
+        config = self.config
+        if config.family.wavelengths:
+            self.generator = KernelGenerator(
+                config.patch_size, config.width, param_dtype=param_dtype, rngs=rngs
+            )
+            kernel, bias = self.generator(config.wavelengths)
+            self.patch_kernel: nnx.Variable = Frozen(kernel)
+            self.patch_bias: nnx.Variable | None = Frozen(bias)
+            return
+        shape = (config.patch_size, config.patch_size, config.in_channels, config.width)
+        self.patch_kernel = kind(trunc_normal(rngs.params(), shape, param_dtype))
+        has_bias = config.family.patch_bias
+        self.patch_bias = kind(jnp.zeros((config.width,), param_dtype)) if has_bias else None
+
+    def _make_tokens(self, kind: VariableType, param_dtype, rngs: nnx.Rngs) -> None:
+        config, family, width = self.config, self.config.family, self.config.width
+
+        def tokens(count: int) -> nnx.Variable:
+            return kind(trunc_normal(rngs.params(), (count, width), param_dtype))
+
+        self.class_token = tokens(1)
+        self.storage_tokens = tokens(config.storage_tokens) if config.storage_tokens else None
+        self.position_table = tokens(config.table_size**2 + 1) if family.table else None
+        periods = centred_periods(config.head_dim, config.rope_base, param_dtype)
+        self.rope_periods = Frozen(periods) if family.rope == "centred" else None
+        self.mask_token = Frozen(jnp.zeros((1, width), param_dtype)) if family.mask_token else None
+
+    def generate_patch_embedding(self) -> None:
+        """Renew the patch embedding from the generator's weights (dofa)."""
+        kernel, bias = self.generator(self.config.wavelengths)
+        self.patch_kernel[...] = kernel
+        assert self.patch_bias is not None
+        self.patch_bias[...] = bias
 
     def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
         """Patches along height and width of an image (B, H, W, C)."""
@@ -169,9 +186,11 @@ class VisionTransformer(nnx.Module):
     def embed(self, image: Array) -> Array:
         """(B, H, W, C), normalised, in the compute dtype -> tokens (B, prefix + N, D)."""
         h, w = self.grid(image.shape)
-        patches = rearrange(image, "b (h p) (w q) c -> b (h w) (p q c)", h=h, w=w)
+        patches = rearrange(self._padded(image), "b (h p) (w q) c -> b (h w) (p q c)", h=h, w=w)
         kernel = rearrange(self.patch_kernel[...], "p q c d -> (p q c) d").astype(image.dtype)
-        x = patches @ kernel + self.patch_bias[...].astype(image.dtype)  # (B, N, D)
+        x = patches @ kernel  # (B, N, D)
+        if self.patch_bias is not None:
+            x = x + self.patch_bias[...].astype(image.dtype)
         prefix = [self.class_token[...]]
         if self.position_table is not None:
             table = self.position_table[...]
@@ -181,52 +200,45 @@ class VisionTransformer(nnx.Module):
             prefix.append(self.storage_tokens[...])
         first = jnp.concatenate(prefix).astype(x.dtype)
         first = jnp.broadcast_to(first, (x.shape[0], *first.shape))
-        return jnp.concatenate([first, x], axis=1)
+        x = jnp.concatenate([first, x], axis=1)
+        return self.norm_first(x) if self.config.family.norm_first else x
 
-    def rope(self, h: int, w: int) -> tuple[Array, Array] | None:
-        """Sine and cosine tables (N, head_dim) of a patch grid, or None with a position table."""
-        if self.rope_periods is None:
-            return None
-        return rope_tables(self.rope_periods[...], h, w)
+    def _padded(self, image: Array) -> Array:
+        """The image as the patches read it: a padded convolution starts `padding` pixels above and to the
+        left, and its last rows and columns fall away."""
+        padding = self.config.family.padding
+        if not padding:
+            return image
+        return jnp.pad(image, ((0, 0), (padding, 0), (padding, 0), (0, 0)))[:, :-padding, :-padding]
+
+    def rope(self, h: int, w: int) -> Rope | None:
+        """Rotary tables of a patch grid, or None in families without."""
+        if self.rope_periods is not None:
+            return centred_rope(self.rope_periods[...], h, w)
+        if self.config.family.rope == "stretched":
+            dtype = jnp.promote_types(jnp.float32, self.class_token[...].dtype)
+            return stretched_rope(self.config.head_dim, h, w, dtype)
+        return None
 
     def _positions(self, table: Array, h: int, w: int) -> Array:
         side = math.isqrt(table.shape[0])
         grid = rearrange(table, "(h w) d -> h w d", h=side)
-        return rearrange(resize_bicubic(grid, h, w), "h w d -> (h w) d")
+        resized = resize_bicubic(grid, h, w, antialias=self.config.table_antialias)
+        return rearrange(resized, "h w d -> (h w) d")
 
-    def all_layers(self, image: Array) -> Array:
-        """Tokens after every layer, for inspection and parity: (L, B, prefix + N, D)."""
-        rope = self.rope(*self.grid(image.shape))
-        graph, state = nnx.split(self.blocks)
-
-        def body(x, layer):
-            x = nnx.merge(graph, layer)(x, rope)
-            return x, x
-
-        return jax.lax.scan(body, self.embed(image), state)[1]
+    def stacked(self, h: int, w: int) -> Layers:
+        """The blocks, ready to be scanned over a grid of h x w patches."""
+        rope = self.rope(h, w)
+        graph, weights = nnx.split(self.blocks)
+        return Layers(weights, lambda x, layer: nnx.merge(graph, layer)(x, rope))
 
 
-def rope_periods(head_dim: int, base: float, dtype=jnp.float32) -> Array:
-    """Periods of the rotary positions: (head_dim / 4,)."""
-    return (base ** (jnp.arange(head_dim // 4) / (head_dim // 4))).astype(dtype)
+def all_layers(encoder, image: Array) -> Array:
+    """Tokens after every layer, for inspection and parity: (L, B, prefix + N, D)."""
+    layers = encoder.stacked(*encoder.grid(image.shape))
 
+    def body(x, layer):
+        x = layers.apply(x, layer)
+        return x, x
 
-def rope_tables(periods: Array, h: int, w: int) -> tuple[Array, Array]:
-    """Sine and cosine (N, head_dim) over patch centres in [-1, 1], at least float32."""
-    dtype = jnp.promote_types(jnp.float32, periods.dtype)
-    rows = (jnp.arange(h, dtype=dtype) + 0.5) / h * 2 - 1
-    columns = (jnp.arange(w, dtype=dtype) + 0.5) / w * 2 - 1
-    coordinates = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)  # (h, w, 2)
-    angles = 2 * jnp.pi * coordinates[..., None] / periods.astype(dtype)  # (h, w, 2, C/4)
-    angles = angles.reshape(h * w, -1)
-    angles = jnp.concatenate([angles, angles], axis=-1)  # (N, C)
-    return jnp.sin(angles), jnp.cos(angles)
-
-
-def rotate(x: Array, sin: Array, cos: Array) -> Array:
-    """Rotate the patch tokens of x (B, T, H, C), the last N of T, in float32; others pass."""
-    prefix = x.shape[1] - sin.shape[0]
-    patches = x[:, prefix:].astype(sin.dtype)
-    left, right = jnp.split(patches, 2, axis=-1)
-    turned = patches * cos[:, None] + jnp.concatenate([-right, left], axis=-1) * sin[:, None]
-    return jnp.concatenate([x[:, :prefix], turned.astype(x.dtype)], axis=1)
+    return jax.lax.scan(body, encoder.embed(image), layers.weights)[1]

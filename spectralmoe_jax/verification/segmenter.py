@@ -20,9 +20,9 @@ from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.mask2former.head import semantic_scores
 from spectralmoe_jax.mask2former.resize import resize_bilinear
 from spectralmoe_jax.mask2former.settings import HeadConfig
+from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import with_values
-from spectralmoe_jax.models.vit import ViTConfig
 from spectralmoe_jax.verification.report import Check, compare, worst
 
 FEATURES, LOGITS, GRADIENTS = 1e-5, 1e-4, 1e-3
@@ -33,11 +33,11 @@ def segmenter_config(meta: dict) -> tuple[SegmenterConfig, LossConfig]:
     depth, adapter, head = meta["depth_encoder"], meta["adapter"], meta["head"]
     grid = meta["image_size"] // meta["patch_size"]
     sizes = {"width": meta["embed_dim"], "layers": meta["depth"], "heads": meta["num_heads"]}
-    visual = ViTConfig(
+    visual = EncoderConfig(
         kind="dinov3", **sizes, patch_size=meta["patch_size"], in_channels=meta["in_channels"],
         storage_tokens=meta["num_storage_tokens"], rope_base=meta["rope_base"], norm_eps=meta["norm_eps"],
     )  # fmt: skip
-    depth_encoder = ViTConfig(
+    depth_encoder = EncoderConfig(
         kind=depth["kind"], width=depth["embed_dim"], layers=depth["depth"], heads=depth["num_heads"],
         patch_size=depth["patch_size"], in_channels=len(depth["channels"]), storage_tokens=0,
         norm_eps=depth["norm_eps"], table_size=grid, name="depth",

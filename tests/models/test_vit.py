@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.resample import resize_bicubic
 from spectralmoe_jax.models.state import fill, leaves
-from spectralmoe_jax.models.vit import VisionTransformer, ViTConfig
+from spectralmoe_jax.models.vit import VisionTransformer, all_layers
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `test`")
@@ -60,8 +61,8 @@ def block_names(norm1, norm2, layer_scales, mlp, out, prefix):
     rows = [(("norm1", "scale"), f"{norm1}.weight", ""), (("norm1", "bias"), f"{norm1}.bias", ""),
             (("norm2", "scale"), f"{norm2}.weight", ""), (("norm2", "bias"), f"{norm2}.bias", ""),
             (("scale1",), layer_scales[0], ""), (("scale2",), layer_scales[1], "")]  # fmt: skip
-    for ours, theirs in (("mlp_in", mlp[0]), ("mlp_out", mlp[1])):
-        rows += [((ours, "kernel"), f"{theirs}.weight", "T"), ((ours, "bias"), f"{theirs}.bias", "")]
+    for ours, theirs in ((("mlp", "first"), mlp[0]), (("mlp", "last"), mlp[1])):
+        rows += [((*ours, "kernel"), f"{theirs}.weight", "T"), ((*ours, "bias"), f"{theirs}.bias", "")]
     rows += [
         (("attention", "out", "kernel"), f"{out}.weight", "T"),
         (("attention", "out", "bias"), f"{out}.bias", ""),
@@ -87,7 +88,7 @@ def with_fused_qkv(ours, theirs, name, layers, key_bias):
 def assert_layers_equal(ours, theirs, image):
     with torch.no_grad():
         hidden = theirs(torch.from_numpy(image), output_hidden_states=True).hidden_states
-    tokens = np.asarray(jax.jit(ours.all_layers)(jnp.asarray(image.transpose(0, 2, 3, 1))))
+    tokens = np.asarray(jax.jit(lambda x: all_layers(ours, x))(jnp.asarray(image.transpose(0, 2, 3, 1))))
     assert len(hidden) == len(tokens) + 1
     for mine, wanted in zip(tokens, hidden[1:], strict=True):
         wanted = wanted.numpy()
@@ -97,7 +98,7 @@ def assert_layers_equal(ours, theirs, image):
 def test_dinov3_layers():
     theirs = randomise(transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(
         **SIZES, intermediate_size=48, num_register_tokens=4, image_size=16)))  # fmt: skip
-    config = ViTConfig(width=24, layers=3, heads=2, patch_size=4, mlp_ratio=2, storage_tokens=4)
+    config = EncoderConfig(width=24, layers=3, heads=2, patch_size=4, mlp_ratio=2, storage_tokens=4)
     first = next(key for key in theirs.state_dict() if key.endswith("layer.0.norm1.weight"))
     prefix = first.replace("0.norm1.weight", "{}.")
     names = [(("patch_kernel",), "embeddings.patch_embeddings.weight", "conv"),
@@ -117,7 +118,7 @@ def test_dinov2_layers():
     theirs = randomise(
         transformers.Dinov2Model(transformers.Dinov2Config(**SIZES, mlp_ratio=2, image_size=16))
     )
-    config = ViTConfig(
+    config = EncoderConfig(
         kind="dinov2",
         width=24,
         layers=3,
@@ -156,6 +157,6 @@ def test_bicubic_equals_torch(size):
 
 
 def test_image_that_does_not_divide():
-    ours = VisionTransformer(ViTConfig(width=8, layers=1, heads=2, patch_size=4), rngs=nnx.Rngs(0))
+    ours = VisionTransformer(EncoderConfig(width=8, layers=1, heads=2, patch_size=4), rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"18x16.*patches of 4"):
         ours.embed(jnp.zeros((1, 18, 16, 3)))
