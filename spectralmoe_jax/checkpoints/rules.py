@@ -1,9 +1,9 @@
 """A name table between a PyTorch state dict and our parameters, strict both ways.
 
-A `Rule` says which released tensors fill which leaf and how their axes move. Indices in
-braces, `{layer}` or `{expert}`, are the leading (stacked) axes of the leaf, in order, so one
-rule covers all layers. Every transform is a permutation of axes: values are never touched, so
-a round trip is bit-exact.
+A `Rule` says which source tensors fill which leaf and how their axes move. Indices in braces,
+`{layer}` or `{expert}`, are the leading (stacked) axes of the leaf, in order, so one rule covers
+all layers. Every transform is a permutation of axes: values are never touched, so a round trip is
+bit-exact.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 from spectralmoe_jax.errors import UserError
 
 Path = tuple[str, ...]
+# (path, array in our layout, wanted shape) -> an array that fits, or the same one where it knows no way
+Adapt = Callable[[Path, np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 class Transform(NamedTuple):
@@ -42,25 +44,36 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-class Rule(NamedTuple):
-    """`pattern`: released name with `{index}` placeholders; `path`: where the leaf stands in the
-    model's pure dict; `transform`: a key of `TRANSFORMS`."""
+ZEROS = ""  # stands for a part that the source does not have and that is zero, such as a key's bias
 
-    pattern: str
+
+class Rule(NamedTuple):
+    """Which source tensors fill a leaf.
+
+    pattern: source name with `{index}` placeholders, or several, whose tensors stand side by side along the
+      leaf's last axis (`ZEROS` for a part the source does not have).
+    path: where the leaf stands in the model's pure dict.
+    transform: a key of `TRANSFORMS`, for each tensor.
+    """
+
+    pattern: str | tuple[str, ...]
     path: Path
     transform: str = "copy"
 
     @property
-    def indices(self) -> list[str]:
-        return re.findall(r"{(\w+)}", self.pattern)
+    def patterns(self) -> tuple[str, ...]:
+        return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
 
-    def names(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], str]]:
-        """The released names this rule covers for a leaf of `shape`, with their stacked indices."""
+    @property
+    def indices(self) -> list[str]:
+        return re.findall(r"{(\w+)}", next(pattern for pattern in self.patterns if pattern != ZEROS))
+
+    def names(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+        """For a leaf of `shape`: the stacked indices, and the source names of the parts at each."""
         keys = self.indices
-        ranges = [range(n) for n in shape[: len(keys)]]
         return [
-            (index, self.pattern.format(**dict(zip(keys, index, strict=True))))
-            for index in itertools.product(*ranges)
+            (index, tuple(p.format(**dict(zip(keys, index, strict=True))) for p in self.patterns))
+            for index in itertools.product(*(range(n) for n in shape[: len(keys)]))
         ]
 
 
@@ -71,22 +84,28 @@ def read_tensors(
     *,
     source: str,
     constants: Mapping[str, float] | None = None,
+    ignored: Iterable[str] = (),
+    defaults: Mapping[Path, np.ndarray] | None = None,
+    adapt: Adapt | None = None,
 ) -> dict[Path, np.ndarray]:
-    """Fill every leaf from `tensors`.
+    """Fill every leaf from `tensors`, one leaf at a time: a lazy mapping is read once through.
 
     Args:
       rules: the name table.
       leaves: path -> shape of every leaf that must be filled.
-      tensors: released name -> array.
+      tensors: source name -> array.
       source: what to call the file in messages.
-      constants: released names that carry a fixed value and no information, with that value.
+      constants: source names that carry a fixed value and no information, with that value.
+      ignored: regular expressions of source names that the model has no use for; the whole name must match.
+      defaults: values of leaves that the format defines instead of storing them.
+      adapt: makes a tensor of another size fit, such as a patch kernel; see `Adapt`.
 
     Returns: path -> array in our layout, of the tensors' dtype.
 
     Raises UserError, listing all problems together: leaves without a rule or tensor, tensors
     nobody reads, tensors of the wrong shape.
     """
-    constants = constants or {}
+    defaults = defaults or {}
     filled: dict[Path, np.ndarray] = {}
     used: set[str] = set()
     missing: list[str] = []
@@ -94,29 +113,25 @@ def read_tensors(
     by_path = {rule.path: rule for rule in rules}
     for path, shape in leaves.items():
         rule = by_path.get(path)
-        if rule is None:
+        names = [] if rule is None else [n for _, parts in rule.names(shape) for n in parts if n != ZEROS]
+        absent = [name for name in names if name not in tensors]
+        used.update(names)
+        if path in defaults and len(absent) == len(names):
+            filled[path] = defaults[path]
+        elif rule is None:
             missing.append("/".join(path))
-            continue
-        parts = []
-        for _, name in rule.names(shape):
-            used.add(name)
-            if name not in tensors:
-                missing.append(name)
-                continue
-            want = shape[len(rule.indices) :]
-            part = _read(rule, np.asarray(tensors[name]))
-            if part is None or part.shape != want:
-                wrong.append(f"{name} {tuple(np.shape(tensors[name]))} does not fit {'/'.join(path)} {want}")
-                continue
-            parts.append(part)
-        if len(parts) == len(rule.names(shape)):
-            filled[path] = np.stack(parts).reshape(shape) if rule.indices else parts[0]
-    for name, value in constants.items():
+        elif absent:
+            missing += absent
+        else:
+            leaf = _read_leaf(rule, path, shape, tensors, adapt, wrong)
+            if leaf is not None:
+                filled[path] = leaf
+    for name, value in (constants or {}).items():
         if name in tensors:
             used.add(name)
             if not np.all(np.asarray(tensors[name]) == value):
                 wrong.append(f"{name} should hold the constant {value}")
-    left = sorted(set(tensors) - used)
+    left = sorted(name for name in set(tensors) - used if not any(re.fullmatch(p, name) for p in ignored))
     if missing or left or wrong:
         raise UserError(
             f"{source} does not fit this configuration: "
@@ -131,15 +146,55 @@ def read_tensors(
 
 
 def write_tensors(rules: Iterable[Rule], leaves: Mapping[Path, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `read_tensors`: released name -> array, for every leaf. Raises KeyError for a
+    """The inverse of `read_tensors`: source name -> array, for every leaf. Raises KeyError for a
     leaf without a rule."""
     by_path = {rule.path: rule for rule in rules}
     tensors = {}
     for path, leaf in leaves.items():
         rule = by_path[path]
-        for index, name in rule.names(leaf.shape):
-            tensors[name] = np.array(TRANSFORMS[rule.transform].write(np.asarray(leaf)[index]), order="C")
+        write = TRANSFORMS[rule.transform].write
+        for index, names in rule.names(leaf.shape):
+            parts = (
+                np.split(np.asarray(leaf)[index], len(names), axis=-1) if len(names) > 1 else [leaf[index]]
+            )
+            for name, part in zip(names, parts, strict=True):
+                if name != ZEROS:
+                    tensors[name] = np.array(write(np.asarray(part)), order="C")
     return tensors
+
+
+def _read_leaf(rule: Rule, path: Path, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray],
+               adapt: Adapt | None, wrong: list[str]) -> np.ndarray | None:  # fmt: skip
+    """One leaf, allocated once; None, with the reason appended to `wrong`, where a tensor does not fit."""
+    stacked = len(rule.indices)
+    want = shape[stacked:]
+    leaf = None
+    for index, names in rule.names(shape):
+        parts = [_read(rule, np.asarray(tensors[name])) for name in names if name != ZEROS]
+        found = ", ".join(f"{name} {tuple(np.shape(tensors[name]))}" for name in names if name != ZEROS)
+        if any(part is None for part in parts):
+            wrong.append(f"{found} does not fit {'/'.join(path)} {want}")
+            continue
+        value = _join(rule.patterns, parts)
+        if adapt is not None and value.shape != want:
+            value = adapt(path, value, want)
+        if value.shape != want:
+            wrong.append(f"{found} does not fit {'/'.join(path)} {want}")
+        elif not stacked:
+            return value
+        else:
+            leaf = np.empty(shape, value.dtype) if leaf is None else leaf
+            leaf[index] = value
+    return leaf
+
+
+def _join(patterns: tuple[str, ...], parts: list) -> np.ndarray:
+    if len(patterns) == 1:
+        return parts[0]
+    remaining = iter(parts)
+    return np.concatenate(
+        [np.zeros_like(parts[0]) if p == ZEROS else next(remaining) for p in patterns], axis=-1
+    )
 
 
 def _read(rule: Rule, tensor: np.ndarray) -> np.ndarray | None:

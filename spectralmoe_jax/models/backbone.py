@@ -47,9 +47,8 @@ class Backbone(nnx.Module):
                  out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str = "none",
                  param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
         self.visual: Encoder = make_encoder(visual, param_dtype=param_dtype, rngs=rngs)
-        self.depth: Encoder | None = None
-        if depth is not None and adapter.use_depth:
-            self.depth = make_encoder(depth, param_dtype=param_dtype, rngs=rngs)
+        depth = depth if adapter.use_depth else None
+        self.depth = None if depth is None else make_encoder(depth, param_dtype=param_dtype, rngs=rngs)
         self.adapter = SpectralMoE(
             adapter, layers=visual.layers, width=visual.width, param_dtype=param_dtype, rngs=rngs
         )

@@ -11,6 +11,7 @@ from spectralmoe_jax.configuration import from_config, require
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former.head import HeadConfig
 from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.presets import preset
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 
 MODEL_KEYS = (
@@ -82,7 +83,13 @@ def make_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
 
 
 def _encoder(section: ConfigDict, name: str, channels: int) -> EncoderConfig:
-    return from_config(EncoderConfig, _with(section, in_channels=channels, name=name), f"model.{name}")
+    """`preset` gives a published encoder's sizes, which the section's other keys override."""
+    place, own = f"model.{name}", section.to_dict()
+    named = own.pop("preset", None)
+    own.pop("weights", None)
+    fields = {} if named is None else preset(named, f"config.{place}.preset")
+    derived = {"in_channels": channels, "name": name}
+    return from_config(EncoderConfig, ConfigDict({**fields, **own, **derived}), place)
 
 
 def _with(section: ConfigDict, **derived) -> ConfigDict:

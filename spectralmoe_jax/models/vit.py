@@ -97,10 +97,9 @@ class Block(nnx.Module):
         self.attention = Attention(config, kind, param_dtype, rngs)
         self.norm2 = LayerNorm(width, config.norm_eps, kind=kind, param_dtype=param_dtype)
         self.mlp = FeedForward(config, kind, param_dtype, rngs)
-        self.scale1 = self.scale2 = None
-        if config.family.layer_scale:
-            self.scale1 = kind(jnp.full((width,), config.layer_scale, param_dtype))
-            self.scale2 = kind(jnp.full((width,), config.layer_scale, param_dtype))
+        initial = jnp.full((width,), config.layer_scale, param_dtype)
+        self.scale1 = kind(initial) if config.family.layer_scale else None
+        self.scale2 = kind(initial) if config.family.layer_scale else None
 
     def __call__(self, x: Array, rope: Rope | None = None) -> Array:
         """x (B, T, D) -> (B, T, D)."""
