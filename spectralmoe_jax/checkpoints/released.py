@@ -68,7 +68,7 @@ PIXELS = [
 
 def under(prefix: str, path: Path, rules: list[Rule]) -> list[Rule]:
     """The same rules for a module that stands at `path` in ours and at `prefix` in the released names."""
-    return [Rule(prefix + rule.pattern, (*path, *rule.path), rule.transform) for rule in rules]
+    return [rule.under(prefix, path) for rule in rules]
 
 
 def segmenter_rules() -> list[Rule]:

@@ -49,7 +49,7 @@ def head_rules(root: str = "decode_head.", path: Path = ("head",)) -> list[Rule]
         *_norm(f"{_DECODER}.norms.2", (*layers, "norm_ffn")),
         *_norm("transformer_decoder.post_norm", (*decoder, "post_norm")),
     ]
-    return [Rule(root + rule.pattern, path + rule.path, rule.transform) for rule in rules]
+    return [rule.under(root, path) for rule in rules]
 
 
 def _linear(name: str, path: Path, transform: str = "linear") -> list[Rule]:

@@ -60,6 +60,11 @@ class Rule(NamedTuple):
     path: Path
     transform: str = "copy"
 
+    def under(self, prefix: str, path: Path) -> Rule:
+        """The same rule for a module that stands at `path` in ours and at `prefix` in the source names."""
+        patterns = tuple(pattern if pattern == ZEROS else prefix + pattern for pattern in self.patterns)
+        return Rule(patterns, (*path, *self.path), self.transform)
+
     @property
     def patterns(self) -> tuple[str, ...]:
         return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
@@ -154,12 +159,11 @@ def write_tensors(rules: Iterable[Rule], leaves: Mapping[Path, np.ndarray]) -> d
         rule = by_path[path]
         write = TRANSFORMS[rule.transform].write
         for index, names in rule.names(leaf.shape):
-            parts = (
-                np.split(np.asarray(leaf)[index], len(names), axis=-1) if len(names) > 1 else [leaf[index]]
-            )
+            value = np.asarray(leaf)[index]
+            parts = np.split(value, len(names), axis=-1) if len(names) > 1 else [value]
             for name, part in zip(names, parts, strict=True):
                 if name != ZEROS:
-                    tensors[name] = np.array(write(np.asarray(part)), order="C")
+                    tensors[name] = np.array(write(part), order="C")
     return tensors
 
 
@@ -191,10 +195,8 @@ def _read_leaf(rule: Rule, path: Path, shape: tuple[int, ...], tensors: Mapping[
 def _join(patterns: tuple[str, ...], parts: list) -> np.ndarray:
     if len(patterns) == 1:
         return parts[0]
-    remaining = iter(parts)
-    return np.concatenate(
-        [np.zeros_like(parts[0]) if p == ZEROS else next(remaining) for p in patterns], axis=-1
-    )
+    remaining, zeros = iter(parts), np.zeros_like(parts[0])
+    return np.concatenate([zeros if pattern == ZEROS else next(remaining) for pattern in patterns], axis=-1)
 
 
 def _read(rule: Rule, tensor: np.ndarray) -> np.ndarray | None:
