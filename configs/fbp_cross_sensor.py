@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augment.photometric = True  # on red, green and blue only
 
     config.model = ConfigDict()
-    config.model.weights = ""  # a safetensors file in the released names
+    config.model.weights = ""  # the released segmenter, or BACKBONE,CHECKPOINT; or the encoders' own below
     config.model.dtype = "bfloat16"
     config.model.remat = "layer"
     config.model.pixel_mean = (110.714, 85.357, 88.594, 82.444)
@@ -79,6 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.out_layers = (7, 11, 15, 23)
 
     config.model.visual = ConfigDict()
+    config.model.visual.weights = ""  # a file, a Hugging Face folder or hf://owner/name
     config.model.visual.kind = "dinov3"
     config.model.visual.width = 1024
     config.model.visual.layers = 24
@@ -89,6 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.visual.trainable = False
 
     config.model.depth = ConfigDict()
+    config.model.depth.weights = ""
     config.model.depth.kind = "dinov2"
     config.model.depth.bands = ("red", "green", "blue")
     config.model.depth.width = 1024

@@ -35,6 +35,17 @@ def normalise(x: Array, axes: tuple[int, ...], scale: Array, bias: Array, eps: f
     return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
+def attend(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+    """Attention of q, k, v (B, T, H, C), with `bias` (B, H, T, T) added to the scaled logits; in their dtype,
+    softmax in at least float32."""
+    if q.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(q, k, v, bias)
+    # jax.nn's rounds its logits to float32
+    logits = jnp.einsum("bthc,bshc->bhts", q, k) / q.shape[-1] ** 0.5
+    weights = jax.nn.softmax(logits if bias is None else logits + bias)
+    return jnp.einsum("bhts,bshc->bthc", weights, v)
+
+
 class Linear(nnx.Module):
     """x (..., in) -> x @ kernel + bias (..., out). As a 1x1 convolution it acts on the channels."""
 

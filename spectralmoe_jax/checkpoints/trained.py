@@ -4,39 +4,107 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from pathlib import Path
+import pathlib
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
-from spectralmoe_jax.checkpoints.released import load_released
+from spectralmoe_jax.checkpoints.encoder_file import read_encoder
+from spectralmoe_jax.checkpoints.released import ENCODERS, is_segmenter, part_of, parts_of, stream_segmenter
+from spectralmoe_jax.checkpoints.sources import open_source
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
-from spectralmoe_jax.models.segmenter import Segmenter
-from spectralmoe_jax.models.state import join, split
+from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
+from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
+from spectralmoe_jax.models.state import Path, join, leaves, split, with_values
 
 log = logging.getLogger(__name__)
 
 
 def initial_segmenter(config: ConfigDict) -> Segmenter:
-    """The segmenter a run starts from: `config.model.weights`, a safetensors file in the released names, or
-    random weights where there is none. Logs a warning where frozen weights are random.
+    """The segmenter a run starts from.
 
-    Raises UserError naming the key or file that is wrong.
+    Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
+    as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
+    `config.model.depth.weights`; see `sources.open_source` for what each may be. Whatever none of them holds
+    is random; a warning says so where it is frozen. Files are read leaf by leaf: there is one copy in memory.
+
+    Raises UserError naming the key or file that is wrong, or the two that hold the same part.
     """
     settings = segmenter_config(config)
-    segmenter = make_segmenter(settings, config.seed)
-    if config.model.get("weights"):
-        load_released(segmenter, config.model.weights)
-    elif not settings.visual.trainable:
+    abstract = abstract_segmenter(settings)
+    return with_values(abstract, _initial_values(config, settings, leaves(abstract)))
+
+
+def _initial_values(
+    config: ConfigDict, settings: SegmenterConfig, abstract: dict, known: Collection[Path] = ()
+) -> dict[Path, jax.Array]:
+    """Every leaf but the `known` ones, which come from elsewhere."""
+    values: dict[Path, jax.Array] = {}
+    for stream in _streams(config, settings, {path: tuple(leaf.shape) for path, leaf in abstract.items()}):
+        for path, value in stream:
+            if path not in known:
+                values[path] = jax.numpy.asarray(value, abstract[path].dtype)
+    missing = abstract.keys() - values.keys() - set(known)
+    _report_random(config, settings, {part_of(path) for path in missing})
+    return values | random_leaves(settings, config.seed, missing)
+
+
+def _streams(
+    config: ConfigDict, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
+) -> Iterator[Iterator[tuple[Path, np.ndarray]]]:
+    """The leaves of every file that the configuration names, one file after the other."""
+    filled: dict[str, str] = {}  # part -> the key and file that fill it
+    for key, spec, encoder in _specs(config, settings):
+        source = open_source(spec)
+        parts = {encoder.name} if encoder else parts_of(source)
+        if not encoder and not is_segmenter(source):
+            raise UserError(
+                f"{key} = {spec}: holds no part of a segmenter; give an encoder's weights as "
+                "config.model.visual.weights or config.model.depth.weights"
+            )
+        for part in parts:
+            if part in filled:
+                raise UserError(
+                    f"{key} = {spec} holds the {part} part, which {filled[part]} holds too: give one"
+                )
+            filled[part] = f"{key} = {spec}"
+        if encoder and not is_segmenter(source):
+            root = ENCODERS[encoder.name][1]
+            yield (((*root, *path), leaf) for path, leaf in read_encoder(source, encoder))
+        else:
+            yield stream_segmenter(source, settings, shapes, parts)
+
+
+def _specs(config: ConfigDict, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
+    """(key, file, the encoder that the key is for) of everything that is to be read."""
+    given = config.model.get("weights") or ()
+    for spec in given.split(",") if isinstance(given, str) else given:
+        yield "config.model.weights", spec.strip(), None
+    for encoder in (settings.visual, settings.depth if settings.adapter.use_depth else None):
+        if encoder is not None and config.model[encoder.name].get("weights"):
+            yield f"config.model.{encoder.name}.weights", config.model[encoder.name].weights, encoder
+
+
+def _report_random(config: ConfigDict, settings: SegmenterConfig, parts: set[str]) -> None:
+    for encoder in (settings.visual, settings.depth):
+        if encoder is None or encoder.trainable or encoder.name not in parts:
+            continue
+        if config.model.get("weights"):
+            raise UserError(
+                f"config.model.weights = {config.model.weights} does not hold the {encoder.name} encoder, "
+                f"which is frozen: give config.model.{encoder.name}.weights, or the merged backbone file "
+                "before it, as in config.model.weights=BACKBONE,CHECKPOINT"
+            )
         log.warning(
-            "config.model.visual is frozen and has random weights: nothing useful can be learnt on top; "
-            "give config.model.weights, or set config.model.visual.trainable"
+            "config.model.%s is frozen and has random weights: nothing useful can be learnt on top; "
+            "give config.model.%s.weights, or set config.model.%s.trainable",
+            *[encoder.name] * 3,
         )
-    return segmenter
 
 
 def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segmenter:
@@ -47,15 +115,17 @@ def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segment
     Raises UserError where the folder holds no checkpoint, or one of another configuration.
     """
     settings = segmenter_config(config)
-    trainable, frozen = split(initial_segmenter(config))
-    if not Path(workdir).is_dir():
+    abstract = abstract_segmenter(settings)
+    trainable, _ = split(abstract)
+    if not pathlib.Path(workdir).is_dir():
         raise UserError(f"{workdir}: no such folder; give one that `spectralmoe train` wrote")
-    with CheckpointStore(Path(workdir), config) as store:
+    with CheckpointStore(pathlib.Path(workdir), config) as store:
         step = store.best if store.best is not None else store.last
         if step is None:
             raise UserError(f"{workdir}: holds no checkpoint yet; train first, or give the folder of a run")
         trainable = store.restore_params(step, trainable)
-    return join(abstract_segmenter(settings), trainable, frozen)
+    frozen = _initial_values(config, settings, leaves(abstract), traverse_util.flatten_dict(trainable))
+    return with_values(abstract, frozen | traverse_util.flatten_dict(trainable))
 
 
 def make_predict(segmenter: Segmenter) -> Callable[[np.ndarray], np.ndarray]:

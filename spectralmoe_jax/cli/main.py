@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train on source places, in a folder that can be resumed",
     "evaluate": "score a trained model on whole images, per domain and class",
     "predict": "map a scene of any size to a georeferenced raster",
+    "convert": "published weights to a file of ours; a trained run to PyTorch",
     "verify": "compare the model with reference values, number for number",
     "params": "count the parameters of a configuration by part",
 }

@@ -19,6 +19,7 @@ from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.encoder import Encoder, EncoderConfig
+from spectralmoe_jax.models.sam import SamEncoder
 from spectralmoe_jax.models.vit import VisionTransformer
 
 REMAT = ("none", "layer", "full")
@@ -121,7 +122,8 @@ class Backbone(nnx.Module):
 
 def make_encoder(config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Encoder:
     """The encoder of a family, with random weights."""
-    return VisionTransformer(config, param_dtype=param_dtype, rngs=rngs)
+    made = SamEncoder if config.kind == "sam" else VisionTransformer
+    return made(config, param_dtype=param_dtype, rngs=rngs)
 
 
 def check_parts(visual: EncoderConfig, depth: EncoderConfig | None, adapter: AdapterConfig,

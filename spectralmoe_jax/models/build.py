@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -13,6 +15,7 @@ from spectralmoe_jax.mask2former.head import HeadConfig
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.presets import preset
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
+from spectralmoe_jax.models.state import Path, leaves
 
 MODEL_KEYS = (
     "weights",
@@ -80,6 +83,19 @@ def make_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
     graph = nnx.graphdef(abstract_segmenter(config))
     make = jax.jit(lambda: nnx.state(Segmenter(config, rngs=nnx.Rngs(seed))))
     return nnx.merge(graph, make())
+
+
+def random_leaves(config: SegmenterConfig, seed: int, paths: Collection[Path]) -> dict[Path, jax.Array]:
+    """The leaves at `paths` of `make_segmenter(config, seed)`; the others are never made."""
+    if not paths:
+        return {}
+
+    def make() -> dict[str, jax.Array]:
+        found = leaves(Segmenter(config, rngs=nnx.Rngs(seed)))
+        return {"/".join(path): found[path] for path in paths}
+
+    made = jax.jit(make)()
+    return {path: made["/".join(path)] for path in paths}
 
 
 def _encoder(section: ConfigDict, name: str, channels: int) -> EncoderConfig:

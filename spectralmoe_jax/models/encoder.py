@@ -47,6 +47,7 @@ FAMILIES = {
 }
 KINDS = (*FAMILIES, "sam")
 FFNS = ("mlp", "swiglu")
+EXTRA_BANDS = ("modulo", "mean", "zero")
 UNTIED_NORMS = ("cls_norm", "local_cls_norm")
 
 
@@ -69,6 +70,8 @@ class EncoderConfig:
       layer_scale: initial LayerScale, in families that have it.
       untied_norms: further final norms that come with the weights (DINOv3 7B and SAT), of `UNTIED_NORMS`.
       wavelengths: of the bands in micrometres (dofa).
+      extra_bands: kernels of bands beyond those of the weights that are read: `modulo` (band c takes channel
+        c mod 3), `mean` of the channels, or `zero`.
       window: side of an attention window, in patches; global_every: every which layer sees all (sam).
       trainable: True makes the weights parameters, not frozen.
     """
@@ -91,6 +94,7 @@ class EncoderConfig:
     layer_scale: float = 1e-5
     untied_norms: tuple[str, ...] = ()
     wavelengths: tuple[float, ...] = ()
+    extra_bands: str = "modulo"
     window: int = 14
     global_every: int = 3
     trainable: bool = False
@@ -103,6 +107,7 @@ class EncoderConfig:
 
         require(self.kind in KINDS, "kind", f"choose from {', '.join(KINDS)}")
         require(self.ffn in FFNS, "ffn", f"choose from {', '.join(FFNS)}")
+        require(self.extra_bands in EXTRA_BANDS, "extra_bands", f"choose from {', '.join(EXTRA_BANDS)}")
         for key in ("width", "layers", "heads", "patch_size", "in_channels", "table_size", "window"):
             require(getattr(self, key) >= 1, key, "must be at least 1")
         require(self.width % self.heads == 0, "heads", f"must divide width = {self.width}")

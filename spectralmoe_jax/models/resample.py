@@ -1,4 +1,4 @@
-"""Bicubic resampling of position tables, equal to torch's `interpolate(mode="bicubic")`."""
+"""Resampling of position tables, equal to torch's `interpolate(align_corners=False)`."""
 
 from __future__ import annotations
 
@@ -49,3 +49,18 @@ def resize_bicubic(grid: Array, height: int, width: int, *, antialias: bool = Fa
     rows = jnp.asarray(matrix(grid.shape[0], height), grid.dtype)
     columns = jnp.asarray(matrix(grid.shape[1], width), grid.dtype)
     return jnp.einsum("ih,jw,hwd->ijd", rows, columns, grid)
+
+
+def linear_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """As `bicubic_matrix`, linear between the two nearest."""
+    centre = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
+    distance = np.clip(centre, 0, size_in - 1)[:, None] - np.arange(size_in)
+    return np.maximum(1 - np.abs(distance), 0)
+
+
+def resize_linear(tables: Array, size: int) -> Array:
+    """Resize (L, P, C) to (L, size, C) linearly; returns the input itself where the size is the same."""
+    if tables.shape[1] == size:
+        return tables
+    matrix = jnp.asarray(linear_matrix(tables.shape[1], size), tables.dtype)
+    return jnp.einsum("ip,lpc->lic", matrix, tables)

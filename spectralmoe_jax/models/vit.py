@@ -6,18 +6,15 @@ Blocks are stacked on a leading layer axis and applied by a scan; see `backbone.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, VariableType, trunc_normal, zeros
+from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, VariableType, attend, trunc_normal, zeros
 from spectralmoe_jax.models.encoder import EncoderConfig, Layers
-from spectralmoe_jax.models.resample import resize_bicubic
+from spectralmoe_jax.models.patches import embed_patches, patch_grid, resample_table
 from spectralmoe_jax.models.rope import Rope, centred_periods, centred_rope, rotate, stretched_rope
 from spectralmoe_jax.models.wavelengths import KernelGenerator
 
@@ -50,7 +47,7 @@ class Attention(nnx.Module):
         q, k, v = rearrange(qkv, "b t (s h c) -> s b t h c", s=3, h=self.heads)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        y = jax.nn.dot_product_attention(q, k, v)  # (B, T, H, C)
+        y = attend(q, k, v)  # (B, T, H, C)
         return self.out(rearrange(y, "b t h c -> b t (h c)"))
 
     def _project(self, x: Array) -> Array:
@@ -173,27 +170,18 @@ class VisionTransformer(nnx.Module):
 
     def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
         """Patches along height and width of an image (B, H, W, C)."""
-        height, width = image_shape[1:3]
-        patch = self.config.patch_size
-        if height % patch or width % patch:
-            raise UserError(
-                f"an image of {height}x{width} pixels does not divide into patches of {patch}: "
-                "choose a crop or window that is a multiple of the patch size"
-            )
-        return height // patch, width // patch
+        return patch_grid(image_shape, self.config.patch_size)
 
     def embed(self, image: Array) -> Array:
         """(B, H, W, C), normalised, in the compute dtype -> tokens (B, prefix + N, D)."""
         h, w = self.grid(image.shape)
-        patches = rearrange(self._padded(image), "b (h p) (w q) c -> b (h w) (p q c)", h=h, w=w)
-        kernel = rearrange(self.patch_kernel[...], "p q c d -> (p q c) d").astype(image.dtype)
-        x = patches @ kernel  # (B, N, D)
-        if self.patch_bias is not None:
-            x = x + self.patch_bias[...].astype(image.dtype)
+        bias = None if self.patch_bias is None else self.patch_bias[...]
+        x = embed_patches(self._padded(image), self.patch_kernel[...], bias)  # (B, N, D)
         prefix = [self.class_token[...]]
         if self.position_table is not None:
             table = self.position_table[...]
-            x = x + self._positions(table[1:], h, w).astype(x.dtype)
+            positions = resample_table(table[1:], h, w, antialias=self.config.table_antialias)
+            x = x + positions.astype(x.dtype)
             prefix = [prefix[0] + table[:1]]
         if self.storage_tokens is not None:
             prefix.append(self.storage_tokens[...])
@@ -218,12 +206,6 @@ class VisionTransformer(nnx.Module):
             dtype = jnp.promote_types(jnp.float32, self.class_token[...].dtype)
             return stretched_rope(self.config.head_dim, h, w, dtype)
         return None
-
-    def _positions(self, table: Array, h: int, w: int) -> Array:
-        side = math.isqrt(table.shape[0])
-        grid = rearrange(table, "(h w) d -> h w d", h=side)
-        resized = resize_bicubic(grid, h, w, antialias=self.config.table_antialias)
-        return rearrange(resized, "h w d -> (h w) d")
 
     def stacked(self, h: int, w: int) -> Layers:
         """The blocks, ready to be scanned over a grid of h x w patches."""

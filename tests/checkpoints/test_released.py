@@ -1,0 +1,210 @@
+"""The authors' layout both ways, and where a segmenter's weights come from."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+
+from spectralmoe_jax.checkpoints.convert import convert
+from spectralmoe_jax.checkpoints.released import PARTS, released_tensors, stream_segmenter
+from spectralmoe_jax.checkpoints.sources import open_source
+from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.checkpoints.trained import initial_segmenter, load_trained
+from spectralmoe_jax.configuration import load_config, save_config
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models import build
+from spectralmoe_jax.models.build import abstract_segmenter
+from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.state import leaves, split
+from spectralmoe_jax.verification.segmenter import segmenter_config
+
+SIZES = {"width": 16, "layers": 4, "heads": 2, "patch_size": 8}
+
+
+def golden(name, goldens):
+    """(settings, safetensors file) of a golden segmenter; the large file lies beside the project alone."""
+    shared = goldens.parent.parent.parent / "shared" / "reference" / "goldens"
+    file = Path("released_tiny") / f"{name}_laplace_k1.safetensors"
+    found = next((root / file for root in (goldens, shared) if (root / file).is_file()), None)
+    if found is None:
+        pytest.skip(f"needs {file} of ../shared/reference/goldens, which this machine does not have")
+    meta = json.loads((goldens / file).with_suffix(".json").read_text())
+    config, _ = segmenter_config(meta)
+    if name == "dofa":
+        visual = EncoderConfig(
+            "dofa", width=64, layers=4, heads=4, in_channels=4, wavelengths=tuple(meta["wavelengths_um"]),
+            norm_eps=meta["norm_eps"], table_size=8,
+        )  # fmt: skip
+        config = dataclasses.replace(config, visual=visual)
+    return config, found
+
+
+@pytest.mark.parametrize("name", ["dinov3", "dofa"])
+def test_released_to_ours_to_released(name, goldens):
+    config, file = golden(name, goldens)
+    shapes = {path: leaf.shape for path, leaf in leaves(abstract_segmenter(config)).items()}
+    ours = dict(stream_segmenter(open_source(file), config, shapes, list(PARTS)))
+    assert {path: leaf.shape for path, leaf in ours.items()} == shapes
+    back = dict(released_tensors(config, ours))
+    wanted = load_file(file)
+    assert back.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert (back[key].dtype, back[key].shape) == (tensor.dtype, tensor.shape), key
+        assert back[key].tobytes() == tensor.tobytes(), key
+
+
+def tiny(**changes) -> ConfigDict:
+    """The cross-sensor configuration, tiny: DINOv3 with DINOv2 for depth."""
+    config = ConfigDict(load_config("configs/fbp_cross_sensor.py").to_dict())
+    config.model.visual.update(SIZES)
+    config.model.depth.update({**SIZES, "table_size": 4})
+    config.model.adapter.update({"num_tokens": 6, "rank": 2, "query_dim": 16, "num_experts": 2})
+    config.model.head.update({"num_queries": 6, "width": 16, "encoder_layers": 1, "decoder_layers": 3,
+                              "num_heads": 2, "encoder_ffn": 16, "decoder_ffn": 16})  # fmt: skip
+    config.model.head.group_norm_groups = 4
+    config.model.out_layers = (0, 1, 2, 3)
+    for key, value in changes.items():
+        section, _, name = key.replace("__", ".").rpartition(".")
+        (config.model[section] if section else config.model)[name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A tiny segmenter, whole and in the parts that the authors publish."""
+    folder = tmp_path_factory.mktemp("released")
+    settings, rng = build.segmenter_config(tiny()), np.random.default_rng(0)
+    shapes = {path: leaf.shape for path, leaf in leaves(abstract_segmenter(settings)).items()}
+    values = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    for name in ("pixel_mean", "pixel_std"):  # not in every file: those of the configuration
+        values[name,] = np.asarray(getattr(settings, name), np.float32)
+    tensors = dict(released_tensors(settings, values))
+    trained = {k: v for k, v in tensors.items() if k.startswith(("backbone.depthmoe.", "decode_head."))}
+    backbone = {
+        k.removeprefix("backbone."): v
+        for k, v in tensors.items()
+        if k.startswith("backbone.") and k not in trained
+    }
+    save_file(tensors, folder / "whole.safetensors")
+    save_file(trained, folder / "trained.safetensors")
+    save_file(backbone, folder / "backbone.safetensors")
+    depth = "depth_anything.pretrained."
+    save_file({k: v for k, v in backbone.items() if not k.startswith(depth)}, folder / "visual.safetensors")
+    depth_file = {k.removeprefix("depth_anything."): v for k, v in backbone.items() if k.startswith(depth)}
+    save_file(depth_file | {"depth_head.scratch.weight": np.zeros(2)}, folder / "depth.safetensors")
+    return folder, values
+
+
+def different(config, wanted):
+    found = leaves(initial_segmenter(config))
+    assert found.keys() == wanted.keys()
+    return [path for path in wanted if not np.array_equal(found[path], wanted[path])]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": "whole"},
+        {"weights": "backbone,trained"},
+        {"weights": "trained", "visual__weights": "visual", "depth__weights": "depth"},
+        {"weights": "trained", "visual__weights": "backbone", "depth__weights": "backbone"},
+    ],
+)
+def test_whole_or_in_parts(changes, written):
+    folder, wanted = written
+    files = {
+        key: ",".join(f"{folder}/{name}.safetensors" for name in value.split(","))
+        for key, value in changes.items()
+    }
+    config = tiny(**files)
+    config.seed = 1  # nothing that was read may come from the seed
+    assert different(config, wanted) == []
+
+
+def test_encoders_alone_leave_the_rest_random(written, caplog):
+    folder, wanted = written
+    config = tiny(visual__weights=f"{folder}/visual.safetensors")
+    with caplog.at_level(logging.WARNING):
+        changed = different(config, wanted)
+    assert "config.model.depth is frozen and has random weights" in caplog.text
+    assert {path[:2] for path in changed} >= {("backbone", "adapter"), ("backbone", "depth")}
+    assert ("backbone", "visual") not in {path[:2] for path in changed}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "trained"}, "does not hold the visual encoder, which is frozen: give .*BACKBONE"),
+        ({"weights": "visual"}, "holds no part of a segmenter; give .*config.model.visual.weights"),
+        ({"weights": "whole", "depth__weights": "depth"}, "holds the depth part, which config"),
+        ({"weights": "whole", "visual__heads": 4}, r"holds heads 2, config\.model\.visual\.heads is 4"),
+        ({"depth__weights": "visual"}, r"holds kind dinov3, config\.model\.depth\.kind is dinov2"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_go_together(changes, message, written):
+    folder, _ = written
+    changes = {k: f"{folder}/{v}.safetensors" if k.endswith("weights") else v for k, v in changes.items()}
+    with pytest.raises(UserError, match=message) as error:
+        initial_segmenter(tiny(**changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def workdir(written, tmp_path_factory):
+    """A run's folder, as training leaves it, of parameters that the seed alone does not give."""
+    folder, _ = written
+    config = tiny(weights=f"{folder}/whole.safetensors")
+    place = tmp_path_factory.mktemp("run")
+    trainable, _ = split(initial_segmenter(config))
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32), trainable)
+    with CheckpointStore(place, config) as store:
+        store.save(3, moved, {"count": np.zeros((), np.int32)}, {"miou": 0.5})
+    save_config(config, place / "config.json")
+    return place, config
+
+
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("released", "x.pth"), ("released", "x.safetensors"), ("safetensors", "native.safetensors")],
+)
+def test_ours_to_a_file_to_ours(to, name, workdir, tmp_path):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch", reason="needs the extra `torch`")
+    place, config = workdir
+    wanted = leaves(load_trained(place, config))
+    convert(str(place), str(tmp_path / name), to=to)
+    back = leaves(initial_segmenter(tiny(weights=str(tmp_path / name))))
+    for path, leaf in wanted.items():
+        assert np.asarray(back[path]).tobytes() == np.asarray(leaf).tobytes(), path
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_run_to_hugging_face(workdir, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the extra `test`")
+    place, config = workdir
+    convert(str(place), str(tmp_path / "hf"), to="hf")
+    model, report = transformers.AutoModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    kernel = model.state_dict()["embeddings.patch_embeddings.weight"].numpy()
+    ours = leaves(load_trained(place, config))["backbone", "visual", "patch_kernel"]
+    np.testing.assert_array_equal(kernel, np.asarray(ours).transpose(3, 2, 0, 1))
+
+
+def test_wrong_requests_about_a_run(workdir, tmp_path):
+    place, _ = workdir
+    with pytest.raises(UserError, match=r"has to end in \.pth or \.safetensors"):
+        convert(str(place), str(tmp_path / "x.npz"), to="released")
+    with pytest.raises(UserError, match="--as and --preset are for an encoder's file"):
+        convert(str(place), str(tmp_path / "x.pth"), format="hf_clip")
+    (tmp_path / "there.pth").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        convert(str(place), str(tmp_path / "there.pth"), to="released")
+    assert (tmp_path / "there.pth").read_text() == "mine"

@@ -1,0 +1,205 @@
+"""What cannot be read says so in one line; a name on the hub works from the cache, and fails fast without."""
+
+import json
+import pickle
+import socket
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from spectralmoe_jax.checkpoints import hub
+from spectralmoe_jax.checkpoints.sources import open_source
+from spectralmoe_jax.errors import UserError
+
+torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+
+TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([True, False])}
+
+
+def message(spec):
+    with pytest.raises(UserError) as error:
+        open_source(spec)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_reads_a_tensor_when_asked(tmp_path):
+    save_file(TENSORS, tmp_path / "x.safetensors")
+    torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in TENSORS.items()}}, tmp_path / "x.pth")
+    for name in ("x.safetensors", "x.pth"):
+        source = open_source(tmp_path / name)
+        assert set(source) == {"a", "b"}
+        assert source.shape("a") == (2, 3)
+        np.testing.assert_array_equal(source["a"], TENSORS["a"])
+        assert source["b"].dtype == bool
+        assert "c" not in source
+        assert source.describe == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(tmp_path, dtype):
+    from safetensors.torch import save_file as save_torch
+
+    value = torch.randn(50).to(dtype)
+    save_torch({"x": value}, tmp_path / "x.safetensors")
+    torch.save({"x": value}, tmp_path / "x.pth")
+    for name in ("x.safetensors", "x.pth"):
+        found = open_source(tmp_path / name)["x"]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, value.float().numpy())
+
+
+def test_missing_or_of_another_kind(tmp_path):
+    assert "no such file or folder" in message(tmp_path / "nothing.pth")
+    (tmp_path / "x.npz").touch()
+    assert "weights are files ending in .safetensors, .pth" in message(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, 0.9])
+def test_truncated_safetensors(tmp_path, keep):
+    save_file(TENSORS, tmp_path / "x.safetensors")
+    whole = (tmp_path / "x.safetensors").read_bytes()
+    (tmp_path / "x.safetensors").write_bytes(
+        whole[: keep if isinstance(keep, int) else int(len(whole) * keep)]
+    )
+    assert "not a whole safetensors file" in message(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.95])
+def test_truncated_pth(tmp_path, keep):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "x.pth")
+    whole = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(whole[: keep if isinstance(keep, int) else int(len(whole) * keep)])
+    assert "not a whole file of torch.save" in message(tmp_path / "x.pth")
+
+
+def test_pth_that_is_none(tmp_path):
+    (tmp_path / "x.pth").write_text("<html>sign in first</html>")
+    assert "not a whole file of torch.save" in message(tmp_path / "x.pth")
+    torch.save({"epoch": 3}, tmp_path / "y.pth")
+    assert "holds no tensors by name" in message(tmp_path / "y.pth")
+
+
+class Payload:
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return open, (str(self.witness), "w")
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_code_is_not_run(tmp_path, archive):
+    value = {"state_dict": {"a": torch.zeros(2)}, "hook": Payload(tmp_path / "witness")}
+    torch.save(value, tmp_path / "x.pth", _use_new_zipfile_serialization=archive)
+    assert "contains code, which was not run" in message(tmp_path / "x.pth")
+    assert not (tmp_path / "witness").exists()
+
+
+def test_bare_pickle_is_not_run(tmp_path):
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(Payload(tmp_path / "witness")))
+    message(tmp_path / "x.pth")
+    assert not (tmp_path / "witness").exists()
+
+
+def test_files_of_old_torch(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    np.testing.assert_array_equal(open_source(tmp_path / "x.pth")["a"], np.ones(3))
+
+
+def test_without_torch(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(3)}, tmp_path / "x.pth")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pip install torch" in message(tmp_path / "x.pth")
+
+
+def folder(path, shards=("one.safetensors",)):
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"model_type": "x"}))
+    if shards == ("one.safetensors",):
+        save_file(TENSORS, path / "model.safetensors")
+        return path
+    table = {}
+    for number, shard in enumerate(shards):
+        save_file({f"t{number}": TENSORS["a"] + number}, path / shard)
+        table[f"t{number}"] = shard
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    return path
+
+
+def test_folders(tmp_path):
+    source = open_source(folder(tmp_path / "whole"))
+    assert source.config == {"model_type": "x"}
+    assert set(source) == set(TENSORS)
+    sharded = folder(tmp_path / "sharded", ("a-1.safetensors", "a-2.safetensors"))
+    np.testing.assert_array_equal(open_source(sharded)["t1"], TENSORS["a"] + 1)
+    (sharded / "a-2.safetensors").unlink()
+    assert "the shard a-2.safetensors" in message(sharded)
+    (tmp_path / "whole" / "model.safetensors").unlink()
+    assert "has a config.json but no weights" in message(tmp_path / "whole")
+    (tmp_path / "whole" / "config.json").unlink()
+    assert "has no config.json" in message(tmp_path / "whole")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the hub's client, and a hub that nobody reaches."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    return tmp_path / "cache"
+
+
+def put_in_cache(cache, repository, shards=("one.safetensors",)):
+    root = cache / ("models--" + repository.replace("/", "--"))
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("c0ffee")
+    return folder(root / "snapshots" / "c0ffee", shards)
+
+
+def test_hub_from_the_cache(cache):
+    where = put_in_cache(cache, "lab/encoder")
+    source = open_source("hf://lab/encoder")
+    assert source.describe == "hf://lab/encoder"
+    np.testing.assert_array_equal(source["a"], TENSORS["a"])
+    assert open_source("hf://lab/encoder@c0ffee").files == (where / "model.safetensors",)
+    assert set(open_source("hf://lab/encoder/model.safetensors")) == set(TENSORS)
+    put_in_cache(cache, "lab/sharded", ("a-1.safetensors", "a-2.safetensors"))
+    assert set(open_source("hf://lab/sharded")) == {"t0", "t1"}
+
+
+def test_hub_without_network(cache):
+    start = time.monotonic()
+    text = message("hf://lab/encoder")
+    assert time.monotonic() - start < 5
+    for part in ("hf://lab/encoder", "config.json and model.safetensors", "by hand", "path of that folder"):
+        assert part in text
+    assert "download model.ckpt of lab/encoder by hand" in message("hf://lab/encoder/model.ckpt")
+    where = put_in_cache(cache, "lab/half", ("a-1.safetensors", "a-2.safetensors"))
+    (where / "a-2.safetensors").unlink()
+    assert "out of reach" in message("hf://lab/half")
+
+
+def test_hub_that_never_answers(cache, monkeypatch):
+    """Name lookup that hangs, as behind a firewall."""
+    released = threading.Event()
+
+    def hang(*_, **__):
+        released.wait(20)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", hang)
+    start = time.monotonic()
+    assert "out of reach" in message("hf://lab/encoder")
+    assert time.monotonic() - start < 5
+    released.set()
+
+
+def test_hub_name_that_is_none():
+    assert "write hf://owner/name" in message("hf://encoder")
