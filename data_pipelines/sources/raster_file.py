@@ -52,7 +52,7 @@ def read_header(path: Path) -> Header:
 def read_pixels(path: Path, window: Window | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels (H, W, C), uint8 or float32, and where they are missing (H, W) bool, or None.
 
-    A pixel is missing when every band holds the file's nodata value; it reads as zero.
+    A value that is the file's nodata value reads as zero; a pixel is missing when all its bands do.
 
     Raises:
       UserError: the file is truncated or unreadable, or has pixels that are not finite.
@@ -64,7 +64,7 @@ def read_pixels(path: Path, window: Window | None = None) -> tuple[np.ndarray, n
     if nodata is not None:
         equal = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
         missing = equal.all(axis=-1)
-        pixels[missing] = 0
+        pixels[equal] = 0
     if pixels.dtype != np.uint8:
         pixels = pixels.astype(np.float32)
         broken = pixels.size - np.count_nonzero(np.isfinite(pixels))

@@ -33,14 +33,15 @@ TRAINABLE, OPTIMIZER = "trainable", "optimizer"
 
 _MODEL_SECTIONS = ("bands", "classes", "model")
 # How the same function is computed, not which function: free to differ between runs.
-_COMPUTATION_KEYS = ("model.dtype", "model.remat")
+_COMPUTATION_KEYS = ("model.dtype", "model.remat", "model.weights", "model.visual.weights",
+                     "model.depth.weights")  # fmt: skip
 
 
 def model_part(config: ConfigDict) -> dict[str, Any]:
     """What a checkpoint must agree on, as JSON values by dotted key: bands, classes and model.
 
-    Precision (`model.dtype`) and rematerialisation (`model.remat`) are left out:
-    they do not change what the parameters mean.
+    Precision (`model.dtype`), rematerialisation (`model.remat`) and where weights were read from are left
+    out: they do not change what the parameters mean, and files move.
     """
     sections = {key: config[key] for key in _MODEL_SECTIONS if key in config}
     flat = {key: value for key, value in flatten(sections).items() if key not in _COMPUTATION_KEYS}

@@ -16,6 +16,7 @@ from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.presets import preset
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import Path, leaves
+from spectralmoe_jax.sensors import wavelengths
 
 MODEL_KEYS = (
     "weights",
@@ -43,7 +44,7 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
             raise UserError(f"config.model.{key}: unknown key; allowed are {', '.join(MODEL_KEYS)}")
     bands, classes = tuple(config.bands), tuple(config.classes.names)
     require(len(bands) > 0, "config.bands", "name at least one band")
-    visual = _encoder(model.visual, "visual", len(bands))
+    visual = _encoder(model.visual, "visual", len(bands), config)
     depth: EncoderConfig | None = None
     depth_bands: tuple[int, ...] = ()
     if model.get("depth") is not None:
@@ -98,14 +99,20 @@ def random_leaves(config: SegmenterConfig, seed: int, paths: Collection[Path]) -
     return {path: made["/".join(path)] for path in paths}
 
 
-def _encoder(section: ConfigDict, name: str, channels: int) -> EncoderConfig:
-    """`preset` gives a published encoder's sizes, which the section's other keys override."""
+def _encoder(
+    section: ConfigDict, name: str, channels: int, config: ConfigDict | None = None
+) -> EncoderConfig:
+    """`preset` gives a published encoder's sizes, which the section's other keys override; `config` gives the
+    wavelengths, of `config.bands` on `config.sensor`, to an encoder that needs them and has none."""
     place, own = f"model.{name}", section.to_dict()
     named = own.pop("preset", None)
     own.pop("weights", None)
     fields = {} if named is None else preset(named, f"config.{place}.preset")
     derived = {"in_channels": channels, "name": name}
-    return from_config(EncoderConfig, ConfigDict({**fields, **own, **derived}), place)
+    whole = {**fields, **own, **derived}
+    if config is not None and whole.get("kind") == "dofa" and not whole.get("wavelengths"):
+        whole["wavelengths"] = wavelengths(tuple(config.bands), config.get("sensor", "generic"))
+    return from_config(EncoderConfig, ConfigDict(whole), place)
 
 
 def _with(section: ConfigDict, **derived) -> ConfigDict:

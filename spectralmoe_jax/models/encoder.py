@@ -118,8 +118,8 @@ class EncoderConfig:
         if self.family.wavelengths:
             self._check_wavelengths(require)
         elif self.kind == "sam":
-            message = f"must divide the number of layers, {self.layers}"
-            require(self.global_every >= 1 and self.layers % self.global_every == 0, "global_every", message)
+            message = f"must be at least 2 and divide the number of layers, {self.layers}"
+            require(self.global_every >= 2 and self.layers % self.global_every == 0, "global_every", message)
 
     def _check_wavelengths(self, require: Callable[[bool, str, str], None]) -> None:
         count = f"give one wavelength for each of the {self.in_channels} bands, in micrometres"

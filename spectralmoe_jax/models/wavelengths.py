@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, trunc_normal
+from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, attend, trunc_normal
 
 TOKEN_WIDTH = 128
 WEIGHT_TOKENS = 128
@@ -39,7 +39,7 @@ class GeneratorLayer(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """x (T, 128) -> (T, 128)."""
         q, k, v = (part.reshape(len(x), HEADS, -1) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        attended = jax.nn.dot_product_attention(q[None], k[None], v[None])[0].reshape(x.shape)
+        attended = attend(q[None], k[None], v[None])[0].reshape(x.shape)
         x = self.norm1(x + self.out(attended))
         return self.norm2(x + self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=False)))
 

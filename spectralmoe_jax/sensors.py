@@ -1,0 +1,120 @@
+"""Sensors and the wavelengths of their bands, for encoders that ask for them (DOFA).
+
+Centres and widths are in micrometres. Sources: Sentinel-2 of the mission's spectral response functions (ESA,
+COPE-GSEG-EOPG-TN-15-0007, Sentinel-2A); Landsat of the USGS data users' handbooks (middle and width of the
+published band edges for TM and ETM+); Gaofen and PlanetScope (PS2) of their operators' product specifications;
+`generic` of the settings that SpectralMoE was published with, and round numbers beyond those four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from spectralmoe_jax.errors import UserError
+
+
+class Band(NamedTuple):
+    """name: as in files of the sensor. centre, width: micrometres. aliases: other names of the same band."""
+
+    name: str
+    centre: float
+    width: float
+    aliases: tuple[str, ...] = ()
+
+
+SENTINEL2 = (
+    Band("B01", 0.4427, 0.021, ("coastal",)),
+    Band("B02", 0.4924, 0.066, ("blue",)),
+    Band("B03", 0.5598, 0.036, ("green",)),
+    Band("B04", 0.6646, 0.031, ("red",)),
+    Band("B05", 0.7041, 0.015, ("rededge1",)),
+    Band("B06", 0.7405, 0.015, ("rededge2",)),
+    Band("B07", 0.7828, 0.020, ("rededge3",)),
+    Band("B08", 0.8328, 0.106, ("nir",)),
+    Band("B8A", 0.8647, 0.021, ("nir08",)),
+    Band("B09", 0.9451, 0.020, ("nir09",)),
+    Band("B10", 1.3735, 0.031, ("cirrus",)),
+    Band("B11", 1.6137, 0.091, ("swir16",)),
+    Band("B12", 2.2024, 0.175, ("swir22",)),
+)
+LANDSAT5 = (
+    Band("blue", 0.485, 0.07, ("B1",)),
+    Band("green", 0.56, 0.08, ("B2",)),
+    Band("red", 0.66, 0.06, ("B3",)),
+    Band("nir", 0.83, 0.14, ("B4",)),
+    Band("swir16", 1.65, 0.20, ("B5",)),
+    Band("thermal", 11.45, 2.1, ("B6",)),
+    Band("swir22", 2.215, 0.27, ("B7",)),
+)
+LANDSAT7 = (
+    Band("blue", 0.485, 0.07, ("B1",)),
+    Band("green", 0.57, 0.08, ("B2",)),
+    Band("red", 0.66, 0.06, ("B3",)),
+    Band("nir", 0.835, 0.13, ("B4",)),
+    Band("swir16", 1.65, 0.20, ("B5",)),
+    Band("thermal", 11.45, 2.1, ("B6",)),
+    Band("swir22", 2.22, 0.26, ("B7",)),
+    Band("pan", 0.71, 0.38, ("B8",)),
+)
+LANDSAT8 = (
+    Band("coastal", 0.443, 0.016, ("B1",)),
+    Band("blue", 0.482, 0.060, ("B2",)),
+    Band("green", 0.561, 0.057, ("B3",)),
+    Band("red", 0.655, 0.037, ("B4",)),
+    Band("nir", 0.865, 0.028, ("B5", "nir08")),
+    Band("swir16", 1.609, 0.085, ("B6",)),
+    Band("swir22", 2.201, 0.187, ("B7",)),
+    Band("pan", 0.590, 0.172, ("B8",)),
+    Band("cirrus", 1.373, 0.020, ("B9",)),
+)
+GAOFEN = (
+    Band("blue", 0.485, 0.07, ("B1",)),
+    Band("green", 0.555, 0.07, ("B2",)),
+    Band("red", 0.66, 0.06, ("B3",)),
+    Band("nir", 0.83, 0.12, ("B4",)),
+)
+PLANETSCOPE = (
+    Band("blue", 0.485, 0.06),
+    Band("green", 0.545, 0.09),
+    Band("red", 0.63, 0.08),
+    Band("nir", 0.82, 0.08),
+)
+GENERIC = (
+    Band("blue", 0.49, 0.07),
+    Band("green", 0.56, 0.07),
+    Band("red", 0.665, 0.06),
+    Band("nir", 0.83, 0.12),
+    Band("swir16", 1.61, 0.09),
+    Band("swir22", 2.2, 0.18),
+)
+SENSORS: dict[str, tuple[Band, ...]] = {
+    "sentinel2": SENTINEL2,
+    "landsat5": LANDSAT5,
+    "landsat7": LANDSAT7,
+    "landsat8": LANDSAT8,
+    "landsat9": LANDSAT8,
+    "gaofen1": GAOFEN,
+    "gaofen2": GAOFEN,
+    "planetscope": PLANETSCOPE,
+    "generic": GENERIC,
+}
+
+
+def wavelengths(bands: Sequence[str], sensor: str = "generic") -> tuple[float, ...]:
+    """Centres of `bands` in micrometres, in their order; names and aliases in any case.
+
+    Raises UserError naming an unknown sensor or band, and what is known.
+    """
+    if sensor not in SENSORS:
+        raise UserError(f"config.sensor = {sensor!r}: choose from {', '.join(SENSORS)}")
+    table = SENSORS[sensor]
+    centres = {name.lower(): band.centre for band in table for name in (band.name, *band.aliases)}
+    for band in bands:
+        if band.lower() not in centres:
+            known = ", ".join("/".join((known.name, *known.aliases)) for known in table)
+            raise UserError(
+                f"config.bands: the wavelength of {band!r} is not known for the sensor {sensor} (it has {known}): "
+                "give config.sensor, or config.model.visual.wavelengths in micrometres"
+            )
+    return tuple(centres[band.lower()] for band in bands)

@@ -1,0 +1,180 @@
+"""DOFA: patch embeddings from wavelengths, against torch and closed forms, and on real sensors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from data_pipelines.sensors import wavelengths_of_file
+from data_pipelines.sources.raster_file import read_header, read_pixels
+from spectralmoe_jax.checkpoints.trained import make_predict
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.bands import for_bands
+from spectralmoe_jax.models.build import make_segmenter, segmenter_config
+from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.state import leaves, split
+from spectralmoe_jax.models.wavelengths import HEADS, HIDDEN, TOKEN_WIDTH, KernelGenerator, encode
+from spectralmoe_jax.prediction.windows import WindowSettings, predict_image
+from spectralmoe_jax.sensors import SENSORS, wavelengths
+from tests.models.test_segmenter import tiny
+
+RGB = (0.665, 0.56, 0.49)
+
+
+def tiny_dofa(bands, **overrides):
+    config = tiny(**{"model.visual.kind": "dofa", "model.visual.storage_tokens": 0})
+    with config.ignore_type():
+        config.bands = tuple(bands)
+        config.model.visual.trainable = False
+        config.model.visual.patch_size = 8
+        config.model.visual.table_size = 4
+        config.model.pixel_mean, config.model.pixel_std = (0.0,) * len(bands), (1.0,) * len(bands)
+        for key, value in overrides.items():
+            config.model.visual[key] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return KernelGenerator(4, 6, rngs=nnx.Rngs(0))
+
+
+def test_wavelengths_are_encoded_as_sines_and_cosines():
+    nanometres = np.array([443.0, 2202.4])
+    angles = nanometres[:, None] / 10000 ** (np.arange(64) / 64)
+    wanted = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(encode(jnp.asarray(nanometres)), wanted, atol=2e-4)  # float32 of 2202 radians
+
+
+def test_layer_equals_torch(generator):
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    layer = torch.nn.TransformerEncoderLayer(
+        TOKEN_WIDTH, HEADS, dim_feedforward=HIDDEN, activation="gelu", dropout=0.0
+    ).eval()
+    ours = generator.layer
+
+    def put(parameter, value):
+        parameter.data = torch.from_numpy(np.array(value))
+
+    put(layer.self_attn.in_proj_weight, ours.qkv.kernel[...].T)
+    put(layer.self_attn.in_proj_bias, ours.qkv.bias[...])
+    for theirs, mine in (
+        (layer.self_attn.out_proj, ours.out), (layer.linear1, ours.mlp_in), (layer.linear2, ours.mlp_out),
+    ):  # fmt: skip
+        put(theirs.weight, mine.kernel[...].T)
+        put(theirs.bias, mine.bias[...])
+    x = np.random.default_rng(0).normal(size=(9, TOKEN_WIDTH)).astype(np.float32)
+    with torch.no_grad():
+        wanted = layer(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ours(jnp.asarray(x)), wanted, atol=1e-5)
+
+
+def test_kernels_follow_their_bands(generator):
+    """Another order of the bands is another order of the kernels, and nothing else."""
+    bands = np.array([0.49, 0.56, 0.665, 0.83, 2.2])
+    kernel, bias = generator(bands)
+    order = np.array([3, 0, 4, 2, 1])
+    other_kernel, other_bias = generator(bands[order])
+    np.testing.assert_allclose(other_kernel, kernel[:, :, order], atol=1e-6)
+    np.testing.assert_allclose(other_bias, bias, atol=1e-6)
+    assert np.abs(np.diff(kernel, axis=2)).max() > 1e-4
+
+
+def test_wavelengths_come_from_the_sensor():
+    config = tiny_dofa(("blue", "B04", "B8A"))
+    with config.ignore_type():
+        config.sensor = "sentinel2"
+    assert segmenter_config(config).visual.wavelengths == (0.4924, 0.6646, 0.8647)
+
+
+@pytest.mark.parametrize("sensor", SENSORS)
+def test_sensors_are_sorted_by_purpose(sensor):
+    """Every band is in micrometres, narrower than its centre, and named once."""
+    bands = SENSORS[sensor]
+    names = [name.lower() for band in bands for name in (band.name, *band.aliases)]
+    assert len(set(names)) == len(names)
+    assert all(0.4 < band.centre < 13 and 0 < band.width < band.centre for band in bands)
+    blue, green, red = wavelengths(("blue", "green", "red"), sensor)
+    assert blue < green < red
+
+
+@pytest.mark.parametrize(
+    ("bands", "wavelengths_given", "message"),
+    [
+        (("blue", "green"), RGB, r"visual\.wavelengths = .*: give one wavelength for each of the 2 bands"),
+        (("blue", "green", "red"), (490.0, 560.0, 665.0), r"0\.49 for blue, not 490"),
+        (("blue", "violet"), (), r"config\.bands: the wavelength of 'violet' is not known"),
+    ],
+)
+def test_bad_wavelengths(bands, wavelengths_given, message):
+    with pytest.raises(UserError, match=message):
+        segmenter_config(tiny_dofa(bands, wavelengths=wavelengths_given))
+
+
+def test_unknown_sensor():
+    with pytest.raises(UserError, match=r"config\.sensor = 'sentinel4': choose from sentinel2"):
+        wavelengths(("red",), "sentinel4")
+
+
+def test_other_encoders_keep_their_bands():
+    segmenter = make_segmenter(segmenter_config(tiny()), 0)
+    with pytest.raises(UserError, match="belongs to its own 3 bands"):
+        for_bands(segmenter, RGB, pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
+
+
+def test_the_generator_is_no_part_of_a_step():
+    """Neither of a compiled forward pass: its weights are arguments that nothing reads."""
+    segmenter = make_segmenter(segmenter_config(tiny_dofa(("blue", "green", "red"))), 0)
+    trainable, frozen = split(segmenter)
+    assert "generator" not in trainable["backbone"].get("visual", {})
+    frozen["backbone"]["visual"]["generator"] = jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, jnp.nan), frozen["backbone"]["visual"]["generator"]
+    )
+    from spectralmoe_jax.models.state import join
+
+    scores = join(segmenter, trainable, frozen).scores(np.ones((1, 32, 32, 3), np.uint8))
+    assert np.isfinite(scores).all()
+
+
+def statistics(images):
+    pixels = np.concatenate([image.reshape(-1, image.shape[-1]) for image in images])
+    return tuple(map(float, pixels.mean(0))), tuple(map(float, pixels.std(0) + 1e-3))
+
+
+def test_one_model_on_enmap_and_on_sentinel2(shared_data):
+    """The same parameters on 224 bands, wavelengths from the file, and on 13, wavelengths from the table."""
+    tiles = sorted((shared_data / "enmap" / "images").glob("*.tif"))
+    scenes = sorted((shared_data / "sentinel2").glob("scene_*.tif"))
+    enmap = [read_pixels(tile)[0] for tile in tiles]
+    sentinel = [read_pixels(scene)[0] for scene in scenes]
+    centres = wavelengths_of_file(tiles[0])
+    assert len(centres) == 224
+    assert all(wavelengths_of_file(tile) == centres for tile in tiles)
+    assert centres[0] == pytest.approx(0.41824)
+    assert 2.44 < centres[-1] < 2.45
+
+    config = segmenter_config(tiny_dofa([f"band {i}" for i in range(224)], wavelengths=centres))
+    mean, std = statistics(enmap)
+    first = make_segmenter(dataclasses.replace(config, pixel_mean=mean, pixel_std=std), 0)
+    scores = make_predict(first)(np.stack(enmap[:2]))
+    assert scores.shape == (2, 32, 32, 5)
+    assert np.isfinite(scores).all()
+
+    names = [name for name in read_header(scenes[0]).descriptions if name]
+    mean, std = statistics(sentinel)
+    second = for_bands(first, wavelengths(names, "sentinel2"), pixel_mean=mean, pixel_std=std)
+    result = predict_image(sentinel[0], make_predict(second), WindowSettings(window=96, overlap=32))
+    assert result.shape == (101, 100, 5)
+    assert np.isfinite(result).all()
+    own = {("backbone", "visual", "patch_kernel"), ("backbone", "visual", "patch_bias"),
+           ("pixel_mean",), ("pixel_std",)}  # fmt: skip
+    before, after = leaves(first), leaves(second)
+    assert {path for path in before if before[path] is not after[path]} == own
+    assert after["backbone", "visual", "patch_kernel"].shape == (8, 8, 13, 16)
+
+
+def test_published_sizes():
+    assert EncoderConfig(kind="dofa", in_channels=3, wavelengths=RGB).prefix_tokens == 1
