@@ -2,7 +2,7 @@
 
 Centres and widths are in micrometres. Sources: Sentinel-2 of the mission's spectral response functions (ESA,
 COPE-GSEG-EOPG-TN-15-0007, Sentinel-2A); Landsat of the USGS data users' handbooks (middle and width of the
-published band edges for TM and ETM+); Gaofen and PlanetScope (PS2) of their operators' product specifications;
+published band edges for TM and ETM+); Gaofen and PlanetScope (PS2) of their operators' specifications;
 `generic` of the settings that SpectralMoE was published with, and round numbers beyond those four.
 """
 
@@ -114,7 +114,7 @@ def wavelengths(bands: Sequence[str], sensor: str = "generic") -> tuple[float, .
         if band.lower() not in centres:
             known = ", ".join("/".join((known.name, *known.aliases)) for known in table)
             raise UserError(
-                f"config.bands: the wavelength of {band!r} is not known for the sensor {sensor} (it has {known}): "
-                "give config.sensor, or config.model.visual.wavelengths in micrometres"
+                f"config.bands: the wavelength of {band!r} is not known for the sensor {sensor} "
+                f"(it has {known}): give config.sensor, or config.model.visual.wavelengths in micrometres"
             )
     return tuple(centres[band.lower()] for band in bands)

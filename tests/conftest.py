@@ -38,6 +38,15 @@ def goldens() -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference material that lies beside the project on some machines."""
+    path = ROOT.parent / "shared" / "reference"
+    if not path.is_dir():
+        pytest.skip("needs ../shared/reference, which this machine does not have")
+    return path
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real imagery that lies beside the project on some machines."""
     path = ROOT.parent / "shared" / "data"
