@@ -79,27 +79,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.out_layers = (7, 11, 15, 23)
 
     config.model.visual = ConfigDict()
+    config.model.visual.preset = "dinov3_l"
     config.model.visual.weights = ""  # a file, a Hugging Face folder or hf://owner/name
-    config.model.visual.kind = "dinov3"
-    config.model.visual.width = 1024
-    config.model.visual.layers = 24
-    config.model.visual.heads = 16
-    config.model.visual.patch_size = 16
-    config.model.visual.storage_tokens = 4
-    config.model.visual.norm_eps = 1e-5
+    config.model.visual.extra_bands = "modulo"  # the fourth band takes the first channel's kernel
     config.model.visual.trainable = False
 
     config.model.depth = ConfigDict()
+    config.model.depth.preset = "prompt_depth_anything_l"
     config.model.depth.weights = ""
-    config.model.depth.kind = "dinov2"
     config.model.depth.bands = ("red", "green", "blue")
-    config.model.depth.width = 1024
-    config.model.depth.layers = 24
-    config.model.depth.heads = 16
-    config.model.depth.patch_size = 16
+    config.model.depth.patch_size = 16  # published with 14: kernels and positions are resampled
     config.model.depth.table_size = 32
-    config.model.depth.storage_tokens = 0
-    config.model.depth.norm_eps = 1e-6
 
     config.model.adapter = ConfigDict()
     config.model.adapter.preset = "released"

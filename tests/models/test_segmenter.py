@@ -178,7 +178,7 @@ def test_bad_values_name_the_key(key, value, message):
 
 
 def test_encoders_must_match():
-    config = load_config(FULL, ["--config.model.depth.width=768", "--config.model.depth.heads=12"])
+    config = load_config(FULL, ["--config.model.depth.preset=depth_anything_v2_b"])
     with pytest.raises(UserError, match=r"config\.model\.depth\.width = 768 differs"):
         abstract_segmenter(segmenter_config(config))
     config = load_config(FULL, ["--config.model.depth.bands=red,green,swir"])
