@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from spectralmoe_jax.checkpoints.names import from_named_leaves, named_leaves
 from spectralmoe_jax.configuration import flatten, read_config
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.presets import PRESETS
 
 CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"
@@ -35,17 +36,32 @@ _MODEL_SECTIONS = ("bands", "classes", "model")
 # How the same function is computed, not which function: free to differ between runs.
 _COMPUTATION_KEYS = ("model.dtype", "model.remat", "model.weights", "model.visual.weights",
                      "model.depth.weights")  # fmt: skip
+# What belongs to a sensor where the patch embedding is generated: free to differ, too.
+_SENSOR_KEYS = (
+    "bands",
+    "model.pixel_mean",
+    "model.pixel_std",
+    "model.visual.wavelengths",
+    "model.depth.bands",
+)
 
 
 def model_part(config: ConfigDict) -> dict[str, Any]:
     """What a checkpoint must agree on, as JSON values by dotted key: bands, classes and model.
 
     Precision (`model.dtype`), rematerialisation (`model.remat`) and where weights were read from are left
-    out: they do not change what the parameters mean, and files move.
+    out: they do not change what the parameters mean, and files move. So are the bands where the visual
+    encoder generates its patch embedding from their wavelengths (dofa).
     """
     sections = {key: config[key] for key in _MODEL_SECTIONS if key in config}
-    flat = {key: value for key, value in flatten(sections).items() if key not in _COMPUTATION_KEYS}
+    free = _COMPUTATION_KEYS + (_SENSOR_KEYS if _any_bands(config) else ())
+    flat = {key: value for key, value in flatten(sections).items() if key not in free}
     return json.loads(json.dumps(flat))
+
+
+def _any_bands(config: ConfigDict) -> bool:
+    visual = config.model.get("visual") or {}
+    return (visual.get("kind") or PRESETS.get(str(visual.get("preset")), {}).get("kind")) == "dofa"
 
 
 def fingerprint(config: ConfigDict) -> str:

@@ -10,7 +10,8 @@ from flax import nnx
 
 from data_pipelines.sensors import wavelengths_of_file
 from data_pipelines.sources.raster_file import read_header, read_pixels
-from spectralmoe_jax.checkpoints.trained import make_predict
+from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
+from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.bands import for_bands
 from spectralmoe_jax.models.build import make_segmenter, segmenter_config
@@ -178,3 +179,24 @@ def test_one_model_on_enmap_and_on_sentinel2(shared_data):
 
 def test_published_sizes():
     assert EncoderConfig(kind="dofa", in_channels=3, wavelengths=RGB).prefix_tokens == 1
+
+
+def test_a_run_serves_other_sensors(tmp_path):
+    """A checkpoint of three bands predicts on thirteen; for other encoders bands are part of the model."""
+    trained = tiny_dofa(("blue", "green", "red"))
+    parameters, _ = split(make_segmenter(segmenter_config(trained), 1))
+    with CheckpointStore(tmp_path, trained) as store:
+        store.save(1, parameters, {"count": np.zeros(())})
+    names = [band.name for band in SENSORS["sentinel2"]]
+    other = tiny_dofa(names)
+    with other.ignore_type():
+        other.sensor = "sentinel2"
+    loaded = load_trained(tmp_path, other)
+    assert loaded.config.visual.in_channels == 13
+    restored, _ = split(loaded)
+    jax.tree.map(np.testing.assert_array_equal, restored, parameters)
+
+    fixed = tiny()
+    with fixed.ignore_type():
+        fixed.bands = ("nir", "red", "green")
+    assert model_part(fixed) != model_part(tiny())
