@@ -210,6 +210,8 @@ class _Scene:
             ) from error
         pixels = np.moveaxis(stored, 0, -1).astype(self.dtype)
         pixels[~valid] = 0
+        if self.dataset.nodata is not None:  # in one band alone, as in training: the value reads as zero
+            pixels[np.moveaxis(stored == self.dataset.nodata, 0, -1)] = 0
         if self.dtype == np.float32:
             self._check_finite(pixels, start)
         return pixels, valid

@@ -140,14 +140,15 @@ def test_ids_beyond_the_classes_are_unknown(folder, caplog):
 def test_float_images_with_nodata(tmp_path):
     pixels = np.random.default_rng(1).random((8, 9, 4), np.float32)
     pixels[2, 3] = -9999
-    pixels[4, 4, 1] = -9999  # one band alone is a value
+    pixels[4, 4, 1] = -9999  # one band alone: the pixel is known, this value of it is not
     write_tif(tmp_path / "x/images/i.tif", pixels, nodata=-9999, descriptions=("R", "G", "B", "NIR"))
     write_png(tmp_path / "x/masks/i.png", paint(np.zeros((8, 9), int)))
     source = open_folder(tmp_path, bands=("r", "g", "b", "nir"))
     image, label = source.read_image(source.records[0]), source.read_label(source.records[0])
     assert image.dtype == np.float32
     assert (image[2, 3] == 0).all()
-    assert image[4, 4, 1] == -9999
+    assert image[4, 4, 1] == 0
+    np.testing.assert_array_equal(image[4, 4, [0, 2, 3]], pixels[4, 4, [0, 2, 3]])
     assert np.argwhere(label == 255).tolist() == [[2, 3]]
 
 

@@ -210,6 +210,21 @@ def test_other_types_reach_the_model_as_float32(tmp_path, dtype, nodata):
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected)
 
 
+def test_nodata_in_one_band_alone_reads_as_zero(tmp_path):
+    pixels = np.full((20, 20, 3), 500, np.int16)
+    pixels[4, 5, 1] = -32768
+    path = write_scene(tmp_path / "scene.tif", pixels, nodata=-32768)
+    seen = []
+
+    def predict(tiles):
+        seen.append(tiles.copy())
+        return scores_of(tiles)
+
+    map_scene(path, tmp_path / "map.tif", predict, settings=WindowSettings(20, 0, 1))
+    wanted = np.where(pixels == -32768, 0, pixels)
+    np.testing.assert_array_equal(seen[0][0], wanted)
+
+
 def test_ground_control_points_are_kept(tmp_path):
     corners = [(0, 0), (0, 90), (70, 0), (70, 90)]
     points = [GroundControlPoint(r, c, 500_000 + 10 * c, 4_000_000 - 9 * r) for r, c in corners]
