@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "predict": "spectralmoe_jax.prediction.command",
     "verify": "spectralmoe_jax.verification.goldens",
     "params": "spectralmoe_jax.models.parameters:describe",
+    "convert": "spectralmoe_jax.checkpoints.convert",
 }
 
 __all__ = ["__version__", *_FUNCTIONS]

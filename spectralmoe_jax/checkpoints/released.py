@@ -67,6 +67,7 @@ ENCODERS = {
     "visual": ("backbone.", ("backbone", "visual")),
     "depth": ("backbone.depth_anything.pretrained.", ("backbone", "depth")),
 }
+DEFINED = ("bias_mask", "rope_periods")  # leaves that some formats define instead of storing
 SEGMENTER_CONSTANTS = {"backbone.depthmoe." + name: value for name, value in ADAPTER_CONSTANTS.items()}
 _WITHOUT_ROOT = ("depth_anything.pretrained.", "depthmoe.")
 _DEPTH_HEAD = r"backbone\.depth_anything\.depth_head\..*"
@@ -233,8 +234,10 @@ def released_tensors(config: SegmenterConfig, values: Mapping[Path, Any]) -> Ite
     Raises UserError for an encoder that the released code does not have.
     """
     rules = segmenter_rules(config.visual, config.depth)
+    stored = {rule.path for rule in rules}
     for path, leaf in values.items():
-        if path not in generated_leaves(config):
+        defined = path[-1] in DEFINED and path not in stored
+        if not defined and path not in generated_leaves(config):
             yield from write_tensors(rules, {path: np.asarray(leaf)}).items()
     for name, value in SEGMENTER_CONSTANTS.items():
         yield name, np.full((1,), value, np.float32)

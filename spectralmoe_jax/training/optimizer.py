@@ -25,7 +25,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     (r"query_feat$|level_embed$|level_encoding$", 0.0, 1.0),
     (r"adapter/(experts_[ab]|w_gate|w_noise|scale)$", 0.0, 1.0),
     # of an encoder that trains because it has no pretrained weights, which is not a published setting
-    (r"visual/.*(token|tokens|position_table|scale\d)$", 0.0, 1.0),
+    (r"visual/.*(token|tokens|position_table|rel_[hw]|scale\d)$", 0.0, 1.0),
     (r"(^|/|_)(kernel|bias)$", 1.0, 1.0),
 )
 
