@@ -18,6 +18,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--split", choices=("target", "source", "holdout"), default="target", help="default: target"
     )
     parser.add_argument("--output", metavar="FILE.json", type=Path, help="write the scores here as well")
+    parser.add_argument(
+        "--stream", metavar="NAME", help="of a run on several sensors: whose bands and statistics to use"
+    )
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> int:
@@ -28,6 +31,10 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         from spectralmoe_jax.checkpoints.store import read_run_config
 
         config = apply_overrides(read_run_config(workdir), overrides)
+    if arguments.stream:
+        from data_pipelines.streams import choose_stream
+
+        config = choose_stream(config, arguments.stream)
     from spectralmoe_jax.evaluation.command import evaluate
 
     evaluate(workdir, config, split=arguments.split, output=arguments.output)

@@ -15,12 +15,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--preview", metavar="FILE.png", type=Path, help="write a picture with a legend as well"
     )
+    parser.add_argument(
+        "--stream", metavar="NAME", help="of a run on several sensors: whose bands and statistics to use"
+    )
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> int:
     from spectralmoe_jax.checkpoints.store import read_run_config
 
     config = apply_overrides(read_run_config(arguments.checkpoint), overrides)
+    if arguments.stream:
+        from data_pipelines.streams import choose_stream
+
+        config = choose_stream(config, arguments.stream)
     from spectralmoe_jax.prediction.command import predict
 
     predict(

@@ -1,6 +1,6 @@
 """From a configuration to what the training loop needs: model, loss, batches, evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -8,14 +8,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits, training_batches
+from data_pipelines.streams import MAIN, interleave, stream_configs, stream_weights
 from spectralmoe_jax.checkpoints.trained import initial_segmenter
 from spectralmoe_jax.configuration import from_config
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.models.bands import for_bands
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.models.state import join, split
 from spectralmoe_jax.training.loop import Experiment
-from spectralmoe_jax.training.objective import make_loss
+from spectralmoe_jax.training.objective import make_loss, make_stream_loss
 
 
 def build_experiment(config: ConfigDict) -> Experiment:
@@ -24,19 +27,54 @@ def build_experiment(config: ConfigDict) -> Experiment:
     Raises:
       UserError: names the key or file that is wrong.
     """
-    model = segmenter_config(config)
     loss = from_config(LossConfig, config.loss, "loss")
-    splits = open_splits(config)
-    trainable, frozen = split(initial_segmenter(config))
-    structure = abstract_segmenter(model)
+    configs = stream_configs(config)
+    structures = {name: abstract_segmenter(segmenter_config(stream)) for name, stream in configs.items()}
+    splits = {name: open_splits(stream) for name, stream in configs.items()}
+    segmenter = initial_segmenter(config)
+    trainable, frozen = split(segmenter)
+    holdout = splits[MAIN].holdout
+    evaluate = make_evaluation(config, splits[MAIN], structures[MAIN], frozen) if holdout else None
+    common = {"trainable": trainable, "batch_size": config.train.batch_size}
+    if len(configs) == 1:
+        return Experiment(
+            **common,
+            frozen=frozen,
+            loss_fn=make_loss(structures[MAIN], loss),
+            make_batches=lambda start: training_batches(config, splits[MAIN], start),
+            evaluate=evaluate,
+        )
+
+    def make_batches(start: int) -> Iterator[Any]:
+        return interleave(
+            stream_weights(config),
+            lambda name, number: training_batches(configs[name], splits[name], number),
+            start,
+        )
+
     return Experiment(
-        trainable=trainable,
-        frozen=frozen,
-        loss_fn=make_loss(structure, loss),
-        make_batches=lambda start: training_batches(config, splits, start),
-        batch_size=config.train.batch_size,
-        evaluate=make_evaluation(config, splits, structure, frozen) if splits.holdout else None,
-    )
+        **common,
+        frozen={MAIN: frozen} | {name: split(_stream(segmenter, name, stream))[1]
+                                 for name, stream in configs.items() if name != MAIN},
+        loss_fn=make_stream_loss(structures, loss),
+        make_batches=make_batches,
+        evaluate=evaluate,
+    )  # fmt: skip
+
+
+def _stream(segmenter: Segmenter, name: str, config: ConfigDict) -> Segmenter:
+    """The segmenter for the bands of a stream, with the parameters of the main one."""
+    settings = segmenter_config(config)
+    try:
+        return for_bands(
+            segmenter,
+            settings.visual.wavelengths,
+            pixel_mean=settings.pixel_mean,
+            pixel_std=settings.pixel_std,
+            depth_bands=settings.depth_bands,
+        )
+    except UserError as problem:
+        raise UserError(f"config.streams.{name}: {problem}") from None
 
 
 def make_evaluation(

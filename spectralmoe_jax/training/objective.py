@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -36,5 +37,20 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         # a matching on costs that are not finite would go unnoticed: let the loop see it
         total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.balance_loss
         return total, sums | {"loss_balance": out.balance_loss}
+
+    return loss_fn
+
+
+def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig) -> LossFunction:
+    """The training loss of a run on several sensors, each with a segmenter for its bands.
+
+    As `make_loss`, of batches `{stream: batch}` with one stream each, and frozen weights by stream. The
+    function is compiled once a stream.
+    """
+    losses = {name: make_loss(segmenter, config) for name, segmenter in segmenters.items()}
+
+    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        ((name, tiles),) = batch.items()
+        return losses[name](trainable, frozen[name], tiles, key)
 
     return loss_fn

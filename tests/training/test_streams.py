@@ -1,0 +1,136 @@
+"""Several sensors in one run: which batch comes from which, and one set of parameters for all."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from data_pipelines.streams import interleave, schedule, stream_configs, stream_weights
+from spectralmoe_jax.checkpoints.trained import load_trained
+from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.command import evaluate
+from spectralmoe_jax.models.state import leaves
+from spectralmoe_jax.training.experiment import build_experiment
+from spectralmoe_jax.training.run import train
+
+SENSORS = {"wide": ("red", "green", "blue"), "narrow": ("nir", "red", "green", "blue")}
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
+def test_every_stream_has_its_share_at_any_time(weights):
+    named = {str(i): weight for i, weight in enumerate(weights)}
+    counts = dict.fromkeys(named, 0)
+    for step, (name, number) in enumerate(itertools.islice(schedule(named), 200), start=1):
+        assert number == counts[name]
+        counts[name] += 1
+        for stream, weight in named.items():
+            assert abs(counts[stream] - step * weight / sum(weights)) < 1
+
+
+@given(st.integers(0, 40))
+def test_a_batch_is_the_same_from_any_start(start):
+    weights = {"a": 2.0, "b": 1.0, "c": 0.3}
+
+    def make_batches(name, number):
+        return ((name, n) for n in itertools.count(number))
+
+    whole = list(itertools.islice(interleave(weights, make_batches, 0), 60))
+    assert list(itertools.islice(interleave(weights, make_batches, start), 60 - start)) == whole[start:]
+    assert [batch["a"][1] for batch in whole if "a" in batch] == list(
+        range(len([batch for batch in whole if "a" in batch]))
+    )  # 60 * 2 / 3.3, rounded
+
+
+def write_images(root, bands):
+    """A source and a target place, two images each: a bright half of one class, a dark half of the other."""
+    rng = np.random.default_rng(len(bands))
+    for place in ("here", "there"):
+        for part in ("images", "masks"):
+            (root / place / part).mkdir(parents=True)
+        for number in range(2):
+            mask = np.zeros((32, 32), np.uint8)
+            mask[:, 16:] = 1
+            image = rng.integers(0, 60, (32, 32, len(bands)), np.uint8) + 150 * mask[..., None]
+            cv2.imwrite(str(root / place / "images" / f"{number}.png"), image)
+            cv2.imwrite(str(root / place / "masks" / f"{number}.png"), mask)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sensors")
+    for name, bands in SENSORS.items():
+        write_images(folder / name, bands)
+    tiny = [
+        "model.visual.kind=dofa", "model.visual.width=16", "model.visual.patch_size=8",
+        "model.visual.storage_tokens=0", "model.adapter.num_tokens=6", "model.adapter.query_dim=16",
+        "model.adapter.rank=2", "model.head.num_queries=6", "model.head.width=16", "model.head.num_heads=2",
+        "model.head.decoder_layers=1",
+        "model.head.encoder_ffn=16", "model.head.decoder_ffn=16", "loss.num_points=32", "data.crop=32",
+        "train.batch_size=2", "train.steps=4", "train.warmup_steps=1", "train.log_every=1",
+        "train.evaluate_every=4", "train.checkpoint_every=2", "evaluate.window=32", "evaluate.overlap=0",
+        f"data.root={folder / 'wide'}", "data.image_glob=*/images/*.png", "data.source=here,",
+        "data.target=there,", "data.holdout=0.5", "augment.photometric=false",
+    ]  # fmt: skip
+    config = load_config("configs/dubai.py", [f"--config.{value}" for value in tiny])
+    with config.unlocked():
+        config.classes.names, config.classes.palette = ("dark", "bright"), ((0, 0, 0), (255, 255, 255))
+        config.data.ignore_colours = ()
+        config.streams = ConfigDict({
+            "narrow": {
+                "bands": SENSORS["narrow"], "data": {"root": str(folder / "narrow")},
+                "model": {"pixel_mean": (100.0,) * 4, "pixel_std": (60.0,) * 4},
+            },
+        })  # fmt: skip
+    return config
+
+
+def test_streams_differ_where_they_say_so(config):
+    main, narrow = stream_configs(config).values()
+    assert (main.bands, narrow.bands) == tuple(SENSORS.values())
+    assert narrow.data.crop == main.data.crop
+    assert "streams" not in narrow
+    assert stream_weights(config) == {"main": 1.0, "narrow": 1.0}
+
+
+def test_one_run_on_two_sensors(config, tmp_path):
+    """Both train the same parameters, and the result is scored on either."""
+    experiment = build_experiment(config)
+    first, second = itertools.islice(experiment.make_batches(0), 2)
+    assert first["main"]["image"].shape == (2, 32, 32, 3)
+    assert second["narrow"]["image"].shape == (2, 32, 32, 4)
+    train(config, tmp_path)
+    wide, narrow = (leaves(load_trained(tmp_path, stream)) for stream in stream_configs(config).values())
+    assert narrow["backbone", "visual", "patch_kernel"].shape[2] == 4
+    own = {("backbone", "visual", "patch_kernel"), ("backbone", "visual", "patch_bias"),
+           ("pixel_mean",), ("pixel_std",)}  # fmt: skip
+    for path in wide.keys() - own:
+        np.testing.assert_array_equal(wide[path], narrow[path])
+    assert 0 <= evaluate(tmp_path, stream_configs(config)["narrow"])["miou"] <= 1
+
+
+def test_an_encoder_of_one_band_set_is_refused(config):
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.model.visual.kind = "dinov3"
+    with pytest.raises(UserError, match=r"config\.streams\.narrow: .*only dofa"):
+        build_experiment(other)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"weight": 0.0}, r"config\.streams\.x\.weight = 0\.0"),
+        (3, r"config\.streams\.x = 3: give a section"),
+    ],
+)
+def test_bad_streams(config, section, message):
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.streams = ConfigDict({"x": section})
+    with pytest.raises(UserError, match=message):
+        stream_configs(other), stream_weights(other)
