@@ -1,6 +1,11 @@
 """Endless batches, the same for any number of workers and hosts, from any step on."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grain
@@ -9,10 +14,15 @@ from absl import flags
 
 from spectralmoe_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
+Transform = Callable[[Any, np.random.Generator], Batch]
+CORRUPT = ("stop", "skip")
 _THREADS = 2  # decoding releases the interpreter lock; more threads than that only wait for it
 _BUFFERED_BATCHES = 4
-_ELEMENTS = 1 << 50  # as good as endless; Grain counts batches of one in floats, which overflow at 2**63
+_ELEMENTS = 1 << 48  # as good as endless; Grain counts elements in floats, which overflow at 2**63
+_TRIES = 20  # to replace a tile that cannot be read
+_PROBLEM = "problem"  # key of the batch with what could not be read, while it is in a worker
 
 
 class RandomAccess(Protocol):
@@ -23,9 +33,22 @@ class RandomAccess(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources in one stream: after any number of elements each has had its share, to within one.
+
+    Attributes:
+      sources: each is gone through in its own shuffled epochs, of which none is cut short.
+      weights: their shares, in any unit.
+    """
+
+    sources: Sequence[RandomAccess]
+    weights: Sequence[float]
+
+
 def train_batches(
-    source: RandomAccess,
-    transform: Callable[[Any, np.random.Generator], Batch],
+    source: RandomAccess | Mixture,
+    transform: Transform,
     *,
     batch_size: int,
     seed: int,
@@ -33,7 +56,8 @@ def train_batches(
     workers: int = 0,
     host_index: int = 0,
     host_count: int = 1,
-) -> Iterator[Batch]:
+    corrupt: str = "stop",
+) -> Generator[Batch]:
     """This host's part of every batch from `start_step` on, endlessly.
 
     Batch t of a run is a function of (source, transform, batch_size, seed, t) alone. Element i of the
@@ -51,17 +75,21 @@ def train_batches(
       start_step: number of the first batch.
       workers: processes that prepare batches; 0 prepares them in threads of this one.
       host_index, host_count: which host this is, of how many.
+      corrupt: what a `UserError` of `transform`, as of a file that cannot be read, leads to: `stop` raises
+        it, `skip` takes another element, chosen by the element's generator, and logs the error once and the
+        number of elements replaced at the end.
 
     Returns:
       A generator of dicts of arrays (batch_size / host_count, ...). Closing it, or its end of life, stops
-      the workers. An error in a worker, as of a file that cannot be read, is raised from its `next`.
+      the workers. An error in a worker is raised from its `next`; so is the end of a worker that was killed.
 
     Raises:
       UserError: a batch that the hosts cannot share equally, an empty source, or a value out of range.
     """
-    _check(source, batch_size, seed, start_step, workers, host_index, host_count)
-    elements = grain.MapDataset.source(source).seed(seed).shuffle().random_map(transform)
-    elements = elements.repeat(None)[:_ELEMENTS]
+    _check(source, batch_size, seed, start_step, workers, host_index, host_count, corrupt)
+    if corrupt == "skip":
+        transform = _Skipping(transform, source.sources if isinstance(source, Mixture) else (source,))
+    elements = _elements(source, seed).random_map(transform)[:_ELEMENTS]
     # Part n belongs to batch n // host_count and to host n % host_count.
     parts = elements.batch(batch_size // host_count)
     mine = parts[host_index::host_count][start_step:]
@@ -74,19 +102,95 @@ def train_batches(
     return _drain(batches, workers)
 
 
-def _drain(batches: grain.IterDataset, workers: int) -> Iterator[Batch]:
+def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
+    """The endless stream of elements, before the transform."""
+    if not isinstance(source, Mixture):
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+    endless = [
+        grain.MapDataset.source(part).seed(seed + number).shuffle().repeat(None)[:_ELEMENTS]
+        for number, part in enumerate(source.sources)
+    ]
+    total = sum(source.weights)
+    return grain.MapDataset.mix(endless, [weight / total for weight in source.weights]).seed(seed)
+
+
+def _drain(batches: grain.IterDataset, workers: int) -> Generator[Batch]:
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads its own flags on starting workers, under absl or not
+    skipped = _Skipped()
     iterator = iter(batches)
     try:
-        yield from iterator
+        for batch in iterator:
+            skipped.take(batch)
+            yield batch
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise UserError(
+            "a worker process that reads data was killed, most often for want of memory: "
+            "lower data.workers or train.batch_size"
+        ) from error
     finally:
         iterator.close()
+        skipped.report()
 
 
-def _check(source, batch_size, seed, start_step, workers, host_index, host_count) -> None:
-    if not len(source):
+class _Skipping:
+    """A transform that takes another element where one cannot be read, and says so in the example."""
+
+    def __init__(self, transform: Transform, sources: Sequence[RandomAccess]):
+        self.transform, self.sources = transform, sources
+
+    def __call__(self, element: Any, rng: np.random.Generator) -> Batch:
+        problems: list[str] = []
+        while len(problems) < _TRIES:
+            try:
+                example = self.transform(element, rng)
+            except UserError as error:
+                problems.append(str(error))
+                source = self.sources[int(rng.integers(len(self.sources)))]
+                element = source[int(rng.integers(len(source)))]
+            else:
+                return {**example, _PROBLEM: np.array("\n".join(problems).encode()[:2000], "S2000")}
+        raise UserError(
+            f"data.corrupt=skip: {_TRIES} tiles in a row cannot be read, the last: {problems[-1]}"
+        )
+
+
+class _Skipped:
+    """Counts what was skipped, and logs each problem when it is first met."""
+
+    def __init__(self) -> None:
+        self.problems: Counter[str] = Counter()
+
+    def take(self, batch: Batch) -> None:
+        """Removes the problems from a batch and counts them."""
+        for joined in batch.pop(_PROBLEM, ()):
+            for problem in filter(None, bytes(joined).decode(errors="replace").split("\n")):
+                if problem not in self.problems:
+                    log.warning("skipped: %s", problem)
+                self.problems[problem] += 1
+
+    def report(self) -> None:
+        if self.problems:
+            log.warning(
+                "%d tiles were skipped and replaced, for %d different problems",
+                self.problems.total(),
+                len(self.problems),
+            )
+
+
+def _check(source, batch_size, seed, start_step, workers, host_index, host_count, corrupt) -> None:
+    sources = source.sources if isinstance(source, Mixture) else (source,)
+    if not sources or not all(len(part) for part in sources):
         raise UserError("the training split is empty: name at least one domain with images in data.source")
+    if isinstance(source, Mixture) and (
+        len(source.weights) != len(sources) or not all(0 < weight < np.inf for weight in source.weights)
+    ):
+        raise UserError(
+            f"data.weights={tuple(source.weights)}: give one number above 0 for each of the {len(sources)} "
+            "domains of data.source"
+        )
     if batch_size < 1 or batch_size % host_count:
         raise UserError(
             f"train.batch_size={batch_size} cannot be shared by {host_count} hosts: "
@@ -98,6 +202,8 @@ def _check(source, batch_size, seed, start_step, workers, host_index, host_count
         raise UserError(f"seed={seed}: give a number from 0 to {2**32 - 1}")
     if start_step < 0 or workers < 0:
         raise UserError(f"data.workers={workers}, step {start_step}: neither can be below 0")
+    if corrupt not in CORRUPT:
+        raise UserError(f"data.corrupt={corrupt!r}: choose from {', '.join(CORRUPT)}")
 
 
 def _start_worker(_index: int, _count: int) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.loader import Batch, train_batches
-from data_pipelines.sources.image_folder import ImageFolder
+from data_pipelines.loader import Batch, Mixture, train_batches
+from data_pipelines.sources.opening import open_source
 from data_pipelines.sources.records import Record, Source, examples, split_holdout
+from data_pipelines.sources.sampling import ClassBalancedIndex
 from data_pipelines.sources.tiles import TileIndex
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.errors import UserError
 
 SPLITS = ("train", "holdout", "source", "target")
-KINDS = ("image_folder", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -53,42 +53,48 @@ def open_splits(config: ConfigDict, *, only: str | None = None) -> Splits:
 
     Raises UserError naming the file or the key.
     """
-    if config.data.kind not in KINDS:
-        raise UserError(f"config.data.kind = {config.data.kind!r}: choose from {', '.join(KINDS)}")
     both = set(config.data.source) & set(config.data.target)
     if both:
         raise UserError(f"config.data.target shares {', '.join(sorted(both))} with config.data.source")
     opened = {
-        name: _open(config, tuple(config.data[name]))
+        name: open_source(config, config.data[name])
         for name in ("source", "target")
         if only is None or (name == "target") == (only == "target")
     }
     source, target = (opened.get(name, next(iter(opened.values()))) for name in ("source", "target"))
     if only in ("source", "target"):
         return Splits(source, target, train=(), holdout=())
-    train, holdout = split_holdout(source.records, config.data.holdout, config.data.get("holdout_seed", 0))
+    train, holdout = _hold_out(config, source.records)
     return Splits(source, target, train, holdout)
 
 
-def _open(config: ConfigDict, domains: tuple[str, ...]) -> Source[Any]:
-    if config.data.kind == "synthetic":
-        from data_pipelines.synthetic import open_domains
+def _hold_out(config: ConfigDict, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
+    """(training, held out): whole `data.holdout_domains`, or else `data.holdout` of each domain."""
+    domains = tuple(config.data.get("holdout_domains") or ())
+    if not domains:
+        return split_holdout(records, config.data.holdout, config.data.get("holdout_seed", 0))
+    known = {record.domain for record in records}
+    if not known & set(domains):
+        raise UserError(
+            f"config.data.holdout_domains: none of {', '.join(domains)} is a domain of config.data.source, "
+            f"which has {', '.join(sorted(known))}"
+        )
+    train = tuple(record for record in records if record.domain not in domains)
+    if not train:
+        raise UserError("config.data.holdout_domains holds all source domains out: leave some to train on")
+    return train, tuple(record for record in records if record.domain in domains)
 
-        return open_domains(config, domains)
-    return ImageFolder(
-        config.data.root,
-        palette=config.classes.palette,
-        bands=config.bands,
-        domains=domains,
-        image_glob=config.data.image_glob,
-        mask_template=config.data.mask_template,
-        ignore_colours=config.data.ignore_colours,
-    )
 
+def training_elements(
+    config: ConfigDict, splits: Splits, wrap: Callable[[Source[Any]], Source[Any]] = lambda source: source
+) -> tuple[TileIndex | ClassBalancedIndex | Mixture, Augment]:
+    """The elements of an epoch, and the function that makes an example of one.
 
-def training_batches(config: ConfigDict, splits: Splits, start_step: int,
-                     host_index: int = 0, host_count: int = 1) -> Iterator[Batch]:  # fmt: skip
-    """Augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step on, endlessly."""
+    Args:
+      wrap: replaces the source, for measuring it.
+
+    Raises UserError naming the key.
+    """
     settings = config.augment.to_dict()
     photometric = settings.pop("photometric")
     try:
@@ -99,8 +105,44 @@ def training_batches(config: ConfigDict, splits: Splits, start_step: int,
         )
     except TypeError as problem:
         raise UserError(f"config.augment: {problem}") from None
+    source, data = wrap(splits.source), config.data
+
+    def index(records: Sequence[Record]) -> TileIndex | ClassBalancedIndex:
+        shared = {"min_labelled": data.get("min_labelled", 0.0)}
+        temperature = data.get("class_temperature")
+        if temperature is None:
+            return TileIndex(source, data.crop, records, **shared)
+        return ClassBalancedIndex(source, data.crop, records, temperature=temperature, **shared)
+
+    if data.get("weights") is None:
+        return index(splits.train), augment
+    parts = {
+        name: [r for r in splits.train if name in (r.domain, getattr(r, "split", None))]
+        for name in data.source
+    }
+    kept = [(index(records), weight) for records, weight in _weighted(parts, tuple(data.weights))]
+    return Mixture(*zip(*kept, strict=True)), augment
+
+
+def _weighted(
+    parts: Mapping[str, Sequence[Record]], weights: Sequence[float]
+) -> list[tuple[Sequence[Record], float]]:
+    """The records of each source domain and its weight; a domain held out as a whole has neither."""
+    if len(weights) != len(parts):
+        raise UserError(
+            f"config.data.weights has {len(weights)} entries for {len(parts)} domains of config.data.source "
+            f"({', '.join(parts)}): give one each"
+        )
+    return [(records, weight) for records, weight in zip(parts.values(), weights, strict=True) if records]
+
+
+def training_batches(
+    config: ConfigDict, splits: Splits, start_step: int, host_index: int = 0, host_count: int = 1
+) -> Generator[Batch]:
+    """Augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step on, endlessly."""
+    index, augment = training_elements(config, splits)
     return train_batches(
-        TileIndex(splits.source, config.data.crop, splits.train),
+        index,
         augment,
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -108,4 +150,5 @@ def training_batches(config: ConfigDict, splits: Splits, start_step: int,
         workers=config.data.workers,
         host_index=host_index,
         host_count=host_count,
+        corrupt=config.data.get("corrupt", "stop"),
     )

@@ -19,6 +19,7 @@ _FUNCTIONS = {
     "verify": "spectralmoe_jax.verification.goldens",
     "params": "spectralmoe_jax.models.parameters:describe",
     "convert": "spectralmoe_jax.checkpoints.convert",
+    "prepare": "data_pipelines.prepare.run",
 }
 
 __all__ = ["__version__", *_FUNCTIONS]

@@ -1,6 +1,16 @@
-"""Sensors, their bands, and wavelengths that a file states itself."""
+"""Sensors, their bands, and which bands and wavelengths a file holds."""
 
 from data_pipelines.sensors.band_tags import wavelengths_of_file
-from spectralmoe_jax.sensors import SENSORS, Band, wavelengths
+from data_pipelines.sensors.selection import check_wavelengths, select_bands
+from spectralmoe_jax.sensors import SENSORS, Band, Sensor, find_sensor, wavelengths
 
-__all__ = ["SENSORS", "Band", "wavelengths", "wavelengths_of_file"]
+__all__ = [
+    "SENSORS",
+    "Band",
+    "Sensor",
+    "check_wavelengths",
+    "find_sensor",
+    "select_bands",
+    "wavelengths",
+    "wavelengths_of_file",
+]

@@ -3,11 +3,13 @@
 from data_pipelines.sources.arrays import Arrays
 from data_pipelines.sources.image_folder import ImageFolder
 from data_pipelines.sources.records import IGNORE, Record, Source, Window, examples, split_holdout
-from data_pipelines.sources.tiles import Tile, TileIndex
+from data_pipelines.sources.sampling import ClassBalancedIndex
+from data_pipelines.sources.tiles import Tile, TileIndex, labelled_records
 
 __all__ = [
     "IGNORE",
     "Arrays",
+    "ClassBalancedIndex",
     "ImageFolder",
     "Record",
     "Source",
@@ -15,5 +17,6 @@ __all__ = [
     "TileIndex",
     "Window",
     "examples",
+    "labelled_records",
     "split_holdout",
 ]

@@ -1,12 +1,17 @@
 """Reading one image file through rasterio, with errors that name the file."""
 
+from __future__ import annotations
+
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp
@@ -16,57 +21,146 @@ from rasterio.windows import Window as RasterWindow
 from data_pipelines.sources.records import Window
 from spectralmoe_jax.errors import UserError
 
-_opening = threading.Lock()  # warnings.catch_warnings is not safe across threads
+AS_STORED = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16))
+"""Types that pixels keep; all others become float32, which holds whole numbers up to 2**24 exactly."""
+
+_warnings = threading.Lock()  # warnings.catch_warnings is not safe across threads
+_used = threading.local()  # `datasets`, while an OpenFiles is in use by the thread
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image file says. `dtype` is the widest of its bands."""
+    """What the header of an image file says.
+
+    Attributes:
+      dtype: the widest of its bands.
+      descriptions: names of the bands, None where there is none.
+      colours: what each band is said to be: "red", "gray", "undefined", ...
+      random_access: whether a window is read without decoding what lies before it.
+      crs, transform: where it lies, or None and the identity.
+      states_wavelengths: whether its first band has a tag `wavelength`.
+    """
 
     height: int
     width: int
     count: int
     dtype: np.dtype
     descriptions: tuple[str | None, ...]
+    colours: tuple[str, ...]
     has_nodata: bool
+    random_access: bool
+    crs: Any
+    transform: Any
+    states_wavelengths: bool
+
+
+class OpenFiles:
+    """Leaves the last `count` files that each thread read open, for many windows of one file after another.
+
+    What GDAL decoded around a window, such as the whole strips of a TIFF or all lines of a PNG above it,
+    then serves the next windows; a file that is changed meanwhile is not read anew. Pickling keeps the count
+    alone.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        self._threads = threading.local()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OpenFiles, (self.count,)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within it, the functions of this module read this thread's files through it."""
+        before = getattr(_used, "files", None)
+        _used.files = self
+        try:
+            yield
+        finally:
+            _used.files = before
+
+    def open(self, path: Path) -> rasterio.DatasetReader:
+        datasets = self._datasets()
+        if path not in datasets:
+            datasets[path] = open_as_stored(path)
+            if len(datasets) > self.count:
+                datasets.popitem(last=False)[1].close()
+        datasets.move_to_end(path)
+        return datasets[path]
+
+    def close(self) -> None:
+        """Closes the files of this thread."""
+        datasets = self._datasets()
+        while datasets:
+            datasets.popitem()[1].close()
+
+    def _datasets(self) -> OrderedDict[Path, rasterio.DatasetReader]:
+        if not hasattr(self._threads, "datasets"):
+            self._threads.datasets = OrderedDict()
+        return self._threads.datasets
+
+
+@contextmanager
+def kept_open(count: int = 2) -> Iterator[None]:
+    """Within it, this thread leaves the last `count` files open; see `OpenFiles`."""
+    files = OpenFiles(count)
+    try:
+        with files.used():
+            yield
+    finally:
+        files.close()
 
 
 def read_header(path: Path) -> Header:
     """Size, band count, type and band names, without decoding a pixel.
 
     Raises:
-      UserError: the file cannot be opened as an image.
+      UserError: the file cannot be opened as an image, or has no pixels.
     """
-    with _opened(path) as dataset:
-        dtype = np.result_type(*dataset.dtypes)
+    with opened(path) as dataset:
+        if not dataset.width or not dataset.height or not dataset.count:
+            raise UserError(f"{path}: has no pixels ({dataset.height} x {dataset.width}), remove the file")
         return Header(
             dataset.height,
             dataset.width,
             dataset.count,
-            dtype,
+            np.result_type(*dataset.dtypes),
             dataset.descriptions,
+            tuple(colour.name for colour in dataset.colorinterp),
             dataset.nodata is not None,
+            dataset.driver in ("GTiff", "COG", "VRT", "HDF4Image", "netCDF", "Zarr", "ENVI", "EHdr", "HFA"),
+            dataset.crs,
+            dataset.transform,
+            "wavelength" in {tag.lower() for tag in dataset.tags(1)},
         )
 
 
-def read_pixels(path: Path, window: Window | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """The pixels (H, W, C), uint8 or float32, and where they are missing (H, W) bool, or None.
+def read_pixels(
+    path: Path, window: Window | None = None, bands: Sequence[int] | None = None, nodata: float | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pixels (H, W, C), of a type of `AS_STORED` or float32, and where they are missing (H, W), or None.
 
-    A value that is the file's nodata value reads as zero; a pixel is missing when all its bands do.
+    A value that is the nodata value reads as zero; a pixel is missing when all its bands do.
+
+    Args:
+      window: of the file; default the whole.
+      bands: their places in the file, in the order wanted; default all as they lie.
+      nodata: the nodata value where the file states none.
 
     Raises:
       UserError: the file is truncated or unreadable, or has pixels that are not finite.
     """
-    with _opened(path) as dataset:
-        pixels = np.ascontiguousarray(np.moveaxis(dataset.read(window=_raster_window(window)), 0, -1))
-        nodata = dataset.nodata
+    indexes = None if bands is None else [band + 1 for band in bands]
+    with opened(path) as dataset:
+        pixels = band_last(dataset.read(indexes, window=_raster_window(window)))
+        nodata = nodata if dataset.nodata is None else dataset.nodata
     missing = None
     if nodata is not None:
         equal = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
         missing = equal.all(axis=-1)
         pixels[equal] = 0
-    if pixels.dtype != np.uint8:
-        pixels = pixels.astype(np.float32)
+    if pixels.dtype not in AS_STORED:
+        pixels = pixels.astype(np.float32, copy=False)
         broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
         if broken:
             raise UserError(
@@ -74,6 +168,28 @@ def read_pixels(path: Path, window: Window | None = None) -> tuple[np.ndarray, n
                 "or declare the file's nodata value"
             )
     return pixels, missing
+
+
+def missing_pixels(
+    path: Path, window: Window | None = None, bands: Sequence[int] | None = None, nodata: float | None = None
+) -> np.ndarray | None:
+    """Where pixels are missing (H, W) bool, or None for nowhere, as `read_pixels`; reads no more than needed.
+
+    Raises:
+      UserError: the file is truncated or unreadable.
+    """
+    missing = None
+    with opened(path) as dataset:
+        nodata = nodata if dataset.nodata is None else dataset.nodata
+        if nodata is None:
+            return None
+        for band in range(dataset.count) if bands is None else bands:
+            values = dataset.read(band + 1, window=_raster_window(window))
+            equal = np.isnan(values) if np.isnan(nodata) else values == nodata
+            missing = equal if missing is None else missing & equal
+            if not missing.any():
+                return None
+    return missing
 
 
 def read_mask(
@@ -84,28 +200,65 @@ def read_mask(
     Raises:
       UserError: the file is truncated or unreadable.
     """
-    with _opened(path) as dataset:
+    with opened(path) as dataset:
         indexed = dataset.count == 1 and dataset.colorinterp[0] == ColorInterp.palette
         table = dataset.colormap(1) if indexed else None
         return np.moveaxis(dataset.read(window=_raster_window(window)), 0, -1), table
 
 
+def band_last(pixels: np.ndarray) -> np.ndarray:
+    """(C, H, W) to (H, W, C), contiguous. OpenCV does it several times faster than a strided copy."""
+    count, *size = pixels.shape
+    if count == 1:
+        return pixels[0][..., None]
+    if pixels.dtype not in (*AS_STORED, np.float32) or not pixels.size:
+        return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+    if count <= 4:
+        return cv2.merge(list(pixels))
+    return cv2.transpose(pixels.reshape(count, -1)).reshape(*size, count)
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
+def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
+    """An image file, its four samples a pixel as stored where it announces them as CMYK.
+
+    Raises:
+      UserError: the file cannot be opened as an image, or an error of reading within the context.
+    """
+    files = getattr(_used, "files", None)
     # GDAL's quick path for whole PNG files returns stale memory for the missing end of a truncated one.
     try:
         with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False):
-            with _opening, warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                dataset = rasterio.open(path)
-            with dataset:
-                yield dataset
+            if files is not None:
+                yield files.open(path)
+            else:
+                with open_as_stored(path) as dataset:
+                    yield dataset
     except RasterioError as error:
         reason = " ".join(str(error.__cause__ or error).split()).partition(" (this error can")[0]
         raise UserError(
             f"{path}: truncated or not a readable image ({reason}): "
             "restore the file or remove it from the folder"
         ) from error
+
+
+def open_as_stored(path: Path) -> rasterio.DatasetReader:
+    """`rasterio.open`, quiet about a missing georeference, and without turning four samples that the file
+    announces as CMYK into red, green, blue and alpha."""
+    with quiet():
+        dataset = rasterio.open(path)
+        if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+            dataset.close()
+            dataset = rasterio.open(f"GTIFF_RAW:{path}")
+        return dataset
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Rasterio without its warning about images that are not georeferenced; one thread at a time."""
+    with _warnings, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def _raster_window(window: Window | None) -> RasterWindow | None:

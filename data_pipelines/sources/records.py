@@ -31,6 +31,11 @@ class Record:
     height: int
     width: int
 
+    @property
+    def image_name(self) -> str:
+        """The image that this record is a part of, or is."""
+        return self.name
+
 
 R = TypeVar("R", bound=Record)
 
@@ -43,7 +48,9 @@ class Source(Protocol[R]):
         """The images of this source, in a fixed order."""
 
     def read_image(self, record: R, window: Window | None = None) -> np.ndarray:
-        """Raw pixel values (H, W, C), uint8 or float32, read-only; of the whole image or of `window`."""
+        """Raw pixel values (H, W, C), read-only, of the whole image or of `window`.
+
+        All of a source have one type: uint8, int16, uint16 or float32."""
 
     def read_label(self, record: R, window: Window | None = None) -> np.ndarray:
         """Training ids (H, W) uint8, `IGNORE` where there is none, read-only; as `read_image`."""
@@ -64,6 +71,9 @@ def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tup
     all; a domain of one image keeps it for training. The choice in a domain depends on `seed`, the
     domain's name and its images alone, not on the other domains. With `fraction` 0 nothing is held out.
 
+    Records that are parts of images stay together, since neighbours are too alike to judge by; where a domain
+    is a single image, its parts are divided.
+
     Raises:
       UserError: no records, a fraction outside [0, 1), or nothing to hold out although it was asked for.
     """
@@ -74,11 +84,15 @@ def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tup
     held: set[R] = set()
     for domain in {record.domain for record in records}:
         members = sorted((r for r in records if r.domain == domain), key=lambda r: r.name)
-        if fraction == 0 or len(members) == 1:
+        images: dict[str, list[R]] = {}
+        for record in members:
+            images.setdefault(record.image_name, []).append(record)
+        groups = list(images.values()) if len(images) > 1 else [[record] for record in members]
+        if fraction == 0 or len(groups) == 1:
             continue
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
         rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
-        held.update(members[i] for i in rng.permutation(len(members))[:count])
+        held.update(record for i in rng.permutation(len(groups))[:count] for record in groups[i])
     if fraction > 0 and not held:
         raise UserError(
             f"data.holdout={fraction} leaves no image for model selection, every domain has a single image: "

@@ -3,15 +3,21 @@
 from data_pipelines.transforms.augment import Augment, visible_bands
 from data_pipelines.transforms.geometry import flip, quarter_turns, resized_crop, vertical_flip
 from data_pipelines.transforms.photometric import Distortion, distort, photometric_distortion
+from data_pipelines.transforms.spectral import Jitter, draw_jitter, jitter, normalise, spectral_jitter
 
 __all__ = [
     "Augment",
     "Distortion",
+    "Jitter",
     "distort",
+    "draw_jitter",
     "flip",
+    "jitter",
+    "normalise",
     "photometric_distortion",
     "quarter_turns",
     "resized_crop",
+    "spectral_jitter",
     "vertical_flip",
     "visible_bands",
 ]

@@ -38,7 +38,8 @@ def resized_crop(
 
     The first window lies in the tile's cell's share of all possible positions. If one class has more than
     `max_class_share` of its labelled pixels, or none is labelled, another is drawn from the whole image;
-    the tenth is kept whatever it holds.
+    the tenth is kept whatever it holds. So is a window without the class that the tile wants, if it does so;
+    the tenth then gives way to one that held it but broke the rule.
 
     Args:
       tile: where to draw from.
@@ -54,13 +55,20 @@ def resized_crop(
     """
     factor = _draw_factor(tile, rng, crop, scale, scale_step, max_edge)
     cell = tile.cell
+    found = None
     for _ in range(_CROP_TRIES):
         window = _draw_window(tile, rng, max(1, round(crop / factor)), cell)
         size = tuple(_scaled(side, factor, crop) for side in window[2:])
         label = _resize(tile.read_label(window), size, cv2.INTER_NEAREST_EXACT)
-        if _largest_share(label) <= max_class_share:
+        counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+        has_wanted = tile.wanted is None or counts[tile.wanted] > 0
+        if has_wanted and _largest_share(counts) <= max_class_share:
             break
+        if has_wanted and tile.wanted is not None:
+            found = window, label
         cell = Window(0, 0, tile.record.height, tile.record.width)
+    else:
+        window, label = found or (window, label)
     image = _resize(tile.read_image(window), size, cv2.INTER_LINEAR)
     padding = [(0, crop - side) for side in size]
     return {
@@ -116,8 +124,7 @@ def _scaled(side: int, factor: float, crop: int) -> int:
     return crop if side == max(1, round(crop / factor)) else min(crop, max(1, round(side * factor)))
 
 
-def _largest_share(label: np.ndarray) -> float:
-    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+def _largest_share(counts: np.ndarray) -> float:
     labelled = counts.sum()
     return counts.max() / labelled if labelled else 1.0
 

@@ -18,6 +18,8 @@ from spectralmoe_jax.errors import UserError
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
 COMMANDS = {
     "quickstart": "train, test and map a generated two-sensor benchmark; needs no data",
+    "prepare": "cut a published benchmark into tiles that are read at the speed of the disk",
+    "data": "draw batches of a configuration as a picture, with statistics and times",
     "train": "train on source places, in a folder that can be resumed",
     "evaluate": "score a trained model on whole images, per domain and class",
     "predict": "map a scene of any size to a georeferenced raster",

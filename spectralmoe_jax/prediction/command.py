@@ -35,6 +35,7 @@ def predict(checkpoint: str | os.PathLike[str], config: ConfigDict, *, input: st
         names=config.classes.names,
         palette=config.classes.palette,
         bands=config.bands,
+        sensor=config.get("sensor"),
         confidence=confidence,
         preview=None if preview is None else Path(preview),
     )

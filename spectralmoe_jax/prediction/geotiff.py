@@ -40,10 +40,14 @@ def predict_scene(
     names: Sequence[str],
     palette: Sequence[Sequence[int]] | np.ndarray,
     bands: Sequence[str],
+    sensor: str | None = None,
     confidence: bool = False,
     preview: Path | None = None,
 ) -> dict[str, Any]:
     """Write the class map of a scene file, with the scene's size, CRS, transform and nodata area.
+
+    The scene's bands are chosen as `data_pipelines.sensors.select_bands` does; `sensor` gives the aliases of
+    their names, and the nodata value of a scene that states none.
 
     `predict` takes (B, T, T, C) pixels, uint8 if the scene is uint8 and float32 otherwise, and gives
     scores (B, T, T, K) that are not negative; B and T are always those of `settings`. Pixels without
@@ -74,8 +78,8 @@ def predict_scene(
     _check_targets(input, targets)
 
     with _aside(targets) as aside:
-        with georeference_optional(), _open_scene(input, bands) as dataset:
-            scene = _Scene(dataset, input, bands)
+        with georeference_optional(), _open_scene(input) as dataset:
+            scene = _Scene(dataset, input, bands, sensor)
             sinks = [_open_map(aside["map"], output, dataset, names, palette)]
             try:
                 if confidence:
@@ -87,10 +91,12 @@ def predict_scene(
             for what in ("map", "confidence")[: len(sinks)]:
                 _check_written(aside[what], targets[what], int(counts.sum()))
         if preview is not None:
+            from data_pipelines.sheet import display_bands
             from spectralmoe_jax.prediction.preview import write_preview
 
+            shown = [scene.indexes[place] for place in display_bands(bands, sensor)] if sensor else None
             try:
-                write_preview(aside["preview"], input, aside["map"], names, palette)
+                write_preview(aside["preview"], input, aside["map"], names, palette, shown)
             except OSError as error:
                 raise _unwritable(targets["preview"]) from error
 
@@ -160,22 +166,18 @@ def _aside(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
 
 
 @contextlib.contextmanager
-def _open_scene(path: Path, bands: Sequence[str]) -> Iterator[Any]:
-    import rasterio
+def _open_scene(path: Path) -> Iterator[Any]:
     from rasterio.errors import RasterioError
 
+    from data_pipelines.sources.raster_file import open_as_stored
+
     try:
-        dataset = rasterio.open(path)
+        dataset = open_as_stored(path)
     except RasterioError as error:
         raise UserError(
             f"{path}: cannot be read as an image ({_one_line(error)}); give a complete GeoTIFF, PNG or JPEG"
         ) from error
     with dataset:
-        if len(bands) not in (dataset.count, dataset.count - _has_alpha(dataset)):
-            raise UserError(
-                f"{path}: has {dataset.count} bands, but the model takes {len(bands)} "
-                f"({', '.join(bands)}); give a scene with these bands in this order"
-            )
         yield dataset
 
 
@@ -188,8 +190,18 @@ def _has_alpha(dataset: Any) -> bool:
 class _Scene:
     """Rows of a scene file as pixels (rows, W, C) and where they hold data (rows, W) bool."""
 
-    def __init__(self, dataset: Any, path: Path, bands: Sequence[str]):
+    def __init__(self, dataset: Any, path: Path, bands: Sequence[str], sensor: str | None):
+        from data_pipelines.sensors import SENSORS, select_bands
+
         self.dataset, self.path, self.bands = dataset, path, bands
+        count = dataset.count - (_has_alpha(dataset) and len(bands) == dataset.count - 1)
+        places = select_bands(
+            str(path), bands, count, dataset.descriptions[:count],
+            colours=[colour.name for colour in dataset.colorinterp[:count]], sensor=sensor,
+        )  # fmt: skip
+        self.indexes = [place + 1 for place in places]
+        known = SENSORS[sensor].nodata if sensor in SENSORS else None
+        self.nodata = known if dataset.nodata is None else dataset.nodata
         self.height, self.width = dataset.shape
         self.dtype = np.uint8 if set(dataset.dtypes) == {"uint8"} else np.float32
         # GDAL marks the fourth of four uint8 bands as alpha on its own; here it may be near infrared.
@@ -201,7 +213,7 @@ class _Scene:
 
         window = Window(0, start, self.width, stop - start)
         try:
-            stored = self.dataset.read(range(1, len(self.bands) + 1), window=window)
+            stored = self.dataset.read(self.indexes, window=window)
             valid = self._valid(stored, window)
         except RasterioError as error:
             raise UserError(
@@ -210,19 +222,18 @@ class _Scene:
             ) from error
         pixels = np.moveaxis(stored, 0, -1).astype(self.dtype)
         pixels[~valid] = 0
-        if self.dataset.nodata is not None:  # in one band alone, as in training: the value reads as zero
-            pixels[np.moveaxis(stored == self.dataset.nodata, 0, -1)] = 0
+        if self.nodata is not None:  # in one band alone, as in training: the value reads as zero
+            pixels[np.moveaxis(stored == self.nodata, 0, -1)] = 0
         if self.dtype == np.float32:
             self._check_finite(pixels, start)
         return pixels, valid
 
     def _valid(self, stored: np.ndarray, window: Any) -> np.ndarray:
-        nodata = self.dataset.nodata
-        if nodata is not None and np.isnan(nodata):
+        if self.nodata is not None and np.isnan(self.nodata):
             # A pixel with some bands missing has nothing to be classified by either.
             return np.isfinite(stored).all(0)
-        if self.alpha_is_band:
-            return np.ones(stored.shape[1:], bool) if nodata is None else (stored != nodata).any(0)
+        if self.alpha_is_band or (self.dataset.nodata is None and self.nodata is not None):
+            return np.ones(stored.shape[1:], bool) if self.nodata is None else (stored != self.nodata).any(0)
         return self.dataset.dataset_mask(window=window) > 0
 
     def _check_finite(self, pixels: np.ndarray, start: int) -> None:

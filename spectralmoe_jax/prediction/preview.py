@@ -20,9 +20,11 @@ def write_preview(
     map_path: Path,
     names: Sequence[str],
     palette: Sequence[Sequence[int]] | np.ndarray,
+    shown: Sequence[int] | None = None,
 ) -> None:
     """Write a PNG: the scene, its bands stretched from the 2nd to the 98th percentile, the map in its
-    colours, and a legend with each class's share of the pixels with data. Nodata is white.
+    colours, and a legend with each class's share of the pixels with data. Nodata is white. `shown` are the
+    scene's bands, from 1, to show as red, green and blue; by default those that the file calls so.
 
     The files are read decimated to at most 1000 pixels a side; the shares count every pixel of the map.
     """
@@ -31,7 +33,7 @@ def write_preview(
     from matplotlib.patches import Patch
 
     classes, shares = _read_map(map_path, len(names))
-    scene = _read_scene(scene_path, classes != NODATA)
+    scene = _read_scene(scene_path, classes != NODATA, shown)
     colours = np.asarray(palette, np.uint8)
     lookup = np.full((256, 3), 255, np.uint8)
     lookup[: len(colours)] = colours
@@ -76,12 +78,13 @@ def _read_map(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return decimated, counts / max(counts.sum(), 1)
 
 
-def _read_scene(path: Path, valid: np.ndarray) -> np.ndarray:
+def _read_scene(path: Path, valid: np.ndarray, shown: Sequence[int] | None) -> np.ndarray:
     """The scene (h, w, 3) uint8, decimated and stretched."""
-    import rasterio
+    from data_pipelines.sources.raster_file import open_as_stored
 
-    with georeference_optional(), rasterio.open(path) as dataset:
-        pixels = dataset.read(_display_bands(dataset), out_shape=valid.shape).astype(np.float32)
+    with georeference_optional(), open_as_stored(path) as dataset:
+        bands = list(shown or _display_bands(dataset))
+        pixels = dataset.read(bands, out_shape=valid.shape).astype(np.float32)
     picture = np.full((*valid.shape, 3), 255, np.uint8)
     for channel, band in enumerate(pixels):
         seen = band[valid & np.isfinite(band)]

@@ -18,6 +18,7 @@ from spectralmoe_jax.configuration import require
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.training.metrics import MetricsLog
 from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
+from spectralmoe_jax.training.prefetch import prefetch
 from spectralmoe_jax.training.progress import ProgressReport
 from spectralmoe_jax.training.state import NEVER, TrainState, init_state
 from spectralmoe_jax.training.step import LossFunction, make_train_step
@@ -98,7 +99,7 @@ def fit(
         StopRequest() as stop,
         MetricsLog(workdir, start) as log,
         ProgressReport(start, settings.steps, experiment.batch_size) as progress,
-        _closing(experiment.make_batches(start)) as batches,
+        contextlib.closing(prefetch(experiment.make_batches(start))) as batches,
     ):
         if start:
             progress.say(f"resumed at step {start}")
@@ -181,13 +182,3 @@ class StopRequest:
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
-
-
-@contextlib.contextmanager
-def _closing(batches: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Closes the iterator's workers at the end, where it has any."""
-    try:
-        yield batches
-    finally:
-        if hasattr(batches, "close"):
-            batches.close()

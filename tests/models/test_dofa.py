@@ -94,11 +94,11 @@ def test_wavelengths_come_from_the_sensor():
 @pytest.mark.parametrize("sensor", SENSORS)
 def test_sensors_are_sorted_by_purpose(sensor):
     """Every band is in micrometres, narrower than its centre, and named once."""
-    bands = SENSORS[sensor]
+    bands = SENSORS[sensor].bands
     names = [name.lower() for band in bands for name in (band.name, *band.aliases)]
     assert len(set(names)) == len(names)
-    assert all(0.4 < band.centre < 13 and 0 < band.width < band.centre for band in bands)
-    blue, green, red = wavelengths(("blue", "green", "red"), sensor)
+    assert all(0.36 < band.centre < 13 and 0 < band.width < band.centre for band in bands)
+    red, green, blue = wavelengths(SENSORS[sensor].rgb, sensor)
     assert blue < green < red
 
 
@@ -187,7 +187,7 @@ def test_a_run_serves_other_sensors(tmp_path):
     parameters, _ = split(make_segmenter(segmenter_config(trained), 1))
     with CheckpointStore(tmp_path, trained) as store:
         store.save(1, parameters, {"count": np.zeros(())})
-    names = [band.name for band in SENSORS["sentinel2"]]
+    names = [band.name for band in SENSORS["sentinel2"].bands]
     other = tiny_dofa(names)
     with other.ignore_type():
         other.sensor = "sentinel2"

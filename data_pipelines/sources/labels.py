@@ -1,0 +1,259 @@
+"""Where the labels of an image lie and how they are coded."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_pipelines.sources.colours import ColourCode
+from data_pipelines.sources.raster_file import Header, opened, quiet, read_header, read_mask
+from data_pipelines.sources.records import IGNORE, Window
+from spectralmoe_jax.errors import UserError
+
+VECTOR_FORMATS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet")
+_UNKNOWN = 254
+
+
+class Labels(Protocol):
+    """Reads the ids of an image from a file beside it.
+
+    `strict`: whether a value that the code does not know stops everything, or is counted, logged and ignored.
+    """
+
+    strict: bool
+
+    def check(self, image: Path, header: Header, mask: Path) -> None:
+        """Raises UserError where `mask` cannot be the labels of an image with this header."""
+
+    def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
+        """Ids (H, W) uint8, 255 for none, of the image or its `window`; the count of each unknown value."""
+
+
+class ValueCode:
+    """Turns stored values into training ids.
+
+    Args:
+      values: the stored value of each class, or several that are merged into it, in class order.
+      ignore: stored values that mean "no label".
+
+    Raises:
+      UserError: no or more than 254 classes, or a value given twice.
+    """
+
+    def __init__(self, values: Sequence[Any | Sequence[Any]], ignore: Sequence[Any] = ()):
+        stored: dict[Any, int] = {}
+        for label, of_class in enumerate(values):
+            for value in of_class if isinstance(of_class, list | tuple) else (of_class,):
+                if value in stored or value in ignore:
+                    raise UserError(
+                        f"data.label_values and data.ignore_values name {value!r} twice: keep one"
+                    )
+                stored[value] = label
+        if not 1 <= len(values) <= _UNKNOWN:
+            raise UserError(f"data.label_values names {len(values)} classes: give 1 to {_UNKNOWN}")
+        self.ids: Mapping[Any, int] = {**stored, **dict.fromkeys(ignore, IGNORE)}
+
+    def from_values(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
+        """Ids (H, W) uint8 of stored numbers (H, W), and the pixel count of each unknown one."""
+        label = np.full(mask.shape, IGNORE, np.uint8)
+        unknown: Counter = Counter()
+        found, counts = np.unique(mask, return_counts=True)
+        for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+            if value in self.ids:
+                label[mask == value] = self.ids[value]
+            else:
+                unknown[value] = count
+        return label, unknown
+
+
+class RasterLabels:
+    """Labels as an image of the same size: colours, indices into a colour table, or values.
+
+    Args:
+      code: `ColourCode` for masks of colours, of a colour table, or of training ids; `ValueCode` for one band
+        of stored values.
+    """
+
+    def __init__(self, code: ColourCode | ValueCode):
+        self.code = code
+        self.strict = isinstance(code, ValueCode)
+
+    def check(self, image: Path, header: Header, mask: Path) -> None:
+        found = read_header(mask)
+        if (found.height, found.width) != (header.height, header.width):
+            raise UserError(
+                f"{mask}: {found.height} x {found.width} pixels, its image {image} has "
+                f"{header.height} x {header.width}: give a mask of the image's size"
+            )
+        if header.crs and found.crs == header.crs and not _same_place(header, found):
+            raise UserError(
+                f"{mask}: lies elsewhere than its image {image} (origins {_origin(found)} and "
+                f"{_origin(header)}): give the mask of this image"
+            )
+        if isinstance(self.code, ValueCode):
+            if found.count != 1 or found.dtype.kind not in "uif":
+                raise UserError(
+                    f"{mask}: {found.count} bands of {found.dtype}, data.label_values is for one band of "
+                    "numbers: give such masks, or leave data.label_values out for masks of colours"
+                )
+        elif not (found.count in (3, 4) and found.dtype == np.uint8) and not (
+            found.count == 1 and found.dtype.kind in "ui"
+        ):
+            raise UserError(
+                f"{mask}: {found.count} bands of {found.dtype}: "
+                "a mask has 1 band of integers, or 3 or 4 bands of 8 bits"
+            )
+
+    def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
+        pixels, table = read_mask(mask, window)
+        if isinstance(self.code, ValueCode):
+            return self.code.from_values(pixels[..., 0])
+        if pixels.shape[-1] >= 3:
+            return self.code.from_rgb(pixels)
+        if table:
+            return self.code.from_indexed(pixels[..., 0], table)
+        return self.code.from_ids(pixels[..., 0])
+
+
+class VectorLabels:
+    """Labels as polygons, drawn onto the grid of the image.
+
+    A pixel is of the polygon that its centre lies in, of the last one in the file where several overlap, and
+    unlabelled in none. Polygons of another CRS are reprojected to the image's. A file may serve many images.
+
+    Args:
+      code: which attribute values are which class.
+      attribute: the name of the attribute.
+      layer: of the file; default its first.
+    """
+
+    strict = True
+
+    def __init__(self, code: ValueCode, attribute: str, layer: str = ""):
+        self.code, self.attribute, self.layer = code, attribute, layer
+        self._begin()
+
+    def _begin(self) -> None:
+        self._polygons: dict[tuple[Path, str], Any] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"code": self.code, "attribute": self.attribute, "layer": self.layer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def check(self, image: Path, header: Header, mask: Path) -> None:
+        if header.crs is None:
+            raise UserError(
+                f"{image}: is not georeferenced, so the polygons of {mask} cannot be placed: "
+                "give a raster mask"
+            )
+        self._of_image(mask, header.crs)
+
+    def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
+        from rasterio.features import rasterize
+        from rasterio.windows import Window as RasterWindow
+        from shapely import box
+
+        with opened(image) as dataset:
+            part = window or Window(0, 0, dataset.height, dataset.width)
+            transform = dataset.window_transform(RasterWindow(part.col, part.row, part.width, part.height))
+            crs = dataset.crs
+        tree, ids = self._of_image(mask, crs)
+        corners = [_place(transform, col, row) for col in (0, part.width) for row in (0, part.height)]
+        xs, ys = zip(*corners, strict=True)
+        near = np.sort(tree.query(box(min(xs), min(ys), max(xs), max(ys))))
+        label = np.full((part.height, part.width), IGNORE, np.uint8)
+        if len(near):
+            shapes = [(tree.geometries[i], int(ids[i])) for i in near]
+            with quiet():  # it draws into a dataset of its own, which lies nowhere
+                rasterize(shapes, out=label, transform=transform)
+        return label, Counter()
+
+    def _of_image(self, mask: Path, crs: Any) -> tuple[Any, np.ndarray]:
+        """The polygons of a file in an image's CRS, as a search tree, and the id of each."""
+        key = mask, crs.to_wkt()
+        with self._lock:
+            if key not in self._polygons:
+                self._polygons[key] = self._read(mask, crs)
+            return self._polygons[key]
+
+    def _read(self, mask: Path, crs: Any) -> tuple[Any, np.ndarray]:
+        import shapely
+        from rasterio.crs import CRS
+        from rasterio.warp import transform
+
+        facts, geometries, values = _read_vector(mask, self.layer, self.attribute)
+        if not facts["crs"]:
+            raise UserError(f"{mask}: has no coordinate reference system: give polygons with one")
+        polygons = shapely.from_wkb(geometries)
+        theirs = CRS.from_user_input(facts["crs"])
+        if theirs != crs:
+
+            def reproject(points: np.ndarray) -> np.ndarray:
+                return np.column_stack(transform(theirs, crs, points[:, 0], points[:, 1])[:2])
+
+            polygons = shapely.transform(polygons, reproject)
+        ids = np.array([self._id(value, mask) for value in values], np.uint8)
+        drawn = ~(shapely.is_missing(polygons) | shapely.is_empty(polygons))
+        return shapely.STRtree(polygons[drawn]), ids[drawn]
+
+    def _id(self, value: Any, mask: Path) -> int:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return IGNORE
+        if value not in self.code.ids:
+            raise UserError(
+                f"{mask}: {self.attribute} has the value {value!r}, which is neither in data.label_values "
+                "nor in data.ignore_values: add it to one of them"
+            )
+        return self.code.ids[value]
+
+
+def _read_vector(path: Path, layer: str, attribute: str) -> tuple[dict[str, Any], np.ndarray, list[Any]]:
+    """What is said of a vector file, its geometries as WKB, and the value of an attribute for each."""
+    import pyogrio
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    try:
+        fields = list(pyogrio.read_info(path, layer=layer or None)["fields"])
+        if attribute not in fields:
+            raise UserError(
+                f"{path}: no attribute {attribute!r}, it has {', '.join(fields)}: "
+                "correct data.label_attribute"
+            )
+        facts, _, geometries, columns = pyogrio.raw.read(path, layer=layer or None, columns=[attribute])
+    except DataLayerError as error:
+        layers = ", ".join(pyogrio.list_layers(path)[:, 0])
+        raise UserError(f"{path}: no layer {layer!r}, it has {layers}: correct data.label_layer") from error
+    except DataSourceError as error:
+        raise UserError(f"{path}: cannot be read as vector data ({error}): restore the file") from error
+    return facts, geometries, columns[0].tolist()
+
+
+def _same_place(image: Header, mask: Header) -> bool:
+    """Whether the corners of two grids of one size coincide to half a pixel."""
+    side = max(abs(image.transform.a), abs(image.transform.b))
+    return all(
+        math.dist(_place(image.transform, *corner), _place(mask.transform, *corner)) < side / 2
+        for corner in ((0, 0), (image.width, image.height))
+    )
+
+
+def _place(transform: Any, col: float, row: float) -> tuple[float, float]:
+    """Coordinates of the upper left corner of a pixel."""
+    return (
+        transform.c + transform.a * col + transform.b * row,
+        transform.f + transform.d * col + transform.e * row,
+    )
+
+
+def _origin(header: Header) -> str:
+    return f"{header.transform.c:g}, {header.transform.f:g}"

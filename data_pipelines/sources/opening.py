@@ -1,0 +1,124 @@
+"""From a configuration's `data` section to a source of labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
+from data_pipelines.sources.image_folder import ImageFolder
+from data_pipelines.sources.labels import VECTOR_FORMATS, Labels, RasterLabels, ValueCode, VectorLabels
+from data_pipelines.sources.records import Source
+from spectralmoe_jax.errors import UserError
+
+
+def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+    """The images of `domains` of a configuration.
+
+    `config.data.kind` says what they are: `image_folder` and `geotiff` read files as they lie, `prepared`
+    what `spectralmoe prepare` wrote, and `synthetic` generates them.
+
+    Raises:
+      UserError: naming the file or the key.
+    """
+    kind = config.data.kind
+    if kind not in KINDS:
+        raise UserError(f"config.data.kind = {kind!r}: choose from {', '.join(KINDS)}")
+    return KINDS[kind](config, tuple(domains))
+
+
+def _image_folder(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+    return ImageFolder(
+        config.data.root,
+        palette=config.classes.palette,
+        bands=config.bands,
+        domains=domains,
+        image_glob=config.data.image_glob,
+        mask_template=config.data.mask_template,
+        ignore_colours=config.data.ignore_colours,
+        sensor=config.get("sensor"),
+    )
+
+
+def _geotiff(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+    data = config.data
+    visual = config.model.get("visual") or {}
+    return GeoTiffTiles(
+        data.root,
+        bands=config.bands,
+        labels=_labels(config),
+        classes=len(config.classes.names),
+        domains=domains,
+        image_glob=data.image_glob,
+        mask_template=data.mask_template,
+        tile=data.get("tile"),
+        sensor=config.get("sensor"),
+        file_bands=data.get("file_bands"),
+        wavelengths=visual.get("wavelengths") or _of_sensor(config),
+    )
+
+
+def _labels(config: ConfigDict) -> Labels:
+    """How `geotiff` labels are coded: `label_values` for stored numbers or attributes, else colours."""
+    data = config.data
+    values = data.get("label_values")
+    is_vector = Path(data.mask_template).suffix.lower() in VECTOR_FORMATS
+    if values is None:
+        if is_vector:
+            raise UserError(
+                f"config.data.mask_template = {data.mask_template!r}: polygons need "
+                "config.data.label_values, the attribute's value of each class"
+            )
+        from data_pipelines.sources.colours import ColourCode
+
+        return RasterLabels(ColourCode(config.classes.palette, data.get("ignore_colours", ())))
+    if len(values) != len(config.classes.names):
+        raise UserError(
+            f"config.data.label_values has {len(values)} entries for {len(config.classes.names)} classes: "
+            "give one value, or a tuple of values, for each"
+        )
+    code = ValueCode(values, data.get("ignore_values", ()))
+    if not is_vector:
+        return RasterLabels(code)
+    if not data.get("label_attribute"):
+        raise UserError(
+            "config.data.label_attribute: name the attribute of the polygons that says their class"
+        )
+    return VectorLabels(code, data.label_attribute, data.get("label_layer", ""))
+
+
+def _of_sensor(config: ConfigDict) -> tuple[float, ...] | None:
+    """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named."""
+    from data_pipelines.sensors import wavelengths
+
+    return wavelengths(config.bands, config.sensor) if config.get("sensor") else None
+
+
+def _prepared(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+    from data_pipelines.sources.prepared import PreparedTiles
+
+    return PreparedTiles(
+        config.data.root,
+        splits=domains,
+        bands=config.bands,
+        classes=config.classes.names,
+        benchmark=config.data.get("benchmark"),
+        sensor=config.get("sensor"),
+    )
+
+
+def _synthetic(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+    from data_pipelines.synthetic import open_domains
+
+    return open_domains(config, domains)
+
+
+KINDS: dict[str, Callable[[ConfigDict, Sequence[str]], Source[Any]]] = {
+    "image_folder": _image_folder,
+    "geotiff": _geotiff,
+    "prepared": _prepared,
+    "synthetic": _synthetic,
+}

@@ -1,0 +1,58 @@
+"""Sensors and the wavelengths of their bands, for encoders that ask for them and pipelines that read them.
+
+The tables lie here, below the models, because a model with generated patch embeddings needs wavelengths and
+is built without any pipeline; `data_pipelines.sensors` adds what concerns files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.sensors.hyperspectral import AVIRIS, ENMAP, ORBITA_OHS, PRISMA
+from spectralmoe_jax.sensors.multispectral import (
+    AERIAL,
+    GAOFEN1,
+    GAOFEN2,
+    GENERIC,
+    LANDSAT5,
+    LANDSAT7,
+    LANDSAT8,
+    LANDSAT9,
+    PLANETSCOPE,
+    SENTINEL2,
+)
+from spectralmoe_jax.sensors.sensor import Band, Sensor
+
+__all__ = ["SENSORS", "Band", "Sensor", "find_sensor", "wavelengths"]
+
+_ALL = (
+    SENTINEL2, LANDSAT5, LANDSAT7, LANDSAT8, LANDSAT9, GAOFEN1, GAOFEN2, PLANETSCOPE, *AERIAL,
+    ORBITA_OHS, ENMAP, PRISMA, AVIRIS, GENERIC,
+)  # fmt: skip
+SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in _ALL}
+
+
+def find_sensor(name: str) -> Sensor:
+    """The sensor of `config.sensor`. Raises UserError listing what there is."""
+    if name not in SENSORS:
+        raise UserError(f"config.sensor = {name!r}: choose from {', '.join(SENSORS)}")
+    return SENSORS[name]
+
+
+def wavelengths(bands: Sequence[str], sensor: str = "generic") -> tuple[float, ...]:
+    """Centres of `bands` in micrometres, in their order; names and aliases in any case.
+
+    Raises UserError naming an unknown sensor or band, and what is known.
+    """
+    table = find_sensor(sensor)
+    known_as = table.known_as()
+    centres = {band.name: band.centre for band in table.bands}
+    for band in bands:
+        if band.lower() not in known_as:
+            known = ", ".join("/".join((known.name, *known.aliases)) for known in table.bands)
+            raise UserError(
+                f"config.bands: the wavelength of {band!r} is not known for the sensor {sensor} "
+                f"(it has {known}): give config.sensor, or config.model.visual.wavelengths in micrometres"
+            )
+    return tuple(centres[known_as[band.lower()]] for band in bands)

@@ -1,0 +1,40 @@
+"""What is known of a sensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Band(NamedTuple):
+    """name: as in files of the sensor. centre, width: micrometres. aliases: other names of the same band."""
+
+    name: str
+    centre: float
+    width: float
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """A sensor and how its products are commonly stored.
+
+    Attributes:
+      name: as in `config.sensor`.
+      bands: in the order of its files.
+      rgb: the bands to show as red, green and blue and to give to a depth encoder.
+      scale, offset: reflectance = scale * stored value + offset; scale None where products differ or are no
+        reflectance.
+      nodata: value of pixels without data where a file does not say; None where there is no convention.
+    """
+
+    name: str
+    bands: tuple[Band, ...]
+    rgb: tuple[str, str, str]
+    scale: float | None = None
+    offset: float = 0.0
+    nodata: float | None = None
+
+    def known_as(self) -> dict[str, str]:
+        """The band's name by each of its names and aliases, in lower case."""
+        return {name.lower(): band.name for band in self.bands for name in (band.name, *band.aliases)}

@@ -1,0 +1,180 @@
+"""What is wrong with a file is said in one line that names it, when it is opened or when it is read."""
+
+import numpy as np
+import pytest
+
+from data_pipelines.sources import Window
+from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
+from data_pipelines.sources.labels import RasterLabels, ValueCode
+from spectralmoe_jax.errors import UserError
+from tests.data.rasters import PLACE, write_raster
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+BANDS = ("red", "nir")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        image = rng.integers(1, 3000, (64, 64, 2)).astype(np.int16)
+        write_raster(tmp_path / f"x/images/{name}.tif", image, BANDS, tiled=True,
+                     blockxsize=16, blockysize=16,
+                     **PLACE)  # fmt: skip
+        write_raster(tmp_path / f"x/masks/{name}.tif", rng.integers(0, 3, (64, 64)).astype(np.uint8), **PLACE)
+    return tmp_path
+
+
+def open_tiles(root, **changes):
+    labels = RasterLabels(ValueCode((1, 2), ignore=(0,)))
+    return GeoTiffTiles(root, **{"bands": BANDS, "labels": labels, "classes": 2, **changes})
+
+
+def cut(path, share):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def empty(root):
+    (root / "x/images/b.tif").write_bytes(b"")
+
+
+def cut_the_header(root):
+    cut(root / "x/images/b.tif", 0.01)
+
+
+def without_a_band(root):
+    write_raster(root / "x/images/b.tif", np.ones((64, 64, 2), np.int16), ("red", "green"))
+
+
+def band_twice(root):
+    write_raster(root / "x/images/b.tif", np.ones((64, 64, 3), np.int16), ("red", "nir", "nir"))
+
+
+def unknown_label(root):
+    write_raster(root / "x/masks/b.tif", np.full((64, 64), 7, np.uint8), **PLACE)
+
+
+def fraction_as_label(root):
+    write_raster(root / "x/masks/b.tif", np.full((64, 64), 1.5, np.float32), **PLACE)
+
+
+def mask_of_colours(root):
+    write_raster(root / "x/masks/b.tif", np.zeros((64, 64, 3), np.uint8), **PLACE)
+
+
+def cut_the_mask(root):
+    cut(root / "x/masks/b.tif", 0.6)
+
+
+def no_mask(root):
+    (root / "x/masks/b.tif").unlink()
+
+
+def mask_elsewhere(root):
+    place = {
+        **PLACE,
+        "transform": PLACE["transform"].translation(500_640, 5_000_000) @ PLACE["transform"].scale(10, -10),
+    }
+    write_raster(root / "x/masks/b.tif", np.ones((64, 64), np.uint8), **place)
+
+
+def same_name(root):
+    (root / "x/images/b.png").write_bytes((root / "x/images/b.tif").read_bytes())
+
+
+def complex_pixels(root):
+    write_raster(root / "x/images/b.tif", np.ones((64, 64, 2), np.complex64), BANDS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (empty, ["images/b.tif", "not a readable image"]),
+        (cut_the_header, ["images/b.tif", "truncated or not a readable image"]),
+        (without_a_band, ["images/b.tif", "no band 'nir'", "red, green"]),
+        (band_twice, ["images/b.tif", "2 of its bands are called nir"]),
+        (unknown_label, ["masks/b.tif", "4096 pixels hold 7", "data.label_values", "data.ignore_values"]),
+        (fraction_as_label, ["masks/b.tif", "hold 1.5"]),
+        (mask_of_colours, ["masks/b.tif", "3 bands of uint8", "data.label_values"]),
+        (cut_the_mask, ["masks/b.tif", "truncated"]),
+        (no_mask, ["images/b.tif", "no mask", "masks/b.tif", "data.mask_template"]),
+        (mask_elsewhere, ["masks/b.tif", "lies elsewhere", "images/b.tif"]),
+        (same_name, ["images/b", "same name", "rename"]),
+        (complex_pixels, ["images/b.tif", "complex64", "not supported"]),
+    ],
+)
+def test_opening_names_what_is_wrong(folder, spoil, parts):
+    spoil(folder)
+    with pytest.raises(UserError) as error:
+        open_tiles(folder, image_glob="*/images/*")
+    assert all(part in str(error.value) for part in parts), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_image_is_named_when_it_is_read(folder):
+    """Its header is whole, so that it is known only then; the part that is there can be read."""
+    pixels = np.random.default_rng(0).integers(1, 3000, (256, 256, 2)).astype(np.int16)
+    write_raster(folder / "x/images/b.tif", pixels, BANDS, driver="COG", blocksize=128, overviews="none")
+    write_raster(folder / "x/masks/b.tif", np.ones((256, 256), np.uint8))
+    cut(folder / "x/images/b.tif", 0.7)
+    source = open_tiles(folder, cache_bytes=0)
+    record = source.records[1]
+    np.testing.assert_array_equal(source.read_image(record, Window(5, 5, 99, 99)), pixels[5:104, 5:104])
+    with pytest.raises(UserError, match=r"images/b\.tif: truncated"):
+        source.read_image(record, Window(200, 200, 24, 24))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named_when_they_are_read(folder, value):
+    pixels = np.ones((64, 64, 2), np.float32)
+    pixels[50, 3, 1] = value
+    write_raster(folder / "x/images/a.tif", pixels, BANDS)
+    write_raster(folder / "x/images/b.tif", pixels, BANDS, nodata=np.nan)
+    source = open_tiles(folder)
+    with pytest.raises(UserError, match=r"images/a\.tif: 1 values are not finite"):
+        source.read_image(source.records[0])
+    if np.isnan(value):
+        image = source.read_image(source.records[1])
+        assert (image[50, 3] == (1, 0)).all()  # declared: the one value reads as zero
+
+
+def test_an_image_without_pixels_is_named(tmp_path):
+    """A VRT may say that it has no rows."""
+    (tmp_path / "x/images").mkdir(parents=True)
+    (tmp_path / "x/images/a.vrt").write_text('<VRTDataset rasterXSize="0" rasterYSize="0"></VRTDataset>')
+    with pytest.raises(UserError, match=r"images/a\.vrt: (has no pixels|truncated or not a readable image)"):
+        open_tiles(tmp_path, image_glob="*/images/*.vrt")
+
+
+def test_spaces_and_letters_of_any_alphabet_are_fine(folder):
+    moved = folder.rename(folder.with_name("Müritz 北京 ß"))
+    (moved / "x").rename(moved / "é place")
+    source = open_tiles(moved)
+    assert [record.domain for record in source.records] == ["é place"] * 2
+    for record in source.records:
+        assert source.read_image(record).shape == (64, 64, 2)
+        assert set(np.unique(source.read_label(record))) <= {0, 1, 255}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"domains": ("x", "y")}, ["no images of domain 'y'", "there are x"]),
+        ({"tile": 0}, ["data.tile=0"]),
+        ({"bands": ("red", "red")}, ["config.bands", "'red' twice"]),
+        ({"image_glob": "{domain}/none/*.tif"}, ["data.image_glob='{domain}/none/*.tif'"]),
+    ],
+)
+def test_settings_that_find_nothing(folder, changes, parts):
+    with pytest.raises(UserError) as error:
+        open_tiles(folder, **changes)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize(
+    ("values", "ignore", "part"),
+    [((1, (2, 1)), (), "1 twice"), ((1, 2), (2,), "2 twice"), ((), (0,), "names 0 classes")],
+)
+def test_label_values_are_checked(values, ignore, part):
+    with pytest.raises(UserError, match=part):
+        ValueCode(values, ignore)
