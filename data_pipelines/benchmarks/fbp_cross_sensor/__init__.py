@@ -1,0 +1,1 @@
+"""Five-Billion-Pixels, cross-sensor."""

@@ -1,0 +1,1 @@
+"""LoveDA, rural to urban."""

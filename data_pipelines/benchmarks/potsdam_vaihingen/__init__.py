@@ -1,0 +1,1 @@
+"""ISPRS Potsdam to Vaihingen."""
