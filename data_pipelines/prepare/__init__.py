@@ -1,0 +1,1 @@
+"""From downloaded files to tiles that are ready to train on: `spectralmoe prepare`."""

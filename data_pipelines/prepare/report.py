@@ -1,0 +1,132 @@
+"""What preparing tells: a live line on a terminal, plain lines elsewhere, and at the end where things are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from data_pipelines.prepare.plan import Piece, Plan
+from data_pipelines.sheet import counted
+from spectralmoe_jax.configuration import load_config, shipped_configs
+
+_PLAIN_SECONDS = 15.0  # between lines that do not go to a terminal
+_SHOWN = 20  # lines about missing files
+
+
+class Report:
+    """Writes to `console`, by default to standard output."""
+
+    def __init__(self, console: Console | None):
+        self._console = console or Console(highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """Writes one line, above the live one on a terminal."""
+        self._console.print(line, markup=False)
+
+    def busy(self, what: str) -> AbstractContextManager[Any]:
+        """Shows on a terminal that something takes its time."""
+        return self._console.status(what)
+
+    def missing(self, lines: Sequence[str]) -> None:
+        """Lists what a source folder lacks."""
+        for line in lines[:_SHOWN]:
+            self.say(f"missing: {line}")
+        if len(lines) > _SHOWN:
+            self.say(f"missing: {counted(len(lines) - _SHOWN, 'line')} more")
+
+    def space(self, folder: Path, size: int) -> None:
+        """Warns where `size` bytes may not fit."""
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            self.say(f"{folder}: {free / 1e9:.1f} GB are free, up to {size / 1e9:.1f} GB will be written")
+
+    @contextmanager
+    def cutting(self, plan: Plan, todo: Sequence[Piece]) -> Iterator[Callable[[int, int], None]]:
+        """Follows the pieces `todo` of a plan; gives what to call with (tiles, images) just finished."""
+        images = plan.images - sum(len(piece.pairs) for piece in todo)
+        tiles = plan.tiles - sum(piece.tiles for piece in todo)
+        count = _Count(plan, images, tiles)
+        bar = Progress(
+            BarColumn(),
+            TextColumn("{task.description}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        task = bar.add_task(str(count), total=plan.tiles, completed=tiles)
+        said = time.monotonic()
+
+        def advance(tiles: int, images: int) -> None:
+            nonlocal said
+            count.add(tiles, images)
+            bar.update(task, completed=count.tiles, description=str(count))
+            if not self._console.is_terminal and time.monotonic() - said >= _PLAIN_SECONDS:
+                said = time.monotonic()
+                self.say(str(count))
+
+        with bar:
+            yield advance
+        if todo:
+            self.say(f"{counted(plan.tiles, 'tile')}, {count.rate:.1f} tiles/s")
+
+    def result(self, folder: Path) -> None:
+        """Where prepared tiles are, what they hold, and the lines for a configuration."""
+        facts = json.loads((folder / "statistics.json").read_text())
+        for split, numbers in facts["splits"].items():
+            share = numbers["labelled_pixels"] / numbers["pixels"]
+            tiles = counted(numbers["tiles"], "tile")
+            self.say(f"{split}: {tiles}, {numbers['pixels'] / 1e6:.1f} Mpx, {share:.1%} labelled")
+        bands = facts["source_bands"].values()
+        if all(band["mean"] is not None for band in bands):
+            self.say(f"bands of {' + '.join(facts['source_splits'])}, pixels with data:")
+            for key, number in (("pixel_mean", "mean"), ("pixel_std", "std")):
+                values = ", ".join(f"{band[number]:.6g}" for band in bands)
+                line = f"config.model.{key} = ({values}{',' * (len(bands) == 1)})"
+                self.say(line + _as_published(facts["benchmark"], key))
+        self.say(f"tiles: {folder}")
+        self.say(f"check by eye: {folder / 'contact_sheet.png'}")
+
+
+def _as_published(benchmark: str, key: str) -> str:
+    """A comment with what the shipped configuration of a benchmark has instead; empty where there is none."""
+    path = shipped_configs().get(f"{benchmark}.py")
+    if path is None:
+        return ""
+    values = tuple(load_config(str(path)).model[key])
+    if len(set(values)) == 1:
+        values = values[:1]
+    return f"  # {path.name}: {', '.join(f'{value:g}' for value in values)}"
+
+
+class _Count:
+    """Images and tiles done, of how many, and how fast; what was done before does not count for the rate."""
+
+    def __init__(self, plan: Plan, images: int, tiles: int):
+        self._plan = plan
+        self.images, self.tiles = images, tiles
+        self._before, self._start = tiles, time.monotonic()
+
+    def add(self, tiles: int, images: int) -> None:
+        self.tiles += tiles
+        self.images += images
+
+    @property
+    def rate(self) -> float:
+        """Tiles per second."""
+        return (self.tiles - self._before) / max(time.monotonic() - self._start, 1e-9)
+
+    def __str__(self) -> str:
+        line = f"{self.images:,}/{self._plan.images:,} images  {self.tiles:,}/{self._plan.tiles:,} tiles"
+        if self.tiles == self._before:
+            return line
+        minutes, seconds = divmod(int((self._plan.tiles - self.tiles) / self.rate), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{line}  {self.rate:.1f} tiles/s  left {hours}:{minutes:02d}:{seconds:02d}"

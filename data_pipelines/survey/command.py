@@ -1,0 +1,107 @@
+"""What `spectralmoe data` prints and draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines.survey.measure import Survey, survey
+from data_pipelines.survey.picture import draw
+from spectralmoe_jax.errors import UserError
+
+_WORDS = ("split", "domain", "class", "band", "stage")
+_LISTED = 16  # the most domains of a split and bands to print
+
+
+def show(config: ConfigDict, batches: int, output: Path) -> Survey:
+    """Prints contents, classes, bands and times of a configuration's data, and draws `batches` of it.
+
+    Raises:
+      UserError: as training would, fewer than one batch, or no folder to write the picture to.
+    """
+    if batches < 1:
+        raise UserError(f"--batches {batches}: give at least 1")
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output {output}: the picture is a PNG, give a name that ends in .png")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: no such folder {output.absolute().parent}, make it first")
+    found = survey(config, batches)
+    console = Console(highlight=False, soft_wrap=True)
+    for table in (_contents(found), _classes(config, found), _bands(config, found), _times(config, found)):
+        console.print(table)
+    for remark in remarks(config, found):
+        console.print(remark)
+    draw(config, found, output)
+    console.print(
+        f"{output}: {sum(len(batch['label']) for batch in found.batches)} tiles as training sees them"
+    )
+    return found
+
+
+def remarks(config: ConfigDict, found: Survey) -> list[str]:
+    """What looks wrong, a line each: statistics that do not fit, classes that did not come, no labels."""
+    lines, wrong = [], []
+    for name, (mean, std) in zip(config.bands, found.normalised, strict=True):
+        if abs(mean) > 2 or not 0.1 < std < 10:
+            wrong.append(f"{name} (mean {mean:.2f}, std {std:.2f})")
+    if wrong:
+        lines.append(
+            f"after normalisation {len(wrong)} bands are far from mean 0 and std 1, such as "
+            f"{', '.join(wrong[:3])}: check config.model.pixel_mean and config.model.pixel_std"
+        )
+    absent = [name for name, share in zip(config.classes.names, found.shares, strict=True) if not share]
+    if absent:
+        lines.append(f"not in these batches: {', '.join(absent)}")
+    if found.labelled < 0.05:
+        lines.append(f"only {found.labelled:.1%} of the pixels are labelled")
+    return lines
+
+
+def _contents(found: Survey) -> Table:
+    table = _table("images", "split", "domain", "images", "Mpx")
+    for split in dict.fromkeys(split for split, _ in found.contents):
+        domains = {domain: facts for (own, domain), facts in found.contents.items() if own == split}
+        if len(domains) > _LISTED:
+            numbers, sizes = zip(*domains.values(), strict=True)
+            domains = {f"{len(domains)} domains": (sum(numbers), sum(sizes))}
+        for domain, (images, size) in domains.items():
+            table.add_row(split, domain, f"{images:,}", f"{size:,.2f}")
+    return table
+
+
+def _classes(config: ConfigDict, found: Survey) -> Table:
+    table = _table(f"classes in these batches, {found.labelled:.1%} labelled", "class", "share of labelled")
+    for name, share in zip(config.classes.names, found.shares, strict=True):
+        table.add_row(name, f"{share:.2%}")
+    return table
+
+
+def _bands(config: ConfigDict, found: Survey) -> Table:
+    step = -(-len(config.bands) // _LISTED)
+    title = "bands in these batches" + (f", every {step}th of {len(config.bands)}" if step > 1 else "")
+    table = _table(title, "band", "mean", "std", "mean, normalised", "std, normalised")
+    rows = list(zip(config.bands, found.raw, found.normalised, strict=True))
+    for name, raw, normalised in rows[::step]:
+        table.add_row(name, *(f"{value:,.4g}" for value in raw), *(f"{value:.2f}" for value in normalised))
+    return table
+
+
+def _times(config: ConfigDict, found: Survey) -> Table:
+    table = _table("time", "stage", "")
+    table.add_row("open the data", f"{found.opening:.2f} s")
+    table.add_row("until the first batch", f"{found.first:.2f} s")
+    for stage, milliseconds in found.stages.items():
+        table.add_row(f"{stage}, one thread", f"{milliseconds:.2f} ms a tile")
+    workers = config.data.get("workers", 0)
+    table.add_row(f"loader with {workers} workers", f"{found.rate:,.1f} tiles/s")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=True)
+    return table

@@ -1,0 +1,126 @@
+"""Every configuration that the project ships trains two steps and is evaluated, at a reduced size.
+
+Configurations of published benchmarks run on look-alikes, prepared by the command; the others on the real
+images they are for.
+"""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from data_pipelines.prepare.run import prepare
+from data_pipelines.splits import open_splits
+from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.configuration import load_config, save_config, shipped_configs
+from spectralmoe_jax.evaluation.command import evaluate
+from spectralmoe_jax.training.run import train
+from tests.benchmarks.lookalikes import WRITERS, write
+
+REAL = {
+    "dubai": "dubai",
+    "cloud_shadow": "cloudshadow",
+    "sentinel2_landcover": "sentinel2",
+    "sentinel2_landcover:polygons": "sentinel2",
+    "enmap_landcover": "enmap",
+}
+DOFA = ("fbp_cross_sensor:dofa", "fbp_cross_geospatial:dofa", "flair:dofa")
+TINY = {
+    "data.crop": 64, "data.workers": 0, "model.remat": "none",
+    "model.adapter.num_tokens": 30, "model.adapter.query_dim": 16, "model.adapter.rank": 2,
+    "model.head.num_queries": 30, "model.head.width": 16, "model.head.num_heads": 2,
+    "model.head.encoder_layers": 1, "model.head.decoder_layers": 1, "model.head.encoder_ffn": 16,
+    "model.head.decoder_ffn": 16, "model.head.group_norm_groups": 4, "loss.num_points": 32,
+    "train.batch_size": 2, "train.steps": 2, "train.warmup_steps": 0, "train.log_every": 1,
+    "train.evaluate_every": 2, "train.checkpoint_every": 2,
+    "evaluate.window": 128, "evaluate.overlap": 0, "evaluate.batch_size": 8,
+}  # fmt: skip
+
+
+def reduced(name: str, **values) -> ConfigDict:
+    """A shipped configuration with a tiny model and run; everything else is its own."""
+    file, _, arguments = name.partition(":")
+    config = load_config(f"configs/{file}.py" + (f":{arguments}" if arguments else ""))
+    encoders = [section for section in ("visual", "depth") if config.model.get(section) is not None]
+    sizes = {f"model.{part}.{key}": value for part in encoders
+             for key, value in {"width": 16, "layers": 4, "heads": 2}.items()}  # fmt: skip
+    with config.unlocked(), config.ignore_type():
+        config.model.out_layers = (0, 1, 2, 3)
+        for key, value in (TINY | sizes | values).items():
+            *sections, last = key.split(".")
+            section = config
+            for part in sections:
+                section = section[part]
+            section[last] = value
+    return config
+
+
+def run(config: ConfigDict, workdir) -> None:
+    """Trains and evaluates; what is held out is checked to be there, and scored by other tests."""
+    splits = open_splits(config)
+    assert len(splits.holdout) > 0
+    assert not set(splits.train) & set(splits.holdout)
+    with config.unlocked():
+        config.data.holdout, config.data.holdout_domains = 0.0, ()
+    result = train(config, workdir)
+    assert result["step"] == 2
+    losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["loss"] > 0 for record in losses if "loss" in record] == [True, True]
+    report = evaluate(workdir, config)
+    assert report["images"] > 0
+    assert set(report["all"]["iou"]) == set(config.classes.names)
+    assert 0 <= report["all"]["overall_accuracy"] <= 1
+
+
+def test_no_configuration_is_forgotten():
+    named = {name.partition(":")[0] for name in (*REAL, *WRITERS, *DOFA, "quickstart")}
+    assert {f"{name}.py" for name in named} == set(shipped_configs())
+
+
+def test_quickstart(tmp_path):
+    run(reduced("quickstart", **{"data.scenes_source": 4, "data.scenes_target": 1, "data.scene_size": 64,
+                                 "data.holdout": 0.25}), tmp_path)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_on_real_images(name, shared_data, tmp_path):
+    crop, window = {"enmap_landcover": (32, 32), "dubai": (60, 240)}.get(name, (64, 64))
+    config = reduced(name, **{"data.root": str(shared_data / REAL[name]), "data.crop": crop,
+                              "evaluate.window": window})  # fmt: skip
+    if name == "dubai":  # two small places stand for six
+        with config.unlocked():
+            config.data.source, config.data.target = ("tile_2",), ("tile_3",)
+    run(config, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder of prepared look-alikes, made when asked for."""
+    folder = tmp_path_factory.mktemp("prepared")
+
+    def prepare_lookalike(name: str) -> str:
+        if not (folder / "out" / name).exists():
+            write(name, folder / name)
+            prepare(name, folder / name, folder / "out", workers=0, partial=True, console=Console(quiet=True))
+        return str(folder / "out" / name)
+
+    return prepare_lookalike
+
+
+@pytest.mark.parametrize("name", [*WRITERS, *DOFA])
+def test_on_lookalikes(name, prepared, tmp_path):
+    root = prepared(name.partition(":")[0])
+    run(reduced(name, **{"data.root": root}), tmp_path)
+
+
+def test_data_of_a_prepared_benchmark(prepared, tmp_path, capsys):
+    """`spectralmoe data` draws what training would see, and names classes and bands."""
+    config = reduced("loveda", **{"data.root": prepared("loveda")})
+    save_config(config, tmp_path / "config.json")
+    overrides = [f"--config.data.root={config.data.root}", "--config.data.crop=64", "--config.data.workers=0"]
+    picture = tmp_path / "batches.png"
+    assert main(["data", "configs/loveda.py", "--batches", "1", "--output", str(picture), *overrides]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in (*config.classes.names, *config.bands, "tiles/s", "train", "target"))
+    assert picture.read_bytes().startswith(b"\x89PNG")

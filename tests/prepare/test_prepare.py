@@ -1,0 +1,468 @@
+"""Preparing a benchmark: what is written is exact, and the same bytes whatever happens on the way."""
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from data_pipelines.prepare import plan, report, run
+from data_pipelines.prepare.contact_sheet import choose_tiles
+from data_pipelines.prepare.run import check, prepare
+from data_pipelines.prepare.statistics import Histograms
+from data_pipelines.sheet import display_bands
+from data_pipelines.sources.prepared import PreparedTiles
+from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.errors import UserError
+from tests.prepare import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch):
+    monkeypatch.setattr(plan, "PIECE_TILES", 5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(source folder, what was written there, out folder prepared in this process)."""
+    root = tmp_path_factory.mktemp("tiny benchmark ä")
+    written = tiny.write_source(root / "source")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "PIECE_TILES", 5)
+        prepare(tiny.TINY, root / "source", root / "out", workers=0, console=QUIET)
+    return root / "source", written, root / "out"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def folders(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_dir())
+
+
+def assert_same(out: Path, undisturbed) -> None:
+    expected = contents(undisturbed[2])
+    found = contents(out)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert folders(out) == folders(undisturbed[2]) == ["tiny", "tiny/1.0.0"]
+
+
+def test_tensorflow_datasets_reads_what_numpy_cuts(undisturbed):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(undisturbed[2] / "tiny" / "1.0.0")
+    expected = tiny.tiles(undisturbed[1])
+    shards = {name: list(split.shard_lengths) for name, split in builder.info.splits.items()}
+    assert shards == {"train": [9, 5, 3], "test": [9, 3]}
+    for split, tiles in expected.items():
+        source = builder.as_data_source(split=split)
+        assert len(source) == len(tiles)
+        for example, (domain, name, row, col, image, label) in zip(source, tiles, strict=True):
+            assert example["image"].dtype == np.int16
+            np.testing.assert_array_equal(example["image"], image)
+            np.testing.assert_array_equal(example["label"], label)
+            place = example["domain"].decode(), example["name"].decode(), example["row"], example["col"]
+            assert place == (domain, name, row, col)
+
+
+def test_prepared_tiles_are_what_numpy_cuts(undisturbed):
+    source = PreparedTiles(undisturbed[2], splits=("test", "train"))
+    expected = tiny.tiles(undisturbed[1])
+    rows = [*expected["test"], *expected["train"]]
+    assert len(source.records) == len(rows) == len({record.name for record in source.records})
+    for record, counts, (domain, _, _, _, image, label) in zip(
+        source.records, source.class_pixels, rows, strict=True
+    ):
+        assert record.domain == domain
+        assert counts.tolist() == [int((label == k).sum()) for k in range(3)]
+        read = source.read_image(record)
+        assert read.dtype == np.int16
+        np.testing.assert_array_equal(read, image)
+        np.testing.assert_array_equal(source.read_label(record), label)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_changes_no_byte(undisturbed, tmp_path, workers):
+    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=workers, console=QUIET)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_another_process_writes_the_same_bytes_without_tensorflow_and_jax(undisturbed, tmp_path):
+    subprocess.run(command(undisturbed[0], tmp_path, 1), cwd=ROOT, check=True, capture_output=True)
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_around_every_renaming(undisturbed, tmp_path, after):
+    """Each process gets a little further than the one before: through every piece to the last step."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.prepare.tiny"])
+    killed = 0
+    while killed < 30:
+        steps = 2 + killed % 3 + (not after)
+        arguments = (str(undisturbed[0]), str(tmp_path), 0, steps, after)
+        process = processes.Process(target=tiny.prepare_and_die, args=arguments)
+        process.start()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            break
+        killed += 1
+    assert process.exitcode == 0
+    assert killed > 5
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see processes end")
+def test_killed_at_random_moments_with_workers(undisturbed, tmp_path):
+    moments, killed = random.Random(0), 0
+    environment = {**os.environ, "TINY_SECONDS_A_TILE": "0.05"}
+    for _ in range(4):
+        process = subprocess.Popen(
+            command(undisturbed[0], tmp_path, 2), cwd=ROOT, env=environment, start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_until(lambda: (tmp_path / "tiny").exists() or process.poll() is not None)
+        time.sleep(moments.uniform(0, 1.6))
+        killed += process.poll() is None
+        process.kill()
+        process.wait()
+        wait_until(lambda: not members(process.pid))  # its workers do not outlive it
+    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
+    assert killed
+    assert_same(tmp_path, undisturbed)
+
+
+def test_interrupted(undisturbed, tmp_path):
+    process = subprocess.Popen(
+        command(undisturbed[0], tmp_path, 2), cwd=ROOT, start_new_session=True, text=True,
+        env={**os.environ, "TINY_SECONDS_A_TILE": "0.2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_until(lambda: list(tmp_path.glob("tiny/*/partial/*.array_record*")) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "error: interrupted\n")
+    assert not list(tmp_path.glob("tiny/*/partial/*"))
+
+
+def command(source, out, workers: int) -> list[str]:
+    options = ["--source", str(source), "--out", str(out), "--workers", str(workers)]
+    return [sys.executable, "-m", "tests.prepare.tiny", "prepare", "tiny", *options]
+
+
+def wait_until(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_statistics_are_those_of_numpy(undisturbed):
+    facts = json.loads((undisturbed[2] / "tiny/1.0.0/statistics.json").read_text())
+    cut = tiny.tiles(undisturbed[1])
+    assert list(facts["splits"]) == ["train", "test"]
+    for split, tiles in cut.items():
+        images = np.stack([tile[4] for tile in tiles])
+        labels = np.stack([tile[5] for tile in tiles])
+        pixels = images[(images != 0).any(axis=-1)].astype(np.float64)
+        numbers = facts["splits"][split]
+        assert (numbers["tiles"], numbers["pixels"]) == (len(tiles), labels.size)
+        assert numbers["images"] == {"train": 4, "test": 2}[split]
+        assert numbers["valid_pixels"] == len(pixels) < labels.size
+        assert numbers["labelled_pixels"] == np.count_nonzero(labels != 255)
+        for band, name in enumerate(tiny.TINY.bands):
+            found = numbers["bands"][name]
+            np.testing.assert_allclose(found["mean"], pixels[:, band].mean(), rtol=1e-12)
+            np.testing.assert_allclose(found["std"], pixels[:, band].std(), rtol=1e-12)
+            assert (found["min"], found["max"]) == (pixels[:, band].min(), pixels[:, band].max())
+            percentiles = np.percentile(pixels[:, band], [1, 2, 25, 50, 75, 98, 99])
+            np.testing.assert_allclose(list(found["percentiles"].values()), percentiles, rtol=1e-12)
+        for label, name in enumerate(tiny.TINY.classes):
+            count = np.count_nonzero(labels == label)
+            share = count / np.count_nonzero(labels != 255)
+            assert numbers["classes"][name] == {"pixels": count, "share": pytest.approx(share)}
+    assert facts["source_bands"] == facts["splits"]["train"]["bands"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+def test_histograms_are_exact_for_every_type(dtype):
+    limits = np.iinfo(dtype)
+    rng = np.random.default_rng(3)
+    image = rng.integers(limits.min, limits.max, (9, 11, 2), dtype, endpoint=True)
+    image[0, 0], image[0, 1] = (limits.min, 7), (7, limits.max)
+    image[1] = 0
+    first, both = Histograms(2, dtype), Histograms(2, dtype)
+    assert first.add(image[:5]) == 44
+    both.merge(first.sparse())
+    both.add(image[5:])
+    pixels = image[[0, *range(2, 9)]].reshape(-1, 2).astype(np.float64)
+    for band, numbers in enumerate(both.summary("ab").values()):
+        assert numbers["mean"] == pytest.approx(pixels[:, band].mean(), rel=1e-12)
+        assert numbers["std"] == pytest.approx(pixels[:, band].std(), rel=1e-12)
+        for percent, value in numbers["percentiles"].items():
+            assert value == pytest.approx(np.percentile(pixels[:, band], int(percent)), rel=1e-12)
+    assert Histograms(1, dtype).summary("a")["a"]["mean"] is None
+
+
+def test_missing_files_are_listed_and_stop(tmp_path, capsys):
+    tiny.write_source(tmp_path / "source")
+    (tmp_path / "source/train/north/b_label.tif").unlink()
+    arguments = (tiny.TINY, tmp_path / "source", tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"source: files of Tiny are missing; download: nowhere; or add --partial"
+    ):
+        prepare(*arguments, workers=0)
+    assert not (tmp_path / "out").exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"missing: {tmp_path}/source/train/north/b_label.tif is not there",
+        "missing: split train: 3 of 4 published images are here",
+    ]
+    assert len(check(*arguments[:2])) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 3 images of 2 domains", "test: 2 images of 1 domain", *lines, "download: nowhere.",
+    ]  # fmt: skip
+    prepare(*arguments, workers=0, partial=True)
+    assert len(PreparedTiles(tmp_path / "out", splits=["train"]).records) == 16
+
+
+def test_the_command_line_checks(undisturbed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "get_benchmark", {"tiny": tiny.TINY}.__getitem__)
+    arguments = ["prepare", "tiny", "--source", str(undisturbed[0]), "--check"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing is missing"
+    tiny.write_source(tmp_path)
+    (tmp_path / "test/west/e.tif").unlink()
+    arguments[3] = str(tmp_path)
+    assert main(arguments) == 1
+    assert "missing: split test: 1 of 2 published images are here" in capsys.readouterr().out
+    assert main(arguments[:-1]) == 2
+    assert capsys.readouterr() == ("", "error: spectralmoe prepare: --out is required, except with --check\n")
+
+
+def test_an_unknown_benchmark_is_answered_with_the_nearest(tmp_path, capsys):
+    assert main(["prepare", "lovda", "--source", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "error: benchmark 'lovda': no such benchmark; did you mean loveda?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_is_named_and_mended(undisturbed, tmp_path, workers):
+    tiny.write_source(tmp_path / "source")
+    broken = tmp_path / "source/test/west/e.tif"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-200])
+    with pytest.raises(UserError, match=r"test/west/e\.tif: truncated"):
+        prepare(tiny.TINY, tmp_path / "source", tmp_path / "out", workers=workers, console=QUIET)
+    working = tmp_path / "out/tiny/1.0.0.incomplete"
+    assert len(list((working / "notes").iterdir())) >= 3  # what was finished stays
+    assert not list((working / "partial").iterdir())
+    with pytest.raises(UserError, match=r"1\.0\.0\.incomplete: preparing is not finished"):
+        PreparedTiles(tmp_path / "out")
+    broken.write_bytes(whole)
+    prepare(tiny.TINY, tmp_path / "source", tmp_path / "out", workers=workers, console=QUIET)
+    assert_same(tmp_path / "out", undisturbed)
+
+
+def test_a_worker_that_the_system_ends_is_told(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINY_KILLED_AT", "e")
+    with pytest.raises(UserError, match=r"the system ended a worker process.*with fewer --workers"):
+        prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
+    monkeypatch.delenv("TINY_KILLED_AT")
+    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_an_unknown_label_is_named(tmp_path):
+    tiny.write_source(tmp_path / "source")
+    wrong = replace(tiny.TINY, classes=("meadow", "wood"), palette=tiny.TINY.palette[:2])
+    with pytest.raises(UserError, match=r"a_label\.tif: class 2 is none of the 2 classes"):
+        prepare(wrong, tmp_path / "source", tmp_path / "out", workers=0, console=QUIET)
+
+
+def test_a_source_that_changed_is_noticed(undisturbed, tmp_path):
+    tiny.write_source(tmp_path / "source")
+    arguments = (tiny.TINY, tmp_path / "source", tmp_path / "out")
+    broken, cut = tmp_path / "source/test/west/e.tif", tmp_path / "source/train/north/a.tif"
+    last, first = broken.read_bytes(), cut.read_bytes()
+    broken.write_bytes(last[:-200])
+    with pytest.raises(UserError, match="truncated"):
+        prepare(*arguments, workers=0, console=QUIET)
+    cut.write_bytes(first + b"more")
+    label = tmp_path / "source/train/north/b_label.tif"
+    label.rename(label.with_suffix(".away"))
+    message = (
+        r"changed since they were cut: 2 gone .train/north/b.tif, .*1 of another size .train/north/a.tif"
+    )
+    with pytest.raises(UserError, match=message):
+        prepare(*arguments, workers=0, partial=True, console=QUIET)
+    label.with_suffix(".away").rename(label)
+    cut.write_bytes(first)
+    broken.write_bytes(last)  # not cut yet: it may change
+    prepare(*arguments, workers=0, console=QUIET)
+    assert_same(tmp_path / "out", undisturbed)
+    cut.write_bytes(first + b"more")
+    with pytest.raises(UserError, match=r"1\.0\.0: was prepared from other files"):
+        prepare(*arguments, workers=0, console=QUIET)
+    assert_same(tmp_path / "out", undisturbed)
+
+
+def test_prepared_already(undisturbed, capsys):
+    before = contents(undisturbed[2])
+    (undisturbed[2] / "tiny/1.0.0.incomplete/notes").mkdir(parents=True)  # killed after the last step but one
+    prepare(tiny.TINY, undisturbed[0], undisturbed[2])
+    assert "was prepared already" in capsys.readouterr().out
+    assert contents(undisturbed[2]) == before
+    assert folders(undisturbed[2]) == ["tiny", "tiny/1.0.0"]
+
+
+def test_says_where_things_are_and_what_to_paste(undisturbed, tmp_path, capsys):
+    folder = prepare(tiny.TINY, undisturbed[0], tmp_path, workers=0)
+    lines = capsys.readouterr().out.splitlines()
+    assert folder == tmp_path / "tiny/1.0.0"
+    assert f"tiles: {folder}" in lines
+    numbers = json.loads((folder / "statistics.json").read_text())["source_bands"]
+    scope: dict = {}
+    for key, number in (("pixel_mean", "mean"), ("pixel_std", "std")):
+        (line,) = (line for line in lines if line.startswith(f"config.model.{key} = "))
+        exec(line.removeprefix("config.model."), scope)
+        assert scope[key] == pytest.approx([band[number] for band in numbers.values()], rel=1e-5)
+    assert len(lines) == len(set(lines))
+
+
+def test_progress_on_a_terminal_and_elsewhere(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_PLAIN_SECONDS", 0.0)
+    for terminal in (False, True):
+        written = io.StringIO()
+        console = Console(file=written, force_terminal=terminal, width=200)
+        prepare(tiny.TINY, undisturbed[0], tmp_path / str(terminal), workers=0, console=console)
+        text = written.getvalue()
+        if not terminal:  # a live line may be redrawn less often than tiles are finished
+            assert re.search(r"^1/6 images  9/29 tiles  [\d.]+ tiles/s  left 0:00:0\d$", text, re.MULTILINE)
+        assert re.search(r"\b6/6 images  29/29 tiles", text)
+        assert ("\x1b[" in text) == terminal
+
+
+def test_the_package_offers_it():
+    import spectralmoe_jax
+
+    assert spectralmoe_jax.prepare is prepare
+
+
+def test_only_one_at_a_time(undisturbed, tmp_path):
+    import fcntl
+
+    working = tmp_path / "tiny/1.0.0.incomplete"
+    working.mkdir(parents=True)
+    with open(working / "lock", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another prepare is at work"):
+            prepare(tiny.TINY, undisturbed[0], tmp_path, workers=0, console=QUIET)
+
+
+def test_a_full_disk_is_said_to_be(tmp_path):
+    from data_pipelines.prepare.cut import _Shard
+
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "shard").symlink_to("/dev/full")
+
+    def write() -> None:
+        with _Shard(tmp_path / "shard", "group_size:1") as shard:
+            for _ in range(50):
+                shard.write(os.urandom(100_000))
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+
+
+def test_folders_that_do_not_do(undisturbed, tmp_path):
+    source = undisturbed[0]
+    with pytest.raises(UserError, match="lies in the source folder"):
+        prepare(tiny.TINY, source, source, console=QUIET)
+    with pytest.raises(UserError, match="lies in the source folder"):
+        prepare(tiny.TINY, source, source / "train/..", console=QUIET)
+    with pytest.raises(UserError, match="no such folder"):
+        prepare(tiny.TINY, tmp_path / "nowhere", tmp_path / "out", console=QUIET)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no file of Tiny is where it should be; download: nowhere"):
+        prepare(tiny.TINY, tmp_path / "empty", tmp_path / "out", console=QUIET)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"file/tiny.*: cannot be written"):
+        prepare(tiny.TINY, source, tmp_path / "file", console=QUIET)
+    with pytest.raises(UserError, match="--workers -1"):
+        prepare(tiny.TINY, source, tmp_path / "out", workers=-1, console=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_files_of_one_name(tmp_path):
+    tiny.write_source(tmp_path / "source")
+    twice = replace(tiny.TINY, find=lambda root: tiny.find(root)._replace(pairs=tiny.find(root).pairs * 2))
+    with pytest.raises(
+        UserError, match=r"a\.tif: a stands for .*a\.tif already, in the split train: remove one"
+    ):
+        prepare(twice, tmp_path / "source", tmp_path / "out", workers=0, console=QUIET)
+
+
+def test_the_sheet_shows_every_class_and_domain():
+    shares = np.zeros((200, 5))
+    shares[:, 0] = 1
+    shares[130, :] = (0.9, 0, 0, 0, 0.1)
+    shares[7, :] = (0.5, 0, 0.5, 0, 0)
+    shares[60, :] = (0.5, 0.5, 0, 0, 0)
+    chosen = choose_tiles(shares, ["x"] * 200, 4)
+    assert {7, 60, 130} < set(chosen)
+    assert chosen == sorted(set(chosen))
+    assert len(choose_tiles(shares, ["x"] * 100 + ["y"] * 60 + ["z"] * 40, 3)) == 3
+    domains = ["x"] * 100 + ["y"] * 60 + ["z"] * 40
+    assert {domains[number] for number in choose_tiles(shares, domains, 3)} == {"x", "y", "z"}
+    assert choose_tiles(shares[:2], ["x", "x"], 8) == [0, 1]
+
+
+def test_the_sheet_has_the_colours_of_classes_and_of_no_label(undisturbed):
+    from PIL import Image
+
+    with Image.open(undisturbed[2] / "tiny/1.0.0/contact_sheet.png") as picture:
+        assert "Software" not in picture.info
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    assert {*tiny.TINY.palette, (226, 226, 226), (192, 192, 192)} <= colours
+
+
+def test_bands_to_show():
+    assert display_bands(("nir", "Red", "green", "blue")) == (1, 2, 3)
+    assert display_bands(("B02", "B03", "B04", "B08"), "sentinel2") == (2, 1, 0)
+    assert display_bands([f"band {number}" for number in range(1, 33)], "orbita_ohs") == (13, 6, 1)
+    assert display_bands(("a", "b", "c", "d"), "sentinel2") == (0, 1, 2)
+    assert display_bands(("a", "b")) == (0, 0, 0)

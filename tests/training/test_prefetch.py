@@ -1,0 +1,60 @@
+"""Double buffering: order, how far ahead, errors and the end."""
+
+import jax
+import numpy as np
+import pytest
+
+from spectralmoe_jax.training.prefetch import prefetch
+
+
+class Batches:
+    """Counts what was asked for; fails or ends at a number."""
+
+    def __init__(self, fails_at=None, ends_at=None):
+        self.asked, self.closed, self.fails_at, self.ends_at = 0, False, fails_at, ends_at
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.asked == self.ends_at:
+            raise StopIteration
+        if self.asked == self.fails_at:
+            raise OSError("tile 3 is broken")
+        self.asked += 1
+        return {"sensor": {"image": np.full((2, 3), self.asked - 1, np.uint8)}}
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_order_and_distance(ahead):
+    source = Batches()
+    batches = prefetch(source, ahead)
+    assert source.asked == 0
+    for number in range(10):
+        batch = next(batches)
+        assert source.asked == number + ahead
+        assert isinstance(batch["sensor"]["image"], jax.Array)
+        assert batch["sensor"]["image"].dtype == np.uint8
+        assert (np.asarray(batch["sensor"]["image"]) == number).all()
+    assert not source.closed
+    batches.close()
+    assert source.closed
+
+
+def test_an_error_comes_after_the_batches_before_it():
+    source = Batches(fails_at=3)
+    batches = prefetch(source)
+    for number in range(3):
+        assert next(batches)["sensor"]["image"][0, 0] == number
+    with pytest.raises(OSError, match="tile 3 is broken"):
+        next(batches)
+    assert source.closed
+
+
+def test_all_batches_of_a_stream_that_ends():
+    source = Batches(ends_at=5)
+    assert len(list(prefetch(source))) == 5
+    assert source.closed
