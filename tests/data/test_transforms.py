@@ -171,7 +171,7 @@ def test_the_rule_gives_up_after_ten_tries():
     reads = []
 
     class Counting:
-    wanted = None
+        wanted = None
         record, cell, read_image = index[0].record, index[0].cell, staticmethod(index[0].read_image)
 
         def read_label(self, window):
