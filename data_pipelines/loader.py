@@ -92,14 +92,7 @@ def train_batches(
     elements = _elements(source, seed).random_map(transform)[:_ELEMENTS]
     # Part n belongs to batch n // host_count and to host n % host_count.
     parts = elements.batch(batch_size // host_count)
-    mine = parts[host_index::host_count][start_step:]
-    batches = mine.to_iter_dataset(
-        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
-    )
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
-    return _drain(batches, workers)
+    return drain(to_batches(parts[host_index::host_count][start_step:], workers), workers)
 
 
 def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
@@ -114,7 +107,23 @@ def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
     return grain.MapDataset.mix(endless, [weight / total for weight in source.weights]).seed(seed)
 
 
-def _drain(batches: grain.IterDataset, workers: int) -> Generator[Batch]:
+def to_batches(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """The elements of a dataset in order, prepared ahead by threads, or by `workers` processes."""
+    ahead = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
+    )
+    if not workers:
+        return ahead
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return ahead.mp_prefetch(options, worker_init_fn=_start_worker)
+
+
+def drain(batches: grain.IterDataset, workers: int) -> Generator[Batch]:
+    """The batches; at the end, or when closed, workers are stopped and what was skipped is logged.
+
+    Raises:
+      UserError: a worker was killed.
+    """
     if workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads its own flags on starting workers, under absl or not
     skipped = _Skipped()

@@ -32,15 +32,19 @@ class Splits:
 
     def examples(self, split: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
         """(domain, name, image (H, W, C), label (H, W)) of every image of a split."""
+        source, records = self.of(split)
+        for record, image, label in examples(source, records):
+            yield record.domain, record.name, image, label
+
+    def of(self, split: str) -> tuple[Source[Any], Sequence[Record]]:
+        """The source of a split and which of its records it has. Raises UserError for an unknown one."""
         if split not in SPLITS:
             raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
         if split == "target":
-            found = examples(self.target, self.target.records)
-        else:
-            records = {"train": self.train, "holdout": self.holdout, "source": self.source.records}[split]
-            found = examples(self.source, records)
-        for record, image, label in found:
-            yield record.domain, record.name, image, label
+            return self.target, self.target.records
+        return self.source, {"train": self.train, "holdout": self.holdout, "source": self.source.records}[
+            split
+        ]
 
 
 def open_splits(config: ConfigDict, *, only: str | None = None) -> Splits:

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.benchmarks.benchmark import Benchmark, Listing, Pair
 from spectralmoe_jax.errors import UserError
 
-PIECE_TILES = 200
-"""Tiles of a piece: about 200 MB, some seconds of work. A file of more tiles is a piece of its own."""
+PIECE_TILES, PIECE_BYTES = 200, 1 << 29
+"""Most that a piece holds, some seconds of work; an image of more tiles is a piece of its own."""
 
 _PLAIN, _COMPRESSED = "group_size:1,uncompressed", "group_size:1"
 _LAYOUT = 1  # of what a piece holds: raised where an older unfinished folder could not be gone on with
@@ -109,25 +110,21 @@ def make_plan(benchmark: Benchmark, source: Path, pairs: Sequence[Pair], compres
       UserError: a file that cannot be opened or is not below `source`, or no tile at all.
     """
     with ThreadPoolExecutor(4) as pool:  # listing tens of thousands of files waits for the disk
-        windows = list(pool.map(benchmark.cells, pairs))
+        cuts = list(pool.map(lambda pair: _cut(benchmark, pair), pairs))
         files = dict(pool.map(lambda path: _size(source, path), _paths(pairs)))
-    cells = [len(of_pair) for of_pair in windows]
-    pixels = sum(window.height * window.width for of_pair in windows for window in of_pair)
     options = _COMPRESSED if compress else _PLAIN
     pieces = []
     for split in benchmark.splits:
-        chosen = [(pair, tiles) for pair, tiles in zip(pairs, cells, strict=True) if pair.split == split]
-        groups = _group(chosen)
+        groups = _group([cut for cut in cuts if cut.pair.split == split])
         for number, group in enumerate(groups):
             shard = f"{benchmark.name}-{split}.array_record-{number:05d}-of-{len(groups):05d}"
-            members = tuple(pair for pair, _ in group)
-            tiles = sum(tiles for _, tiles in group)
             fingerprint = _fingerprint(benchmark, (shard, options), group, files, source)
+            members = tuple(cut.pair for cut in group)
+            tiles = sum(cut.tiles for cut in group)
             pieces.append(Piece(split, number, shard, members, tiles, options, fingerprint))
     if not pieces:
         raise UserError(f"{source}: its {len(pairs)} images are empty: download them again")
-    size = pixels * (1 + len(benchmark.bands) * np.dtype(benchmark.dtype).itemsize)
-    return Plan(tuple(pieces), files, size)
+    return Plan(tuple(pieces), files, sum(cut.size for cut in cuts))
 
 
 def difference(before: Mapping[str, int], now: Mapping[str, int]) -> str:
@@ -171,31 +168,45 @@ def _below(source: Path, path: Path) -> str:
     return Path(path).relative_to(source).as_posix()
 
 
-def _group(chosen: Sequence[tuple[Pair, int]]) -> list[list[tuple[Pair, int]]]:
-    """Consecutive files in groups of at most `PIECE_TILES` tiles, or of one file."""
-    groups: list[list[tuple[Pair, int]]] = []
-    room = 0
-    for pair, tiles in chosen:
-        if not tiles:
+class _Cut(NamedTuple):
+    """An image, how many tiles it gives, and their bytes before compression."""
+
+    pair: Pair
+    tiles: int
+    size: int
+
+
+def _cut(benchmark: Benchmark, pair: Pair) -> _Cut:
+    windows = benchmark.cells(pair)
+    pixel = 1 + len(benchmark.bands) * np.dtype(benchmark.dtype).itemsize
+    return _Cut(pair, len(windows), pixel * sum(window.height * window.width for window in windows))
+
+
+def _group(cuts: Sequence[_Cut]) -> list[list[_Cut]]:
+    """Consecutive images in groups that keep to `PIECE_TILES` and `PIECE_BYTES`, or of one image."""
+    groups: list[list[_Cut]] = []
+    tiles = size = 0
+    for cut in cuts:
+        if not cut.tiles:
             continue
-        if tiles > room:
+        if not groups or tiles + cut.tiles > PIECE_TILES or size + cut.size > PIECE_BYTES:
             groups.append([])
-            room = PIECE_TILES
-        groups[-1].append((pair, tiles))
-        room -= tiles
+            tiles = size = 0
+        groups[-1].append(cut)
+        tiles, size = tiles + cut.tiles, size + cut.size
     return groups
 
 
 def _fingerprint(
     benchmark: Benchmark,
     how: tuple[str, str],
-    group: Sequence[tuple[Pair, int]],
+    group: Sequence[_Cut],
     files: Mapping[str, int],
     source: Path,
 ) -> str:
     what = _LAYOUT, how, benchmark.tile, np.dtype(benchmark.dtype).name, tuple(benchmark.bands)
     digest = hashlib.sha256(repr(what).encode())
-    for pair, tiles in group:
+    for pair, tiles, _ in group:
         paths = [_below(source, path) for path in (pair.image, pair.label)]
         sizes = [files[path] for path in paths]
         digest.update(repr((pair.split, pair.domain, pair.name, *paths, *sizes, tiles)).encode())

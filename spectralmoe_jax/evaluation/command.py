@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits
+from data_pipelines.whole_split import eval_batches
 from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
 from spectralmoe_jax.configuration import from_config
-from spectralmoe_jax.evaluation.report import Report, print_table, score, write_report
+from spectralmoe_jax.evaluation.report import Report, print_table, score, score_tiles, write_report
 from spectralmoe_jax.prediction.windows import Predict, WindowSettings
 
 
@@ -26,7 +28,7 @@ def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str 
     settings = from_config(WindowSettings, config.evaluate, "evaluate")
     splits = open_splits(config, only=split)
     predict = make_predict(load_trained(workdir, config))
-    report = score(predict, splits.examples(split), config.classes.names, settings)
+    report = _score(config, splits, split, predict, settings)
     print_table(report, f"{config.name}, {split}: {report['images']} images")
     if output is not None:
         write_report(report, output)
@@ -36,5 +38,19 @@ def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str 
 def score_split(config: ConfigDict, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
     """The scalars of a split that a training run logs: mIoU and overall accuracy."""
     settings = from_config(WindowSettings, config.evaluate, "evaluate")
-    report = score(predict, splits.examples(split), config.classes.names, settings)
+    report = _score(config, splits, split, predict, settings)
     return {"miou": report["miou"], "overall_accuracy": report["all"]["overall_accuracy"]}
+
+
+def _score(
+    config: ConfigDict, splits: Splits, split: str, predict: Predict, settings: WindowSettings
+) -> Report:
+    """Tiles that fit into a window go through the model several at a time, larger images one by one."""
+    source, records = splits.of(split)
+    names = config.classes.names
+    if any(max(record.height, record.width) > settings.window for record in records) or not records:
+        return score(predict, splits.examples(split), names, settings)
+    workers = config.data.get("workers", 0)
+    batches = eval_batches(source, records, settings.window, batch_size=settings.batch_size, workers=workers)
+    with contextlib.closing(batches):
+        return score_tiles(predict, batches, [record.domain for record in records], names)

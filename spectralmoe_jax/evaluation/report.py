@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
-from spectralmoe_jax.prediction.windows import Predict, WindowSettings, predict_image
+from spectralmoe_jax.prediction.windows import Predict, WindowSettings, finite, predict_image
 
 Report = dict[str, Any]
 _LOG_WIDTH = 200  # where the output is no terminal: rich would cut a table of many domains at 80
@@ -43,6 +43,33 @@ def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.nd
         prediction = predict_image(image, predict, settings).argmax(axis=-1)
         domains.setdefault(domain, ConfusionMatrix(len(names))).add(label, prediction)
         images += 1
+    return _report(domains, images, names)
+
+
+def score_tiles(predict: Predict, batches: Iterable[Mapping[str, np.ndarray]], domain_of: Sequence[str],
+                names: Sequence[str]) -> Report:  # fmt: skip
+    """As `score`, of images that each fit into one window, several at a time.
+
+    Args:
+      predict: see `prediction.windows`.
+      batches: of `data_pipelines.whole_split.eval_batches`.
+      domain_of: the domain of each record.
+      names: of the classes.
+
+    Raises UserError for scores that are not finite.
+    """
+    domains: dict[str, ConfusionMatrix] = {}
+    images = 0
+    for batch in batches:
+        predictions = finite(predict(batch["image"])).argmax(axis=-1)  # (B, T, T)
+        for row in np.flatnonzero(batch["valid"]):
+            domain = domain_of[batch["record"][row]]
+            domains.setdefault(domain, ConfusionMatrix(len(names))).add(batch["label"][row], predictions[row])
+            images += 1
+    return _report(domains, images, names)
+
+
+def _report(domains: Mapping[str, ConfusionMatrix], images: int, names: Sequence[str]) -> Report:
     if not images:
         raise UserError("the split to evaluate is empty: name domains with images in config.data")
     total = ConfusionMatrix(len(names))

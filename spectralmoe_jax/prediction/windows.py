@@ -59,15 +59,16 @@ def in_batches(tiles: Iterable[tuple[tuple[int, int], np.ndarray]], predict: Pre
         places.append(place)
         batch.append(tile)
         if len(batch) == batch_size:
-            yield from zip(places, _finite(predict(np.stack(batch))), strict=True)
+            yield from zip(places, finite(predict(np.stack(batch))), strict=True)
             places, batch = [], []
     if batch:
         filled = batch + [batch[-1]] * (batch_size - len(batch))
-        yield from zip(places, _finite(predict(np.stack(filled))), strict=False)
+        yield from zip(places, finite(predict(np.stack(filled))), strict=False)
 
 
-def _finite(scores: np.ndarray) -> np.ndarray:
-    # The largest of scores with a NaN is a class like any other: the map would look right.
+def finite(scores: np.ndarray) -> np.ndarray:
+    """The scores. Raises UserError where one is not finite: the largest of scores with a NaN is a class like
+    any other, so that the map would look right."""
     if not np.isfinite(scores).all():
         raise UserError(
             "the model's scores are not finite: its training diverged or config.model.dtype is too narrow; "
