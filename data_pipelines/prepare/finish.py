@@ -53,7 +53,7 @@ def finish(benchmark: Benchmark, version: str, plan: Plan, workspace: Workspace)
     }
     with open(workspace.shards / "index.npz", "wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **index)
-    _write_json(workspace.shards / "statistics.json", statistics)
+    (workspace.shards / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     _describe_to_tfds(benchmark, version, shards, workspace.shards)
     return statistics
 
@@ -86,10 +86,7 @@ def _split_statistics(
 def _describe_to_tfds(
     benchmark: Benchmark, version: str, shards: Mapping[str, tuple[list[int], int]], folder: Path
 ) -> None:
-    """Writes dataset_info.json, features.json and LICENSE as a builder would.
-
-    Their keys are put in order: TensorFlow Datasets writes them in one that differs from process to process.
-    """
+    """Writes dataset_info.json, features.json and LICENSE as a builder would."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
@@ -109,9 +106,3 @@ def _describe_to_tfds(
         )
     )
     info.write_to_directory(folder)
-    for name in ("dataset_info.json", "features.json"):
-        _write_json(folder / name, json.loads((folder / name).read_text()), sort_keys=True)
-
-
-def _write_json(path: Path, content: Any, sort_keys: bool = False) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=sort_keys) + "\n")

@@ -74,7 +74,7 @@ class PreparedTiles:
         sensor: str | None = None,
     ):
         self.folder = find_prepared(Path(root), benchmark)
-        facts = json.loads((self.folder / "statistics.json").read_text())
+        facts = _facts(self.folder)
         self.classes: tuple[str, ...] = tuple(facts["classes"])
         if classes is not None and tuple(classes) != self.classes:
             raise UserError(
@@ -129,18 +129,16 @@ def find_prepared(root: Path, benchmark: str | None = None) -> Path:
     Raises:
       UserError: nothing prepared here, or several benchmarks and none named; says what to run or give.
     """
-    if _is_prepared(root):
-        return root
-    homes: dict[str, list[Path]] = {}
-    for folder in (*root.glob("*/"), *root.glob("*/*/")):
-        if _is_prepared(folder) and not folder.parent.name.endswith(UNFINISHED):
-            homes.setdefault(folder.resolve().parent.name, []).append(folder)
+    below = (folder for folder in (*root.glob("*/"), *root.glob("*/*/")) if UNFINISHED not in str(folder))
+    found: dict[str, list[Path]] = {}
+    for folder in filter(_is_prepared, (root,) if _is_prepared(root) else below):
+        found.setdefault(_facts(folder)["benchmark"], []).append(folder)
     if benchmark is not None:
-        homes = {name: folders for name, folders in homes.items() if name == benchmark}
-    if len(homes) > 1:
-        names = ", ".join(sorted(homes))
+        found = {benchmark: found[benchmark]} if benchmark in found else {}
+    if len(found) > 1:
+        names = ", ".join(sorted(found))
         raise UserError(f"{root}: several benchmarks are here, give the folder of one: {names}")
-    for folders in homes.values():
+    for folders in found.values():
         return max(folders, key=_version)
     command = _COMMAND.format(benchmark or "BENCHMARK")
     unfinished = sorted((*root.glob(f"*{UNFINISHED}"), *root.glob(f"*/*{UNFINISHED}")))
@@ -255,6 +253,10 @@ def _read_index(folder: Path, splits: Sequence[str]) -> tuple[tuple[PreparedReco
 
 def _is_prepared(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("dataset_info.json", "statistics.json", "index.npz"))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "statistics.json").read_text())
 
 
 def _version(folder: Path) -> tuple[int, ...]:

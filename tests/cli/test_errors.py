@@ -70,7 +70,7 @@ def test_bad_key_or_value(config, tmp_path, capsys, override, expected):
     ("argv", "expected"),
     [
         (["trian"], "unknown subcommand 'trian'; did you mean train?"),
-        (["zzz"], "unknown subcommand 'zzz'; there are: quickstart, train"),
+        (["zzz"], "unknown subcommand 'zzz'; there are: quickstart, prepare"),
         (["train", "--workdir", "w"], "required: --config"),
         (["train", "--config", "c", "--workdir", "w", "--wrokdir=x"], "--wrokdir; did you mean --workdir?"),
         (

@@ -1,15 +1,9 @@
-"""Preparing a benchmark: what is written is exact, and the same bytes whatever happens on the way."""
+"""Preparing a benchmark: what is written is exact, what is wrong is named, and what was done is told."""
 
 import io
 import json
-import multiprocessing
 import os
-import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,46 +20,9 @@ from data_pipelines.sources.prepared import PreparedTiles
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from tests.prepare import tiny
+from tests.prepare.tiny import assert_same, contents, folders
 
-pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-ROOT = Path(__file__).resolve().parents[2]
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch):
-    monkeypatch.setattr(plan, "PIECE_TILES", 5)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """(source folder, what was written there, out folder prepared in this process)."""
-    root = tmp_path_factory.mktemp("tiny benchmark ä")
-    written = tiny.write_source(root / "source")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "PIECE_TILES", 5)
-        prepare(tiny.TINY, root / "source", root / "out", workers=0, console=QUIET)
-    return root / "source", written, root / "out"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def folders(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_dir())
-
-
-def assert_same(out: Path, undisturbed) -> None:
-    expected = contents(undisturbed[2])
-    found = contents(out)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if found[name] != expected[name]] == []
-    assert folders(out) == folders(undisturbed[2]) == ["tiny", "tiny/1.0.0"]
 
 
 def test_tensorflow_datasets_reads_what_numpy_cuts(undisturbed):
@@ -100,94 +57,6 @@ def test_prepared_tiles_are_what_numpy_cuts(undisturbed):
         assert read.dtype == np.int16
         np.testing.assert_array_equal(read, image)
         np.testing.assert_array_equal(source.read_label(record), label)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_number_of_workers_changes_no_byte(undisturbed, tmp_path, workers):
-    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=workers, console=QUIET)
-    assert_same(tmp_path, undisturbed)
-
-
-def test_another_process_writes_the_same_bytes_without_tensorflow_and_jax(undisturbed, tmp_path):
-    subprocess.run(command(undisturbed[0], tmp_path, 1), cwd=ROOT, check=True, capture_output=True)
-    assert_same(tmp_path, undisturbed)
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_killed_around_every_renaming(undisturbed, tmp_path, after):
-    """Each process gets a little further than the one before: through every piece to the last step."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.prepare.tiny"])
-    killed = 0
-    while killed < 30:
-        steps = 2 + killed % 3 + (not after)
-        arguments = (str(undisturbed[0]), str(tmp_path), 0, steps, after)
-        process = processes.Process(target=tiny.prepare_and_die, args=arguments)
-        process.start()
-        process.join()
-        if process.exitcode != -signal.SIGKILL:
-            break
-        killed += 1
-    assert process.exitcode == 0
-    assert killed > 5
-    assert_same(tmp_path, undisturbed)
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see processes end")
-def test_killed_at_random_moments_with_workers(undisturbed, tmp_path):
-    moments, killed = random.Random(0), 0
-    environment = {**os.environ, "TINY_SECONDS_A_TILE": "0.05"}
-    for _ in range(4):
-        process = subprocess.Popen(
-            command(undisturbed[0], tmp_path, 2), cwd=ROOT, env=environment, start_new_session=True,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_until(lambda: (tmp_path / "tiny").exists() or process.poll() is not None)
-        time.sleep(moments.uniform(0, 1.6))
-        killed += process.poll() is None
-        process.kill()
-        process.wait()
-        wait_until(lambda: not members(process.pid))  # its workers do not outlive it
-    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
-    assert killed
-    assert_same(tmp_path, undisturbed)
-
-
-def test_interrupted(undisturbed, tmp_path):
-    process = subprocess.Popen(
-        command(undisturbed[0], tmp_path, 2), cwd=ROOT, start_new_session=True, text=True,
-        env={**os.environ, "TINY_SECONDS_A_TILE": "0.2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    wait_until(lambda: list(tmp_path.glob("tiny/*/partial/*.array_record*")) or process.poll() is not None)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (130, "error: interrupted\n")
-    assert not list(tmp_path.glob("tiny/*/partial/*"))
-
-
-def command(source, out, workers: int) -> list[str]:
-    options = ["--source", str(source), "--out", str(out), "--workers", str(workers)]
-    return [sys.executable, "-m", "tests.prepare.tiny", "prepare", "tiny", *options]
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def members(group: int) -> list[int]:
-    """Processes of a group that have not ended."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(its_group) == group and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found
 
 
 def test_statistics_are_those_of_numpy(undisturbed):
@@ -296,15 +165,6 @@ def test_a_truncated_image_is_named_and_mended(undisturbed, tmp_path, workers):
     assert_same(tmp_path / "out", undisturbed)
 
 
-def test_a_worker_that_the_system_ends_is_told(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setenv("TINY_KILLED_AT", "e")
-    with pytest.raises(UserError, match=r"the system ended a worker process.*with fewer --workers"):
-        prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
-    monkeypatch.delenv("TINY_KILLED_AT")
-    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
-    assert_same(tmp_path, undisturbed)
-
-
 def test_an_unknown_label_is_named(tmp_path):
     tiny.write_source(tmp_path / "source")
     wrong = replace(tiny.TINY, classes=("meadow", "wood"), palette=tiny.TINY.palette[:2])
@@ -381,17 +241,6 @@ def test_the_package_offers_it():
     assert spectralmoe_jax.prepare is prepare
 
 
-def test_only_one_at_a_time(undisturbed, tmp_path):
-    import fcntl
-
-    working = tmp_path / "tiny/1.0.0.incomplete"
-    working.mkdir(parents=True)
-    with open(working / "lock", "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another prepare is at work"):
-            prepare(tiny.TINY, undisturbed[0], tmp_path, workers=0, console=QUIET)
-
-
 def test_a_full_disk_is_said_to_be(tmp_path):
     from data_pipelines.prepare.cut import _Shard
 
@@ -425,6 +274,26 @@ def test_folders_that_do_not_do(undisturbed, tmp_path):
     with pytest.raises(UserError, match="--workers -1"):
         prepare(tiny.TINY, source, tmp_path / "out", workers=-1, console=QUIET)
     assert not (tmp_path / "out").exists()
+
+
+def test_pieces_keep_to_their_limits_and_to_the_order_of_files(undisturbed, monkeypatch):
+    pairs, _ = plan.list_source(tiny.TINY, undisturbed[0])
+    names = [(pair.split, pair.domain, pair.name) for pair in pairs]
+    assert names == sorted(names, key=lambda name: (name[0] != "train", *name[1:]))
+    tile = 16 * 16 * (4 * 2 + 1)  # bytes
+    for most_tiles, most_bytes, expected in (
+        (200, 1 << 29, [[9, 1, 4, 3], [9, 3]]),
+        (5, 1 << 29, [[9], [1, 4], [3], [9], [3]]),
+        (200, 7 * tile, [[9], [1, 4], [3], [9], [3]]),
+        (200, 12 * tile, [[9, 1], [4, 3], [9, 3]]),
+    ):
+        monkeypatch.setattr(plan, "PIECE_TILES", most_tiles)
+        monkeypatch.setattr(plan, "PIECE_BYTES", most_bytes)
+        made = plan.make_plan(tiny.TINY, undisturbed[0], pairs)
+        assert [pair for piece in made.pieces for pair in piece.pairs] == list(pairs)
+        assert [[len(tiny.cells(pair)) for pair in piece.pairs] for piece in made.pieces] == expected
+        assert [piece.tiles for piece in made.pieces] == [sum(counts) for counts in expected]
+        assert (made.tiles, made.images, made.size) == (29, 6, 29 * tile)
 
 
 def test_two_files_of_one_name(tmp_path):

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from data_pipelines.loader import train_batches
-from data_pipelines.prepare import plan
 from data_pipelines.prepare.run import prepare
 from data_pipelines.sources import TileIndex, Window, split_holdout
 from data_pipelines.sources import prepared as prepared_module
@@ -19,17 +18,10 @@ from data_pipelines.transforms import Augment
 from spectralmoe_jax.errors import UserError
 from tests.prepare import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("prepared")
-    tiny.write_source(root / "source")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "PIECE_TILES", 5)
-        prepare(tiny.TINY, root / "source", root / "out", workers=0, console=Console(quiet=True))
-    return root / "out"
+@pytest.fixture(scope="session")
+def root(undisturbed):
+    return undisturbed[2]
 
 
 @pytest.fixture
@@ -149,8 +141,11 @@ def test_a_folder_is_found_from_any_level(root):
     for place in (root, root / "tiny", folder):
         assert PreparedTiles(place).folder == folder
     assert PreparedTiles(root, benchmark="tiny").folder == folder
-    with pytest.raises(UserError, match="no prepared tiles here, run `spectralmoe prepare whu_ohs --source"):
-        PreparedTiles(root, benchmark="whu_ohs")
+    for place in (root, root / "tiny", folder):
+        with pytest.raises(
+            UserError, match="no prepared tiles here, run `spectralmoe prepare whu_ohs --source"
+        ):
+            PreparedTiles(place, benchmark="whu_ohs")
 
 
 def test_the_newest_version_and_the_only_benchmark(damaged):
@@ -158,6 +153,9 @@ def test_the_newest_version_and_the_only_benchmark(damaged):
     shutil.copytree(damaged / "tiny/1.0.0", damaged / "tiny/1.2.0")
     assert PreparedTiles(damaged).folder.name == "1.10.0"
     shutil.copytree(damaged / "tiny/1.0.0", damaged / "other/1.0.0")
+    facts = damaged / "other/1.0.0/statistics.json"
+    facts.write_text(facts.read_text().replace('"tiny"', '"other"'))
+    assert PreparedTiles(damaged, benchmark="other").folder == facts.parent
     with pytest.raises(UserError, match="several benchmarks are here, give the folder of one: other, tiny"):
         PreparedTiles(damaged)
 

@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 
 from data_pipelines.benchmarks.benchmark import Benchmark, Listing, Pair
 from data_pipelines.prepare import plan, run
@@ -135,11 +137,33 @@ def prepare_and_die(source: str, out: str, workers: int, steps: int, after: bool
     run.prepare(TINY, source, out, workers=workers)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def folders(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_dir())
+
+
+def assert_same(out: Path, undisturbed) -> None:
+    expected = contents(undisturbed[2])
+    found = contents(out)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert folders(out) == folders(undisturbed[2]) == ["tiny", "tiny/1.0.0"]
+
+
 def _write(path: Path, pixels: np.ndarray) -> None:
     height, width, count = pixels.shape
     shape = {"height": height, "width": width, "count": count, "dtype": pixels.dtype}
-    with rasterio.open(path, "w", driver="GTiff", compress="deflate", **shape) as dataset:
-        dataset.write(np.moveaxis(pixels, -1, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", driver="GTiff", compress="deflate", **shape) as dataset:
+            dataset.write(np.moveaxis(pixels, -1, 0))
 
 
 def command_line(*argv: str) -> int:

@@ -1,0 +1,328 @@
+"""Tiles a second of the input pipeline, beside a PyTorch DataLoader that does the same on the same files.
+
+  python benchmarks/input_pipeline.py                  # three cases, in one process and with 2 workers
+  python benchmarks/input_pipeline.py --case flip      # one of them
+  python benchmarks/input_pipeline.py --memory         # memory over 10,000 tiles as well
+
+Files are GeoTIFFs of 512 x 512 pixels that the script writes, smooth textures with noise. The DataLoader reads
+them through rasterio and transforms them with OpenCV as the published PyTorch training does: the whole tile is
+resized, then cropped by the rule on the share of one class, flipped, and distorted in float32. Nothing is cached
+on either side. Each figure is the median of rounds in which all sides take turns; PyTorch is optional.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rasterio
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines.loader import train_batches
+from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
+from data_pipelines.sources.labels import RasterLabels, ValueCode
+from data_pipelines.sources.tiles import TileIndex
+from data_pipelines.transforms import Augment
+
+SIDE, CLASSES, BATCH = 512, 6, 8
+_AHEAD = 6  # batches that either side may have ready, times its workers
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files and what is done to them; `augment` says the latter to both sides."""
+
+    name: str
+    bands: tuple[str, ...]
+    dtype: type
+    files: int
+    augment: Augment
+
+
+CASES = (
+    Case(
+        "published, 4 bands uint8", ("nir", "red", "green", "blue"), np.uint8, 64,
+        Augment(SIDE, scale=(0.6, 1.2), flip=0.5, photometric_bands=(1, 2, 3)),
+    ),
+    Case(
+        "flip, 32 bands int16", tuple(f"b{n}" for n in range(32)), np.int16, 24,
+        Augment(SIDE, scale=(1.0, 1.0), max_class_share=1.0, flip=0.5),
+    ),
+    Case(
+        "photometric, RGB uint8", ("red", "green", "blue"), np.uint8, 64,
+        Augment(SIDE, scale=(0.5, 2.0), flip=0.5, photometric_bands=(0, 1, 2)),
+    ),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", help="cases whose name holds this")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--memory", action="store_true", help="memory over 10,000 tiles as well")
+    arguments = parser.parse_args()
+    chosen = [case for case in CASES if not arguments.case or arguments.case in case.name]
+    console = Console()
+    console.print(
+        f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start, batches of {BATCH}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in (
+        "tiles/s",
+        "workers",
+        "ours",
+        "DataLoader",
+        "ours / DataLoader",
+        "read + decode",
+        "ours / read",
+    ):
+        table.add_column(column, justify="left" if column == "tiles/s" else "right")
+    with tempfile.TemporaryDirectory() as folder:
+        for case in chosen:
+            root = write_files(case, Path(folder) / case.name.replace(" ", "_"))
+            for workers in (0, 2):
+                table.add_row(case.name, str(workers), *compare(case, root, workers, arguments))
+        console.print(table)
+        if arguments.memory:
+            print_memory(console, replace(chosen[-1]), Path(folder) / chosen[-1].name.replace(" ", "_"))
+
+
+def compare(case: Case, root: Path, workers: int, arguments: argparse.Namespace) -> list[str]:
+    """One row of the table: rates and their ratios, medians over the rounds."""
+    sides: dict[str, Callable[[], float]] = {
+        "ours": lambda: rate(ours(case, root, workers), workers, arguments.seconds),
+        "theirs": lambda: rate(theirs(case, root, workers), workers, arguments.seconds),
+        "read": lambda: read_rate(root, workers, arguments.seconds),
+    }
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        del sides["theirs"]
+    rounds = [{side: measure() for side, measure in sides.items()} for _ in range(arguments.rounds)]
+    median = {side: statistics.median(found[side] for found in rounds) for side in sides}
+    ratios = {
+        side: statistics.median(found["ours"] / found[side] for found in rounds)
+        for side in sides
+        if side != "ours"
+    }
+    theirs_said = (f"{median['theirs']:.1f}", f"{ratios['theirs']:.2f}") if "theirs" in sides else ("-", "-")
+    return [f"{median['ours']:.1f}", *theirs_said, f"{median['read']:.1f}", f"{ratios['read']:.2f}"]
+
+
+def write_files(case: Case, root: Path) -> Path:
+    """Writes images and index masks; about twice as large decoded as on disk."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / "x" / part).mkdir(parents=True)
+    for number in range(case.files):
+        fields = np.stack([_smooth(rng, 24) for _ in range(4)])  # (4, H, W), -1 .. 1
+        weights = rng.normal(size=(len(case.bands), 4))
+        scale, middle = (40, 110) if case.dtype == np.uint8 else (900, 2500)
+        bands = middle + scale * (
+            np.tensordot(weights, fields, 1) + 0.1 * rng.normal(size=(len(weights), SIDE, SIDE))
+        )
+        limits = (0, 255) if case.dtype == np.uint8 else (0, 10000)
+        _write(root / f"x/images/{number:03d}.tif", np.clip(bands, *limits).astype(case.dtype))
+        label = np.digitize(_smooth(rng, 60), np.linspace(-0.6, 0.6, CLASSES - 1)).astype(np.uint8)
+        _write(root / f"x/masks/{number:03d}.tif", label[None])
+    return root
+
+
+def _smooth(rng: np.random.Generator, width: int) -> np.ndarray:
+    field = cv2.GaussianBlur(rng.normal(size=(SIDE, SIDE)), (0, 0), width / 3)
+    return field / np.abs(field).max()
+
+
+def _write(path: Path, bands: np.ndarray) -> None:
+    profile = {"driver": "GTiff", "compress": "deflate", "predictor": 2, "tiled": True, "interleave": "pixel"}
+    shape = {"count": len(bands), "height": SIDE, "width": SIDE, "dtype": bands.dtype}
+    place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(5e5, 5e6, 10, 10)}
+    with rasterio.open(path, "w", **profile, **shape, **place) as file:
+        file.write(bands)
+
+
+def ours(case: Case, root: Path, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    source = GeoTiffTiles(
+        root, bands=case.bands, labels=RasterLabels(ValueCode(range(CLASSES))), classes=CLASSES, cache_bytes=0
+    )
+    return train_batches(TileIndex(source, SIDE), case.augment, batch_size=BATCH, seed=0, workers=workers)
+
+
+def theirs(case: Case, root: Path, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    from torch.utils.data import DataLoader, RandomSampler
+
+    files = Files(sorted((root / "x/images").glob("*.tif")), case.augment)
+    sampler = RandomSampler(files, replacement=True, num_samples=1 << 30)
+    more = {"prefetch_factor": 2, "persistent_workers": True} if workers else {}
+    return iter(
+        DataLoader(files, BATCH, sampler=sampler, num_workers=workers, worker_init_fn=_one_thread, **more)
+    )
+
+
+def _one_thread(_number: int) -> None:
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+class Files:
+    """A map-style dataset for the DataLoader."""
+
+    def __init__(self, paths: list[Path], augment: Augment):
+        self.paths, self.augment = paths, augment
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(np.random.randint(1 << 31))
+        with rasterio.open(self.paths[index]) as file:
+            image = np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
+        with rasterio.open(str(self.paths[index]).replace("/images/", "/masks/")) as file:
+            label = file.read(1)
+        image, label = published_crop(image, label, self.augment, rng)
+        if rng.random() < self.augment.flip:
+            image, label = image[:, ::-1], label[:, ::-1]
+        if self.augment.photometric_bands is not None:
+            chosen = list(self.augment.photometric_bands)
+            image = image.copy()
+            image[..., chosen] = published_distortion(image[..., chosen], rng)
+        return {"image": np.ascontiguousarray(image), "label": np.ascontiguousarray(label)}
+
+
+def published_crop(
+    image: np.ndarray, label: np.ndarray, augment: Augment, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes the whole tile by its shortest edge, crops where no class has too much, and pads."""
+    low, high = augment.scale
+    if low != high:
+        side = int(SIDE * (low + 0.1 * rng.integers(round((high - low) / 0.1) + 1)) + 1e-6)
+        image = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
+        label = cv2.resize(label, (side, side), interpolation=cv2.INTER_NEAREST)
+    for _ in range(10):
+        top, left = (int(rng.integers(max(length - SIDE, 0) + 1)) for length in label.shape)
+        part = label[top : top + SIDE, left : left + SIDE]
+        counts = np.unique(part[part != 255], return_counts=True)[1]
+        if (
+            augment.max_class_share == 1
+            or (len(counts) > 1
+            and counts.max() / counts.sum() < augment.max_class_share)
+        ):
+            break
+    image, label = image[top : top + SIDE, left : left + SIDE], part
+    missing = [(0, SIDE - length) for length in label.shape]
+    if any(after for _, after in missing):
+        image = np.pad(image, [*missing, (0, 0)])
+        label = np.pad(label, missing, constant_values=255)
+    return image, label
+
+
+def published_distortion(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast, saturation and hue in float32, cut to 8 bits after each."""
+
+    def convert(values: np.ndarray, factor: float = 1.0, summand: float = 0.0) -> np.ndarray:
+        return np.clip(values.astype(np.float32) * factor + summand, 0, 255).astype(np.uint8)
+
+    contrast_first = rng.integers(2)
+    if rng.integers(2):
+        rgb = convert(rgb, summand=rng.uniform(-32, 32))
+    if contrast_first and rng.integers(2):
+        rgb = convert(rgb, rng.uniform(0.5, 1.5))
+    if rng.integers(2):
+        hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = convert(hsv[..., 1], rng.uniform(0.5, 1.5))
+        rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if rng.integers(2):
+        hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + rng.integers(-18, 18)) % 180
+        rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if not contrast_first and rng.integers(2):
+        rgb = convert(rgb, rng.uniform(0.5, 1.5))
+    return rgb
+
+
+def rate(batches: Iterator[dict[str, np.ndarray]], workers: int, seconds: float) -> float:
+    """Tiles a second, once what was made ahead while the workers started is used up."""
+    for _ in range(_AHEAD * max(1, workers)):
+        next(batches)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        count += len(next(batches)["label"])
+    found = count / (time.perf_counter() - began)
+    if hasattr(batches, "close"):
+        batches.close()
+    return found
+
+
+def read_rate(root: Path, workers: int, seconds: float) -> float:
+    """Tiles a second of reading and decoding images and masks alone, by 2 threads or by so many processes."""
+    paths = sorted((root / "x/images").glob("*.tif"))
+    if workers:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            return sum(pool.starmap(_read_for, [(paths, number, seconds) for number in range(workers)]))
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(_read_for, [paths] * 2, range(2), [seconds] * 2))
+
+
+def _read_for(paths: list[Path], first: int, seconds: float) -> float:
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        path = paths[(first * 7 + count) % len(paths)]
+        for file in (path, str(path).replace("/images/", "/masks/")):
+            with rasterio.open(file) as dataset:
+                dataset.read()
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+def print_memory(console: Console, case: Case, root: Path) -> None:
+    """Memory of this process and its workers, in MB, every 1,000 of 10,000 tiles."""
+    batches = ours(case, root, workers=2)
+    seen = []
+    for number in range(10_000 // BATCH + 1):
+        next(batches)
+        if number % (1000 // BATCH) == 0:
+            seen.append(_memory())
+    batches.close()
+    console.print(
+        f"memory over 10,000 tiles, {case.name}, 2 workers, MB: " + " ".join(f"{mb:.0f}" for mb in seen)
+    )
+
+
+def _memory() -> float:
+    """Proportional set size of this process and all below it (Linux)."""
+    everyone = {os.getpid(), *(child.pid for child in multiprocessing.active_children())}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, parent = int(path.parent.name), int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent in everyone:
+            everyone.add(name)
+    total = 0
+    for process in everyone:
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+if __name__ == "__main__":
+    main()
