@@ -4,10 +4,10 @@
   python benchmarks/input_pipeline.py --case flip      # one of them
   python benchmarks/input_pipeline.py --memory         # memory over 10,000 tiles as well
 
-Files are GeoTIFFs of 512 x 512 pixels that the script writes, smooth textures with noise. The DataLoader reads
-them through rasterio and transforms them with OpenCV as the published PyTorch training does: the whole tile is
-resized, then cropped by the rule on the share of one class, flipped, and distorted in float32. Nothing is cached
-on either side. Each figure is the median of rounds in which all sides take turns; PyTorch is optional.
+Files are GeoTIFFs of 512 x 512 pixels that the script writes, smooth textures with noise. The DataLoader
+reads them through rasterio and transforms them with OpenCV as the published PyTorch training does: the whole
+tile is resized, then cropped by the rule on the share of one class, flipped, and distorted in float32. Nothing
+is cached on either side. Ratios are medians of rounds in which all sides take turns; PyTorch is optional.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -80,9 +80,9 @@ def main() -> None:
     console.print(
         f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start, batches of {BATCH}"
     )
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, title="tiles a second", title_justify="left")
     for column in (
-        "tiles/s",
+        "case",
         "workers",
         "ours",
         "DataLoader",
@@ -90,15 +90,17 @@ def main() -> None:
         "read + decode",
         "ours / read",
     ):
-        table.add_column(column, justify="left" if column == "tiles/s" else "right")
+        table.add_column(column, justify="left" if column == "case" else "right")
     with tempfile.TemporaryDirectory() as folder:
         for case in chosen:
             root = write_files(case, Path(folder) / case.name.replace(" ", "_"))
             for workers in (0, 2):
-                table.add_row(case.name, str(workers), *compare(case, root, workers, arguments))
+                row = compare(case, root, workers, arguments)
+                console.print(f"{case.name}, {workers} workers: {row[0]} tiles/s", style="dim")
+                table.add_row(case.name, str(workers), *row)
         console.print(table)
         if arguments.memory:
-            print_memory(console, replace(chosen[-1]), Path(folder) / chosen[-1].name.replace(" ", "_"))
+            print_memory(console, chosen[-1], Path(folder) / chosen[-1].name.replace(" ", "_"))
 
 
 def compare(case: Case, root: Path, workers: int, arguments: argparse.Namespace) -> list[str]:
@@ -167,7 +169,8 @@ def theirs(case: Case, root: Path, workers: int) -> Iterator[dict[str, np.ndarra
 
     files = Files(sorted((root / "x/images").glob("*.tif")), case.augment)
     sampler = RandomSampler(files, replacement=True, num_samples=1 << 30)
-    more = {"prefetch_factor": 2, "persistent_workers": True} if workers else {}
+    # OpenCV's threads do not survive a fork: workers forked from this process hang in cv2.resize.
+    more = {"prefetch_factor": 2, "multiprocessing_context": "spawn"} if workers else {}
     return iter(
         DataLoader(files, BATCH, sampler=sampler, num_workers=workers, worker_init_fn=_one_thread, **more)
     )
@@ -218,10 +221,8 @@ def published_crop(
         top, left = (int(rng.integers(max(length - SIDE, 0) + 1)) for length in label.shape)
         part = label[top : top + SIDE, left : left + SIDE]
         counts = np.unique(part[part != 255], return_counts=True)[1]
-        if (
-            augment.max_class_share == 1
-            or (len(counts) > 1
-            and counts.max() / counts.sum() < augment.max_class_share)
+        if augment.max_class_share == 1 or (
+            len(counts) > 1 and counts.max() / counts.sum() < augment.max_class_share
         ):
             break
     image, label = image[top : top + SIDE, left : left + SIDE], part
@@ -266,6 +267,8 @@ def rate(batches: Iterator[dict[str, np.ndarray]], workers: int, seconds: float)
     found = count / (time.perf_counter() - began)
     if hasattr(batches, "close"):
         batches.close()
+    elif hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 
 from data_pipelines.sources.colours import ColourCode
@@ -58,9 +59,19 @@ class ValueCode:
         if not 1 <= len(values) <= _UNKNOWN:
             raise UserError(f"data.label_values names {len(values)} classes: give 1 to {_UNKNOWN}")
         self.ids: Mapping[Any, int] = {**stored, **dict.fromkeys(ignore, IGNORE)}
+        self._table = np.full(256, IGNORE, np.uint8)  # of the values that fit into 8 bits
+        self._known = np.zeros(256, bool)
+        for value, label in self.ids.items():
+            if isinstance(value, int) and 0 <= value < 256:
+                self._table[value], self._known[value] = label, True
 
     def from_values(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
         """Ids (H, W) uint8 of stored numbers (H, W), and the pixel count of each unknown one."""
+        if mask.dtype == np.uint8:
+            mask = np.ascontiguousarray(mask)
+            counts = np.bincount(mask.ravel(), minlength=256)
+            foreign = np.flatnonzero((counts > 0) & ~self._known)
+            return cv2.LUT(mask, self._table), Counter({int(v): int(counts[v]) for v in foreign})
         label = np.full(mask.shape, IGNORE, np.uint8)
         unknown: Counter = Counter()
         found, counts = np.unique(mask, return_counts=True)

@@ -66,9 +66,11 @@ def photometric_distortion(
     image = example["image"]
     if image.dtype != np.uint8:
         raise UserError(f"augment.photometric needs 8-bit images, these are {image.dtype}: set it to False")
-    chosen = list(bands)
+    rgb = np.empty((*image.shape[:2], 3), np.uint8)
+    there = [number for place, band in enumerate(bands) for number in (band, place)]
+    cv2.mixChannels([np.ascontiguousarray(image)], [rgb], there)
     image = image.copy()
-    image[..., chosen] = distort(np.ascontiguousarray(image[..., chosen]), draw_distortion(rng))
+    cv2.mixChannels([distort(rgb, draw_distortion(rng))], [image], there[::-1])
     return {**example, "image": image}
 
 
