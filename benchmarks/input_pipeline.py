@@ -6,8 +6,9 @@
 
 Files are GeoTIFFs of 512 x 512 pixels that the script writes, smooth textures with noise. The DataLoader
 reads them through rasterio and transforms them with OpenCV as the published PyTorch training does: the whole
-tile is resized, then cropped by the rule on the share of one class, flipped, and distorted in float32. Nothing
-is cached on either side. Ratios are medians of rounds in which all sides take turns; PyTorch is optional.
+tile is resized, then cropped by the rule on the share of one class, flipped, and distorted in float32.
+Nothing is cached on either side. Ratios are medians of rounds in which all sides take turns; PyTorch is
+optional.
 """
 
 from __future__ import annotations
