@@ -37,8 +37,9 @@ def eval_batches(
       workers: processes that read; 0 for threads of this one.
 
     Yields:
-      `image` (b, size, size, C), `label` (b, size, size) uint8, `valid` (b,) bool and `record` (b,) int64, the
-      number of the record; b = batch_size / host_count. A row that is not valid has zeros, label 255 and -1.
+      `image` (b, size, size, C), `label` (b, size, size) uint8, `valid` (b,) bool and `record` (b,) int64,
+      the number of the record; b = batch_size / host_count. A row that is not valid has zeros, label 255
+      and -1.
 
     Raises:
       UserError: no records or one that is larger than `size`; an error of reading is raised from `next`.

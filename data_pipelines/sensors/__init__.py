@@ -1,6 +1,6 @@
 """Sensors, their bands, and which bands and wavelengths a file holds."""
 
-from data_pipelines.sensors.band_tags import wavelengths_of_file
+from data_pipelines.sensors.band_tags import stated_wavelengths, wavelengths_of_file
 from data_pipelines.sensors.selection import check_wavelengths, select_bands
 from spectralmoe_jax.sensors import SENSORS, Band, Sensor, find_sensor, wavelengths
 
@@ -11,6 +11,7 @@ __all__ = [
     "check_wavelengths",
     "find_sensor",
     "select_bands",
+    "stated_wavelengths",
     "wavelengths",
     "wavelengths_of_file",
 ]

@@ -7,12 +7,14 @@ import re
 from collections.abc import Sequence
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.sensors import SENSORS
+from spectralmoe_jax.sensors import find_sensor
 
 _LETTERS = {"r": "red", "g": "green", "b": "blue", "n": "nir", "nir1": "nir", "near infrared": "nir"}
 _SAYS_NOTHING = re.compile(r"(band|channel|layer)?[ _-]?\d*", re.IGNORECASE)
 _VISIBLE = ("red", "green", "blue")
 _TOLERANCE = 0.01  # um, between the wavelengths of a configuration and of a file
+_OF_WIDTH = 0.25  # of a known band's width, which sensors of one series differ by: more than that is allowed
+_OF_SPACING = 0.5  # of the distance to the next band in the file, beyond which that one is nearer
 
 
 def select_bands(
@@ -38,22 +40,20 @@ def select_bands(
       descriptions: its names of them.
       colours: what it says their colours are.
       sensor: whose aliases hold.
-      file_bands: names of all its bands in order, for a file that names none.
+      file_bands: names of all its bands in order, for a file that names them otherwise or not at all.
 
     Raises:
-      UserError: a band that the file does not have, a name that occurs twice, or a file that names none and
-        has another number of them.
+      UserError: a band that the file does not have, one that is named twice, a file that names none and has
+        another number of them, `file_bands` that are not what the file says, or an unknown sensor.
     """
-    _require_once(wanted, "config.bands")
-    known_as = SENSORS[sensor].known_as() if sensor in SENSORS else {}
-    if file_bands is not None:
-        if len(file_bands) != count:
-            raise UserError(f"{place}: {count} bands, data.file_bands names {len(file_bands)}: name them all")
-        _require_once(file_bands, "data.file_bands")
-        descriptions = file_bands
+    known_as = {} if sensor is None else find_sensor(sensor).known_as()
+    _require_once(wanted, known_as, "config.bands")
     names = [_normal(name, known_as) for name in descriptions]
     searched = [_normal(name, known_as) for name in wanted]
-    if all(name in names for name in searched):
+    if file_bands is not None and (len(file_bands) == count or not set(searched) <= set(names)):
+        _check_file_bands(place, file_bands, descriptions, names, known_as)
+        descriptions, names = file_bands, [_normal(name, known_as) for name in file_bands]
+    if set(searched) <= set(names):
         for name, band in zip(searched, wanted, strict=True):
             if names.count(name) > 1:
                 raise UserError(
@@ -69,21 +69,52 @@ def select_bands(
             f"{place}: {count} bands without names, the configuration names {len(wanted)} "
             f"({', '.join(wanted)}): set bands to what the file holds, or name its bands in data.file_bands"
         )
-    if sorted(searched) == sorted(_VISIBLE) and sorted(colours) == sorted(_VISIBLE):
-        return tuple(tuple(colours).index(name) for name in searched)
+    if sorted(searched) == sorted(_normal(name, known_as) for name in _VISIBLE) and (
+        sorted(colours) == sorted(_VISIBLE)
+    ):
+        held = [_normal(colour, known_as) for colour in colours]
+        return tuple(held.index(name) for name in searched)
     return tuple(range(count))
 
 
 def check_wavelengths(
-    place: str, bands: Sequence[str], stated: Sequence[float], wanted: Sequence[float]
+    place: str,
+    bands: Sequence[str],
+    channels: Sequence[int],
+    stated: Sequence[float | None],
+    wanted: Sequence[float],
+    sensor: str | None = None,
 ) -> None:
     """Compares the wavelengths that a file states for its bands with the configuration's, in micrometres.
 
+    They may differ by 10 nm, or a quarter of the band's width on `sensor` where that is more, but by no more
+    than half the distance to the file's next band: that would then be the one meant.
+
+    Args:
+      place: what to call the file in errors.
+      bands: the configuration's.
+      channels: their places in the file.
+      stated: of all bands of the file, None for one that it states none for, which is not compared.
+      wanted: of `bands`.
+      sensor: whose widths hold.
+
     Raises:
-      UserError: two that lie more than 10 nm apart, with the band.
+      UserError: two that lie too far apart, with the band; or another number of wavelengths than bands.
     """
-    for band, of_file, of_config in zip(bands, stated, wanted, strict=True):
-        if abs(of_file - of_config) > _TOLERANCE:
+    if len(wanted) != len(bands):
+        raise UserError(
+            f"config.model.visual.wavelengths has {len(wanted)} entries for {len(bands)} bands: give one each"
+        )
+    table = None if sensor is None else find_sensor(sensor)
+    for band, channel, of_config in zip(bands, channels, wanted, strict=True):
+        of_file = stated[channel]
+        if of_file is None:
+            continue
+        known = table.named(band) if table else None
+        allowed = max(_TOLERANCE, _OF_WIDTH * known.width if known else 0.0)
+        beside = [stated[i] for i in (channel - 1, channel + 1) if 0 <= i < len(stated)]
+        distances = [abs(other - of_file) for other in beside if other is not None and other != of_file]
+        if abs(of_file - of_config) > min([allowed, *(_OF_SPACING * distance for distance in distances)]):
             raise UserError(
                 f"{place}: band {band} lies at {of_file:.4g} um, the configuration takes it to be at "
                 f"{of_config:.4g} um: correct config.bands, config.sensor or config.model.visual.wavelengths"
@@ -91,16 +122,39 @@ def check_wavelengths(
 
 
 def _normal(name: str | None, known_as: dict[str, str]) -> str:
+    """The one name of a band that all its names become."""
     bare = re.sub(r"\s*\([^()]*\)\s*$", "", name or "").strip().lower()
-    bare = known_as.get(bare, bare).lower()
-    return _LETTERS.get(bare, bare)
+    spelt = _LETTERS.get(bare, bare)
+    return known_as.get(bare, known_as.get(spelt, spelt)).lower()
 
 
-def _require_once(names: Sequence[str], key: str) -> None:
-    lower = [name.lower() for name in names]
-    for name in lower:
-        if lower.count(name) > 1:
-            raise UserError(f"{key} names {name!r} twice: name each band once")
+def _require_once(names: Sequence[str], known_as: dict[str, str], key: str) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        normal = _normal(name, known_as)
+        if normal in seen:
+            other = f" (as {seen[normal]!r})" if seen[normal].lower() != name.lower() else ""
+            raise UserError(f"{key} names {name.lower()!r} twice{other}: name each band once")
+        seen[normal] = name
+
+
+def _check_file_bands(
+    place: str, file_bands: Sequence[str], descriptions: Sequence[str | None], names: Sequence[str],
+    known_as: dict[str, str],
+) -> None:  # fmt: skip
+    """Raises UserError where `file_bands` cannot be the names of a file's bands."""
+    if len(file_bands) != len(names):
+        raise UserError(
+            f"{place}: {len(names)} bands, data.file_bands names {len(file_bands)}: name them all"
+        )
+    _require_once(file_bands, known_as, "data.file_bands")
+    given = [_normal(name, known_as) for name in file_bands]
+    for number, (own, name) in enumerate(zip(names, given, strict=True)):
+        if own in given and own != name:
+            raise UserError(
+                f"{place}: its band {number + 1} is called {descriptions[number]!r}, data.file_bands calls "
+                f"it {file_bands[number]!r}: correct data.file_bands, or leave it out"
+            )
 
 
 def _what_there_is(missing: str, descriptions: Sequence[str | None]) -> str:

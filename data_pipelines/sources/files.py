@@ -1,4 +1,4 @@
-"""Finding images and their masks below a folder."""
+"""Finding images and their masks below a folder, or in a list."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from pathlib import Path
 from spectralmoe_jax.errors import UserError
 
 _DOMAIN = "{domain}"
+_LIST = ".txt"
 
 
-def find_images(root: Path, image_glob: str, domains: Sequence[str] | None) -> list[tuple[str, Path]]:
+def find_images(
+    root: Path, image_glob: str | Sequence[str], domains: Sequence[str] | None
+) -> list[tuple[str, Path]]:
     """(domain, path) of every image of `domains`, or of all of them, in a fixed order.
 
-    The domain of an image is what stands at `{domain}` in the pattern, or the first folder of its path below
-    `root` for a pattern without; an image in `root` itself is of the domain that `root` is called.
+    `image_glob` is a pattern of paths below `root`, or several, each of which has to match something; a file
+    matched twice counts once. The path of a file is a pattern, too, and that of one elsewhere if it is
+    absolute; a text file (.txt) stands for its lines.
+
+    The domain of an image is what stands at `{domain}` in its pattern. For a pattern without, it is the first
+    folder of its path below `root`, or the image's name without ending if it lies in `root` itself; of an
+    image elsewhere it is the folder that it lies in.
 
     Raises:
       UserError: no such folder, nothing found, an unknown domain, or a pattern that is none.
@@ -23,12 +31,17 @@ def find_images(root: Path, image_glob: str, domains: Sequence[str] | None) -> l
     if not root.is_dir():
         raise UserError(f"{root}: no such folder, set data.root to where the images are")
     found: dict[str, list[Path]] = {}
-    for path in _matching(root, image_glob.replace(_DOMAIN, "*")):
-        found.setdefault(_domain(root, path, image_glob), []).append(path)
-    if not found:
-        raise UserError(
-            f"{root}: no image matches data.image_glob={image_glob!r}, correct the pattern or the root"
-        )
+    seen: set[Path] = set()
+    for pattern in _patterns(root, image_glob):
+        matching = _matching(root, pattern.replace(_DOMAIN, "*"))
+        if not matching:
+            raise UserError(
+                f"{root}: no image matches data.image_glob={pattern!r}, correct the pattern or the root"
+            )
+        for path in matching:
+            if path not in seen:
+                found.setdefault(_domain(root, path, pattern), []).append(path)
+                seen.add(path)
     wanted = tuple(found) if domains is None else tuple(dict.fromkeys(domains))
     if not wanted:
         raise UserError(f"{root}: the split is empty, name at least one of its domains: {', '.join(found)}")
@@ -53,14 +66,14 @@ def mask_path(root: Path, template: str, domain: str, image: Path) -> Path:
 
 
 def record_names(root: Path, images: Sequence[tuple[str, Path]]) -> list[str]:
-    """The path of each image below `root` without its ending.
+    """The path of each image below `root`, or the whole path of one elsewhere, without its ending.
 
     Raises:
       UserError: two images that differ in their ending alone.
     """
     names: dict[str, Path] = {}
     for _, path in images:
-        name = path.relative_to(root).with_suffix("").as_posix()
+        name = _place(root, path).with_suffix("").as_posix()
         if name in names:
             raise UserError(
                 f"{path}: the same name as {names[name].name}, masks are found by it: rename one, "
@@ -70,24 +83,60 @@ def record_names(root: Path, images: Sequence[tuple[str, Path]]) -> list[str]:
     return list(names)
 
 
+def _patterns(root: Path, image_glob: str | Sequence[str]) -> list[str]:
+    """The patterns of `image_glob`, those that stand in text files in their place."""
+    patterns: list[str] = []
+    for entry in (image_glob,) if isinstance(image_glob, str) else image_glob:
+        if not entry.endswith(_LIST):
+            patterns.append(entry)
+            continue
+        try:
+            lines = (root / entry).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{root / entry}: cannot be read as a list of images ({error}): correct data.image_glob"
+            ) from error
+        patterns += [line.strip() for line in lines if line.strip()]
+    if not patterns:
+        raise UserError(f"{root}: data.image_glob={image_glob!r} names no image: give a pattern or paths")
+    return patterns
+
+
 def _matching(root: Path, pattern: str) -> list[Path]:
+    if (root / pattern).is_file():  # an absolute path stays as it is
+        return [root / pattern]
     try:
         return sorted(path for path in root.glob(pattern) if path.is_file())
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"data.image_glob={pattern!r} is no pattern below data.root: {error}") from error
 
 
-def _domain(root: Path, path: Path, image_glob: str) -> str:
-    place = path.relative_to(root)
-    if _DOMAIN not in image_glob:
-        return place.parts[0] if path.parent != root else root.name
-    before, _, after = image_glob.partition(_DOMAIN)
-    pattern = f"{_regex(before)}(?P<domain>[^/]+?){_regex(after.replace(_DOMAIN, '*'))}"
-    match = re.fullmatch(pattern, place.as_posix())
-    return match["domain"] if match else place.parts[0]
+def _place(root: Path, path: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def _domain(root: Path, path: Path, pattern: str) -> str:
+    place = _place(root, path)
+    if _DOMAIN in pattern:
+        before, _, after = pattern.partition(_DOMAIN)
+        expression = f"{_regex(before)}(?P<domain>[^/]+?){_regex(after.replace(_DOMAIN, '*'))}"
+        match = re.fullmatch(expression, place.as_posix())
+        if match is None:
+            raise UserError(f"data.image_glob={pattern!r}: cannot tell from it the domain of {path}")
+        return match["domain"]
+    if path.parent == root:
+        return path.stem
+    return path.parent.name if place.is_absolute() else place.parts[0]
 
 
 def _regex(pattern: str) -> str:
     """A regular expression for a part of a glob pattern."""
-    meanings = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return "".join(meanings.get(piece, re.escape(piece)) for piece in re.split(r"(\*\*/|\*|\?)", pattern))
+    pieces = re.split(r"(\*\*/|\*|\?|\[!?[^\]]+\])", pattern)
+    return "".join(_meaning(piece) for piece in pieces)
+
+
+def _meaning(piece: str) -> str:
+    if re.fullmatch(r"\[!?[^\]]+\]", piece):  # one of several letters, or none of them
+        letters = piece[1:-1].replace("\\", r"\\").replace("^", r"\^")
+        return f"[^/{letters[1:]}]" if letters.startswith("!") else f"[{letters}]"
+    return {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}.get(piece, re.escape(piece))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import logging
 import os
 from collections import Counter
@@ -10,14 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.sensors.band_tags import wavelengths_of_file
+from data_pipelines.sensors.band_tags import stated_wavelengths
 from data_pipelines.sensors.selection import check_wavelengths, select_bands
 from data_pipelines.sources.arrays import crop
 from data_pipelines.sources.cache import ArrayCache
 from data_pipelines.sources.files import find_images, mask_path, record_names
+from data_pipelines.sources.label_counts import count_labels, count_missing
 from data_pipelines.sources.labels import Labels
 from data_pipelines.sources.raster_file import (
     AS_STORED,
@@ -29,12 +34,13 @@ from data_pipelines.sources.raster_file import (
 )
 from data_pipelines.sources.records import IGNORE, Record, Window
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.sensors import SENSORS
+from spectralmoe_jax.sensors import find_sensor
 
 log = logging.getLogger(__name__)
-_SCANNED_PIXELS = 1 << 23  # of a mask at a time, so that one larger than memory can be counted
 _DECODED_WHOLE = 16 << 20  # bytes; larger files are read by window where their format allows it
+_DECODED_FOR_A_WINDOW = 2 << 20  # bytes, about what a window and the blocks that it touches take
 _OPEN_FILES = 32  # a thread
+_SAME_WAVELENGTH = 0.001  # um
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class FileRecord(Record):
     Attributes:
       channels: places in the file of the source's bands.
       has_nodata: whether pixels can be missing.
-      by_window: whether windows are read on their own, and not cut from the decoded file.
+      by_window, label_by_window: whether windows of the image, of the labels, are read on their own, and not
+        cut from the decoded file.
     """
 
     image: Path
@@ -54,6 +61,7 @@ class FileRecord(Record):
     channels: tuple[int, ...]
     has_nodata: bool
     by_window: bool
+    label_by_window: bool
 
     @property
     def image_name(self) -> str:
@@ -65,15 +73,24 @@ class FileRecord(Record):
         return Window(self.row + row, self.col + col, height, width)
 
 
-class GeoTiffTiles:
-    """A `data_pipelines.sources.Source` over folders of GeoTIFFs, or of whatever GDAL reads.
+class _Checked(NamedTuple):
+    """What was found out of an image and its labels before there are records."""
 
-    Files are read by window, through handles that stay open; small ones, and formats that can only be decoded
-    from the start, are decoded once and kept. Images may differ in size, CRS and order of bands; nothing is
-    reprojected. Pixels in which every band holds the nodata value are zero and unlabelled.
+    header: Header
+    channels: tuple[int, ...]
+    label_random_access: bool
+
+
+class GeoTiffTiles:
+    """A `data_pipelines.sources.Source` over folders or lists of GeoTIFFs, or of whatever GDAL reads.
+
+    Files are read by window, through handles that stay open. Decoded once and kept are those of formats that
+    can only be decoded from the start, and small ones as long as the cache finds them again often enough.
+    Images may differ in size, CRS and order of bands; nothing is reprojected. Pixels in which every band
+    holds the nodata value, or that the file masks, are zero and unlabelled.
 
     Construction reads all headers and all labels once, in threads: a bad file or label stops here rather than
-    hours into a run, and `class_pixels` is known.
+    hours into a run.
 
     Args:
       root: the folder.
@@ -81,11 +98,12 @@ class GeoTiffTiles:
       labels: how labels are read.
       classes: number of classes.
       domains: the domains to use, default all; images come in this order, then by path.
-      image_glob: pattern of the images below `root`, with `{domain}` for the part that names the domain;
-        without it, that is the first folder of the path.
+      image_glob: pattern of the images below `root`, or several, or paths, or the name of a text file of
+        these; with `{domain}` for the part that names the domain. See `files.find_images`.
       mask_template: path of the labels below `root`, of `{domain}` and the image's file `{stem}`.
       tile: images are divided evenly into windows of at most this side, each a record of its own, so that
-        those of a single scene can be split into training and held-out ones; default None, whole images.
+        those of a single scene can be split into training and held-out ones; no small remainder is left at
+        the edges, as sides differ by at most a pixel. Default None, whole images.
       sensor: whose names of bands and nodata value hold where files say nothing.
       file_bands: names of the bands of files that name none.
       wavelengths: of `bands`, in micrometres, to be compared with those that files state; default none.
@@ -93,7 +111,6 @@ class GeoTiffTiles:
 
     Attributes:
       records: `FileRecord`s.
-      class_pixels: labelled pixels of each class in each record, (records, K) int64.
       dtype: of the pixels: uint8, int16 or uint16 if all files have it, else float32.
 
     Raises:
@@ -109,7 +126,7 @@ class GeoTiffTiles:
         labels: Labels,
         classes: int,
         domains: Sequence[str] | None = None,
-        image_glob: str = "*/images/*.tif",
+        image_glob: str | Sequence[str] = "*/images/*.tif",
         mask_template: str = "{domain}/masks/{stem}.tif",
         tile: int | None = None,
         sensor: str | None = None,
@@ -120,35 +137,76 @@ class GeoTiffTiles:
         if tile is not None and tile < 1:
             raise UserError(f"data.tile={tile}: give at least 1 pixel, or None for whole images")
         self.root, self.bands, self.labels, self.classes = Path(root), tuple(bands), labels, classes
-        self.nodata = SENSORS[sensor].nodata if sensor in SENSORS else None
+        self.sensor = sensor
+        self.nodata = None if sensor is None else find_sensor(sensor).nodata
         self._cache = ArrayCache(cache_bytes)
         self._files = OpenFiles(_OPEN_FILES)
         found = find_images(self.root, image_glob, domains)
         names = record_names(self.root, found)
         masks = [mask_path(self.root, mask_template, domain, path) for domain, path in found]
 
-        def check(image: Path, mask: Path) -> tuple[Header, tuple[int, ...]]:
-            return self._check(image, mask, sensor, file_bands, wavelengths)
+        def check(image: Path, mask: Path) -> _Checked:
+            return self._check(image, mask, file_bands, wavelengths)
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with _threads() as pool:
             checked = list(pool.map(check, [path for _, path in found], masks))
-        self.dtype = _common_dtype([path for _, path in found], [header for header, _ in checked])
+        self.dtype = _common_dtype([path for _, path in found], [file.header for file in checked])
+        total = sum(sum(self._sizes(file)) for file in checked)
         self.records: tuple[FileRecord, ...] = tuple(
             record
-            for (domain, path), name, mask, (header, channels) in zip(
-                found, names, masks, checked, strict=True
-            )
-            for record in self._divide(domain, name, path, mask, header, channels, tile)
-        )
-        self.class_pixels = self._scan_labels()
+            for (domain, path), name, mask, file in zip(found, names, masks, checked, strict=True)
+            for record in self._divide(FileRecord(
+                domain, name, file.header.height, file.header.width, path, mask, 0, 0, file.channels,
+                file.header.has_nodata or self.nodata is not None, *self._by_window(file, total),
+            ), tile)
+        )  # fmt: skip
+        self._labelled_pixels = self._scan_labels()
 
     def read_image(self, record: FileRecord, window: Window | None = None) -> np.ndarray:
         """Raw pixel values (H, W, C) of `dtype`, of the record or of `window`. Read-only."""
-        return self._read(record, ("image", record.image), window, lambda part: self._pixels(record, part))
+        read = lambda part: self._pixels(record, part)
+        return self._read(("image", record.image), record.by_window, record.in_file(window), read)
 
     def read_label(self, record: FileRecord, window: Window | None = None) -> np.ndarray:
         """Training ids (H, W) uint8, 255 for ignore, of the record or of `window`. Read-only."""
-        return self._read(record, ("label", record.image), window, lambda part: self._labelled(record, part))
+        read = lambda part: self._labelled(record, part)
+        return self._read(("label", record.image), record.label_by_window, record.in_file(window), read)
+
+    @functools.cached_property
+    def class_pixels(self) -> np.ndarray:
+        """Labelled pixels of each class in each record, (records, K) int64, as `read_label` gives them.
+
+        Where pixels can be missing, the labelled parts of images are read for it once, when first asked for.
+        """
+        counts = self._labelled_pixels.copy()
+        lossy = [rows for rows in self._rows_of_files() if self.records[rows.start].has_nodata]
+
+        def missing(rows: slice) -> np.ndarray:
+            return count_missing(self.labels, self.records[rows], counts[rows], self.nodata)
+
+        with _threads() as pool:
+            for rows, lost in zip(lossy, pool.map(missing, lossy), strict=True):
+                counts[rows] -= lost
+        return counts
+
+    def wavelengths(self) -> tuple[float, ...]:
+        """The centres of the source's bands in micrometres, as the tags of the files state them.
+
+        Raises:
+          UserError: a file that does not state one, or another one than the first file by more than 1 nm.
+        """
+        files = [self.records[rows.start] for rows in self._rows_of_files()]
+        with _threads() as pool:
+            stated = list(pool.map(self._wavelengths_of, files))
+        for record, centres in zip(files, stated, strict=True):
+            for band, centre, first in zip(self.bands, centres, stated[0], strict=True):
+                if abs(centre - first) > _SAME_WAVELENGTH:
+                    raise UserError(
+                        f"{record.image}: band {band} lies at {centre:.4g} um, in {files[0].image} at "
+                        f"{first:.4g} um: use images of one wavelength grid, or give "
+                        "config.model.visual.wavelengths"
+                    )
+        return stated[0]
 
     def describe(self) -> str:
         """One line a domain: how many images, how many pixels, how much of them is labelled."""
@@ -161,68 +219,74 @@ class GeoTiffTiles:
         return "\n".join(lines)
 
     def _check(
-        self, image: Path, mask: Path, sensor: str | None, file_bands: Sequence[str] | None,
-        wavelengths: Sequence[float] | None,
-    ) -> tuple[Header, tuple[int, ...]]:  # fmt: skip
-        """The header of an image that is right, and where its bands are."""
+        self, image: Path, mask: Path, file_bands: Sequence[str] | None, wavelengths: Sequence[float] | None
+    ) -> _Checked:
+        """What is known of an image that is right, and of its labels."""
         header = read_header(image)
         channels = select_bands(
             str(image), self.bands, header.count, header.descriptions,
-            colours=header.colours, sensor=sensor, file_bands=file_bands,
+            colours=header.colours, sensor=self.sensor, file_bands=file_bands,
         )  # fmt: skip
         if header.dtype.kind not in "uif":
             raise UserError(
                 f"{image}: pixels of type {header.dtype} are not supported, store integers or floats"
             )
         if wavelengths and header.states_wavelengths:
-            stated = wavelengths_of_file(image)
-            check_wavelengths(str(image), self.bands, [stated[channel] for channel in channels], wavelengths)
+            stated = stated_wavelengths(image)
+            check_wavelengths(str(image), self.bands, channels, stated, wavelengths, self.sensor)
         if not mask.is_file():
             raise UserError(f"{image}: it has no mask {mask}, add the mask or correct data.mask_template")
-        self.labels.check(image, header, mask)
-        return header, channels
+        return _Checked(header, channels, self.labels.check(image, header, mask))
 
-    def _divide(
-        self, domain: str, name: str, image: Path, mask: Path, header: Header, channels: tuple[int, ...],
-        tile: int | None,
-    ) -> list[FileRecord]:  # fmt: skip
-        """The records of an image: one, or its windows, whose sides differ by at most a pixel."""
-        size = header.height * header.width * len(channels) * self.dtype.itemsize
-        has_nodata = header.has_nodata or self.nodata is not None
-        by_window = (header.random_access and not self._cache.admits(size)) or (
-            header.random_access and size > _DECODED_WHOLE
+    def _sizes(self, file: _Checked) -> tuple[int, int]:
+        """Bytes of an image and of its labels when decoded."""
+        pixels = file.header.height * file.header.width
+        return pixels * len(file.channels) * self.dtype.itemsize, pixels
+
+    def _by_window(self, file: _Checked, total: int) -> tuple[bool, bool]:
+        """Whether windows of an image, and of its labels, are to be read on their own.
+
+        That is so for large files, and where decoding whole ones would take more bytes a window: files are
+        drawn at random, so the cache finds one of `total` bytes at best with the chance of its share of them.
+        """
+        missed = max(0.0, 1 - self._cache.limit / max(total, 1))
+        image, label = (
+            random_access
+            and (
+                not self._cache.admits(size) or size > _DECODED_WHOLE or missed * size > _DECODED_FOR_A_WINDOW
+            )
+            for random_access, size in zip(
+                (file.header.random_access, file.label_random_access), self._sizes(file), strict=True
+            )
         )
-        shared = image, mask
-        rows, cols = (ceil(side / tile) if tile else 1 for side in (header.height, header.width))
-        records = []
-        for row in range(rows):
-            for col in range(cols):
-                top, bottom = (header.height * n // rows for n in (row, row + 1))
-                left, right = (header.width * n // cols for n in (col, col + 1))
-                own = name if rows == cols == 1 else f"{name}_{top}_{left}"
-                records.append(
-                    FileRecord(
-                        domain,
-                        own,
-                        bottom - top,
-                        right - left,
-                        *shared,
-                        top,
-                        left,
-                        channels,
-                        has_nodata,
-                        by_window,
-                    )
-                )
-        return records
+        return image, label
+
+    @staticmethod
+    def _divide(whole: FileRecord, tile: int | None) -> list[FileRecord]:
+        """The records of an image: one, or its windows, whose sides differ by at most a pixel."""
+        rows, cols = (ceil(side / tile) if tile else 1 for side in (whole.height, whole.width))
+        if rows == cols == 1:
+            return [whole]
+        tops = [whole.height * row // rows for row in range(rows + 1)]
+        lefts = [whole.width * col // cols for col in range(cols + 1)]
+        return [
+            dataclasses.replace(
+                whole, name=f"{whole.name}_{top}_{left}", height=bottom - top, width=right - left,
+                row=top, col=left,
+            )
+            for top, bottom in itertools.pairwise(tops)
+            for left, right in itertools.pairwise(lefts)
+        ]  # fmt: skip
 
     def _read(
-        self, record: FileRecord, key: tuple[str, Path], window: Window | None,
+        self,
+        key: tuple[str, Path],
+        by_window: bool,
+        part: Window,
         read: Callable[[Window | None], np.ndarray],
-    ) -> np.ndarray:  # fmt: skip
-        part = record.in_file(window)
+    ) -> np.ndarray:
         with self._files.used():
-            if record.by_window:
+            if by_window:
                 array = read(part)
                 array.setflags(write=False)
                 return array
@@ -240,12 +304,19 @@ class GeoTiffTiles:
                 label[missing] = IGNORE
         return label
 
+    def _rows_of_files(self) -> list[slice]:
+        """Which records are of each file; they follow each other."""
+        counts = [len(list(group)) for _, group in itertools.groupby(r.image for r in self.records)]
+        ends = list(itertools.accumulate(counts, initial=0))
+        return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
+
     def _scan_labels(self) -> np.ndarray:
         """Reads every label: classes' pixels (records, K), and one warning on all unknown values."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            scans = list(pool.map(self._scan, self.records))
+        files = [self.records[rows] for rows in self._rows_of_files()]
+        with _threads() as pool:
+            scans = list(pool.map(lambda of_file: count_labels(self.labels, of_file, self.classes), files))
         unknown: Counter = sum((values for _, values in scans), Counter())
-        class_pixels = np.stack([counts for counts, _ in scans])
+        class_pixels = np.concatenate([counts for counts, _ in scans])
         commonest = ", ".join(f"{value} x {count}" for value, count in unknown.most_common(5))
         if not class_pixels.any():
             raise UserError(
@@ -266,22 +337,22 @@ class GeoTiffTiles:
             )
         return class_pixels
 
-    def _scan(self, record: FileRecord) -> tuple[np.ndarray, Counter]:
-        counts = np.zeros(256, np.int64)
-        unknown: Counter = Counter()
-        rows = max(1, _SCANNED_PIXELS // record.width)
-        for row in range(0, record.height, rows):
-            part = record.in_file(Window(row, 0, min(rows, record.height - row), record.width))
-            label, values = self.labels.read(record.image, record.mask, part)
-            if values and self.labels.strict:
-                value, count = values.most_common(1)[0]
+    def _wavelengths_of(self, record: FileRecord) -> tuple[float, ...]:
+        stated = stated_wavelengths(record.image)
+        chosen = []
+        for band, channel in zip(self.bands, record.channels, strict=True):
+            centre = stated[channel]
+            if centre is None:
                 raise UserError(
-                    f"{record.mask}: {count} pixels hold {value}, which is neither in data.label_values nor "
-                    "in data.ignore_values: add it to one of them"
+                    f"{record.image}: band {band} has no tag `wavelength`: "
+                    "give config.sensor, or config.model.visual.wavelengths in micrometres"
                 )
-            counts += np.bincount(label.ravel(), minlength=256)
-            unknown += values
-        return counts[: self.classes], unknown
+            chosen.append(centre)
+        return tuple(chosen)
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def _common_dtype(paths: Sequence[Path], headers: Sequence[Header]) -> np.dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +15,11 @@ import numpy as np
 from data_pipelines.sources.colours import ColourCode
 from data_pipelines.sources.raster_file import Header, opened, quiet, read_header, read_mask
 from data_pipelines.sources.records import IGNORE, Window
+from data_pipelines.sources.vector_file import read_polygons
 from spectralmoe_jax.errors import UserError
 
-VECTOR_FORMATS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet")
 _UNKNOWN = 254
+_IMAGES_KEPT = 16  # whose polygons are in memory
 
 
 class Labels(Protocol):
@@ -29,8 +30,11 @@ class Labels(Protocol):
 
     strict: bool
 
-    def check(self, image: Path, header: Header, mask: Path) -> None:
-        """Raises UserError where `mask` cannot be the labels of an image with this header."""
+    def check(self, image: Path, header: Header, mask: Path) -> bool:
+        """Whether windows of `mask` are read without decoding what lies before them.
+
+        Raises UserError where it cannot be the labels of an image with this header.
+        """
 
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
         """Ids (H, W) uint8, 255 for none, of the image or its `window`; the count of each unknown value."""
@@ -62,8 +66,8 @@ class ValueCode:
         self._table = np.full(256, IGNORE, np.uint8)  # of the values that fit into 8 bits
         self._known = np.zeros(256, bool)
         for value, label in self.ids.items():
-            if isinstance(value, int) and 0 <= value < 256:
-                self._table[value], self._known[value] = label, True
+            if isinstance(value, int | float) and value in range(256):
+                self._table[int(value)], self._known[int(value)] = label, True
 
     def from_values(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
         """Ids (H, W) uint8 of stored numbers (H, W), and the pixel count of each unknown one."""
@@ -95,7 +99,7 @@ class RasterLabels:
         self.code = code
         self.strict = isinstance(code, ValueCode)
 
-    def check(self, image: Path, header: Header, mask: Path) -> None:
+    def check(self, image: Path, header: Header, mask: Path) -> bool:
         found = read_header(mask)
         if (found.height, found.width) != (header.height, header.width):
             raise UserError(
@@ -120,6 +124,7 @@ class RasterLabels:
                 f"{mask}: {found.count} bands of {found.dtype}: "
                 "a mask has 1 band of integers, or 3 or 4 bands of 8 bits"
             )
+        return found.random_access
 
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
         pixels, table = read_mask(mask, window)
@@ -136,7 +141,8 @@ class VectorLabels:
     """Labels as polygons, drawn onto the grid of the image.
 
     A pixel is of the polygon that its centre lies in, of the last one in the file where several overlap, and
-    unlabelled in none. Polygons of another CRS are reprojected to the image's. A file may serve many images.
+    unlabelled in none. Polygons of another CRS are reprojected to the image's. A file may serve many images:
+    of each, only the polygons around it are read, and those of the last few images are kept.
 
     Args:
       code: which attribute values are which class.
@@ -151,7 +157,7 @@ class VectorLabels:
         self._begin()
 
     def _begin(self) -> None:
-        self._polygons: dict[tuple[Path, str], Any] = {}
+        self._polygons: OrderedDict[tuple[Path, Path], tuple[Any, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,13 +167,14 @@ class VectorLabels:
         self.__dict__.update(state)
         self._begin()
 
-    def check(self, image: Path, header: Header, mask: Path) -> None:
+    def check(self, image: Path, header: Header, mask: Path) -> bool:
         if header.crs is None:
             raise UserError(
                 f"{image}: is not georeferenced, so the polygons of {mask} cannot be placed: "
                 "give a raster mask"
             )
-        self._of_image(mask, header.crs)
+        self._of_image(image, mask)
+        return True
 
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
         from rasterio.features import rasterize
@@ -177,11 +184,8 @@ class VectorLabels:
         with opened(image) as dataset:
             part = window or Window(0, 0, dataset.height, dataset.width)
             transform = dataset.window_transform(RasterWindow(part.col, part.row, part.width, part.height))
-            crs = dataset.crs
-        tree, ids = self._of_image(mask, crs)
-        corners = [_place(transform, col, row) for col in (0, part.width) for row in (0, part.height)]
-        xs, ys = zip(*corners, strict=True)
-        near = np.sort(tree.query(box(min(xs), min(ys), max(xs), max(ys))))
+        tree, ids = self._of_image(image, mask)
+        near = np.sort(tree.query(box(*_bounds(transform, part.height, part.width))))
         label = np.full((part.height, part.width), IGNORE, np.uint8)
         if len(near):
             shapes = [(tree.geometries[i], int(ids[i])) for i in near]
@@ -189,30 +193,26 @@ class VectorLabels:
                 rasterize(shapes, out=label, transform=transform)
         return label, Counter()
 
-    def _of_image(self, mask: Path, crs: Any) -> tuple[Any, np.ndarray]:
-        """The polygons of a file in an image's CRS, as a search tree, and the id of each."""
-        key = mask, crs.to_wkt()
+    def _of_image(self, image: Path, mask: Path) -> tuple[Any, np.ndarray]:
+        """The polygons around an image, in its CRS, as a search tree, and the id of each."""
+        key = image, mask
         with self._lock:
-            if key not in self._polygons:
-                self._polygons[key] = self._read(mask, crs)
-            return self._polygons[key]
+            if key in self._polygons:
+                self._polygons.move_to_end(key)
+                return self._polygons[key]
+        found = self._read(image, mask)  # outside the lock: no thread waits for another's file
+        with self._lock:
+            self._polygons[key] = found
+            if len(self._polygons) > _IMAGES_KEPT:
+                self._polygons.popitem(last=False)
+        return found
 
-    def _read(self, mask: Path, crs: Any) -> tuple[Any, np.ndarray]:
+    def _read(self, image: Path, mask: Path) -> tuple[Any, np.ndarray]:
         import shapely
-        from rasterio.crs import CRS
-        from rasterio.warp import transform
 
-        facts, geometries, values = _read_vector(mask, self.layer, self.attribute)
-        if not facts["crs"]:
-            raise UserError(f"{mask}: has no coordinate reference system: give polygons with one")
-        polygons = shapely.from_wkb(geometries)
-        theirs = CRS.from_user_input(facts["crs"])
-        if theirs != crs:
-
-            def reproject(points: np.ndarray) -> np.ndarray:
-                return np.column_stack(transform(theirs, crs, points[:, 0], points[:, 1])[:2])
-
-            polygons = shapely.transform(polygons, reproject)
+        with opened(image) as dataset:
+            crs, bounds = dataset.crs, _bounds(dataset.transform, dataset.height, dataset.width)
+        polygons, values = read_polygons(mask, self.layer, self.attribute, crs, bounds)
         ids = np.array([self._id(value, mask) for value in values], np.uint8)
         drawn = ~(shapely.is_missing(polygons) | shapely.is_empty(polygons))
         return shapely.STRtree(polygons[drawn]), ids[drawn]
@@ -226,27 +226,6 @@ class VectorLabels:
                 "nor in data.ignore_values: add it to one of them"
             )
         return self.code.ids[value]
-
-
-def _read_vector(path: Path, layer: str, attribute: str) -> tuple[dict[str, Any], np.ndarray, list[Any]]:
-    """What is said of a vector file, its geometries as WKB, and the value of an attribute for each."""
-    import pyogrio
-    from pyogrio.errors import DataLayerError, DataSourceError
-
-    try:
-        fields = list(pyogrio.read_info(path, layer=layer or None)["fields"])
-        if attribute not in fields:
-            raise UserError(
-                f"{path}: no attribute {attribute!r}, it has {', '.join(fields)}: "
-                "correct data.label_attribute"
-            )
-        facts, _, geometries, columns = pyogrio.raw.read(path, layer=layer or None, columns=[attribute])
-    except DataLayerError as error:
-        layers = ", ".join(pyogrio.list_layers(path)[:, 0])
-        raise UserError(f"{path}: no layer {layer!r}, it has {layers}: correct data.label_layer") from error
-    except DataSourceError as error:
-        raise UserError(f"{path}: cannot be read as vector data ({error}): restore the file") from error
-    return facts, geometries, columns[0].tolist()
 
 
 def _same_place(image: Header, mask: Header) -> bool:
@@ -264,6 +243,13 @@ def _place(transform: Any, col: float, row: float) -> tuple[float, float]:
         transform.c + transform.a * col + transform.b * row,
         transform.f + transform.d * col + transform.e * row,
     )
+
+
+def _bounds(transform: Any, height: int, width: int) -> tuple[float, float, float, float]:
+    """West, south, east and north of a grid, however it is turned."""
+    corners = [_place(transform, col, row) for col in (0, width) for row in (0, height)]
+    xs, ys = zip(*corners, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _origin(header: Header) -> str:

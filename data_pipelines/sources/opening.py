@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
 from data_pipelines.sources.image_folder import ImageFolder
-from data_pipelines.sources.labels import VECTOR_FORMATS, Labels, RasterLabels, ValueCode, VectorLabels
+from data_pipelines.sources.labels import Labels, RasterLabels, ValueCode, VectorLabels
 from data_pipelines.sources.records import Source
+from data_pipelines.sources.vector_file import VECTOR_FORMATS
 from spectralmoe_jax.errors import UserError
 
 
@@ -91,10 +92,17 @@ def _labels(config: ConfigDict) -> Labels:
 
 
 def _of_sensor(config: ConfigDict) -> tuple[float, ...] | None:
-    """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named."""
-    from data_pipelines.sensors import wavelengths
+    """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named.
 
-    return wavelengths(config.bands, config.sensor) if config.get("sensor") else None
+    Nominal ones are compared only where a model is fed with them.
+    """
+    from data_pipelines.sensors import find_sensor, wavelengths
+
+    name, visual = config.get("sensor"), config.model.get("visual") or {}
+    if not name:
+        return None
+    takes_them = any("dofa" in (visual.get(key) or "") for key in ("kind", "preset"))
+    return None if find_sensor(name).nominal and not takes_them else wavelengths(config.bands, name)
 
 
 def _prepared(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:

@@ -14,15 +14,17 @@ from typing import Any
 import cv2
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
+from data_pipelines.sensors.band_tags import states_wavelengths
 from data_pipelines.sources.records import Window
 from spectralmoe_jax.errors import UserError
 
 AS_STORED = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16))
-"""Types that pixels keep; all others become float32, which holds whole numbers up to 2**24 exactly."""
+"""Types that pixels keep. All others become float32: int32 is exact up to 2**24 and rounded beyond, float64
+is rounded to 7 digits, and a float64 above 3.4e38 is reported as not finite."""
 
 _warnings = threading.Lock()  # warnings.catch_warnings is not safe across threads
 _used = threading.local()  # `datasets`, while an OpenFiles is in use by the thread
@@ -37,8 +39,9 @@ class Header:
       descriptions: names of the bands, None where there is none.
       colours: what each band is said to be: "red", "gray", "undefined", ...
       random_access: whether a window is read without decoding what lies before it.
+      has_nodata: whether pixels can be missing, by a nodata value or a mask of the file's.
       crs, transform: where it lies, or None and the identity.
-      states_wavelengths: whether its first band has a tag `wavelength`.
+      states_wavelengths: whether the tags of any band state its wavelength.
     """
 
     height: int
@@ -124,14 +127,14 @@ def read_header(path: Path) -> Header:
             dataset.height,
             dataset.width,
             dataset.count,
-            np.result_type(*dataset.dtypes),
+            _widest(dataset.dtypes),
             dataset.descriptions,
             tuple(colour.name for colour in dataset.colorinterp),
-            dataset.nodata is not None,
+            dataset.nodata is not None or has_mask(dataset),
             dataset.driver in ("GTiff", "COG", "VRT", "HDF4Image", "netCDF", "Zarr", "ENVI", "EHdr", "HFA"),
             dataset.crs,
             dataset.transform,
-            "wavelength" in {tag.lower() for tag in dataset.tags(1)},
+            states_wavelengths(dataset),
         )
 
 
@@ -140,12 +143,13 @@ def read_pixels(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels (H, W, C), of a type of `AS_STORED` or float32, and where they are missing (H, W), or None.
 
-    A value that is the nodata value reads as zero; a pixel is missing when all its bands do.
+    A value that is the nodata value reads as zero; a pixel is missing when all its bands do. In a file with a
+    mask and no nodata value, as JPEG-compressed mosaics have, the pixels that it masks are missing and zero.
 
     Args:
       window: of the file; default the whole.
       bands: their places in the file, in the order wanted; default all as they lie.
-      nodata: the nodata value where the file states none.
+      nodata: the nodata value where the file states none and has no mask.
 
     Raises:
       UserError: the file is truncated or unreadable, or has pixels that are not finite.
@@ -153,9 +157,11 @@ def read_pixels(
     indexes = None if bands is None else [band + 1 for band in bands]
     with opened(path) as dataset:
         pixels = band_last(dataset.read(indexes, window=_raster_window(window)))
+        missing = _masked(dataset, window)
         nodata = nodata if dataset.nodata is None else dataset.nodata
-    missing = None
-    if nodata is not None:
+    if missing is not None:
+        pixels[missing] = 0
+    elif nodata is not None:
         equal = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
         missing = equal.all(axis=-1)
         pixels[equal] = 0
@@ -178,8 +184,10 @@ def missing_pixels(
     Raises:
       UserError: the file is truncated or unreadable.
     """
-    missing = None
     with opened(path) as dataset:
+        missing = _masked(dataset, window)
+        if missing is not None:
+            return missing if missing.any() else None
         nodata = nodata if dataset.nodata is None else dataset.nodata
         if nodata is None:
             return None
@@ -259,6 +267,23 @@ def quiet() -> Iterator[None]:
     with _warnings, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
+
+
+def has_mask(dataset: rasterio.DatasetReader) -> bool:
+    """Whether a file without a nodata value has a mask of its own; an alpha band is a band like others."""
+    return dataset.nodata is None and dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
+
+
+def _masked(dataset: rasterio.DatasetReader, window: Window | None) -> np.ndarray | None:
+    """Where the file's mask says that there is no data (H, W), or None for a file without a mask."""
+    if not has_mask(dataset):
+        return None
+    return dataset.read_masks(1, window=_raster_window(window)) == 0
+
+
+def _widest(dtypes: Sequence[str]) -> np.dtype:
+    """The type that holds the values of all bands; `complex_int16` is rasterio's name and not NumPy's."""
+    return np.result_type(*(("complex64" if name.startswith("complex") else name) for name in dtypes))
 
 
 def _raster_window(window: Window | None) -> RasterWindow | None:

@@ -36,6 +36,7 @@ def predict(checkpoint: str | os.PathLike[str], config: ConfigDict, *, input: st
         palette=config.classes.palette,
         bands=config.bands,
         sensor=config.get("sensor"),
+        file_bands=config.data.get("file_bands"),
         confidence=confidence,
         preview=None if preview is None else Path(preview),
     )

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.prediction.scene import Scene, open_scene
 from spectralmoe_jax.prediction.windows import (
     Predict,
     WindowSettings,
@@ -41,13 +42,15 @@ def predict_scene(
     palette: Sequence[Sequence[int]] | np.ndarray,
     bands: Sequence[str],
     sensor: str | None = None,
+    file_bands: Sequence[str] | None = None,
     confidence: bool = False,
     preview: Path | None = None,
 ) -> dict[str, Any]:
     """Write the class map of a scene file, with the scene's size, CRS, transform and nodata area.
 
     The scene's bands are chosen as `data_pipelines.sensors.select_bands` does; `sensor` gives the aliases of
-    their names, and the nodata value of a scene that states none.
+    their names, and the nodata value of a scene that states none; `file_bands` are the names of all bands of
+    scenes that name none.
 
     `predict` takes (B, T, T, C) pixels, uint8 if the scene is uint8 and float32 otherwise, and gives
     scores (B, T, T, K) that are not negative; B and T are always those of `settings`. Pixels without
@@ -78,8 +81,8 @@ def predict_scene(
     _check_targets(input, targets)
 
     with _aside(targets) as aside:
-        with georeference_optional(), _open_scene(input) as dataset:
-            scene = _Scene(dataset, input, bands, sensor)
+        with georeference_optional(), open_scene(input) as dataset:
+            scene = Scene(dataset, input, bands, sensor, file_bands)
             sinks = [_open_map(aside["map"], output, dataset, names, palette)]
             try:
                 if confidence:
@@ -144,10 +147,6 @@ def _unwritable(path: Path) -> UserError:
     return UserError(f"{path}: cannot be written; choose a folder that is writable and has room")
 
 
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
 @contextlib.contextmanager
 def _aside(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
     """Temporary names beside the targets, moved onto them at the end if all went well."""
@@ -163,87 +162,6 @@ def _aside(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
     finally:
         for path in aside.values():
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _open_scene(path: Path) -> Iterator[Any]:
-    from rasterio.errors import RasterioError
-
-    from data_pipelines.sources.raster_file import open_as_stored
-
-    try:
-        dataset = open_as_stored(path)
-    except RasterioError as error:
-        raise UserError(
-            f"{path}: cannot be read as an image ({_one_line(error)}); give a complete GeoTIFF, PNG or JPEG"
-        ) from error
-    with dataset:
-        yield dataset
-
-
-def _has_alpha(dataset: Any) -> bool:
-    from rasterio.enums import ColorInterp
-
-    return dataset.colorinterp[-1] == ColorInterp.alpha
-
-
-class _Scene:
-    """Rows of a scene file as pixels (rows, W, C) and where they hold data (rows, W) bool."""
-
-    def __init__(self, dataset: Any, path: Path, bands: Sequence[str], sensor: str | None):
-        from data_pipelines.sensors import SENSORS, select_bands
-
-        self.dataset, self.path, self.bands = dataset, path, bands
-        count = dataset.count - (_has_alpha(dataset) and len(bands) == dataset.count - 1)
-        places = select_bands(
-            str(path), bands, count, dataset.descriptions[:count],
-            colours=[colour.name for colour in dataset.colorinterp[:count]], sensor=sensor,
-        )  # fmt: skip
-        self.indexes = [place + 1 for place in places]
-        known = SENSORS[sensor].nodata if sensor in SENSORS else None
-        self.nodata = known if dataset.nodata is None else dataset.nodata
-        self.height, self.width = dataset.shape
-        self.dtype = np.uint8 if set(dataset.dtypes) == {"uint8"} else np.float32
-        # GDAL marks the fourth of four uint8 bands as alpha on its own; here it may be near infrared.
-        self.alpha_is_band = len(bands) == dataset.count and _has_alpha(dataset)
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        from rasterio.errors import RasterioError
-        from rasterio.windows import Window
-
-        window = Window(0, start, self.width, stop - start)
-        try:
-            stored = self.dataset.read(self.indexes, window=window)
-            valid = self._valid(stored, window)
-        except RasterioError as error:
-            raise UserError(
-                f"{self.path}: cannot be read in rows {start} to {stop - 1}, it may be truncated; "
-                "give a complete file"
-            ) from error
-        pixels = np.moveaxis(stored, 0, -1).astype(self.dtype)
-        pixels[~valid] = 0
-        if self.nodata is not None:  # in one band alone, as in training: the value reads as zero
-            pixels[np.moveaxis(stored == self.nodata, 0, -1)] = 0
-        if self.dtype == np.float32:
-            self._check_finite(pixels, start)
-        return pixels, valid
-
-    def _valid(self, stored: np.ndarray, window: Any) -> np.ndarray:
-        if self.nodata is not None and np.isnan(self.nodata):
-            # A pixel with some bands missing has nothing to be classified by either.
-            return np.isfinite(stored).all(0)
-        if self.alpha_is_band or (self.dataset.nodata is None and self.nodata is not None):
-            return np.ones(stored.shape[1:], bool) if self.nodata is None else (stored != self.nodata).any(0)
-        return self.dataset.dataset_mask(window=window) > 0
-
-    def _check_finite(self, pixels: np.ndarray, start: int) -> None:
-        bad = np.argwhere(~np.isfinite(pixels))
-        if len(bad):
-            row, column, band = bad[0]
-            raise UserError(
-                f"{self.path}: band {band + 1} ({self.bands[band]}) is not finite at row {start + row}, "
-                f"column {column}; mark such pixels as nodata: rio edit-info --nodata nan {self.path}"
-            )
 
 
 def _open_map(path: Path, target: Path, scene: Any, names: Sequence[str], palette: Any) -> Any:
@@ -334,7 +252,7 @@ class _ValidRows:
 
 
 def _tiles(
-    scene: _Scene, settings: WindowSettings, valid_rows: _ValidRows
+    scene: Scene, settings: WindowSettings, valid_rows: _ValidRows
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """((row, column), tile (T, T, C)) of the windows that hold data. Each row of the file is read once."""
     size = settings.window
@@ -355,7 +273,7 @@ def _tiles(
 
 
 def _blend(
-    predict: Predict, scene: _Scene, settings: WindowSettings, classes: int, output: Path, sinks: list[Any]
+    predict: Predict, scene: Scene, settings: WindowSettings, classes: int, output: Path, sinks: list[Any]
 ) -> np.ndarray:
     """Predict all windows and write the rows as they are finished; pixels of each class (K,)."""
     size, width = settings.window, scene.width

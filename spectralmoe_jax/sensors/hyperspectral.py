@@ -33,8 +33,9 @@ _OHS_CENTRES = (
     716, 730, 746, 760, 776, 790, 806, 820, 836, 850, 866, 880, 896, 910, 926, 940,
 )  # fmt: skip
 ORBITA_OHS = Sensor(
-    "orbita_ohs", numbered(_OHS_CENTRES, (2.5,) * 32), ("band 14", "band 7", "band 2"), scale=1e-4
-)
+    "orbita_ohs", numbered(_OHS_CENTRES, (2.5,) * 32), ("band 14", "band 7", "band 2"), scale=1e-4,
+    dtype="int16",
+)  # fmt: skip
 
 # Centre and full width at half maximum, nm, as the tags of the mission's L2A products give them. The ranges
 # of the two spectrometers overlap: from band 92 on, some wavelengths come again.
@@ -80,6 +81,7 @@ ENMAP = Sensor(
     ("band 47", "band 28", "band 14"),
     scale=1e-4,
     nodata=-32768.0,
+    dtype="int16",
 )
 
 # Nominal: 66 bands of the VNIR and 173 of the SWIR instrument (Italian Space Agency, PRISMA product
@@ -88,10 +90,12 @@ PRISMA = Sensor(
     "prisma",
     numbered(_even(400, 1010, 66) + _even(920, 2505, 173), (12.0,) * 239),
     ("band 29", "band 18", "band 11"),
+    dtype="uint16",
+    nominal=True,
 )
 
 # Nominal: 224 bands from 366 to 2496 nm, 10 nm wide (JPL, AVIRIS instrument description).
 AVIRIS = Sensor(
     "aviris", numbered(_even(366, 2496, 224), (10.0,) * 224), ("band 32", "band 21", "band 14"), scale=1e-4,
-    nodata=-9999.0,
+    nodata=-9999.0, dtype="int16", nominal=True,
 )  # fmt: skip

@@ -5,6 +5,10 @@ and its product specification; Landsat of the USGS data users' handbooks (middle
 band edges for TM and ETM+) and the Collection 2 scale factors; Gaofen and PlanetScope (PS2) of their
 operators' specifications; `generic` of the settings that SpectralMoE was published with, and round numbers
 beyond those four. Aerial cameras have the broad bands of digital mapping cameras, rounded.
+
+Sentinel-2 products of processing baseline 04.00 and later (from 25 January 2022) store 1000 more than
+`scale` and `offset` say here, which their files do not tell: mixing both kinds is a shift of 0.1 in
+reflectance (ESA, Sentinel-2 Products Specification Document, RADIO_ADD_OFFSET).
 """
 
 from __future__ import annotations
@@ -18,16 +22,16 @@ RGB = ("red", "green", "blue")
 SENTINEL2 = Sensor(
     "sentinel2",
     (
-        Band("B01", 0.4427, 0.021, ("coastal",)),
-        Band("B02", 0.4924, 0.066, ("blue",)),
-        Band("B03", 0.5598, 0.036, ("green",)),
-        Band("B04", 0.6646, 0.031, ("red",)),
-        Band("B05", 0.7041, 0.015, ("rededge1",)),
-        Band("B06", 0.7405, 0.015, ("rededge2",)),
-        Band("B07", 0.7828, 0.020, ("rededge3",)),
-        Band("B08", 0.8328, 0.106, ("nir",)),
+        Band("B01", 0.4427, 0.021, ("B1", "coastal")),
+        Band("B02", 0.4924, 0.066, ("B2", "blue")),
+        Band("B03", 0.5598, 0.036, ("B3", "green")),
+        Band("B04", 0.6646, 0.031, ("B4", "red")),
+        Band("B05", 0.7041, 0.015, ("B5", "rededge1")),
+        Band("B06", 0.7405, 0.015, ("B6", "rededge2")),
+        Band("B07", 0.7828, 0.020, ("B7", "rededge3")),
+        Band("B08", 0.8328, 0.106, ("B8", "nir")),
         Band("B8A", 0.8647, 0.021, ("nir08",)),
-        Band("B09", 0.9451, 0.020, ("nir09",)),
+        Band("B09", 0.9451, 0.020, ("B9", "nir09")),
         Band("B10", 1.3735, 0.031, ("cirrus",)),
         Band("B11", 1.6137, 0.091, ("swir16",)),
         Band("B12", 2.2024, 0.175, ("swir22",)),
@@ -35,6 +39,7 @@ SENTINEL2 = Sensor(
     ("B04", "B03", "B02"),
     scale=1e-4,
     nodata=0.0,
+    dtype="uint16",
 )
 LANDSAT5 = Sensor(
     "landsat5",
@@ -51,6 +56,7 @@ LANDSAT5 = Sensor(
     scale=2.75e-5,
     offset=-0.2,
     nodata=0.0,
+    dtype="uint16",
 )
 LANDSAT7 = Sensor(
     "landsat7",
@@ -68,6 +74,7 @@ LANDSAT7 = Sensor(
     scale=2.75e-5,
     offset=-0.2,
     nodata=0.0,
+    dtype="uint16",
 )
 LANDSAT8 = Sensor(
     "landsat8",
@@ -81,11 +88,14 @@ LANDSAT8 = Sensor(
         Band("swir22", 2.201, 0.187, ("B7",)),
         Band("pan", 0.590, 0.172, ("B8",)),
         Band("cirrus", 1.373, 0.020, ("B9",)),
+        Band("lwir11", 10.895, 0.59, ("B10",)),
+        Band("lwir12", 12.005, 1.01, ("B11",)),
     ),
     RGB,
     scale=2.75e-5,
     offset=-0.2,
     nodata=0.0,
+    dtype="uint16",
 )
 _GAOFEN = (
     Band("blue", 0.485, 0.07, ("B1",)),
@@ -104,6 +114,7 @@ PLANETSCOPE = Sensor(
     RGB,
     scale=1e-4,
     nodata=0.0,
+    dtype="uint16",
 )
 GENERIC = Sensor(
     "generic",
@@ -120,9 +131,9 @@ GENERIC = Sensor(
 _RED, _GREEN, _BLUE = (Band("red", 0.65, 0.08), Band("green", 0.55, 0.09), Band("blue", 0.46, 0.08))
 _NIR = Band("nir", 0.83, 0.14)
 AERIAL = (
-    Sensor("aerial_rgb", (_RED, _GREEN, _BLUE), RGB),
-    Sensor("aerial_rgbn", (_RED, _GREEN, _BLUE, _NIR), RGB),
-    Sensor("aerial_nirrg", (_NIR, _RED, _GREEN), ("nir", "red", "green")),
+    Sensor("aerial_rgb", (_RED, _GREEN, _BLUE), RGB, dtype="uint8"),
+    Sensor("aerial_rgbn", (_RED, _GREEN, _BLUE, _NIR), RGB, dtype="uint8"),
+    Sensor("aerial_nirrg", (_NIR, _RED, _GREEN), ("nir", "red", "green"), dtype="uint8"),
 )
-GAOFEN1, GAOFEN2 = (Sensor(name, _GAOFEN, RGB, nodata=0.0) for name in ("gaofen1", "gaofen2"))
+GAOFEN1, GAOFEN2 = (Sensor(name, _GAOFEN, RGB, nodata=0.0, dtype="uint16") for name in ("gaofen1", "gaofen2"))
 LANDSAT9 = dataclasses.replace(LANDSAT8, name="landsat9")

@@ -26,6 +26,9 @@ class Sensor:
       scale, offset: reflectance = scale * stored value + offset; scale None where products differ or are no
         reflectance.
       nodata: value of pixels without data where a file does not say; None where there is no convention.
+      dtype: NumPy's name of the type that values are commonly stored in; None where there is no convention.
+      nominal: whether the wavelengths are those of a grid that the instruments keep to only roughly, so that
+        a file's own are to be used where it states them.
     """
 
     name: str
@@ -34,7 +37,14 @@ class Sensor:
     scale: float | None = None
     offset: float = 0.0
     nodata: float | None = None
+    dtype: str | None = None
+    nominal: bool = False
 
     def known_as(self) -> dict[str, str]:
         """The band's name by each of its names and aliases, in lower case."""
         return {name.lower(): band.name for band in self.bands for name in (band.name, *band.aliases)}
+
+    def named(self, name: str) -> Band | None:
+        """The band of a name or alias in any case, or None."""
+        own = self.known_as().get(name.lower())
+        return next((band for band in self.bands if band.name == own), None)

@@ -68,9 +68,26 @@ def test_mistakes_are_refused(wanted, there, options, parts):
 
 
 def test_wavelengths_are_compared():
-    check_wavelengths("x.tif", ("a", "b"), (0.665, 0.842), (0.66, 0.835))
+    stated = (0.49, 0.665, 0.842)
+    check_wavelengths("x.tif", ("a", "b"), (1, 2), stated, (0.66, 0.835))
+    check_wavelengths("x.tif", ("b", "a"), (2, 1), stated, (0.835, 0.66))
     with pytest.raises(UserError, match=r"x\.tif: band b lies at 0\.842 um, .* to be at 0\.49 um"):
-        check_wavelengths("x.tif", ("a", "b"), (0.665, 0.842), (0.66, 0.49))
+        check_wavelengths("x.tif", ("a", "b"), (1, 2), stated, (0.66, 0.49))
+    with pytest.raises(UserError, match="1 entries for 2 bands"):
+        check_wavelengths("x.tif", ("a", "b"), (1, 2), stated, (0.66,))
+
+
+def test_a_band_without_a_stated_wavelength_is_not_compared():
+    check_wavelengths("x.tif", ("a", "b"), (0, 1), (None, 0.842), (9.9, 0.842))
+
+
+def test_wavelengths_may_differ_by_a_quarter_of_a_known_width_but_not_up_to_the_next_band():
+    """Sentinel-2's near infrared is 106 nm wide."""
+    check_wavelengths("x.tif", ("B08",), (0,), (0.85,), (0.8328,), "sentinel2")
+    with pytest.raises(UserError, match=r"band B08 lies at 0\.85 um"):
+        check_wavelengths("x.tif", ("B08",), (0,), (0.85,), (0.8328,))
+    with pytest.raises(UserError, match=r"band a lies at 0\.606 um"):
+        check_wavelengths("x.tif", ("a",), (0,), (0.606, 0.612), (0.6,))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""A scene file to be mapped: its bands as the model wants them, and where it holds data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectralmoe_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def open_scene(path: Path) -> Iterator[Any]:
+    """The dataset of a file, four samples a pixel as stored. Raises UserError where it is no image."""
+    from rasterio.errors import RasterioError
+
+    from data_pipelines.sources.raster_file import open_as_stored
+
+    try:
+        dataset = open_as_stored(path)
+    except RasterioError as error:
+        raise UserError(
+            f"{path}: cannot be read as an image ({' '.join(str(error).split())}); "
+            "give a complete GeoTIFF, PNG or JPEG"
+        ) from error
+    with dataset:
+        yield dataset
+
+
+class Scene:
+    """Rows of a scene file as pixels (rows, W, C) and where they hold data (rows, W) bool.
+
+    Attributes:
+      indexes: numbers in the file, from 1, of the bands of the model.
+      dtype: of the pixels: uint8 if all bands of the file are, else float32.
+
+    Raises:
+      UserError: a band that the file does not have; see `data_pipelines.sensors.select_bands`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        path: Path,
+        bands: Sequence[str],
+        sensor: str | None,
+        file_bands: Sequence[str] | None,
+    ):
+        from data_pipelines.sensors import find_sensor, select_bands
+        from data_pipelines.sources.raster_file import has_mask
+
+        self.dataset, self.path, self.bands = dataset, path, bands
+        has_alpha = _has_alpha(dataset)
+        count = dataset.count - (has_alpha and len(bands) == dataset.count - 1)
+        places = select_bands(
+            str(path), bands, count, dataset.descriptions[:count],
+            colours=[colour.name for colour in dataset.colorinterp[:count]],
+            sensor=sensor, file_bands=file_bands,
+        )  # fmt: skip
+        self.indexes = [place + 1 for place in places]
+        known = None if sensor is None or has_mask(dataset) else find_sensor(sensor).nodata
+        self.nodata = known if dataset.nodata is None else dataset.nodata
+        self.height, self.width = dataset.shape
+        self.dtype = np.uint8 if set(dataset.dtypes) == {"uint8"} else np.float32
+        # GDAL marks the fourth of four uint8 bands as alpha on its own; here it may be near infrared.
+        self.is_masked = (has_alpha and dataset.count not in self.indexes) or has_mask(dataset)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels (rows, W, C), zero without data, and where there is data (rows, W), of `start` to `stop`.
+
+        Raises:
+          UserError: the file is truncated, or has values that are not finite.
+        """
+        from rasterio.errors import RasterioError
+        from rasterio.windows import Window
+
+        window = Window(0, start, self.width, stop - start)
+        try:
+            stored = self.dataset.read(self.indexes, window=window)
+            valid = self._valid(stored, window)
+        except RasterioError as error:
+            raise UserError(
+                f"{self.path}: cannot be read in rows {start} to {stop - 1}, it may be truncated; "
+                "give a complete file"
+            ) from error
+        pixels = np.moveaxis(stored, 0, -1).astype(self.dtype)
+        pixels[~valid] = 0
+        if self.nodata is not None:  # in one band alone, as in training: the value reads as zero
+            pixels[np.moveaxis(stored == self.nodata, 0, -1)] = 0
+        if self.dtype == np.float32:
+            self._check_finite(pixels, start)
+        return pixels, valid
+
+    def _valid(self, stored: np.ndarray, window: Any) -> np.ndarray:
+        if self.is_masked:
+            return self.dataset.dataset_mask(window=window) > 0
+        if self.nodata is None:
+            return np.ones(stored.shape[1:], bool)
+        if np.isnan(self.nodata):
+            # A pixel with some bands missing has nothing to be classified by either.
+            return np.isfinite(stored).all(0)
+        return (stored != self.nodata).any(0)
+
+    def _check_finite(self, pixels: np.ndarray, start: int) -> None:
+        bad = np.argwhere(~np.isfinite(pixels))
+        if len(bad):
+            row, column, band = bad[0]
+            raise UserError(
+                f"{self.path}: band {self.indexes[band]} ({self.bands[band]}) is not finite at row "
+                f"{start + row}, column {column}; mark such pixels as nodata: "
+                f"rio edit-info --nodata nan {self.path}"
+            )
+
+
+def _has_alpha(dataset: Any) -> bool:
+    from rasterio.enums import ColorInterp
+
+    return dataset.colorinterp[-1] == ColorInterp.alpha
