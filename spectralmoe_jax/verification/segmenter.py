@@ -24,9 +24,20 @@ from spectralmoe_jax.mask2former.settings import HeadConfig
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import with_values
-from spectralmoe_jax.verification.report import Check, compare, worst
+from spectralmoe_jax.verification.arrays import Shape, read_arrays, refuse, require_arrays
+from spectralmoe_jax.verification.report import Check, compare, compare_present, worst
 
 FEATURES, LOGITS, GRADIENTS = 1e-5, 1e-4, 1e-3
+OUTPUTS = (
+    "queries",
+    "balance_loss",
+    "class_logits",
+    "mask_logits",
+    "seg_logits",
+    "loss_total",
+    "loss/",
+    "grad/",
+)
 
 
 def segmenter_config(meta: dict, feature_sizes: Sequence[int]) -> tuple[SegmenterConfig, LossConfig]:
@@ -87,16 +98,20 @@ def segmenter_config(meta: dict, feature_sizes: Sequence[int]) -> tuple[Segmente
 def verify_segmenter(path: Path) -> list[Check]:
     """Check one golden segmenter, `NAME.json` beside `NAME.npz` and `NAME.safetensors`.
 
-    A golden whose weights are not in the folder gives one check without a bound, which says so.
+    A golden whose weights are not in the folder gives one check without a bound, which says so; so does each
+    quantity that the file does not hold.
 
     Raises UserError where a file is unreadable or does not fit the others.
     """
+    golden = read_arrays(path.with_suffix(".npz"))
     try:
         meta = json.loads(path.read_text())
-        with np.load(path.with_suffix(".npz")) as archive:
-            golden = {key: archive[key] for key in archive.files}
+        require_arrays(path.with_suffix(".npz"), golden, _input_shapes(golden, meta), OUTPUTS)
         config, loss_config = segmenter_config(meta, [golden[f"feature_{i}"].shape[-1] for i in range(4)])
-    except (OSError, ValueError, KeyError) as problem:
+        slot_points(*_recorded(golden, config.head.num_classes))
+    except KeyError as missing:
+        raise UserError(f"{path}: not a segmenter golden (no {missing}); see goldens/README.md") from None
+    except (OSError, ValueError, TypeError, IndexError) as problem:
         raise UserError(f"{path}: not a segmenter golden ({problem}); see goldens/README.md") from None
     weights = path.with_suffix(".safetensors")
     if not weights.exists():
@@ -104,13 +119,40 @@ def verify_segmenter(path: Path) -> list[Check]:
     segmenter = Segmenter(config, rngs=nnx.Rngs(0))
     load_released(segmenter, weights)
     with jax.default_matmul_precision("highest"):
-        return _check(path.name, segmenter, golden, loss_config)
+        return _check(path, segmenter, golden, loss_config)
 
 
-def _check(file: str, segmenter: Segmenter, golden: dict, loss_config: LossConfig) -> list[Check]:
+def _input_shapes(golden: dict[str, np.ndarray], meta: dict) -> dict[str, Shape]:
+    """What the quantities are computed from, the sizes of the feature maps included."""
+    head, side = meta["head"], meta["image_size"]
+    layers, queries = head["decoder_layers"] + 1, head["num_queries"]
+    batch = golden["image"].shape[0] if "image" in golden and golden["image"].ndim else None
+    assignment = np.asarray(golden.get("assignment", ()))
+    masks: list[int | None] = [None] * layers
+    if assignment.shape == (layers, batch, queries):
+        masks = [int(np.count_nonzero(layer)) for layer in assignment]
+    points = head["num_points_loss"]
+    return {
+        "image": (None, meta["in_channels"], side, side),
+        "label": (batch, side, side),
+        **{f"feature_{i}": (batch, meta["embed_dim"], None, None) for i in range(4)},
+        "assign_points": (layers, batch, None, 2),
+        "assignment": (layers, batch, queries),
+        **{f"loss_points_{i}": (masks[i], points, 2) for i in range(layers)},
+    }
+
+
+def _recorded(golden: dict, classes: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, int]:
+    """What `slot_points` takes: the loss points of every layer, the assignment, the labels, the classes."""
+    points = [golden[f"loss_points_{i}"] for i in range(len(golden["assignment"]))]
+    return points, golden["assignment"], golden["label"], classes
+
+
+def _check(path: Path, segmenter: Segmenter, golden: dict, loss_config: LossConfig) -> list[Check]:
+    file = path.name
     trainable = {
-        path: variable.get_value()
-        for path, variable in nnx.to_flat_state(nnx.state(segmenter))
+        place: variable.get_value()
+        for place, variable in nnx.to_flat_state(nnx.state(segmenter))
         if isinstance(variable, nnx.Param)
     }
     run = jax.jit(jax.value_and_grad(_objective(segmenter, golden, loss_config), has_aux=True))
@@ -119,35 +161,35 @@ def _check(file: str, segmenter: Segmenter, golden: dict, loss_config: LossConfi
         compare(file, f"feature_{i}", _channels_first(parts["features"][i]), golden[f"feature_{i}"], FEATURES)
         for i in range(4)
     ]
-    queries = compare(file, "queries", parts["queries"], golden["queries"], FEATURES)
+    queries = compare_present(file, "queries", parts["queries"], golden, FEATURES)
     logits = [
-        compare(file, key, parts[key], golden[key], LOGITS)
+        compare_present(file, key, parts[key], golden, LOGITS)
         for key in ("class_logits", "mask_logits", "seg_logits")
     ]
     ours = released_assignment(parts["assignment"], golden["label"], segmenter.config.head.num_classes)
     assignment = compare(file, "assignment", ours, golden["assignment"], 0.0)
-    terms = {"loss_lora": parts["balance"], **parts["terms"]}
-    wanted = {key.removeprefix("loss/"): value for key, value in golden.items() if key.startswith("loss/")}
-    losses = [compare(file, name, terms[name], value, LOGITS) for name, value in wanted.items()]
-    losses.append(compare(file, "loss_total", total, golden["loss_total"], LOGITS))
+    terms = {"balance_loss": parts["balance"], "loss_total": total, "loss/loss_lora": parts["balance"]}
+    terms |= {f"loss/{name}": value for name, value in parts["terms"].items()}
     rules = segmenter_rules(segmenter.config.visual, segmenter.config.depth)
-    released = write_tensors(rules, {path: np.asarray(leaf) for path, leaf in grads.items()})
-    each = [
-        compare(file, key.removeprefix("grad/"), released[key.removeprefix("grad/")], value, GRADIENTS)
-        for key, value in golden.items()
-        if key.startswith("grad/")
-    ]
-    return [*features, queries, *logits, assignment, worst(losses, "losses"), worst(each, "gradients")]
+    released = write_tensors(rules, {place: np.asarray(leaf) for place, leaf in grads.items()})
+    gradients = {f"grad/{name}": value for name, value in released.items()}
+    known = terms | gradients
+    refuse(
+        path.with_suffix(".npz"),
+        {"left over": [key for key in golden if key.startswith(("loss/", "grad/")) and key not in known]},
+    )
+    losses = [compare(file, key, terms[key], golden[key], LOGITS) for key in terms if key in golden]
+    each = [compare(file, key, gradients[key], golden[key], GRADIENTS) for key in gradients if key in golden]
+    return [
+        *features, queries, *logits, assignment, worst(file, losses, "losses"), worst(file, each, "gradients")
+    ]  # fmt: skip
 
 
 def _objective(segmenter: Segmenter, golden: dict, loss_config: LossConfig):
     """The golden's loss at the golden's points, and every quantity on the way."""
     image = jnp.asarray(golden["image"].transpose(0, 2, 3, 1))
-    labels, classes = golden["label"], segmenter.config.head.num_classes
-    layers = len(golden["class_logits"])
-    loss_points = slot_points(
-        [golden[f"loss_points_{i}"] for i in range(layers)], golden["assignment"], labels, classes
-    )
+    labels = golden["label"]
+    loss_points = slot_points(*_recorded(golden, segmenter.config.head.num_classes))
 
     def objective(trainable):
         model = with_values(segmenter, trainable)

@@ -71,7 +71,7 @@ def test_folder_without_goldens(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         check_folder(tmp_path / "missing")
     (tmp_path / "adapter_x.npz").write_bytes(b"PK not a zip")
-    with pytest.raises(UserError, match=r"adapter_x\.npz: not an adapter golden"):
+    with pytest.raises(UserError, match=r"adapter_x\.npz: not a readable golden"):
         check_folder(tmp_path)
 
 
