@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.sources.completeness import require_complete
 from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
 from data_pipelines.sources.image_folder import ImageFolder
 from data_pipelines.sources.labels import Labels, RasterLabels, ValueCode, VectorLabels
@@ -20,7 +21,8 @@ def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
     """The images of `domains` of a configuration.
 
     `config.data.kind` says what they are: `image_folder` and `geotiff` read files as they lie, `prepared`
-    what `spectralmoe prepare` wrote, and `synthetic` generates them.
+    what `spectralmoe prepare` wrote, and `synthetic` generates them. Image files that were cut short are
+    found here, unless `config.data.corrupt` says that what cannot be read is to be skipped.
 
     Raises:
       UserError: naming the file or the key.
@@ -28,7 +30,10 @@ def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
     kind = config.data.kind
     if kind not in KINDS:
         raise UserError(f"config.data.kind = {kind!r}: choose from {', '.join(KINDS)}")
-    return KINDS[kind](config, tuple(domains))
+    source = KINDS[kind](config, tuple(domains))
+    if kind in _FILES_AS_THEY_LIE and config.data.get("corrupt", "stop") == "stop":
+        require_complete(dict.fromkeys(record.image for record in source.records))
+    return source
 
 
 def _image_folder(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
@@ -130,3 +135,4 @@ KINDS: dict[str, Callable[[ConfigDict, Sequence[str]], Source[Any]]] = {
     "prepared": _prepared,
     "synthetic": _synthetic,
 }
+_FILES_AS_THEY_LIE = ("image_folder", "geotiff")

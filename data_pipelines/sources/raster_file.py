@@ -162,9 +162,7 @@ def read_pixels(
     if missing is not None:
         pixels[missing] = 0
     elif nodata is not None:
-        equal = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
-        missing = equal.all(axis=-1)
-        pixels[equal] = 0
+        missing = zero_nodata(pixels, nodata)
     if pixels.dtype not in AS_STORED:
         pixels = pixels.astype(np.float32, copy=False)
         broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
@@ -174,6 +172,16 @@ def read_pixels(
                 "or declare the file's nodata value"
             )
     return pixels, missing
+
+
+def zero_nodata(pixels: np.ndarray, nodata: float) -> np.ndarray:
+    """Sets values that are the nodata value to zero, in place: (H, W, C), as stored.
+
+    Returns where pixels are missing, (H, W) bool: where all their bands are. Infinite values are not NaN.
+    """
+    equal = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
+    pixels[equal] = 0
+    return equal.all(axis=-1)
 
 
 def missing_pixels(
@@ -244,10 +252,14 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
                     yield dataset
     except RasterioError as error:
         reason = " ".join(str(error.__cause__ or error).split()).partition(" (this error can")[0]
-        raise UserError(
-            f"{path}: truncated or not a readable image ({reason}): "
-            "restore the file or remove it from the folder"
-        ) from error
+        raise unreadable(path, reason) from error
+
+
+def unreadable(path: Path, reason: str) -> UserError:
+    """The error for an image file that cannot be read whole."""
+    return UserError(
+        f"{path}: truncated or not a readable image ({reason}): restore the file or remove it from the folder"
+    )
 
 
 def open_as_stored(path: Path) -> rasterio.DatasetReader:
