@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
 import os
 import types
 import typing
@@ -54,7 +55,7 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     tuple or a number.
 
     Raises:
-      UserError: names the full key and the nearest keys, or the type it takes.
+      UserError: names the full key and the nearest keys, or the type it takes; or a number is not finite.
     """
     config = ConfigDict(_frozen(config.to_dict()))
     for override in overrides:
@@ -73,6 +74,8 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         _require_key(section, keys[-1], ".".join(keys[:-1]))
         with section.ignore_type():
             section[keys[-1]] = _parse(text, section.get_type(keys[-1]), name)
+    for name, value in flatten(config, "config").items():
+        require(_is_finite(value), name, f"takes finite numbers, not {value!r}")
     return config.lock()
 
 
@@ -282,6 +285,7 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
     if hint is tuple or origin is tuple:
         return _checked_tuple(value, arguments, hint, key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(_is_finite(value), key, f"takes finite numbers, not {value!r}")
     if hint is float and is_number:
         return float(value)
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
@@ -298,6 +302,13 @@ def _checked_tuple(value: Any, arguments: tuple[Any, ...], hint: Any, key: str) 
     return tuple(
         _checked(v, kind, f"{key}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True))
     )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value, or everything in a tuple, is finite or no number: NaN passes comparisons unnoticed."""
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _type_name(hint: Any) -> str:

@@ -44,6 +44,12 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
             raise UserError(f"config.model.{key}: unknown key; allowed are {', '.join(MODEL_KEYS)}")
     bands, classes = tuple(config.bands), tuple(config.classes.names)
     require(len(bands) > 0, "config.bands", "name at least one band")
+    colours = config.classes.get("palette")
+    require(
+        colours is None or len(colours) == len(classes),
+        "config.classes.palette",
+        f"has {len(colours or ())} colours for {len(classes)} config.classes.names: give each class one",
+    )
     visual = _encoder(model.visual, "visual", len(bands), config)
     depth: EncoderConfig | None = None
     depth_bands: tuple[int, ...] = ()

@@ -58,8 +58,9 @@ class SegmenterConfig:
         for key in ("pixel_mean", "pixel_std"):
             if len(getattr(self, key)) != self.visual.in_channels:
                 raise UserError(
-                    f"config.model.{key} has {len(getattr(self, key))} values: "
-                    f"give one for each of the {self.visual.in_channels} bands"
+                    f"config.model.{key} has {len(getattr(self, key))} values for the "
+                    f"{self.visual.in_channels} of config.bands: name there the bands that the images have, "
+                    "and give one value for each"
                 )
         if self.adapter.num_tokens != self.head.num_queries:
             raise UserError(

@@ -77,32 +77,25 @@ class Scene:
         from rasterio.errors import RasterioError
         from rasterio.windows import Window
 
+        from data_pipelines.sources.raster_file import zero_nodata
+
         window = Window(0, start, self.width, stop - start)
         try:
-            stored = self.dataset.read(self.indexes, window=window)
-            valid = self._valid(stored, window)
+            stored = np.moveaxis(self.dataset.read(self.indexes, window=window), 0, -1)
+            masked = self.dataset.dataset_mask(window=window) == 0 if self.is_masked else False
         except RasterioError as error:
             raise UserError(
                 f"{self.path}: cannot be read in rows {start} to {stop - 1}, it may be truncated; "
                 "give a complete file"
             ) from error
-        pixels = np.moveaxis(stored, 0, -1).astype(self.dtype)
-        pixels[~valid] = 0
-        if self.nodata is not None:  # in one band alone, as in training: the value reads as zero
-            pixels[np.moveaxis(stored == self.nodata, 0, -1)] = 0
+        missing = np.zeros(stored.shape[:2], bool) | masked
+        if self.nodata is not None:  # as in training: in one band alone the value reads as zero
+            missing |= zero_nodata(stored, self.nodata)
+        stored[missing] = 0
+        pixels = stored.astype(self.dtype)
         if self.dtype == np.float32:
             self._check_finite(pixels, start)
-        return pixels, valid
-
-    def _valid(self, stored: np.ndarray, window: Any) -> np.ndarray:
-        if self.is_masked:
-            return self.dataset.dataset_mask(window=window) > 0
-        if self.nodata is None:
-            return np.ones(stored.shape[1:], bool)
-        if np.isnan(self.nodata):
-            # A pixel with some bands missing has nothing to be classified by either.
-            return np.isfinite(stored).all(0)
-        return (stored != self.nodata).any(0)
+        return pixels, ~missing
 
     def _check_finite(self, pixels: np.ndarray, start: int) -> None:
         bad = np.argwhere(~np.isfinite(pixels))
@@ -110,8 +103,8 @@ class Scene:
             row, column, band = bad[0]
             raise UserError(
                 f"{self.path}: band {self.indexes[band]} ({self.bands[band]}) is not finite at row "
-                f"{start + row}, column {column}; mark such pixels as nodata: "
-                f"rio edit-info --nodata nan {self.path}"
+                f"{start + row}, column {column}; give it a value, or where it is NaN declare NaN "
+                f"as nodata: rio edit-info --nodata nan {self.path}"
             )
 
 

@@ -19,7 +19,9 @@ from spectralmoe_jax.configuration import (
 from spectralmoe_jax.errors import UserError
 
 NAMES = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: not name.startswith("_"))
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6)
 CONFIGS = st.recursive(
     st.dictionaries(NAMES, VALUES, max_size=4),
@@ -159,6 +161,9 @@ def test_dataclass_from_a_section():
         ({"names": ("x", 3)}, r"config\.train\.names\[1\]"),
         ({"clip": "no"}, r"config\.train\.clip"),
         ({"ranks": 1.5}, r"config\.train\.ranks"),
+        ({"rate": float("nan")}, r"config\.train\.rate: takes finite numbers, not nan"),
+        ({"rate": float("-inf")}, r"config\.train\.rate: takes finite numbers, not -inf"),
+        ({"betas": (0.9, float("inf"))}, r"config\.train\.betas\[1\]: takes finite numbers, not inf"),
     ],
 )
 def test_section_that_does_not_fit_names_the_key(change, message):

@@ -57,6 +57,14 @@ def error_of(capsys, *argv):
         (["--config.train.steps=none"], "config.train.steps: takes a whole number, not None"),
         (["--config.train.betas=0.9"], "config.train.betas: takes 2 elements, not 1"),
         (["--config.train.betas=a,b"], "config.train.betas[0]: takes a number, not 'a'"),
+        (
+            ["--config.train.learning_rate=nan"],
+            "config.train.learning_rate: takes finite numbers, not nan",
+        ),
+        (
+            ["--config.augment.scale=(0.5,1e999)"],
+            "config.augment.scale: takes finite numbers, not (0.5, inf)",
+        ),
     ],
 )
 def test_bad_key_or_value(config, tmp_path, capsys, override, expected):

@@ -170,6 +170,17 @@ def test_scores_are_a_share_of_queries():
         ("model.adapter.num_tokens", 7, r"num_tokens = 7 must equal config\.model\.head\.num_queries = 6"),
         ("model.adapter.use_depth", True, r"config\.model\.depth is None"),
         ("model.head.width", 18, r"config\.model\.head\.width"),
+        (
+            "model.adapter.balance_weight",
+            float("nan"),
+            r"config\.model\.adapter\.balance_weight: takes finite numbers",
+        ),
+        (
+            "classes.names",
+            ("a", "b"),
+            r"config\.classes\.palette: has 5 colours for 2 config\.classes\.names",
+        ),
+        ("model.pixel_std", (1.0,) * 4, r"pixel_std has 4 values for the 3 of config\.bands: name there"),
     ],
 )
 def test_bad_values_name_the_key(key, value, message):

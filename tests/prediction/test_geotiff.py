@@ -11,6 +11,7 @@ import rasterio
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
+from data_pipelines.sources.raster_file import read_pixels
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.prediction.geotiff import predict_scene
 from spectralmoe_jax.prediction.windows import WindowSettings
@@ -223,6 +224,31 @@ def test_nodata_in_one_band_alone_reads_as_zero(tmp_path):
     map_scene(path, tmp_path / "map.tif", predict, settings=WindowSettings(20, 0, 1))
     wanted = np.where(pixels == -32768, 0, pixels)
     np.testing.assert_array_equal(seen[0][0], wanted)
+
+
+@pytest.mark.parametrize("nodata", [np.nan, -1.0])
+def test_missing_values_mean_the_same_as_in_training(tmp_path, nodata):
+    """In all bands: no data. In one band alone: zero."""
+    pixels = random_pixels().astype(np.float32)
+    pixels[3, 4], pixels[5, 6, 1], pixels[7, 8, :2] = nodata, nodata, nodata
+    path = write_scene(tmp_path / "scene.tif", pixels, nodata=nodata)
+    map_scene(path, tmp_path / "map.tif")
+    trained_on, missing = read_pixels(path)
+    expected = np.where(missing, 255, trained_on.argmax(-1))
+    np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected)
+    assert np.argwhere(expected == 255).tolist() == [[3, 4]]
+    assert trained_on[5, 6].tolist() == [pixels[5, 6, 0], 0, pixels[5, 6, 2]]
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize("bands", [slice(1, 2), slice(0, 3)])
+def test_infinity_is_not_missing(tmp_path, folder, value, bands):
+    pixels = random_pixels().astype(np.float32)
+    pixels[50, 7, bands] = value
+    path = write_scene(tmp_path / "scene.tif", pixels, nodata=np.nan)
+    check_refused(folder, ["scene.tif", "not finite", "row 50", "column 7"], path)
+    with pytest.raises(UserError, match="not finite"):
+        read_pixels(path)
 
 
 def test_ground_control_points_are_kept(tmp_path):
