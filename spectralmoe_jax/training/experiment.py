@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 from data_pipelines.splits import Splits, open_splits, training_batches
 from data_pipelines.streams import MAIN, interleave, stream_configs, stream_weights
 from spectralmoe_jax.checkpoints.trained import initial_segmenter
-from spectralmoe_jax.configuration import from_config
+from spectralmoe_jax.configuration import from_config, require
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.models.bands import for_bands
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.models.state import join, split
+from spectralmoe_jax.prediction.windows import WindowSettings
 from spectralmoe_jax.training.loop import Experiment
 from spectralmoe_jax.training.objective import make_loss, make_stream_loss
 
@@ -30,6 +31,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
     loss = from_config(LossConfig, config.loss, "loss")
     configs = stream_configs(config)
     structures = {name: abstract_segmenter(segmenter_config(stream)) for name, stream in configs.items()}
+    for name, stream in configs.items():
+        check_sizes(stream, structures[name].config.visual.patch_size)
     splits = {name: open_splits(stream) for name, stream in configs.items()}
     segmenter = initial_segmenter(config)
     trainable, frozen = split(segmenter)
@@ -60,6 +63,25 @@ def build_experiment(config: ConfigDict) -> Experiment:
         make_batches=make_batches,
         evaluate=evaluate,
     )  # fmt: skip
+
+
+def check_sizes(config: ConfigDict, patch_size: int) -> None:
+    """Checks `config.evaluate`, the sizes that the model takes, and the number of workers.
+
+    Raises:
+      UserError: names the key; without this it would be found in the middle of a run.
+    """
+    window = from_config(WindowSettings, config.evaluate, "evaluate").window
+    for key, side in (("config.data.crop", config.data.crop), ("config.evaluate.window", window)):
+        require(
+            isinstance(side, int) and side > 0 and side % patch_size == 0,
+            key,
+            f"is {side!r}: give a multiple of config.model.visual.patch_size = {patch_size}",
+        )
+    workers = config.data.workers
+    require(
+        isinstance(workers, int) and workers >= 0, "config.data.workers", f"is {workers!r}: give 0 or more"
+    )
 
 
 def _stream(segmenter: Segmenter, name: str, config: ConfigDict) -> Segmenter:

@@ -87,6 +87,7 @@ def fit(
 
     Raises:
       TrainingDiverged: a loss or gradient is not finite; such a state is never saved.
+      Exception: of an evaluation, once the state before it is saved without a score.
       UserError: the last checkpoint is of another configuration.
     """
     optimizer = make_optimizer(settings, experiment.trainable)
@@ -120,7 +121,12 @@ def fit(
             scores = None
             if experiment.evaluate and (is_last or step % settings.evaluate_every == 0):
                 require_finite(state, store)
-                scores = experiment.evaluate(state.params)
+                try:
+                    scores = experiment.evaluate(state.params)
+                except Exception:
+                    store.save(step, state.params, state.opt_state)  # a score that fails costs no steps
+                    store.wait()
+                    raise
                 log.write(step, "evaluate", scores)
                 progress.say(
                     f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())

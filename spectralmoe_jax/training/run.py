@@ -1,5 +1,6 @@
 """`spectralmoe train`: from a configuration and a folder to a trained model in that folder."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from spectralmoe_jax.configuration import flatten, from_config, load_config, sav
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.training.host_memory import keep_freed_memory
 from spectralmoe_jax.training.loop import Experiment, TrainSettings, fit
+from spectralmoe_jax.training.prefetch import prefetch
 
 
 def train(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -51,6 +53,9 @@ def run_experiment(
     keep_freed_memory()
     workdir = Path(workdir)
     check_workdir(config, workdir)
+    if not (workdir / CONFIG_FILE).exists():
+        with contextlib.closing(prefetch(experiment.make_batches(0), ahead=1)) as batches:
+            next(batches)  # what is wrong with the data is said before there is a folder
     workdir.mkdir(parents=True, exist_ok=True)
     _mention_changes(config, workdir)
     save_config(config, workdir / CONFIG_FILE)

@@ -49,19 +49,27 @@ def run(tmp_path_factory) -> Path:
     return workdir
 
 
+def logged(workdir: Path) -> str:
+    file = workdir / "metrics.jsonl"
+    return file.read_text() if file.exists() else ""
+
+
 def test_killed_training_resumes_bit_for_bit(run, tmp_path):
-    command = [sys.executable, "-m", "spectralmoe_jax", "train", *ARGUMENTS, "--workdir", str(tmp_path)]
-    wanted = random.choice([2, 4, 6])
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "spectralmoe_jax", "train", *ARGUMENTS, "--workdir", str(workdir)]
+    # not the last two steps: there the process could end before the signal comes
+    wanted = random.randrange(1, STEPS - 1)
+    print(f"killed at step {wanted}")
+    with (tmp_path / "errors").open("wb") as errors:  # a pipe that nobody reads may fill up
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
     deadline = time.monotonic() + 300
-    while not (tmp_path / "checkpoints" / str(wanted)).exists() and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint in five minutes"
-        time.sleep(0.005)
+    while f'"step": {wanted},' not in logged(workdir) and process.poll() is None:
+        assert time.monotonic() < deadline, "the step was not logged in five minutes"
+        time.sleep(0.001)
     process.kill()
-    _, errors = process.communicate()
-    assert process.returncode in (-signal.SIGKILL, 0), errors.decode()
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "errors").read_text()
     assert main(command[3:]) == 0
-    assert parameters(tmp_path) == parameters(run)
+    assert parameters(workdir) == parameters(run)
 
 
 def test_metrics_are_logged(run):
@@ -105,6 +113,33 @@ def test_checkpoint_of_another_model(run, capsys):
     assert main(["train", *ARGUMENTS, "--config.model.visual.width=32", "--workdir", str(run)]) == 2
     assert "config.model.visual.width" in capsys.readouterr().err
     assert read_run_config(run).model.visual.width == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate.window=none", "config.evaluate.window: takes a whole number"),
+        (
+            "evaluate.window=36",
+            "config.evaluate.window: is 36: give a multiple of config.model.visual.patch_size",
+        ),
+        ("evaluate.overlap=32", "config.evaluate.overlap = 32"),
+        ("evaluate.batch_size=0", "config.evaluate.batch_size must be at least 1"),
+        ("data.crop=30", "config.data.crop: is 30: give a multiple of config.model.visual.patch_size = 8"),
+        ("data.crop=0", "config.data.crop: is 0"),
+        ("data.workers=-1", "config.data.workers: is -1: give 0 or more"),
+        ("data.workers=none", "config.data.workers: is None"),
+        ("augment.flip=2.0", "augment.flip=2.0"),
+        ("loss.num_points=0", "config.loss.num_points"),
+    ],
+)
+def test_a_bad_value_leaves_no_folder(tmp_path, capsys, override, message):
+    given = [*ARGUMENTS, f"--config.{override}", "--workdir", str(tmp_path / "run")]
+    assert main(["train", *given]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_quickstart(tmp_path, capsys):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.training.loop import TrainingDiverged
 from spectralmoe_jax.training.run import run_experiment
 
@@ -50,6 +51,39 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(standin, tmp_pat
     assert steps_kept(tmp_path) == [5]
     with CheckpointStore(tmp_path, config) as store:
         assert jnp.all(jnp.isfinite(store.restore_params(5, experiment.trainable)["first"]["kernel"]))
+
+
+def test_a_failed_evaluation_costs_no_steps(standin, tmp_path):
+    """The state is saved without a score: it is the last but never the best, and the run goes on from it."""
+    config = standin.make_config(steps=8, evaluate_every=3, checkpoint_every=100)
+    scores = iter([{"miou": 0.5}])
+
+    def evaluate(params):
+        try:
+            return next(scores)
+        except StopIteration:
+            raise UserError("a mask is gone") from None
+
+    with pytest.raises(UserError, match="a mask is gone"):
+        run_experiment(standin.make_experiment(evaluate=evaluate), config, tmp_path)
+    with CheckpointStore(tmp_path, config) as store:
+        assert (store.last, store.best) == (6, 3)
+    again = standin.make_experiment(evaluate=lambda params: {"miou": 0.4})
+    assert run_experiment(again, config, tmp_path) == {"step": 8, "best": 3, "workdir": str(tmp_path)}
+    trained_on = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 7 in trained_on
+
+
+def test_a_batch_that_cannot_be_drawn_leaves_no_folder(standin, tmp_path):
+    def failing(start):
+        raise UserError("image.jpg: truncated")
+        yield
+
+    experiment = standin.make_experiment()
+    object.__setattr__(experiment, "make_batches", failing)
+    with pytest.raises(UserError, match="truncated"):
+        run_experiment(experiment, standin.make_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_frozen_values_are_neither_changed_nor_stored(standin, tmp_path):
