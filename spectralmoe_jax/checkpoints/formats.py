@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,11 @@ class Format(NamedTuple):
 _META = ("", "backbone.", "module.", "module.backbone.", "model.", "encoder.")
 _DINOV3_LICENCE = "DINOv3 License (Meta): accept it before use; it goes with the weights"
 _APACHE = "Apache-2.0"
+# what (Prompt-)Depth-Anything holds beside its encoder `pretrained`: its head, and the mean and the deviation
+# of its pixels, which are this project's configuration
+DEPTH_REST = (r"depth_head\..*", "_mean", "_std")
+# published bare, and by Prompt-Depth-Anything's training code (promptda_*.ckpt) within its `pipeline`
+_DEPTH_WRAPPERS = ("", "pipeline.", "model.", "module.")
 _DEPTH_LICENCE = "Apache-2.0 for the small models; larger ones may be non-commercial: see their page"
 
 FORMATS = (
@@ -61,8 +67,8 @@ FORMATS = (
     Format("meta_dinov2", "DINOv2 .pth", "dinov2", (rows.META_DINOV2,), _APACHE, _META, _TRAINING_HEADS),
     Format(
         "depth_anything", "(Prompt-)Depth-Anything .pth or .ckpt", "dinov2", (rows.META_DINOV2,),
-        _DEPTH_LICENCE, ("pretrained.", "model.pretrained.", "module.pretrained."),
-        (r"(model\.|module\.)?depth_head\..*",),
+        _DEPTH_LICENCE, tuple(wrapper + "pretrained." for wrapper in _DEPTH_WRAPPERS),
+        tuple(rf"({'|'.join(map(re.escape, _DEPTH_WRAPPERS))}){rest}" for rest in DEPTH_REST),
     ),
     Format(
         "hf_dinov3", "DINOv3 of Hugging Face", "dinov3",

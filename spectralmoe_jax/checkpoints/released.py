@@ -16,7 +16,14 @@ from spectralmoe_jax.checkpoints import format_rules as rows
 from spectralmoe_jax.checkpoints.adapt import EncoderAdapt
 from spectralmoe_jax.checkpoints.encoder_file import GENERATED, require_architecture, with_generated
 from spectralmoe_jax.checkpoints.format_rules import encoder_rules
-from spectralmoe_jax.checkpoints.formats import FORMATS, Found, default_leaves, native_rules, recognise
+from spectralmoe_jax.checkpoints.formats import (
+    DEPTH_REST,
+    FORMATS,
+    Found,
+    default_leaves,
+    native_rules,
+    recognise,
+)
 from spectralmoe_jax.checkpoints.released_head import head_rules
 from spectralmoe_jax.checkpoints.rules import Path, Rule, Shape, stream_tensors, write_tensors
 from spectralmoe_jax.checkpoints.sources import Source, open_source
@@ -70,7 +77,7 @@ ENCODERS = {
 DEFINED = ("bias_mask", "rope_periods")  # leaves that some formats define instead of storing
 SEGMENTER_CONSTANTS = {"backbone.depthmoe." + name: value for name, value in ADAPTER_CONSTANTS.items()}
 _WITHOUT_ROOT = ("depth_anything.pretrained.", "depthmoe.")
-_DEPTH_HEAD = r"backbone\.depth_anything\.depth_head\..*"
+_IGNORED_DEPTH = tuple(rf"backbone\.depth_anything\.{rest}" for rest in DEPTH_REST)
 
 
 def under(prefix: str, path: Path, rules: list[Rule]) -> list[Rule]:
@@ -214,7 +221,7 @@ def _encoder_of(source: Source, part: str) -> Source:
 def _ignored(config: SegmenterConfig) -> list[str]:
     formats = {format.kind: format for format in reversed(FORMATS) if format.names[0] in NAMES.values()}
     patterns = formats[config.visual.kind].ignored if config.visual.kind in formats else ()
-    return [_DEPTH_HEAD, *(rf"backbone\.(?:{pattern})" for pattern in patterns)]
+    return [*_IGNORED_DEPTH, *(rf"backbone\.(?:{pattern})" for pattern in patterns)]
 
 
 def _defaults(source: Source, config: SegmenterConfig) -> dict[Path, np.ndarray]:

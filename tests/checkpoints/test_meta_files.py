@@ -106,20 +106,24 @@ def test_same_leaves_as_from_hugging_face(kind, folder_leaves, tmp_path):
     assert all(getattr(CONFIGS[kind], key) == value for key, value in found.items())
 
 
+# as Prompt-Depth-Anything's load_checkpoint takes them apart: it drops the first nine letters of every name
+PROMPT_DEPTH = ("pipeline.depth_head.projects.0.weight", "pipeline.depth_head.scratch.output_conv1.bias",
+                "pipeline._mean", "pipeline._std")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("prefix", "rest", "wrap", "name"),
     [
-        ("pretrained.", "depth_head.projects.0.weight", (), "da.pth"),
-        ("model.pretrained.", "model.depth_head.projects.0.weight", ("state_dict",), "promptda.ckpt"),
-        ("backbone.", "dino_head.last_layer.weight", ("teacher",), "teacher.pth"),
-        ("module.", "", ("model",), "parallel.pt"),
+        ("pretrained.", ("depth_head.projects.0.weight",), (), "da.pth"),
+        ("pipeline.pretrained.", PROMPT_DEPTH, ("state_dict",), "promptda_vitl.ckpt"),
+        ("backbone.", ("dino_head.last_layer.weight",), ("teacher",), "teacher.pth"),
+        ("module.", (), ("model",), "parallel.pt"),
     ],
 )
 def test_where_training_code_puts_the_encoder(prefix, rest, wrap, name, tmp_path):
     bare = meta_state("dinov2")
     state = {prefix + key: value for key, value in bare.items()}
-    if rest:
-        state[rest] = torch.zeros(3)
+    state |= {key: torch.zeros(3) for key in rest}
     for key in wrap:
         state = {key: state, "epoch": 3}
     torch.save(state, tmp_path / name)

@@ -117,7 +117,13 @@ def written(tmp_path_factory):
     }
     save_file(tensors, folder / "whole.safetensors")
     save_file(trained, folder / "trained.safetensors")
-    save_file(backbone, folder / "backbone.safetensors")
+    # what the authors' merging script takes over from promptda_vitl.ckpt beside the encoder
+    unused = {
+        "depth_anything._mean": np.zeros((1, 3, 1, 1), "f4"),
+        "depth_anything._std": np.ones((1, 3, 1, 1), "f4"),
+        "depth_anything.depth_head.projects.0.weight": np.zeros((8, 16, 1, 1), "f4"),
+    }
+    save_file(backbone | unused, folder / "backbone.safetensors")
     depth = "depth_anything.pretrained."
     save_file({k: v for k, v in backbone.items() if not k.startswith(depth)}, folder / "visual.safetensors")
     depth_file = {k.removeprefix("depth_anything."): v for k, v in backbone.items() if k.startswith(depth)}
