@@ -7,6 +7,7 @@ is asked for it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -15,15 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (numpy knows bfloat16 once this is imported)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from spectralmoe_jax.checkpoints.inert import stand_ins
 from spectralmoe_jax.errors import UserError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-NESTED = ("state_dict", "model", "teacher")  # under which training code puts the state dict
+NESTED = ("state_dict", "model", "module", "teacher")  # under which training code puts the state dict
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 HUB = "hf://"
 _HALF = ("float16", "bfloat16")
 
@@ -105,7 +108,7 @@ def _open_path(path: Path, describe: str) -> Source:
     if path.suffix == ".safetensors":
         return _open_safetensors([path], describe)
     if path.suffix in TORCH_SUFFIXES:
-        return _open_torch(path, describe)
+        return _open_torch([path], describe)
     allowed = ", ".join((".safetensors", *TORCH_SUFFIXES))
     raise UserError(f"{describe}: weights are files ending in {allowed}, or Hugging Face folders")
 
@@ -116,19 +119,25 @@ def _open_folder(folder: Path, describe: str) -> Source:
             f"{describe}: the folder has no {CONFIG}; give a Hugging Face folder or a weights file"
         )
     config = _read_json(folder / CONFIG)
-    if (folder / INDEX).is_file():
-        shards = shards_of(folder / INDEX)
-        for shard in shards:
-            if not (folder / shard).is_file():
-                raise UserError(
-                    f"{describe}: the shard {shard}, which {INDEX} names, is missing; download it beside it"
-                )
-        return _open_safetensors([folder / shard for shard in shards], describe, config)
-    if (folder / WEIGHTS).is_file():
-        return _open_safetensors([folder / WEIGHTS], describe, config)
-    if (folder / TORCH_WEIGHTS).is_file():
-        return _open_torch(folder / TORCH_WEIGHTS, describe, config)
+    for index, whole, open_files in (
+        (INDEX, WEIGHTS, _open_safetensors), (TORCH_INDEX, TORCH_WEIGHTS, _open_torch),
+    ):  # fmt: skip
+        if (folder / index).is_file():
+            return open_files(_present_shards(folder / index, describe), describe, config)
+        if (folder / whole).is_file():
+            return open_files([folder / whole], describe, config)
     raise UserError(f"{describe}: the folder has a {CONFIG} but no weights; put {WEIGHTS} beside it")
+
+
+def _present_shards(index: Path, describe: str) -> list[Path]:
+    shards = [index.with_name(shard) for shard in shards_of(index)]
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(
+                f"{describe}: the shard {shard.name}, which {index.name} names, is missing; "
+                "download it beside it"
+            )
+    return shards
 
 
 def shards_of(index: Path) -> list[str]:
@@ -175,9 +184,10 @@ def _open_safetensors(paths: list[Path], describe: str, config: dict[str, Any] |
     return Source(describe, paths, shapes, read, config=config, metadata=metadata)
 
 
-def _open_torch(path: Path, describe: str, config: dict[str, Any] | None = None) -> Source:
-    state = _state_dict(_load_torch(path, describe))
-    tensors = {name: value for name, value in state.items() if hasattr(value, "detach")}
+def _open_torch(paths: list[Path], describe: str, config: dict[str, Any] | None = None) -> Source:
+    states = [_state_dict(_load_torch(path, describe)) for path in paths]
+    items = itertools.chain.from_iterable(state.items() for state in states)
+    tensors = {name: value for name, value in items if hasattr(value, "detach")}
     if not tensors:
         raise UserError(f"{describe}: holds no tensors by name; give a file with a state dict")
 
@@ -187,7 +197,7 @@ def _open_torch(path: Path, describe: str, config: dict[str, Any] | None = None)
         return (tensor.float() if str(tensor.dtype).removeprefix("torch.") in _HALF else tensor).numpy()
 
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Source(describe, [path], shapes, read, config=config)
+    return Source(describe, paths, shapes, read, config=config)
 
 
 def _load_torch(path: Path, describe: str) -> Any:
@@ -202,8 +212,9 @@ def _load_torch(path: Path, describe: str) -> Any:
     if not zipped and not _is_pickle(path):
         raise UserError(broken)
     try:
-        # files of before torch 1.6 are no archives and cannot be mapped
-        return torch.load(path, weights_only=True, mmap=zipped, map_location="cpu")
+        with torch.serialization.safe_globals(stand_ins()):
+            # files of before torch 1.6 are no archives and cannot be mapped
+            return torch.load(path, weights_only=True, mmap=zipped, map_location="cpu")
     except pickle.UnpicklingError as problem:
         if "weights_only" not in str(problem) and "Unsupported" not in str(problem):
             raise UserError(broken) from None

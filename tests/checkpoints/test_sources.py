@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -106,6 +107,69 @@ def test_bare_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "witness").exists()
 
 
+HISTORY_BUFFER = """
+import collections, pathlib
+import numpy as np
+
+class HistoryBuffer:
+    _statistics_methods = collections.OrderedDict()
+
+    def __init__(self):
+        self._log_history, self._count_history, self.max_length = np.ones(3), np.ones(3, int), 100
+        self._statistics_methods["min"] = HistoryBuffer.min
+
+    def min(self):
+        return self._log_history.min()
+
+    def __getstate__(self):
+        return {**self.__dict__, "statistics_methods": self._statistics_methods}
+
+    def __setstate__(self, state):
+        pathlib.Path(WITNESS).touch()
+"""
+
+
+@pytest.fixture
+def mmengine(tmp_path, monkeypatch):
+    """Modules that pickle as mmengine's log does; what reads them back runs code that leaves a witness."""
+    names = ["mmengine", "mmengine.logging", "mmengine.logging.history_buffer"]
+    modules = {name: types.ModuleType(name) for name in names}
+    buffer = modules[names[-1]]
+    buffer.WITNESS = str(tmp_path / "witness")
+    exec(compile(HISTORY_BUFFER, names[-1], "exec"), buffer.__dict__)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return buffer
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("installed", [True, False])
+def test_training_checkpoint_of_mmengine(tmp_path, mmengine, installed, archive, monkeypatch):
+    """Its log is passed over, whether mmengine is there or not, and none of its code is run."""
+    hub = {"log_scalars": {"train/loss": mmengine.HistoryBuffer()}, "runtime_info": {"loss": np.float64(2)}}
+    state = {"decode_head.cls_embed.bias": torch.arange(3.0)}
+    value = {"meta": {"epoch": 20, "cfg": "model = dict()"}, "state_dict": state, "message_hub": hub,
+             "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}}  # fmt: skip
+    torch.save(value, tmp_path / "epoch_20.pth", _use_new_zipfile_serialization=archive)
+    if not installed:
+        for name in [name for name in sys.modules if name.startswith("mmengine")]:
+            monkeypatch.delitem(sys.modules, name)
+    source = open_source(tmp_path / "epoch_20.pth")
+    assert set(source) == set(state)
+    np.testing.assert_array_equal(source["decode_head.cls_embed.bias"], np.arange(3))
+    assert not (tmp_path / "witness").exists()
+
+
+def test_names_of_stand_ins_do_nothing(tmp_path):
+    """A file that would look up a method and call it through the names that are let through."""
+    # getattr(numpy.ndarray, "tofile")(witness), written by hand
+    called = b"\x80\x02c__builtin__\ngetattr\ncnumpy\nndarray\nX\x07\x00\x00\x00tofile\x86RX%b%b\x85R."
+    place = str(tmp_path / "witness").encode()
+    (tmp_path / "y.pth").write_bytes(called % (len(place).to_bytes(4, "little"), place))
+    message(tmp_path / "y.pth")
+    assert not (tmp_path / "witness").exists()
+
+
 def test_files_of_old_torch(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
     np.testing.assert_array_equal(open_source(tmp_path / "x.pth")["a"], np.ones(3))
@@ -143,6 +207,20 @@ def test_folders(tmp_path):
     assert "has a config.json but no weights" in message(tmp_path / "whole")
     (tmp_path / "whole" / "config.json").unlink()
     assert "has no config.json" in message(tmp_path / "whole")
+
+
+def test_sharded_folder_of_torch(tmp_path):
+    """pytorch_model.bin in pieces, as older repositories have it."""
+    (tmp_path / "config.json").write_text("{}")
+    table = {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}
+    for name, shard in table.items():
+        torch.save({name: torch.from_numpy(TENSORS[name])}, tmp_path / shard)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": table}))
+    source = open_source(tmp_path)
+    assert {name: source[name].tolist() for name in source} == {k: v.tolist() for k, v in TENSORS.items()}
+    assert [file.name for file in source.files] == sorted(table.values())
+    (tmp_path / "pytorch_model-2.bin").unlink()
+    assert "the shard pytorch_model-2.bin, which pytorch_model.bin.index.json names" in message(tmp_path)
 
 
 @pytest.fixture
