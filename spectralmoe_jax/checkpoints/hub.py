@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import socket
 import threading
+from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from spectralmoe_jax.checkpoints.sources import CONFIG, HUB, INDEX, TORCH_WEIGHTS, WEIGHTS, shards_of
+from spectralmoe_jax.checkpoints.sources import (
+    CONFIG,
+    HUB,
+    INDEX,
+    TORCH_INDEX,
+    TORCH_WEIGHTS,
+    WEIGHTS,
+    shards_of,
+)
 from spectralmoe_jax.errors import UserError
 
-PATIENCE = 3.0  # seconds until the hub counts as out of reach
+PATIENCE = 2.0  # seconds until the hub counts as out of reach
 _SPEC = re.compile(HUB + r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?")
 
 
@@ -30,7 +37,7 @@ def fetch(spec: str) -> Path:
     cached = _cached(repository, revision, file)
     if cached is not None:
         return cached
-    _require_network(spec, repository, file)
+    _require_network(spec, repository, revision, file)
     try:
         return _download(repository, revision, file)
     except UserError:
@@ -41,6 +48,14 @@ def fetch(spec: str) -> Path:
             f"{spec}: could not be downloaded ({reason}); for weights behind a licence accept it and run "
             f"`hf auth login`, or {_by_hand(repository, file)}"
         ) from None
+
+
+def fetch_first(specs: Iterable[str]) -> None:
+    """Fetch what is on the hub among `specs`, before slower things are loaded: without a network that is said
+    at once. Raises UserError as `fetch` does."""
+    for spec in specs:
+        if spec.strip().startswith(HUB):
+            fetch(spec.strip())
 
 
 def _cached(repository: str, revision: str | None, file: str | None) -> Path | None:
@@ -55,8 +70,8 @@ def _cached(repository: str, revision: str | None, file: str | None) -> Path | N
     config = lookup(CONFIG)
     if config is None:
         return None
-    index = lookup(INDEX)
-    whole = all(lookup(shard) for shard in shards_of(index)) if index else False
+    indices = [path for path in map(lookup, (INDEX, TORCH_INDEX)) if path is not None]
+    whole = any(all(lookup(shard) for shard in shards_of(index)) for index in indices)
     return config.parent if whole or lookup(WEIGHTS) or lookup(TORCH_WEIGHTS) else None
 
 
@@ -64,29 +79,36 @@ def _download(repository: str, revision: str | None, file: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    def get(name: str) -> Path:
-        return Path(hf_hub_download(repository, name, revision=revision, etag_timeout=PATIENCE))
-
-    if file is not None:
-        return get(file)
-    folder = get(CONFIG).parent
-    for name in (WEIGHTS, INDEX, TORCH_WEIGHTS):
+    def get(name: str) -> Path | None:
         try:
-            path = get(name)
+            return Path(hf_hub_download(repository, name, revision=revision, etag_timeout=PATIENCE))
         except EntryNotFoundError:
+            return None
+
+    advice = f"name a file that it has: {HUB}{repository}/FILE"
+    if file is not None:
+        found = get(file)
+        if found is None:
+            raise UserError(f"{HUB}{repository}: has no {file}; {advice}")
+        return found
+    config = get(CONFIG)
+    if config is None:
+        raise UserError(f"{HUB}{repository}: has no {CONFIG}, so it is no Hugging Face folder; {advice}")
+    for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX):
+        path = get(name)
+        if path is None:
             continue
-        for shard in shards_of(path) if name == INDEX else ():
-            get(shard)
-        return folder
-    raise UserError(
-        f"{HUB}{repository}: has a {CONFIG} but no {WEIGHTS}; name a file: {HUB}{repository}/FILE"
-    )
+        for shard in shards_of(path) if name in (INDEX, TORCH_INDEX) else ():
+            get(shard)  # one that is missing is named when the folder is opened
+        return config.parent
+    raise UserError(f"{HUB}{repository}: has a {CONFIG} but no {WEIGHTS}; {advice}")
 
 
-def _require_network(spec: str, repository: str, file: str | None) -> None:
-    from huggingface_hub import constants
+def _require_network(spec: str, repository: str, revision: str | None, file: str | None) -> None:
+    from huggingface_hub import constants, hf_hub_url
 
-    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+    url = hf_hub_url(repository, file or CONFIG, revision=revision)
+    if constants.HF_HUB_OFFLINE or not _reachable(url):
         raise UserError(
             f"{spec}: not in the local cache, and the hub is out of reach; {_by_hand(repository, file)}"
         )
@@ -101,21 +123,20 @@ def _by_hand(repository: str, file: str | None) -> str:
     )
 
 
-def _reachable(endpoint: str) -> bool:
-    """Whether the hub, or the proxy before it, takes a connection within `PATIENCE` seconds. In a thread of
-    its own: name lookup knows no timeout."""
-    parts = urlsplit(getproxies().get(urlsplit(endpoint).scheme) or endpoint)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
+def _reachable(url: str) -> bool:
+    """Whether the hub answers a request for a file within `PATIENCE` seconds, through the client, and so the
+    proxy, that would download it. In a thread: neither name lookup nor an answer in drops knows a limit."""
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
     answered = threading.Event()
 
-    def connect() -> None:
-        try:
-            socket.create_connection((parts.hostname or "", port), timeout=PATIENCE).close()
-            answered.set()
-        except OSError:
-            pass
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # the client raises errors of several HTTP libraries
+            if session.head(url, timeout=PATIENCE).status_code < 500:  # above that a proxy failed
+                answered.set()
 
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)
     return answered.is_set()

@@ -7,6 +7,9 @@ with the same parameters as a run that was never interrupted.
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.checkpoints.hub import fetch_first
 from spectralmoe_jax.configuration import load_config
 
 
@@ -19,9 +22,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> int:
     config = load_config(arguments.config, overrides)
+    fetch_first(_weights(config))
     from spectralmoe_jax.training.run import train
 
     result = train(config, arguments.workdir)
     best = "" if result["best"] is None else f", best checkpoint at step {result['best']}"
     print(f"{result['workdir']}: {result['step']} steps{best}")
     return 0
+
+
+def _weights(config: ConfigDict) -> list[str]:
+    """What the configuration reads weights from."""
+    sections = (config.model, config.model.visual, config.model.get("depth") or {})
+    given = [section.get("weights") or () for section in sections]
+    return [spec for one in given for spec in (one.split(",") if isinstance(one, str) else one)]

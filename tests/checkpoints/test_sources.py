@@ -1,18 +1,23 @@
 """What cannot be read says so in one line; a name on the hub works from the cache, and fails fast without."""
 
+import hashlib
+import http.server
 import json
+import os
 import pickle
 import socket
+import subprocess
 import sys
 import threading
 import time
 import types
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from spectralmoe_jax.checkpoints import hub
 from spectralmoe_jax.checkpoints.sources import open_source
 from spectralmoe_jax.errors import UserError
 
@@ -223,14 +228,16 @@ def test_sharded_folder_of_torch(tmp_path):
     assert "the shard pytorch_model-2.bin, which pytorch_model.bin.index.json names" in message(tmp_path)
 
 
+FILES = "/{repo_id}/resolve/{revision}/{filename}"
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache of the hub's client, and a hub that nobody reaches."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "getproxies", dict)
-    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "https://hub.invalid" + FILES)
     return tmp_path / "cache"
 
 
@@ -264,19 +271,119 @@ def test_hub_without_network(cache):
     assert "out of reach" in message("hf://lab/half")
 
 
-def test_hub_that_never_answers(cache, monkeypatch):
-    """Name lookup that hangs, as behind a firewall."""
-    released = threading.Event()
+SLOW_LOOKUP = """
+import socket, sys, time
 
-    def hang(*_, **__):
-        released.wait(20)
-        raise OSError
+def lookup(*_, **__):
+    time.sleep(60)
+    raise socket.gaierror("no answer")
 
-    monkeypatch.setattr(socket, "create_connection", hang)
+socket.getaddrinfo = lookup
+"""
+COMMAND = """
+from spectralmoe_jax.cli.main import main
+sys.exit(main(["convert", "hf://lab/encoder", "x.safetensors"]))
+"""
+
+
+def out_of_reach(tmp_path, before="import sys", **variables):
+    """Seconds that the whole command takes, in a process of its own, to say that the hub is out of reach."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+    environment = {k: v for k, v in os.environ.items() if k.upper() not in names}
+    environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "https://hub.invalid", **variables}
     start = time.monotonic()
-    assert "out of reach" in message("hf://lab/encoder")
-    assert time.monotonic() - start < 5
-    released.set()
+    done = subprocess.run(
+        [sys.executable, "-c", before + COMMAND], env=environment, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    seconds = time.monotonic() - start
+    assert done.returncode == 2, done.stderr
+    assert "not in the local cache, and the hub is out of reach; download config.json and" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    return seconds
+
+
+@pytest.fixture
+def mute_proxy():
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_command_without_network(tmp_path):
+    assert out_of_reach(tmp_path) < 5
+
+
+def test_command_behind_a_mute_proxy(tmp_path, mute_proxy):
+    assert out_of_reach(tmp_path, HTTPS_PROXY=mute_proxy, HTTP_PROXY=mute_proxy) < 5
+
+
+def test_command_whose_name_lookup_hangs(tmp_path):
+    assert out_of_reach(tmp_path, SLOW_LOOKUP) < 5
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the hub does, for the files in `files`."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_HEAD(self):
+        repository, _, name = self.path.lstrip("/").partition("/resolve/main/")
+        content = self.files.get(name) if repository == "lab/encoder" else None
+        self.send_response(200 if content is not None else 404)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+            content = b""
+        self.send_header("X-Repo-Commit", "c0ffee" * 6 + "c0de")
+        self.send_header("ETag", f'"{hashlib.sha1(name.encode()).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return content
+
+    def do_GET(self):
+        self.wfile.write(self.do_HEAD())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(cache, monkeypatch):
+    """A hub on this machine that holds the files put into the dictionary."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(Hub, "files", {})
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place + FILES)
+        yield Hub.files
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded", "torch"])
+def test_hub_folder_is_downloaded_once(kind, served, tmp_path):
+    shards = ("a-1.safetensors", "a-2.safetensors") if kind == "sharded" else ("one.safetensors",)
+    place = folder(tmp_path / "folder", shards)
+    if kind == "torch":
+        (place / "model.safetensors").unlink()
+        torch.save({"a": torch.ones(2)}, place / "pytorch_model-1.bin")
+        (place / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
+    served |= {file.name: file.read_bytes() for file in place.iterdir()}
+    wanted = open_source(place)
+    found = open_source("hf://lab/encoder")
+    assert {name: found[name].tolist() for name in found} == {n: wanted[n].tolist() for n in wanted}
+    served.clear()
+    assert set(open_source("hf://lab/encoder")) == set(wanted)
+
+
+def test_hub_repository_that_is_no_folder(served):
+    served["promptda_vitl.ckpt"] = b"x"
+    text = message("hf://lab/encoder")
+    assert "has no config.json" in text
+    assert "name a file that it has: hf://lab/encoder/FILE" in text
+    assert "hf://lab/encoder: has no other.ckpt; name a file" in message("hf://lab/encoder/other.ckpt")
 
 
 def test_hub_name_that_is_none():
