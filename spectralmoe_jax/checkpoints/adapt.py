@@ -9,9 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from spectralmoe_jax.checkpoints.rules import Path, Shape
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.resample import antialias_matrix, bicubic_matrix, linear_matrix
 
+RGB = ("red", "green", "blue")  # the order of the channels of weights made for colour images
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +29,10 @@ class EncoderAdapt:
         self._logged: set[Path] = set()
 
     def fits(self, path: Path, shape: Shape, wanted: Shape) -> bool:
-        return self._how(path, shape, wanted) is not None
+        how = self._how(path, shape, wanted)
+        if how == self._kernel and wanted[2] < shape[2]:
+            self._chosen(shape[2])  # refused before anything is read
+        return how is not None
 
     def __call__(self, path: Path, value: np.ndarray, wanted: Shape) -> np.ndarray:
         how = self._how(path, value.shape, wanted)
@@ -54,14 +59,31 @@ class EncoderAdapt:
             flat = kernel.reshape(*kernel.shape[:2], -1)
             kernel = _bicubic(flat, wanted[0]).reshape(*wanted[:2], *kernel.shape[2:])
         channels, bands = kernel.shape[2], wanted[2]
-        if bands <= channels:
-            return kernel[:, :, :bands]
+        if bands == channels:
+            return kernel
+        if bands < channels:
+            return kernel[:, :, self._chosen(channels)]
         if self.config.extra_bands == "modulo":
             return kernel[:, :, np.arange(bands) % channels]
         extra = np.zeros_like(kernel[:, :, :1])
         if self.config.extra_bands == "mean":
             extra = kernel.mean(axis=2, keepdims=True)
         return np.concatenate([kernel, np.repeat(extra, bands - channels, axis=2)], axis=2)
+
+    def _chosen(self, channels: int) -> list[int]:
+        """Which of the weights' channels the bands are, where there are fewer of them.
+
+        Raises UserError where that cannot be told: channels must not be dropped by their order.
+        """
+        names = self.config.band_names
+        if channels == len(RGB) and names and set(names) <= set(RGB):
+            return [RGB.index(name) for name in names]
+        listed = ", ".join(names) or f"{self.config.in_channels} without names"
+        raise UserError(
+            f"{self.source}: the weights have {channels} channels, and config.model.{self.config.name} reads "
+            f"fewer bands ({listed}), so channels would be dropped unseen; give the bands of the weights, or "
+            f"where they are made for RGB, bands named {', '.join(RGB)}"
+        )
 
     def _table(self, table: np.ndarray, wanted: Shape) -> np.ndarray:
         """([1 +] s * s, D) -> ([1 +] S * S, D); the class row stays."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,23 +12,28 @@ import numpy as np
 from flax import nnx
 
 from spectralmoe_jax.checkpoints.adapt import EncoderAdapt
-from spectralmoe_jax.checkpoints.formats import Found, default_leaves, file_fields, recognise
+from spectralmoe_jax.checkpoints.formats import Found, default_leaves, file_fields, manifest, recognise
 from spectralmoe_jax.checkpoints.rules import Path, Shape, stream_tensors
 from spectralmoe_jax.checkpoints.sources import Source
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.encoder import Encoder, EncoderConfig
 from spectralmoe_jax.models.presets import PRESETS
+from spectralmoe_jax.models.presets import preset as published
 from spectralmoe_jax.models.state import fill, leaves, with_values
 from spectralmoe_jax.models.wavelengths import KernelGenerator
 
+log = logging.getLogger(__name__)
 GENERATED: tuple[Path, ...] = (
     ("patch_kernel",),
     ("patch_bias",),
 )  # of encoders that make them of wavelengths
+OR = " or "  # between the names of presets that a file may hold
+_HEAD_WIDTH = 64  # of every published encoder but SAM-H, which says so
+_ANY_BANDS = (0.665, 0.56, 0.49)  # stand in where shapes alone are asked for
 _ARCHITECTURE = (
     "kind", "width", "layers", "heads", "ffn", "mlp_width", "qkv_bias", "storage_tokens", "window",
-    "global_every", "norm_eps", "rope_base", "untied_norms",
+    "global_every", "neck_width", "norm_eps", "rope_base", "untied_norms",
 )  # fmt: skip
 
 
@@ -68,7 +75,29 @@ def stream_found(found: Found, config: EncoderConfig) -> Iterator[tuple[Path, np
         ignored=found.format.ignored, defaults=default_leaves(found, config),
         adapt=EncoderAdapt(config, found.source.describe),
     )  # fmt: skip
+    stream = right_masks(stream, found.source.describe)
     return with_generated(config, stream) if config.family.wavelengths else stream
+
+
+def right_masks(stream: Iterator[tuple[Path, np.ndarray]], source: str) -> Iterator[tuple[Path, np.ndarray]]:
+    """The leaves of `stream`, masks of attention biases checked: one for queries and values, zero for keys.
+
+    DINOv3's code makes the mask of NaN and fills it later; a file written before that gets the right one, and
+    a line of the log says so. Raises UserError for any other mask.
+    """
+    for path, leaf in stream:
+        if path[-1] == "bias_mask":
+            right = np.repeat(np.array([1, 0, 1], leaf.dtype), leaf.shape[-1] // 3)
+            empty = np.isnan(leaf).any()
+            if empty:
+                log.info("%s: the mask of the key bias is not filled (NaN); the right one is used", source)
+            elif not (leaf == right).all():
+                raise UserError(
+                    f"{source}: attn.qkv.bias_mask is not one for queries and values and zero for keys; "
+                    "the file is damaged or of another model: give another"
+                )
+            leaf = np.broadcast_to(right, leaf.shape).copy() if empty else leaf
+        yield path, leaf
 
 
 def with_generated(
@@ -101,7 +130,7 @@ def require_architecture(found: Found, config: EncoderConfig, where: str = "") -
     for key in _ARCHITECTURE:
         if key not in theirs or theirs[key] == ours[key] or not _matters(key, config):
             continue
-        name = matching_preset(theirs)
+        name = OR.join(presets_of(found, theirs))
         remedy = f"choose the preset {name}" if name else "choose the configuration of the file"
         raise UserError(
             f"{found.source.describe}: the file ({found.format.title}) holds {key} {theirs[key]}, "
@@ -127,13 +156,13 @@ def _require_activation(found: Found, config: EncoderConfig) -> None:
 
 def _matters(key: str, config: EncoderConfig) -> bool:
     """Whether a setting means anything for the family; tables of relative positions can be resampled."""
-    if key in ("window", "global_every"):
+    if key in ("window", "global_every", "neck_width"):
         return config.kind == "sam"
     return key != "rope_base" or config.family.rope == "centred"
 
 
-def matching_preset(fields: dict[str, Any]) -> str | None:
-    """The first preset that these fields, as a file has them, do not contradict."""
+def matching_presets(fields: dict[str, Any]) -> list[str]:
+    """The presets that these fields, as a file has them, do not contradict."""
 
     def complete(row: dict[str, Any]) -> dict[str, Any]:
         width = int(row["width"] * 4)
@@ -148,11 +177,56 @@ def matching_preset(fields: dict[str, Any]) -> str | None:
 
     keys = ("kind", "width", "layers", "ffn", "mlp_width", "storage_tokens", "qkv_bias", "patch_size",
             "table_size", "heads", "untied_norms")  # fmt: skip
-    for name, row in PRESETS.items():
-        whole = complete(row)
-        if all(fields[key] == whole[key] for key in keys if key in fields and key in whole):
-            return name
-    return None
+    rows = {name: complete(row) for name, row in PRESETS.items()}
+    return [
+        name
+        for name, row in rows.items()
+        if all(fields[key] == row[key] for key in keys if key in fields and key in row)
+    ]
+
+
+def presets_of(found: Found, fields: dict[str, Any]) -> list[str]:
+    """The presets that a file may hold: what its sizes allow, of those that its format publishes.
+
+    Where sizes do not tell them apart, the record in a file of ours does, or what stands beside the encoder,
+    or the published name of the weights.
+    """
+    recorded = manifest(found.source).get("preset")
+    if found.names is None and recorded:
+        return recorded.split(OR)
+    names = [name for name in matching_presets(fields) if re.fullmatch(found.format.presets, name)]
+    if any(name.startswith("prompt_") for name in names):
+        return [name for name in names if name.startswith("prompt_") == _is_prompt_depth(found.source)]
+    for pretraining, suffix in (("sat493m", "_sat"), ("lvd1689m", "")):
+        if pretraining in found.source.describe:
+            names = [name for name in names if name.endswith("_sat") == bool(suffix)] or names
+    return names
+
+
+def _is_prompt_depth(source: Source) -> bool:
+    """Of the two, Prompt-Depth-Anything alone stores the mean of its pixels."""
+    model = (source.config or {}).get("model_type")
+    return model == "prompt_depth_anything" or any(name.endswith("_mean") for name in source)
+
+
+def described(found: Found, preset: str | None = None) -> tuple[dict[str, Any], EncoderConfig]:
+    """What the file or `preset` says of the encoder, and a configuration that gives every leaf its shape.
+
+    Raises UserError where the file is of another architecture than the preset, or one of ours says nothing.
+    """
+    fields = file_fields(found)
+    if found.names is None and not fields:
+        raise UserError(f"{found.source.describe}: has no manifest; convert the file it came from again")
+    chosen = preset or next(iter(presets_of(found, fields)), None)
+    row = published(chosen, "--preset") if chosen else {}
+    if preset:
+        fields = {**fields, **row}
+    whole = {"heads": max(1, fields["width"] // _HEAD_WIDTH), **row, **fields}
+    if whole["kind"] == "dofa":
+        whole |= {"wavelengths": _ANY_BANDS, "in_channels": len(_ANY_BANDS)}
+    config = EncoderConfig(**whole)
+    require_architecture(found, config, f"--preset {preset}")
+    return fields, config
 
 
 def fill_encoder(encoder: Encoder, source: Source, format_name: str | None = None) -> None:

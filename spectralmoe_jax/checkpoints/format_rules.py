@@ -17,7 +17,8 @@ class Names(NamedTuple):
     under it. qkv: one fused projection, or three. bias_mask: of a fused projection's bias. mlp, gated: the
     first layer of the feed-forward block, plain and SwiGLU (gate, then value). mlp_last, gated_last: the
     second. scale1, scale2: LayerScale. relative: relative positions along height and width, with `{axis}`.
-    generator: prefix of DOFA's kernel generator.
+    generator: prefix of DOFA's kernel generator. qkv_biases: whole names of the projections' biases, where
+    they do not stand under `qkv`. neck: of SAM's neck, its convolutions and norms in turn.
     """
 
     patch: str
@@ -43,6 +44,13 @@ class Names(NamedTuple):
     ffn_norm: str = ""
     relative: str = ""
     generator: str = ""
+    qkv_biases: tuple[str, ...] = ()
+    neck: tuple[str, ...] = ()
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """Names of the projections' biases within a block."""
+        return self.qkv_biases or tuple(f"{name}.bias" for name in self.qkv)
 
 
 META_DINOV2 = Names(
@@ -58,18 +66,24 @@ META_DINOV3 = META_DINOV2._replace(
 DOFA = META_DINOV2._replace(
     patch="", storage="", mask=("", ""), scale1="", scale2="", norm="", generator="patch_embed."
 )
-EVA02 = DOFA._replace(
+TIMM_EVA02 = DOFA._replace(
     patch="patch_embed.proj", qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
     gated=("mlp.fc1_g", "mlp.fc1_x"), gated_last="mlp.fc2", ffn_norm="mlp.norm", generator="",
+)  # fmt: skip
+# the names of EVA-02's own code, which the released SpectralMoE code took over
+EVA02 = TIMM_EVA02._replace(
+    gated=("mlp.w1", "mlp.w2"), gated_last="mlp.w3", ffn_norm="mlp.ffn_ln",
+    qkv_biases=("attn.q_bias", "", "attn.v_bias"),
 )  # fmt: skip
 META_SAM = Names(
     patch="patch_embed.proj", block="blocks.{layer}.", qkv=("attn.qkv",), out="attn.proj", norm1="norm1",
     norm2="norm2", mlp="mlp.lin1", mlp_last="mlp.lin2", table=("pos_embed", "grid"),
-    relative="attn.rel_pos_{axis}",
+    relative="attn.rel_pos_{axis}", neck=("neck.0", "neck.1", "neck.2", "neck.3"),
 )  # fmt: skip
 HF_SAM = META_SAM._replace(
-    patch="patch_embed.projection", block="layers.{layer}.", norm1="layer_norm1", norm2="layer_norm2"
-)
+    patch="patch_embed.projection", block="layers.{layer}.", norm1="layer_norm1", norm2="layer_norm2",
+    neck=("neck.conv1", "neck.layer_norm1", "neck.conv2", "neck.layer_norm2"),
+)  # fmt: skip
 _ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 HF_DINOV3 = Names(
     patch="embeddings.patch_embeddings", block="layer.{layer}.", qkv=_ATTENTION, out="attention.o_proj",
@@ -125,6 +139,10 @@ def encoder_rules(names: Names, config: EncoderConfig) -> list[Rule]:
     rules += [rule.under(names.block, ("blocks",)) for rule in block_rules(names, config)]
     if names.relative:
         rules += _relative_positions(names, config)
+    if names.neck:
+        first, norm1, second, norm2 = names.neck
+        rules += [Rule(f"{first}.weight", ("neck_first",), "conv1x1"), *_norm(norm1, ("neck_norm1",))]
+        rules += [Rule(f"{second}.weight", ("neck_second",), "conv"), *_norm(norm2, ("neck_norm2",))]
     return rules
 
 
@@ -132,7 +150,7 @@ def block_rules(names: Names, config: EncoderConfig) -> list[Rule]:
     """The rules of one block."""
     gated = config.ffn == "swiglu"
     first, last = (names.gated, names.gated_last) if gated else ((names.mlp,), names.mlp_last)
-    biases = tuple(f"{name}.bias" for name in names.qkv)
+    biases = names.biases
     if len(biases) == 3 and not config.family.key_bias:
         biases = (biases[0], ZEROS, biases[2])
     rules = [

@@ -20,7 +20,8 @@ NATIVE = "native"
 MANIFEST = "spectralmoe"  # the key of a native file's header under which its manifest stands
 _NATIVE_MARK = "blocks/attention/qkv/kernel"
 _TRAINING_HEADS = (r"(.*\.)?(dino_head|ibot_head)\..*",)
-_SAM_REST = (r"(prompt_encoder|mask_decoder|shared_image_embedding)\..*", r"(.*\.)?neck\..*")
+_EVA02_REST = (r"(mask_token|(norm|fc_norm|head|lm_head)\..*|(.*\.)?rope\..*)",)
+_SAM_REST = (r"(prompt_encoder|mask_decoder|shared_image_embedding)\..*",)
 
 
 class Format(NamedTuple):
@@ -29,7 +30,7 @@ class Format(NamedTuple):
     kind: the family that it holds. names: what its tensors may be called. prefixes: what may stand before
     every name. ignored: regular expressions of tensors that the encoder has no use for. licence: a note on
     the weights' terms. untied: further norms are stored; where not, they get the identity, as no feature
-    depends on them.
+    depends on them. presets: regular expression of the presets that are published so.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Format(NamedTuple):
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
     untied: bool = True
+    presets: str = ".*"
 
 
 _META = ("", "backbone.", "module.", "module.backbone.", "model.", "encoder.")
@@ -50,6 +52,7 @@ _APACHE = "Apache-2.0"
 DEPTH_REST = (r"depth_head\..*", "_mean", "_std")
 # published bare, and by Prompt-Depth-Anything's training code (promptda_*.ckpt) within its `pipeline`
 _DEPTH_WRAPPERS = ("", "pipeline.", "model.", "module.")
+_DINOV2, _DEPTH = r"dinov2_.*", r".*depth_anything_.*"  # alike in every size: the format tells them apart
 _DEPTH_LICENCE = "Apache-2.0 for the small models; larger ones may be non-commercial: see their page"
 
 FORMATS = (
@@ -58,17 +61,21 @@ FORMATS = (
         (r"(mask_token|(norm|fc_norm|head|projector)\..*|decoder_.*)",),
     ),
     Format(
-        "timm_eva02", "EVA-02 in timm's names", "eva02", (rows.EVA02,), "MIT", _META,
-        (r"(mask_token|(norm|fc_norm|head)\..*|(.*\.)?rope\..*)",),
+        "timm_eva02", "EVA-02 in timm's names", "eva02", (rows.TIMM_EVA02,), "MIT", _META, _EVA02_REST,
     ),
+    Format("eva02", "EVA-02 .pt", "eva02", (rows.EVA02,), "MIT", _META, _EVA02_REST),
     Format(
         "meta_dinov3", "DINOv3 .pth", "dinov3", (rows.META_DINOV3,), _DINOV3_LICENCE, _META, _TRAINING_HEADS
     ),
-    Format("meta_dinov2", "DINOv2 .pth", "dinov2", (rows.META_DINOV2,), _APACHE, _META, _TRAINING_HEADS),
+    Format(
+        "meta_dinov2", "DINOv2 .pth", "dinov2", (rows.META_DINOV2,), _APACHE, _META, _TRAINING_HEADS,
+        presets=_DINOV2,
+    ),
     Format(
         "depth_anything", "(Prompt-)Depth-Anything .pth or .ckpt", "dinov2", (rows.META_DINOV2,),
         _DEPTH_LICENCE, tuple(wrapper + "pretrained." for wrapper in _DEPTH_WRAPPERS),
         tuple(rf"({'|'.join(map(re.escape, _DEPTH_WRAPPERS))}){rest}" for rest in DEPTH_REST),
+        presets=_DEPTH,
     ),
     Format(
         "hf_dinov3", "DINOv3 of Hugging Face", "dinov3",
@@ -77,12 +84,12 @@ FORMATS = (
     ),
     Format(
         "hf_dinov2", "DINOv2 of Hugging Face", "dinov2", (rows.HF_DINOV2, rows.HF_DINOV2_NEW), _APACHE,
-        ("", "dinov2.", "dinov2_with_registers."), (r"classifier\..*",), untied=False,
+        ("", "dinov2.", "dinov2_with_registers."), (r"classifier\..*",), untied=False, presets=_DINOV2,
     ),
     Format(
         "hf_depth_anything", "(Prompt-)Depth-Anything of Hugging Face", "dinov2",
         (rows.HF_DINOV2, rows.HF_DINOV2_NEW), _DEPTH_LICENCE, ("backbone.",), (r"(neck|head)\..*",),
-        untied=False,
+        untied=False, presets=_DEPTH,
     ),
     Format(
         "hf_clip", "CLIP of Hugging Face", "clip", (rows.HF_CLIP,), "MIT", ("vision_model.", ""),
@@ -93,6 +100,7 @@ FORMATS = (
     ),
     Format("meta_sam", "SAM .pth", "sam", (rows.META_SAM,), _APACHE, ("image_encoder.", ""), _SAM_REST),
 )  # fmt: skip
+DEPTH_FORMATS = ("depth_anything", "hf_depth_anything")
 
 
 class Found(NamedTuple):
@@ -150,6 +158,8 @@ def _marks(names: Names) -> list[str]:
     marks += [name for name in (names.table[0], names.periods) if name]
     marks += [f"{name}.weight" for name in (names.patch, names.norm_first) if name]
     marks += [block + name for name in (names.scale1, names.relative.replace("{axis}", "h")) if name]
+    if names.ffn_norm:  # by which EVA-02's two layouts differ
+        marks.append(f"{block}{names.ffn_norm}.weight")
     if names.generator:
         marks.append(f"{names.generator}weight_generator.weight_tokens")
     return marks
@@ -187,7 +197,7 @@ def file_fields(found: Found) -> dict[str, Any]:
         "width": width,
         "layers": _count_layers(names, source),
         "ffn": "swiglu" if gated else "mlp",
-        "qkv_bias": f"{block}{names.qkv[0]}.bias" in source,
+        "qkv_bias": f"{block}{names.biases[0]}" in source,
         "storage_tokens": source.shape(names.storage)[1] if names.storage in source else 0,
     }
     if last in source:
@@ -227,12 +237,25 @@ def _stem_fields(names: Names, source: Source, width: int) -> dict[str, Any]:
 
 
 def _sam_fields(names: Names, source: Source, width: int, layers: int) -> dict[str, Any]:
-    """Layers with global attention are those with the longer tables of relative positions."""
+    """Layers with global attention are those that config.json names, or those with longer tables of relative
+    positions. Raises UserError where they are not every n-th."""
     name = names.block + names.relative.format(axis="h", layer="{layer}")
     shapes = [source.shape(name.format(layer=layer)) for layer in range(layers)]
     fields: dict[str, Any] = {"heads": width // shapes[0][1], "window": (shapes[0][0] + 1) // 2}
+    if f"{names.neck[0]}.weight" in source:
+        fields["neck_width"] = source.shape(f"{names.neck[0]}.weight")[0]
+    settings = (source.config or {}).get("vision_config", source.config or {})
     others = [layer for layer, shape in enumerate(shapes) if shape != shapes[0]]
-    return fields | ({"global_every": others[0] + 1} if others else {})
+    everywhere = sorted(settings.get("global_attn_indexes", others))
+    if not everywhere:
+        return fields
+    every = everywhere[0] + 1
+    if everywhere != list(range(every - 1, layers, every)):
+        raise UserError(
+            f"{source.describe}: layers {', '.join(map(str, everywhere))} of {layers} have global attention; "
+            "this encoder can have it in every n-th layer alone: give one that does, as SAM's own do"
+        )
+    return fields | {"global_every": every}
 
 
 def _hugging_face_fields(config: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from spectralmoe_jax.checkpoints import format_rules as rows
 from spectralmoe_jax.checkpoints import rules
+from spectralmoe_jax.checkpoints.provenance import header
 from spectralmoe_jax.checkpoints.sources import CONFIG, WEIGHTS
 from spectralmoe_jax.checkpoints.write import write_safetensors
 from spectralmoe_jax.errors import UserError
@@ -19,32 +20,42 @@ from spectralmoe_jax.models.encoder import UNTIED_NORMS, EncoderConfig
 
 log = logging.getLogger(__name__)
 
-_NAMES = {"dinov3": rows.HF_DINOV3, "dinov2": rows.HF_DINOV2, "clip": rows.HF_CLIP}
+_NAMES = {"dinov3": rows.HF_DINOV3, "dinov2": rows.HF_DINOV2, "clip": rows.HF_CLIP, "sam": rows.HF_SAM}
+_PREFIXES = {"clip": "vision_model.", "sam": "vision_encoder."}
 # leaves that transformers computes, or that its models do not have
 _NOT_STORED = ("rope_periods", "bias_mask", *UNTIED_NORMS)
 
 
-def write_folder(folder: Path, config: EncoderConfig, values: Mapping[rules.Path, np.ndarray]) -> None:
-    """Write `config.json` and `model.safetensors` into a new folder.
+def write_folder(
+    folder: Path, config: EncoderConfig, shapes: Mapping[rules.Path, rules.Shape],
+    leaves: Iterable[tuple[rules.Path, np.ndarray]], record: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write `config.json` and `model.safetensors` into a new folder, leaf by leaf.
 
     Args:
-      values: the encoder's leaves.
+      shapes: of the encoder's leaves. leaves: each of these, once.
+      record: where the weights came from, for the header.
 
     Raises UserError for an encoder that transformers does not have.
     """
     if config.kind not in _NAMES:
         raise UserError(f"--to hf: transformers is written for {', '.join(_NAMES)}, not for {config.kind}")
-    prefix = "vision_model." if config.kind == "clip" else ""
-    table = [rule.under(prefix, ()) for rule in rows.encoder_rules(_NAMES[config.kind], config)]
-    left = sorted({part for path in values for part in path if part in _NOT_STORED})
+    settings = _settings(config)
+    table = [
+        rule.under(_PREFIXES.get(config.kind, ""), ())
+        for rule in rows.encoder_rules(_NAMES[config.kind], config)
+    ]
+    left = sorted({part for path in shapes for part in path if part in _NOT_STORED})
     if left:
         log.info("%s: transformers does not store %s", folder.name, ", ".join(left))
-    stored = {path: leaf for path, leaf in values.items() if not set(path) & set(_NOT_STORED)}
-    tensors = rules.write_tensors(table, stored)
+    wanted = {path: shape for path, shape in shapes.items() if not set(path) & set(_NOT_STORED)}
+    stored = ((path, leaf) for path, leaf in leaves if path in wanted)
     folder.mkdir()
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    write_safetensors(folder / WEIGHTS, shapes, tensors.items(), {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(_settings(config), indent=2) + "\n")
+    write_safetensors(
+        folder / WEIGHTS, rules.written_shapes(table, wanted), rules.write_each(table, stored),
+        {"format": "pt", **header(record)},
+    )  # fmt: skip
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _settings(config: EncoderConfig) -> dict[str, Any]:
@@ -60,6 +71,13 @@ def _settings(config: EncoderConfig) -> dict[str, Any]:
         return {
             **common, "model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"],
             "intermediate_size": config.hidden, "hidden_act": "quick_gelu",
+        }  # fmt: skip
+    if config.kind == "sam":
+        everywhere = range(config.global_every - 1, config.layers, config.global_every)
+        return {
+            **common, "model_type": "sam_vision_model", "architectures": ["SamVisionModel"],
+            "mlp_dim": config.hidden, "output_channels": config.neck_width, "window_size": config.window,
+            "global_attn_indexes": list(everywhere), "qkv_bias": config.qkv_bias, "hidden_act": "gelu",
         }  # fmt: skip
     if config.kind == "dinov3":
         biases = {f"{part}_bias": config.qkv_bias for part in ("query", "value")}

@@ -39,6 +39,6 @@ class _Inert:
         pass
 
 
-def stand_ins() -> list[type]:
+def stand_ins() -> list[Any]:
     """One empty class under each name, for `torch.serialization.safe_globals`."""
     return [type(name, (_Inert,), {"__module__": module}) for module, name in _NAMES]

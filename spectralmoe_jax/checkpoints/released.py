@@ -6,32 +6,48 @@ merged backbone file has those of the backbone, the training checkpoint those of
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from spectralmoe_jax.checkpoints import format_rules as rows
 from spectralmoe_jax.checkpoints.adapt import EncoderAdapt
-from spectralmoe_jax.checkpoints.encoder_file import GENERATED, require_architecture, with_generated
+from spectralmoe_jax.checkpoints.encoder_file import (
+    GENERATED,
+    require_architecture,
+    right_masks,
+    with_generated,
+)
 from spectralmoe_jax.checkpoints.format_rules import encoder_rules
 from spectralmoe_jax.checkpoints.formats import (
     DEPTH_REST,
     FORMATS,
+    MANIFEST,
     Found,
     default_leaves,
+    manifest,
     native_rules,
     recognise,
 )
 from spectralmoe_jax.checkpoints.released_head import head_rules
-from spectralmoe_jax.checkpoints.rules import Path, Rule, Shape, stream_tensors, write_tensors
+from spectralmoe_jax.checkpoints.rules import (
+    Path,
+    Rule,
+    Shape,
+    stream_tensors,
+)
 from spectralmoe_jax.checkpoints.sources import Source, open_source
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import fill, leaves
 
+log = logging.getLogger(__name__)
 ADAPTER = [
     Rule("experts_a.{layer}.{expert}", ("experts_a",)),
     Rule("experts_b.{layer}.{expert}", ("experts_b",)),
@@ -62,6 +78,10 @@ NAMES = {
     "dofa": rows.DOFA,
     "eva02": rows.EVA02,
 }  # families whose names the released code shares with their publishers
+ABSENT = {
+    "clip": "the released code has a learned pyramid (fpn1 to fpn4) behind CLIP, this model has none",
+    "sam": "the released code adapts SAM's layers with global attention alone, this model every layer",
+}
 # part -> (what its released names start with, where it stands in our model), the more specific first
 PARTS: dict[str, tuple[str, Path]] = {
     "depth": ("backbone.depth_anything.", ("backbone", "depth")),
@@ -74,10 +94,10 @@ ENCODERS = {
     "visual": ("backbone.", ("backbone", "visual")),
     "depth": ("backbone.depth_anything.pretrained.", ("backbone", "depth")),
 }
-DEFINED = ("bias_mask", "rope_periods")  # leaves that some formats define instead of storing
 SEGMENTER_CONSTANTS = {"backbone.depthmoe." + name: value for name, value in ADAPTER_CONSTANTS.items()}
 _WITHOUT_ROOT = ("depth_anything.pretrained.", "depthmoe.")
-_IGNORED_DEPTH = tuple(rf"backbone\.depth_anything\.{rest}" for rest in DEPTH_REST)
+_DEPTH_ROUTER = r"backbone\.depthmoe\.w_(gate|noise)\.\d+\.1"
+IGNORED_DEPTH = tuple(rf"backbone\.depth_anything\.{rest}" for rest in DEPTH_REST)
 
 
 def under(prefix: str, path: Path, rules: list[Rule]) -> list[Rule]:
@@ -107,8 +127,8 @@ def segmenter_rules(visual: EncoderConfig | None = None, depth: EncoderConfig | 
 def _names(config: EncoderConfig) -> rows.Names:
     if config.kind not in NAMES:
         raise UserError(
-            f"config.model.{config.name}.kind = {config.kind!r}: the released names are for "
-            f"{', '.join(NAMES)}; read or write this one by our own names (--to safetensors)"
+            f"config.model.{config.name}.kind = {config.kind!r} has no released layout: "
+            f"{ABSENT[config.kind]}; read or write it by our own names (--to safetensors)"
         )
     return NAMES[config.kind]
 
@@ -178,21 +198,33 @@ def stream_segmenter(
 
     Raises UserError, listing all problems together, before anything large is read.
     """
+    parts = _used_parts(source, config, parts)
     named = canonical(source).renamed(lambda name: name if part_of(name) in (*parts, "") else "")
     wanted = {path: shape for path, shape in shapes.items() if part_of(path) in parts}
     wanted = {path: shape for path, shape in wanted.items() if path not in generated_leaves(config)}
     native = is_native(named)
-    if not native:
-        _require_architectures(named, config, parts)
+    _require_architectures(source, config, parts)
     rules = native_rules(wanted) if native else segmenter_rules(config.visual, config.depth)
     stream = stream_tensors(
         rules, wanted, named, source=source.describe, constants=SEGMENTER_CONSTANTS,
         ignored=_ignored(config), defaults={} if native else _defaults(named, config),
         adapt=_Adapt(config, source.describe),
     )  # fmt: skip
+    stream = right_masks(stream, source.describe)
     if config.visual.family.wavelengths and "visual" in parts:
         return with_generated(config.visual, stream, ("backbone", "visual"))
     return stream
+
+
+def _used_parts(source: Source, config: SegmenterConfig, parts: Collection[str]) -> set[str]:
+    """`parts` but for a depth encoder that the configuration has no use for, which the log says."""
+    if config.adapter.use_depth or "depth" not in parts:
+        return set(parts)
+    log.info(
+        "%s: its depth encoder and the router of depth are left out: config.model.adapter.use_depth is False",
+        source.describe,
+    )
+    return set(parts) - {"depth"}
 
 
 def generated_leaves(config: SegmenterConfig) -> list[Path]:
@@ -202,26 +234,41 @@ def generated_leaves(config: SegmenterConfig) -> list[Path]:
 
 def _require_architectures(source: Source, config: SegmenterConfig, parts: Collection[str]) -> None:
     """Raises UserError, naming the key, where an encoder in the file is of another architecture."""
+    found = encoders_of(source, parts)
     for encoder in (config.visual, config.depth):
-        if encoder is None or encoder.name not in parts:
-            continue
-        try:
-            found = recognise(_encoder_of(source, encoder.name))
-        except UserError:
-            continue  # what is missing is reported leaf by leaf
-        require_architecture(found, encoder)
+        if encoder is not None and encoder.name in found:
+            require_architecture(found[encoder.name], encoder)
 
 
-def _encoder_of(source: Source, part: str) -> Source:
-    """An encoder alone, under its publisher's names."""
-    root = ENCODERS[part][0]
-    return source.renamed(lambda name: name[len(root) :] if part_of(name) == part else "")
+def encoders_of(source: Source, parts: Collection[str]) -> dict[str, Found]:
+    """The encoders among `parts` of a segmenter's file, by part; one of no known format is left out: its
+    tensors are reported one by one."""
+    found = {}
+    for part in set(parts) & ENCODERS.keys():
+        with contextlib.suppress(UserError):
+            found[part] = recognise(encoder_alone(source, part))
+    return found
+
+
+def encoder_alone(source: Source, part: str) -> Source:
+    """An encoder of a segmenter's file under its publisher's names, or ours where the file has ours."""
+    named = canonical(source)
+    root = "/".join(ENCODERS[part][1]) + "/" if is_native(named) else ENCODERS[part][0]
+    own = [name for name in named if part_of(name) == part and not _is_depth_rest(name)]
+    names = {name: name.removeprefix(root) for name in own}
+    record = manifest(source).get("encoders", {}).get(part, {})
+    return named.renamed(lambda name: names.get(name, ""), {MANIFEST: json.dumps(record)})
+
+
+def _is_depth_rest(name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in IGNORED_DEPTH)
 
 
 def _ignored(config: SegmenterConfig) -> list[str]:
     formats = {format.kind: format for format in reversed(FORMATS) if format.names[0] in NAMES.values()}
     patterns = formats[config.visual.kind].ignored if config.visual.kind in formats else ()
-    return [*_IGNORED_DEPTH, *(rf"backbone\.(?:{pattern})" for pattern in patterns)]
+    router = () if config.adapter.use_depth else (_DEPTH_ROUTER,)
+    return [*IGNORED_DEPTH, *router, *(rf"backbone\.(?:{pattern})" for pattern in patterns)]
 
 
 def _defaults(source: Source, config: SegmenterConfig) -> dict[Path, np.ndarray]:
@@ -233,21 +280,6 @@ def _defaults(source: Source, config: SegmenterConfig) -> dict[Path, np.ndarray]
         own = default_leaves(found, encoder)
         defaults |= {(*ENCODERS[encoder.name][1], *path): value for path, value in own.items()}
     return defaults
-
-
-def released_tensors(config: SegmenterConfig, values: Mapping[Path, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """The state dict that the released code loads with strict=True, tensor by tensor.
-
-    Raises UserError for an encoder that the released code does not have.
-    """
-    rules = segmenter_rules(config.visual, config.depth)
-    stored = {rule.path for rule in rules}
-    for path, leaf in values.items():
-        defined = path[-1] in DEFINED and path not in stored
-        if not defined and path not in generated_leaves(config):
-            yield from write_tensors(rules, {path: np.asarray(leaf)}).items()
-    for name, value in SEGMENTER_CONSTANTS.items():
-        yield name, np.full((1,), value, np.float32)
 
 
 def load_released(segmenter: Segmenter, file: str | os.PathLike[str]) -> None:

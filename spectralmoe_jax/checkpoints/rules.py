@@ -212,18 +212,64 @@ def _listed(items: list[str], at_most: int = 12) -> str:
 def write_tensors(rules: Iterable[Rule], leaves: Mapping[Path, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `read_tensors`: source name -> array, for every leaf. Raises KeyError for a
     leaf without a rule."""
+    return dict(write_each(rules, leaves.items()))
+
+
+def write_each(
+    rules: Iterable[Rule], leaves: Iterable[tuple[Path, np.ndarray]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """As `write_tensors`, one tensor at a time, in the order of `leaves`; each is a copy."""
     by_path = {rule.path: rule for rule in rules}
-    tensors = {}
-    for path, leaf in leaves.items():
-        rule = by_path[path]
-        write = TRANSFORMS[rule.transform].write
-        for index, names in rule.names(leaf.shape):
-            value = np.asarray(leaf)[index]
-            parts = np.split(value, len(names), axis=-1) if len(names) > 1 else [value]
-            for name, part in zip(names, parts, strict=True):
-                if name != ZEROS:
-                    tensors[name] = np.array(write(part), order="C")
-    return tensors
+    for path, leaf in leaves:
+        for name, view in _views(by_path[path], np.asarray(leaf)):
+            yield name, np.array(view, order="C")
+
+
+def written_shapes(rules: Iterable[Rule], shapes: Mapping[Path, Shape]) -> dict[str, Shape]:
+    """Source name -> shape of what `write_tensors` makes of leaves of these shapes."""
+    by_path = {rule.path: rule for rule in rules}
+    return {
+        name: view.shape
+        for path, shape in shapes.items()
+        for name, view in _views(by_path[path], np.broadcast_to(np.int8(0), shape))
+    }
+
+
+def _views(rule: Rule, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The source tensors that a leaf holds, without copies."""
+    write = TRANSFORMS[rule.transform].write
+    for index, names in rule.names(leaf.shape):
+        value = leaf[index]
+        parts = np.split(value, len(names), axis=-1) if len(names) > 1 else [value]
+        yield from ((name, write(part)) for name, part in zip(names, parts, strict=True) if name != ZEROS)
+
+
+def stored_shapes(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> dict[Path, Shape]:
+    """The shape of every rule's leaf as a file's own tensors have it, for a model whose sizes nobody gave.
+
+    A stacked axis is as long as the longest among the leaves beside it, so that `stream_tensors` reports what
+    is missing at its end; of a leaf without any tensor only the stacked axes are known.
+    """
+    rules = list(rules)
+    lengths: dict[tuple[str, Path], int] = {}
+    for rule in rules:
+        for key in rule.indices:
+            place = (key, rule.path[:-1][:3])
+            lengths[place] = max(lengths.get(place, 0), _count(rule, key, tensors))
+    shapes = {}
+    for rule in rules:
+        stacked = tuple(lengths[key, rule.path[:-1][:3]] for key in rule.indices)
+        first = [name.format(**dict.fromkeys(rule.indices, 0)) for name in rule.patterns if name != ZEROS]
+        known = [shape_of(tensors, name) for name in first if name in tensors]
+        shapes[rule.path] = (*stacked, *((joined_shape(rule, known) or ()) if known else ()))
+    return shapes
+
+
+def _count(rule: Rule, key: str, tensors: Mapping[str, np.ndarray]) -> int:
+    """How many tensors there are along one index, where all others are 0."""
+    pattern = next(pattern for pattern in rule.patterns if pattern != ZEROS)
+    others = dict.fromkeys(rule.indices, 0)
+    return next(n for n in itertools.count() if pattern.format(**{**others, key: n}) not in tensors)
 
 
 def shape_of(tensors: Mapping[str, np.ndarray], name: str) -> Shape:

@@ -67,14 +67,15 @@ class Source(Mapping[str, np.ndarray]):
         """The shape of a tensor, which is not read."""
         return self._shapes[name]
 
-    def renamed(self, rename: Callable[[str], str]) -> Source:
-        """The same tensors under other names; a name that becomes empty is left out."""
+    def renamed(self, rename: Callable[[str], str], metadata: Mapping[str, str] | None = None) -> Source:
+        """The same tensors under other names, with other metadata where given; a name that becomes empty is
+        left out."""
         names = {rename(name): name for name in self}
         names.pop("", None)
         shapes = {new: self._shapes[old] for new, old in names.items()}
         return Source(
             self.describe, list(self.files), shapes, lambda name: self._read(names[name]),
-            config=self.config, metadata=self.metadata,
+            config=self.config, metadata=self.metadata if metadata is None else metadata,
         )  # fmt: skip
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,8 +15,16 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.checkpoints.encoder_file import read_encoder
-from spectralmoe_jax.checkpoints.released import ENCODERS, is_segmenter, part_of, parts_of, stream_segmenter
-from spectralmoe_jax.checkpoints.sources import open_source
+from spectralmoe_jax.checkpoints.formats import Found, recognise
+from spectralmoe_jax.checkpoints.released import (
+    ENCODERS,
+    encoders_of,
+    is_segmenter,
+    part_of,
+    parts_of,
+    stream_segmenter,
+)
+from spectralmoe_jax.checkpoints.sources import Source, open_source
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
@@ -23,6 +33,31 @@ from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import Path, join, leaves, split, with_values
 
 log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """A file of weights, checked against a configuration and not yet read.
+
+    source: the file. parts: of the segmenter, named as in `released.PARTS`, that it fills. encoders: those
+    among them, as the file holds them. whole: it is the file of a segmenter or of parts of one,
+    not of an encoder. stream: its leaves, each read as it is asked for.
+    """
+
+    source: Source
+    parts: set[str]
+    encoders: dict[str, Found]
+    whole: bool
+    stream: Iterator[tuple[Path, np.ndarray]]
+
+
+class Trained(NamedTuple):
+    """A run's best checkpoint. opened: the files of its frozen weights. stream: every leaf of the segmenter,
+    frozen ones read as they are asked for."""
+
+    settings: SegmenterConfig
+    step: int
+    opened: list[Opened]
+    stream: Iterator[tuple[Path, Any]]
 
 
 def initial_segmenter(config: ConfigDict) -> Segmenter:
@@ -37,47 +72,79 @@ def initial_segmenter(config: ConfigDict) -> Segmenter:
     """
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
-    return with_values(abstract, _initial_values(config, settings, leaves(abstract)))
+    opened = open_weights(config, settings, _shapes(abstract))
+    stream = _every_leaf(config, settings, abstract, opened)
+    return with_values(abstract, _on_device(stream, abstract))
 
 
-def _initial_values(
-    config: ConfigDict, settings: SegmenterConfig, abstract: dict, known: Collection[Path] = ()
-) -> dict[Path, jax.Array]:
-    """Every leaf but the `known` ones, which come from elsewhere."""
-    values: dict[Path, jax.Array] = {}
-    for stream in _streams(config, settings, {path: tuple(leaf.shape) for path, leaf in abstract.items()}):
-        for path, value in stream:
-            if path not in known:
-                values[path] = jax.numpy.asarray(value, abstract[path].dtype)
-    missing = abstract.keys() - values.keys() - set(known)
+def _shapes(abstract: Segmenter) -> dict[Path, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in leaves(abstract).items()}
+
+
+def _on_device(stream: Iterator[tuple[Path, Any]], abstract: Segmenter) -> dict[Path, jax.Array]:
+    wanted = leaves(abstract)
+    return {path: jax.numpy.asarray(value, wanted[path].dtype) for path, value in stream}
+
+
+def _every_leaf(
+    config: ConfigDict, settings: SegmenterConfig, abstract: Segmenter, opened: list[Opened],
+    known: Collection[Path] = (),
+) -> Iterator[tuple[Path, Any]]:  # fmt: skip
+    """Every leaf but the `known` ones, which come from elsewhere: those of the files, then the random ones.
+
+    Raises UserError, before anything is read, where a frozen part is in none of the files given for it.
+    """
+    filled = {part for file in opened for part in file.parts}
+    missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
     _report_random(config, settings, {part_of(path) for path in missing})
-    return values | random_leaves(settings, config.seed, missing)
+    read = ((path, value) for file in opened for path, value in file.stream if path not in known)
+    return itertools.chain(read, _random(settings, config.seed, missing))
 
 
-def _streams(
+def _random(settings: SegmenterConfig, seed: int, missing: Collection[Path]) -> Iterator[tuple[Path, Any]]:
+    yield from random_leaves(settings, seed, missing).items()  # made when the files were read
+
+
+def open_weights(
     config: ConfigDict, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
-) -> Iterator[Iterator[tuple[Path, np.ndarray]]]:
-    """The leaves of every file that the configuration names, one file after the other."""
+) -> list[Opened]:
+    """Every file that the configuration names.
+
+    Args:
+      shapes: of all leaves of the segmenter.
+
+    Raises UserError where a file does not fit, or two hold the same part.
+    """
+    opened: list[Opened] = []
     filled: dict[str, str] = {}  # part -> the key and file that fill it
     for key, spec, encoder in _specs(config, settings):
-        source = open_source(spec)
-        parts = {encoder.name} if encoder else parts_of(source)
-        if not encoder and not is_segmenter(source):
-            raise UserError(
-                f"{key} = {spec}: holds no part of a segmenter; give an encoder's weights as "
-                "config.model.visual.weights or config.model.depth.weights"
-            )
-        for part in parts:
+        opened.append(_open(key, spec, encoder, settings, shapes))
+        for part in opened[-1].parts:
             if part in filled:
                 raise UserError(
                     f"{key} = {spec} holds the {part} part, which {filled[part]} holds too: give one"
                 )
             filled[part] = f"{key} = {spec}"
-        if encoder and not is_segmenter(source):
-            root = ENCODERS[encoder.name][1]
-            yield (((*root, *path), leaf) for path, leaf in read_encoder(source, encoder))
-        else:
-            yield stream_segmenter(source, settings, shapes, parts)
+    return opened
+
+
+def _open(
+    key: str, spec: str, encoder: EncoderConfig | None, settings: SegmenterConfig,
+    shapes: dict[Path, tuple[int, ...]],
+) -> Opened:  # fmt: skip
+    source = open_source(spec)
+    if is_segmenter(source):
+        parts = {encoder.name} if encoder else parts_of(source)
+        found = encoders_of(source, parts)
+        return Opened(source, parts, found, True, stream_segmenter(source, settings, shapes, parts))
+    if encoder is None:
+        raise UserError(
+            f"{key} = {spec}: holds no part of a segmenter; give an encoder's weights as "
+            "config.model.visual.weights or config.model.depth.weights"
+        )
+    root = ENCODERS[encoder.name][1]
+    stream = (((*root, *path), leaf) for path, leaf in read_encoder(source, encoder))
+    return Opened(source, {encoder.name}, {encoder.name: recognise(source)}, False, stream)
 
 
 def _specs(config: ConfigDict, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
@@ -114,18 +181,34 @@ def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segment
 
     Raises UserError where the folder holds no checkpoint, or one of another configuration.
     """
+    trained = open_trained(workdir, config)
+    abstract = abstract_segmenter(trained.settings)
+    return with_values(abstract, _on_device(trained.stream, abstract))
+
+
+def open_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Trained:
+    """As `load_trained`, with the frozen weights still to be read."""
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
     trainable, _ = split(abstract)
     if not pathlib.Path(workdir).is_dir():
         raise UserError(f"{workdir}: no such folder; give one that `spectralmoe train` wrote")
+    opened = open_weights(config, settings, _shapes(abstract))
+    known = traverse_util.flatten_dict(trainable)
+    frozen = _every_leaf(config, settings, abstract, opened, known)
     with CheckpointStore(pathlib.Path(workdir), config) as store:
         step = store.best if store.best is not None else store.last
         if step is None:
             raise UserError(f"{workdir}: holds no checkpoint yet; train first, or give the folder of a run")
         trainable = store.restore_params(step, trainable)
-    frozen = _initial_values(config, settings, leaves(abstract), traverse_util.flatten_dict(trainable))
-    return with_values(abstract, frozen | traverse_util.flatten_dict(trainable))
+    restored = traverse_util.flatten_dict(trainable)
+    return Trained(settings, step, opened, itertools.chain(_emptied(restored), frozen))
+
+
+def _emptied(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
+    """Its items, each let go of as it is given away."""
+    for path in list(values):
+        yield path, values.pop(path)
 
 
 def make_predict(segmenter: Segmenter) -> Callable[[np.ndarray], np.ndarray]:

@@ -38,6 +38,12 @@ def aside(destination: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_suffix(target: Path, *suffixes: str) -> None:
+    """Raises UserError where a file's name ends in none of these."""
+    if target.suffix not in suffixes:
+        raise UserError(f"{target}: the name has to end in {' or '.join(suffixes)}")
+
+
 def write_safetensors(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],

@@ -145,9 +145,10 @@ def check_parts(visual: EncoderConfig, depth: EncoderConfig | None, adapter: Ada
     for key in ("width", "layers", "patch_size"):
         ours, theirs = getattr(visual, key), getattr(depth, key)
         if ours != theirs:
+            remedy = f"; config.model.depth.patch_size={ours} resamples its weights" * (key == "patch_size")
             raise UserError(
                 f"config.model.depth.{key} = {theirs} differs from config.model.visual.{key} = {ours}: "
-                "the two encoders run layer by layer and must match"
+                f"the two encoders run layer by layer and must match{remedy}"
             )
     if len(depth_bands) != depth.in_channels or max(depth_bands) >= visual.in_channels:
         raise UserError(

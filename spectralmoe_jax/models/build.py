@@ -50,7 +50,7 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
         "config.classes.palette",
         f"has {len(colours or ())} colours for {len(classes)} config.classes.names: give each class one",
     )
-    visual = _encoder(model.visual, "visual", len(bands), config)
+    visual = _encoder(model.visual, "visual", bands, config)
     depth: EncoderConfig | None = None
     depth_bands: tuple[int, ...] = ()
     if model.get("depth") is not None:
@@ -63,7 +63,7 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
                     f"choose from {', '.join(bands)}"
                 )
         depth, depth_bands = (
-            _encoder(ConfigDict(section), "depth", len(names)),
+            _encoder(ConfigDict(section), "depth", names),
             tuple(bands.index(n) for n in names),
         )
     return SegmenterConfig(
@@ -106,7 +106,7 @@ def random_leaves(config: SegmenterConfig, seed: int, paths: Collection[Path]) -
 
 
 def _encoder(
-    section: ConfigDict, name: str, channels: int, config: ConfigDict | None = None
+    section: ConfigDict, name: str, bands: tuple[str, ...], config: ConfigDict | None = None
 ) -> EncoderConfig:
     """`preset` gives a published encoder's sizes, which the section's other keys override; `config` gives the
     wavelengths, of `config.bands` on `config.sensor`, to an encoder that needs them and has none."""
@@ -114,7 +114,7 @@ def _encoder(
     named = own.pop("preset", None)
     own.pop("weights", None)
     fields = {} if named is None else preset(named, f"config.{place}.preset")
-    derived = {"in_channels": channels, "name": name}
+    derived = {"in_channels": len(bands), "band_names": tuple(bands), "name": name}
     whole = {**fields, **own, **derived}
     if config is not None and whole.get("kind") == "dofa" and not whole.get("wavelengths"):
         whole["wavelengths"] = wavelengths(tuple(config.bands), config.get("sensor", "generic"))

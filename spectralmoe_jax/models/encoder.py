@@ -73,6 +73,8 @@ class EncoderConfig:
       extra_bands: kernels of bands beyond those of the weights that are read: `modulo` (band c takes channel
         c mod 3), `mean` of the channels, or `zero`.
       window: side of an attention window, in patches; global_every: every which layer sees all (sam).
+      neck_width: channels after the neck that comes with the weights, unused by the features (sam).
+      band_names: of the input, from `config.bands`.
       trainable: True makes the weights parameters, not frozen.
     """
 
@@ -97,6 +99,8 @@ class EncoderConfig:
     extra_bands: str = "modulo"
     window: int = 14
     global_every: int = 3
+    neck_width: int = 256
+    band_names: tuple[str, ...] = ()
     trainable: bool = False
     name: str = "visual"
 

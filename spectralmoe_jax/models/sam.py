@@ -1,4 +1,4 @@
-"""The image encoder of SAM (arXiv 2304.02643), a ViTDet (arXiv 2203.16527), without its neck.
+"""The image encoder of SAM (arXiv 2304.02643), a ViTDet (arXiv 2203.16527).
 
 Most layers attend within windows, every `global_every`-th to the whole image; all add decomposed relative
 positions (arXiv 2112.01526) to the logits. Blocks are stacked on a leading layer axis and applied by a scan.
@@ -130,7 +130,8 @@ class SamEncoder(nnx.Module):
     `blocks` holds all layers, stacked on axis 0. `window_rel_h`, `window_rel_w` (L_window, 2 * window - 1, C)
     and `global_rel_h`, `global_rel_w` (L_global, 2 * table_size - 1, C) are the relative positions of the
     windowed and of the global layers, in order. On a grid of another size than `table_size` those of global
-    layers are resampled linearly.
+    layers are resampled linearly. The neck comes with published weights and is kept so that they go back
+    whole; the features do not use it.
     """
 
     def __init__(self, config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -149,6 +150,11 @@ class SamEncoder(nnx.Module):
         self.window_rel_w = weights(windowed, 2 * config.window - 1, config.head_dim)
         self.global_rel_h = weights(everywhere, 2 * config.table_size - 1, config.head_dim)
         self.global_rel_w = weights(everywhere, 2 * config.table_size - 1, config.head_dim)
+        neck = config.neck_width
+        self.neck_first = Frozen(jnp.zeros((config.width, neck), param_dtype))
+        self.neck_second = Frozen(jnp.zeros((3, 3, neck, neck), param_dtype))
+        for name in ("neck_norm1", "neck_norm2"):
+            setattr(self, name, LayerNorm(neck, config.norm_eps, kind=Frozen, param_dtype=param_dtype))
         self.blocks = nnx.vmap(lambda r: SamBlock(config, kind, param_dtype, r), in_axes=0, out_axes=0)(
             rngs.split(config.layers)
         )

@@ -108,6 +108,23 @@ def test_half_precision_is_widened_exactly(tmp_path, dtype):
     np.testing.assert_array_equal(open_source(tmp_path / "half.pth")[name], wanted[name])
 
 
+def test_fewer_bands_are_chosen_by_name(folders):
+    """Kernels are of red, green and blue in this order; which of them a band reads is in its name alone."""
+    from spectralmoe_jax.errors import UserError
+    from spectralmoe_jax.models.encoder import EncoderConfig
+    from spectralmoe_jax.models.state import leaves
+
+    model, folder = folders("dinov2")
+    kernel = model.state_dict()["embeddings.patch_embeddings.projection.weight"].permute(2, 3, 1, 0).numpy()
+    for names, channels in ((("blue", "red"), [2, 0]), (("green",), [1])):
+        config = EncoderConfig("dinov2", **OURS, **TABLE, in_channels=len(names), band_names=names)
+        np.testing.assert_array_equal(leaves(filled(config, folder))["patch_kernel",], kernel[:, :, channels])
+    for names in (("nir", "red"), ()):
+        config = EncoderConfig("dinov2", **OURS, **TABLE, in_channels=2, band_names=names)
+        with pytest.raises(UserError, match=r"have 3 channels, .*reads fewer bands .*named red"):
+            filled(config, folder)
+
+
 def test_sizes_that_differ_are_resampled(folders):
     """Patch size, table and bands other than the file's; torch's own interpolation is the reference."""
     from spectralmoe_jax.models.encoder import EncoderConfig

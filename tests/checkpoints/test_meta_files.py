@@ -1,5 +1,7 @@
 """Files as their publishers' own code saves them: what transformers holds, under the other names."""
 
+import logging
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -177,6 +179,77 @@ def test_eva02(tmp_path):
     )
 
 
+@pytest.mark.parametrize("wrap", ["module", "model"])
+def test_original_eva02(wrap, tmp_path):
+    """EVA-02's own names, as its .pt files hold them, give the leaves that timm's give."""
+    config = EncoderConfig("eva02", **OURS, **TABLE, ffn="swiglu")
+    timms = eva_state(config)
+    torch.save(timms, tmp_path / "timm.pth")
+    wanted = leaves(filled(config, tmp_path / "timm.pth"))
+    state = {
+        "mask_token": torch.zeros(1),
+        "rope.freqs_cos": torch.zeros(16, 12),
+        "lm_head.bias": torch.zeros(9),
+    }
+    for name, value in timms.items():
+        for theirs, own in (("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3"),
+                            ("mlp.norm", "mlp.ffn_ln"), ("q_proj.bias", "q_bias"),
+                            ("v_proj.bias", "v_bias")):  # fmt: skip
+            name = name.replace(theirs, own)
+        state[name] = value
+    state["blocks.0.attn.rope.freqs_sin"] = torch.zeros(16, 12)
+    torch.save({wrap: state, "epoch": 3}, tmp_path / "eva02.pt")
+    found = recognise(open_source(tmp_path / "eva02.pt"))
+    assert found.format.name == "eva02"
+    assert file_fields(found)["qkv_bias"]
+    ours = leaves(filled(config, tmp_path / "eva02.pt"))
+    assert all(np.array_equal(ours[path], leaf) for path, leaf in wanted.items())
+
+
+def masks(value):
+    state = meta_state("dinov3")
+    return state | {name: value.clone() for name in state if name.endswith("bias_mask")}
+
+
+def test_bias_mask_that_was_never_filled(tmp_path, caplog):
+    """Meta's constructor leaves NaN in it, which must not reach the features."""
+    torch.save(masks(torch.full((72,), torch.nan)), tmp_path / "nan.pth")
+    with caplog.at_level(logging.INFO):
+        found = leaves(filled(CONFIGS["dinov3"], tmp_path / "nan.pth"))
+    assert "the mask of the key bias is not filled (NaN)" in caplog.text
+    for row in found["blocks", "attention", "bias_mask"]:
+        np.testing.assert_array_equal(row, [1] * 24 + [0] * 24 + [1] * 24)
+
+
+def test_bias_mask_of_another_model(tmp_path):
+    torch.save(masks(torch.ones(72)), tmp_path / "ones.pth")
+    with pytest.raises(UserError, match="bias_mask is not one for queries and values and zero for keys"):
+        filled(CONFIGS["dinov3"], tmp_path / "ones.pth")
+
+
+def sam_folder(path, everywhere, layers=8, window=3):
+    settings = transformers.SamVisionConfig(
+        **{**SIZES, "num_hidden_layers": layers}, output_channels=8, image_size=32, window_size=window,
+        mlp_ratio=2.0, global_attn_indexes=everywhere,
+    )  # fmt: skip
+    transformers.SamVisionModel(settings).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("everywhere", [[2, 5, 6], [1, 2], [2, 4, 7], [0, 2]])
+def test_sam_with_irregular_global_layers(everywhere, tmp_path):
+    found = recognise(open_source(sam_folder(tmp_path, everywhere)))
+    listed = ", ".join(map(str, everywhere))
+    with pytest.raises(UserError, match=f"layers {listed} of 8 have global attention; this encoder can"):
+        file_fields(found)
+
+
+def test_sam_whose_tables_do_not_tell(tmp_path):
+    """A window as large as the grid: tables of one length, and config.json alone tells the global layers."""
+    found = recognise(open_source(sam_folder(tmp_path, [3, 7], window=8)))
+    assert file_fields(found)["global_every"] == 4
+
+
 def test_dofa_generates_its_patch_embedding(tmp_path):
     """The kernels of a file are those its generator makes of the bands, whatever was there before."""
     small = {**OURS, **TABLE, "patch_size": 2}
@@ -204,7 +277,7 @@ def test_sam(tmp_path):
     model = randomised(transformers.SamVisionModel(settings))
     model.save_pretrained(tmp_path / "hf")
     config = EncoderConfig(
-        "sam", **{**OURS, "layers": 4}, table_size=8, window=3, global_every=2, norm_eps=1e-6
+        "sam", **{**OURS, "layers": 4}, table_size=8, window=3, global_every=2, neck_width=8, norm_eps=1e-6
     )
     pixels, hidden = image((32, 32)), []
     for layer in model.vision_encoder.layers:
@@ -216,7 +289,9 @@ def test_sam(tmp_path):
     ours = filled(config, tmp_path / "hf")
     assert worst(layers_of(ours, pixels), [x.numpy().reshape(2, 64, 24) for x in hidden]) < 1e-5
     metas = {"vision_encoder": "image_encoder", "patch_embed.projection": "patch_embed.proj",
-             ".layers.": ".blocks.", "layer_norm1": "norm1", "layer_norm2": "norm2"}  # fmt: skip
+             ".layers.": ".blocks.", "neck.conv1": "neck.0",
+             "neck.layer_norm1": "neck.1", "neck.conv2": "neck.2", "neck.layer_norm2": "neck.3",
+             "layer_norm1": "norm1", "layer_norm2": "norm2"}  # fmt: skip
     state = {}
     for name, value in model.state_dict().items():
         for theirs, meta in metas.items():

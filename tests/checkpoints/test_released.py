@@ -1,6 +1,7 @@
 """The authors' layout both ways, and where a segmenter's weights come from."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -12,7 +13,8 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from spectralmoe_jax.checkpoints.convert import convert
-from spectralmoe_jax.checkpoints.released import PARTS, released_tensors, stream_segmenter
+from spectralmoe_jax.checkpoints.released import PARTS, stream_segmenter
+from spectralmoe_jax.checkpoints.released_writing import released_tensors
 from spectralmoe_jax.checkpoints.sources import Source, open_source
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.checkpoints.trained import initial_segmenter, load_trained
@@ -51,7 +53,7 @@ def test_released_to_ours_to_released(name, goldens):
     shapes = {path: leaf.shape for path, leaf in leaves(abstract_segmenter(config)).items()}
     ours = dict(stream_segmenter(open_source(file), config, shapes, list(PARTS)))
     assert {path: leaf.shape for path, leaf in ours.items()} == shapes
-    back = dict(released_tensors(config, ours))
+    back = dict(released_tensors(config, ours.items()))
     wanted = load_file(file)
     assert back.keys() == wanted.keys()
     for key, tensor in wanted.items():
@@ -70,7 +72,7 @@ def test_ours_to_released_to_ours(kind, goldens):
     )  # fmt: skip
     config = dataclasses.replace(config, visual=visual)
     values = {path: np.asarray(leaf) for path, leaf in leaves(make_segmenter(config, 0)).items()}
-    tensors = dict(released_tensors(config, values))
+    tensors = dict(released_tensors(config, values.items()))
     source = Source("tensors", [], {name: x.shape for name, x in tensors.items()}, tensors.__getitem__)
     shapes = {path: leaf.shape for path, leaf in values.items()}
     back = dict(stream_segmenter(source, config, shapes, list(PARTS)))
@@ -81,6 +83,55 @@ def test_ours_to_released_to_ours(kind, goldens):
             np.testing.assert_allclose(back[path], leaf, atol=1e-7)
         else:
             np.testing.assert_array_equal(back[path], leaf)
+
+
+EVA02_BLOCK = (
+    "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "attn.q_proj.weight", "attn.k_proj.weight",
+    "attn.v_proj.weight", "attn.q_bias", "attn.v_bias", "attn.proj.weight", "attn.proj.bias",
+    "attn.rope.freqs_cos", "attn.rope.freqs_sin", "mlp.w1.weight", "mlp.w1.bias", "mlp.w2.weight",
+    "mlp.w2.bias", "mlp.ffn_ln.weight", "mlp.ffn_ln.bias", "mlp.w3.weight", "mlp.w3.bias",
+)  # fmt: skip
+EVA02_REST = ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "rope.freqs_cos",
+              "rope.freqs_sin")  # fmt: skip
+
+
+def test_names_of_released_eva02(goldens):
+    """The parameters and buffers of the released class EVA2 with subln, qkv_bias, naiveswiglu and rope."""
+    config, _ = golden("dinov3", goldens)
+    visual = EncoderConfig(
+        "eva02", width=64, layers=4, heads=4, in_channels=4, table_size=6, ffn="swiglu", mlp_width=80
+    )
+    config = dataclasses.replace(config, visual=visual)
+    values = {path: np.asarray(leaf) for path, leaf in leaves(make_segmenter(config, 0)).items()}
+    tensors = dict(released_tensors(config, values.items()))
+    own = {
+        name.removeprefix("backbone."): value
+        for name, value in tensors.items()
+        if name.startswith("backbone.")
+        and not name.startswith(("backbone.depth_anything.", "backbone.depthmoe."))
+    }
+    assert own.keys() == {*EVA02_REST, *(f"blocks.{i}.{name}" for i in range(4) for name in EVA02_BLOCK)}
+    assert own["blocks.0.mlp.w1.weight"].shape == (80, 64)
+    gate = values["backbone", "visual", "blocks", "mlp", "first", "kernel"][2][:, :80]
+    np.testing.assert_array_equal(own["blocks.2.mlp.w1.weight"], gate.T)
+    # six rows and columns stretched to sixteen, 10000^(-2i/8) for a quarter of the head each, pairs alike
+    angles = np.arange(6) / 6 * 16 * (1 / 10000 ** (np.arange(0, 8, 2) / 8))[:, None]  # (4, 6)
+    halves = np.repeat(angles.T, 2, axis=1)  # (6, 8)
+    both = np.concatenate([np.repeat(halves, 6, axis=0), np.tile(halves, (6, 1))], axis=1)
+    for place in ("rope.", "blocks.3.attn.rope."):
+        np.testing.assert_allclose(own[f"{place}freqs_cos"], np.cos(both), atol=2e-6)
+        np.testing.assert_allclose(own[f"{place}freqs_sin"], np.sin(both), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("clip", "has a learned pyramid"), ("sam", "adapts SAM's layers with global attention alone")],
+)
+def test_encoders_that_the_released_code_uses_otherwise(kind, reason, goldens):
+    config, _ = golden("dinov3", goldens)
+    visual = EncoderConfig(kind, width=64, layers=4, heads=4, in_channels=4, table_size=8, global_every=2)
+    with pytest.raises(UserError, match=rf"kind = '{kind}' has no released layout: .*{reason}"):
+        next(released_tensors(dataclasses.replace(config, visual=visual), iter(())))
 
 
 def tiny(**changes) -> ConfigDict:
@@ -108,7 +159,9 @@ def written(tmp_path_factory):
     values = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
     for name in ("pixel_mean", "pixel_std"):  # not in every file: those of the configuration
         values[name,] = np.asarray(getattr(settings, name), np.float32)
-    tensors = dict(released_tensors(settings, values))
+    mask = values["backbone", "visual", "blocks", "attention", "bias_mask"]
+    mask[:] = np.repeat([1, 0, 1], SIZES["width"])  # defined, and checked
+    tensors = dict(released_tensors(settings, values.items()))
     trained = {k: v for k, v in tensors.items() if k.startswith(("backbone.depthmoe.", "decode_head."))}
     backbone = {
         k.removeprefix("backbone."): v
@@ -124,6 +177,7 @@ def written(tmp_path_factory):
         "depth_anything.depth_head.projects.0.weight": np.zeros((8, 16, 1, 1), "f4"),
     }
     save_file(backbone | unused, folder / "backbone.safetensors")
+    save_file(unused, folder / "unused.safetensors")
     depth = "depth_anything.pretrained."
     save_file({k: v for k, v in backbone.items() if not k.startswith(depth)}, folder / "visual.safetensors")
     depth_file = {k.removeprefix("depth_anything."): v for k, v in backbone.items() if k.startswith(depth)}
@@ -155,6 +209,23 @@ def test_whole_or_in_parts(changes, written):
     config = tiny(**files)
     config.seed = 1  # nothing that was read may come from the seed
     assert different(config, wanted) == []
+
+
+@pytest.mark.parametrize("files", ["backbone", "whole", "backbone,trained"])
+def test_without_depth(files, written, caplog):
+    """The depth encoder of a file is left out of a model that has none, and the log says so."""
+    folder, wanted = written
+    config = tiny(weights=",".join(f"{folder}/{name}.safetensors" for name in files.split(",")))
+    config.model.adapter.update({"use_depth": False, "fusion": "none"})
+    with caplog.at_level(logging.INFO):
+        found = leaves(initial_segmenter(config))
+    assert "depth encoder and the router of depth are left out" in caplog.text
+    assert not any(path[:2] == ("backbone", "depth") for path in found)
+    visual = [path for path in found if path[:2] == ("backbone", "visual")]
+    assert all(np.array_equal(found[path], wanted[path]) for path in visual)
+    if files != "backbone":
+        router = wanted["backbone", "adapter", "w_gate"][:, :1]
+        np.testing.assert_array_equal(found["backbone", "adapter", "w_gate"], router)
 
 
 def test_encoders_alone_leave_the_rest_random(written, caplog):
@@ -189,15 +260,20 @@ def test_parts_that_do_not_go_together(changes, message, written):
 def workdir(written, tmp_path_factory):
     """A run's folder, as training leaves it, of parameters that the seed alone does not give."""
     folder, _ = written
-    config = tiny(weights=f"{folder}/whole.safetensors")
-    place = tmp_path_factory.mktemp("run")
+    config = tiny(weights=f"{folder}/backbone.safetensors,{folder}/trained.safetensors")
+    return run_of(config, tmp_path_factory.mktemp("run")), config
+
+
+def run_of(config, place):
+    """A run's folder with a checkpoint of step 3."""
+    place.mkdir(exist_ok=True)
     trainable, _ = split(initial_segmenter(config))
     rng = np.random.default_rng(0)
     moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32), trainable)
     with CheckpointStore(place, config) as store:
         store.save(3, moved, {"count": np.zeros((), np.int32)}, {"miou": 0.5})
     save_config(config, place / "config.json")
-    return place, config
+    return place
 
 
 @pytest.mark.parametrize(
@@ -216,6 +292,60 @@ def test_ours_to_a_file_to_ours(to, name, workdir, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_released_file_of_a_run_is_whole(name, workdir, written, tmp_path):
+    """Every name of the authors' model, with the depth model's head and statistics as the backbone had."""
+    place, _ = workdir
+    folder, _ = written
+    convert(str(place), str(tmp_path / name), to="released")
+    source = open_source(tmp_path / name)
+    unused = load_file(folder / "unused.safetensors")
+    pixels = {"data_preprocessor.mean", "data_preprocessor.std"}
+    names = load_file(folder / "whole.safetensors").keys() | {f"backbone.{name}" for name in unused}
+    assert set(source) == names | pixels
+    for key, value in unused.items():
+        assert source[f"backbone.{key}"].tobytes() == value.tobytes(), key
+
+
+def test_released_file_of_a_depth_encoder_without_its_head(written, tmp_path, caplog):
+    folder, _ = written
+    convert(f"{folder}/backbone.safetensors", str(tmp_path / "native.safetensors"))
+    place = run_of(
+        tiny(weights=f"{tmp_path}/native.safetensors,{folder}/trained.safetensors"), tmp_path / "run"
+    )
+    with caplog.at_level(logging.INFO):
+        convert(str(place), str(tmp_path / "x.safetensors"), to="released")
+    assert "came without its depth head: load the file with strict=False" in caplog.text
+    found = load_file(tmp_path / "x.safetensors")
+    for key, value in (("_mean", [0.485, 0.456, 0.406]), ("_std", [0.229, 0.224, 0.225])):
+        wanted = np.float32(value).reshape(1, 3, 1, 1)
+        np.testing.assert_array_equal(found[f"backbone.depth_anything.{key}"], wanted)
+
+
+@pytest.mark.parametrize(("to", "name"), [("safetensors", "x.safetensors"), ("released", "x.safetensors"),
+                                          ("released", "x.pth"), ("hf", "x")])  # fmt: skip
+def test_record_of_a_run(to, name, workdir, written, tmp_path):
+    place, _ = workdir
+    folder, _ = written
+    convert(str(place), str(tmp_path / name), to=to)
+    if name.endswith(".pth"):
+        torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+        record = json.loads(torch.load(tmp_path / name, weights_only=True)["meta"]["spectralmoe"])
+    else:
+        record = json.loads(open_source(tmp_path / name).metadata["spectralmoe"])
+    assert record["source"] == str(place)
+    assert record["checkpoint"]["step"] == 3
+    assert len(record["checkpoint"]["sha256"]) == 64
+    digest = hashlib.sha256((folder / "backbone.safetensors").read_bytes()).hexdigest()
+    for encoder, licence in (("visual", "DINOv3 License"), ("depth", "Apache-2.0")):
+        part = record["encoders"][encoder]
+        assert part["sha256"] == {"backbone.safetensors": digest}
+        assert part["source"] == f"{folder}/backbone.safetensors"
+        assert part["licence"].startswith(licence)
+        assert part["preset"] is None  # a tiny one is none of those published
+        assert part["encoder"]["width"] == 16
+
+
 def test_run_to_hugging_face(workdir, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs the extra `test`")
     place, config = workdir
@@ -232,7 +362,7 @@ def test_wrong_requests_about_a_run(workdir, tmp_path):
     place, _ = workdir
     with pytest.raises(UserError, match=r"has to end in \.pth or \.safetensors"):
         convert(str(place), str(tmp_path / "x.npz"), to="released")
-    with pytest.raises(UserError, match="--as and --preset are for an encoder's file"):
+    with pytest.raises(UserError, match="is a run's folder, for which --as has no meaning: leave it out"):
         convert(str(place), str(tmp_path / "x.pth"), format="hf_clip")
     (tmp_path / "there.pth").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
