@@ -84,13 +84,12 @@ def depth_rest(found: Found | None, source: Source | None) -> dict[str, np.ndarr
             for name, short in own.items()
             if any(re.fullmatch(pattern, short) for pattern in DEPTH_REST)
         }
-    if rest:
-        return rest
-    log.info(
-        "the depth encoder came without its depth head: load the file with strict=False, or copy "
-        "depth_anything.depth_head.* from Prompt-Depth-Anything's; the features do not use it"
-    )
-    return {
+    if not any(".depth_head." in name for name in rest):
+        log.info(
+            "the depth encoder came without its depth head: load the file with strict=False, or copy "
+            "depth_anything.depth_head.* from Prompt-Depth-Anything's; the features do not use it"
+        )
+    return rest or {
         f"backbone.depth_anything.{name}": np.array(value, np.float32).reshape(1, 3, 1, 1)
         for name, value in PIXEL_STATISTICS.items()
     }

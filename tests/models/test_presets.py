@@ -106,7 +106,7 @@ def eva02(width, layers, hidden) -> list:
 
 
 def dofa(width, layers, heads) -> list:
-    """DOFA at 224 pixels, patches of 16; its table is no parameter there, and counted. The stem's generator is
+    """DOFA at 224 pixels, patches of 16; its table, no parameter there, is counted. The stem's generator is
     128 wide, with 128 weight tokens, a bias token and one layer of torch's transformer."""
     linear, layer = torch.nn.Linear, torch.nn.TransformerEncoderLayer
     generator = [
