@@ -37,9 +37,10 @@ def resized_crop(
     by reflection, the label by 255.
 
     The first window lies in the tile's cell's share of all possible positions. If one class has more than
-    `max_class_share` of its labelled pixels, or none is labelled, another is drawn from the whole image;
-    the tenth is kept whatever it holds. So is a window without the class that the tile wants, if it does so;
-    the tenth then gives way to one that held it but broke the rule.
+    `max_class_share` of its labelled pixels, another is drawn from the whole image; if none is labelled, or
+    the class that the tile wants is not there, one that covers such a pixel (`Tile.aim`), near the cell
+    first. A tile that wants a class begins so. The tenth is kept whatever it holds, or the last one before
+    that held what is wanted but broke the rule.
 
     Args:
       tile: where to draw from.
@@ -54,19 +55,20 @@ def resized_crop(
       image (crop, crop, C) of the image's dtype, resized bilinearly; label (crop, crop) uint8, by nearest.
     """
     factor = _draw_factor(tile, rng, crop, scale, scale_step, max_edge)
-    cell = tile.cell
-    found = None
+    side = max(1, round(crop / factor))
+    whole = Window(0, 0, tile.record.height, tile.record.width)
+    cell, near, aimed, found = tile.cell, tile.cell, tile.wanted is not None, None
     for _ in range(_CROP_TRIES):
-        window = _draw_window(tile, rng, max(1, round(crop / factor)), cell)
-        size = tuple(_scaled(side, factor, crop) for side in window[2:])
+        window = (tile.aim(rng, side, near) if aimed else None) or _draw_window(tile, rng, side, cell)
+        size = tuple(_scaled(length, factor, crop) for length in window[2:])
         label = _resize(tile.read_label(window), size, cv2.INTER_NEAREST_EXACT)
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
-        has_wanted = tile.wanted is None or counts[tile.wanted] > 0
-        if has_wanted and _largest_share(counts) <= max_class_share:
+        holds = counts.any() if tile.wanted is None else counts[tile.wanted] > 0
+        if holds and _largest_share(counts) <= max_class_share:
             break
-        if has_wanted and tile.wanted is not None:
-            found = window, label
-        cell = Window(0, 0, tile.record.height, tile.record.width)
+        if holds:
+            found, near = (window, label), whole
+        cell, aimed = whole, tile.wanted is not None or not holds
     else:
         window, label = found or (window, label)
     image = _resize(tile.read_image(window), size, cv2.INTER_LINEAR)
@@ -125,8 +127,7 @@ def _scaled(side: int, factor: float, crop: int) -> int:
 
 
 def _largest_share(counts: np.ndarray) -> float:
-    labelled = counts.sum()
-    return counts.max() / labelled if labelled else 1.0
+    return counts.max() / counts.sum()
 
 
 def _resize(array: np.ndarray, size: tuple[int, ...], interpolation: int) -> np.ndarray:
