@@ -24,6 +24,7 @@ from data_pipelines.sources.label_grid import LabelGrid
 from data_pipelines.sources.labels import Labels
 from data_pipelines.sources.raster_file import OpenFiles, missing_pixels, read_header, read_pixels
 from data_pipelines.sources.records import IGNORE, Window
+from data_pipelines.sources.skipping import check_corrupt, over_files
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import find_sensor
 
@@ -58,6 +59,9 @@ class GeoTiffTiles:
       sensor: whose names of bands and nodata value hold where files say nothing.
       file_bands: names of the bands of files that name none.
       wavelengths: of `bands`, in micrometres, to be compared with those that files state; default none.
+      corrupt: what a file that is truncated or no readable image leads to: `stop` raises it; `skip` leaves
+        the image and its labels out, logs each such file once and their number. Truncated pixels, whose
+        header is whole, are found when they are read, which is after this in most cases.
       cache_bytes: memory for decoded images and labels, in each process.
 
     Attributes:
@@ -85,28 +89,36 @@ class GeoTiffTiles:
         sensor: str | None = None,
         file_bands: Sequence[str] | None = None,
         wavelengths: Sequence[float] | None = None,
+        corrupt: str = "stop",
         cache_bytes: int = 512 << 20,
     ):
+        check_corrupt(corrupt)
         if tile is not None and tile < 1:
             raise UserError(f"data.tile={tile}: give at least 1 pixel, or None for whole images")
         self.root, self.bands, self.labels, self.classes = Path(root), tuple(bands), labels, classes
-        self.sensor = sensor
+        self.sensor, self.corrupt = sensor, corrupt
         self.nodata = None if sensor is None else find_sensor(sensor).nodata
         self._cache = ArrayCache(cache_bytes)
         self._files = OpenFiles(_OPEN_FILES)
         found = find_images(self.root, image_glob, domains)
         names = record_names(self.root, found)
 
-        def check(domain: str, image: Path, name: str) -> Checked:
+        def check(file: tuple[tuple[str, Path], str]) -> Checked:
+            (domain, image), name = file
             mask = mask_path(self.root, mask_template, domain, image)
             return self._check(domain, name, image, mask, file_bands, wavelengths)
 
-        with _threads() as pool:
-            checked = list(pool.map(check, *zip(*found, strict=True), names))
-        self.dtype = common_dtype(checked)
-        self.records = to_records(checked, tile, self._cache, self.dtype)
-        self._files_rows = _rows_of_files(self.records)
+        checked = over_files(check, zip(found, names, strict=True), corrupt)
+        files = [file for file in checked if file is not None]
+        self._require_some(files, len(found))
+        self.dtype = common_dtype(files)
+        self._set_records(to_records(files, tile, self._cache, self.dtype))
         self.label_grid = self._scan_labels()
+        skipped = len(found) - len(self._files_rows)
+        if skipped:
+            log.warning(
+                "%s: %d of %d images are left out, as data.corrupt=skip", self.root, skipped, len(found)
+            )
 
     def read_image(self, record: FileRecord, window: Window | None = None) -> np.ndarray:
         """Raw pixel values (H, W, C) of `dtype`, of the record or of `window`. Read-only."""
@@ -122,7 +134,8 @@ class GeoTiffTiles:
     def exact_label_grid(self) -> LabelGrid:
         """`label_grid` without the labelled pixels that images lack, as `read_label` gives them.
 
-        Where pixels can be missing, the labelled parts of images are read for it once, when first asked for.
+        Where pixels can be missing, the labelled parts of images are read for it once, when first asked for;
+        one that is skipped then has no labels.
         """
         counts = self.label_grid.counts.copy()
         lossy = [rows for rows in self._files_rows if self.records[rows.start].has_nodata]
@@ -131,9 +144,9 @@ class GeoTiffTiles:
             cells = self.label_grid.cells_of(rows)
             return count_missing(self.labels, self.records[rows], counts[cells], self.nodata)
 
-        with _threads() as pool:
-            for rows, lost in zip(lossy, pool.map(missing, lossy), strict=True):
-                counts[self.label_grid.cells_of(rows)] -= lost
+        for rows, lost in zip(lossy, over_files(missing, lossy, self.corrupt), strict=True):
+            cells = self.label_grid.cells_of(rows)
+            counts[cells] -= counts[cells] if lost is None else lost
         return LabelGrid(self.records, counts)
 
     @property
@@ -224,11 +237,25 @@ class GeoTiffTiles:
                 label[missing] = IGNORE
         return label
 
+    def _set_records(self, records: tuple[FileRecord, ...]) -> None:
+        self.records, self._files_rows = records, _rows_of_files(records)
+
+    def _require_some(self, files: Sequence[object], count: int) -> None:
+        if not files:
+            raise UserError(
+                f"{self.root}: none of the {count} images can be read together with its labels, all were "
+                "skipped as data.corrupt=skip: restore the files"
+            )
+
     def _scan_labels(self) -> LabelGrid:
         """Reads every label: where which classes are, and one warning on all unknown values."""
         files = [self.records[rows] for rows in self._files_rows]
-        with _threads() as pool:
-            scans = list(pool.map(lambda of_file: count_labels(self.labels, of_file, self.classes), files))
+        found = over_files(lambda of: count_labels(self.labels, of, self.classes), files, self.corrupt)
+        scans = [scan for scan in found if scan is not None]
+        self._require_some(scans, len(files))
+        if len(scans) < len(files):
+            kept = [of_file for of_file, scan in zip(files, found, strict=True) if scan is not None]
+            self._set_records(tuple(itertools.chain.from_iterable(kept)))
         unknown: Counter = sum((values for _, values in scans), Counter())
         counts = np.concatenate([of_file for of_file, _ in scans])
         commonest = ", ".join(f"{value} x {count}" for value, count in unknown.most_common(5))

@@ -41,6 +41,7 @@ def _image_folder(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         mask_template=config.data.mask_template,
         ignore_colours=config.data.ignore_colours,
         sensor=config.get("sensor"),
+        corrupt=config.data.get("corrupt", "stop"),
     )
 
 
@@ -59,6 +60,7 @@ def _geotiff(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         sensor=config.get("sensor"),
         file_bands=data.get("file_bands"),
         wavelengths=visual.get("wavelengths") or _of_sensor(config),
+        corrupt=data.get("corrupt", "stop"),
     )
 
 

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ is rounded to 7 digits, and a float64 above 3.4e38 is reported as not finite."""
 
 _warnings = threading.Lock()  # warnings.catch_warnings is not safe across threads
 _used = threading.local()  # `datasets`, while an OpenFiles is in use by the thread
+
+
+class UnreadableFile(UserError):
+    """A file that is truncated, empty or not what its name says, which `data.corrupt=skip` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,13 @@ def read_header(path: Path) -> Header:
     """Size, band count, type and band names, without decoding a pixel.
 
     Raises:
-      UserError: the file cannot be opened as an image, or has no pixels.
+      UnreadableFile: the file cannot be opened as an image, or has no pixels.
     """
     with opened(path) as dataset:
         if not dataset.width or not dataset.height or not dataset.count:
-            raise UserError(f"{path}: has no pixels ({dataset.height} x {dataset.width}), remove the file")
+            raise UnreadableFile(
+                f"{path}: has no pixels ({dataset.height} x {dataset.width}): remove the file"
+            )
         return Header(
             dataset.height,
             dataset.width,
@@ -152,7 +158,8 @@ def read_pixels(
       nodata: the nodata value where the file states none and has no mask.
 
     Raises:
-      UserError: the file is truncated or unreadable, or has pixels that are not finite.
+      UnreadableFile: the file is truncated or unreadable.
+      UserError: it has pixels that are not finite.
     """
     indexes = None if bands is None else [band + 1 for band in bands]
     with opened(path) as dataset:
@@ -182,7 +189,7 @@ def missing_pixels(
     """Where pixels are missing (H, W) bool, or None for nowhere, as `read_pixels`; reads no more than needed.
 
     Raises:
-      UserError: the file is truncated or unreadable.
+      UnreadableFile: the file is truncated or unreadable.
     """
     with opened(path) as dataset:
         missing = _masked(dataset, window)
@@ -206,7 +213,7 @@ def read_mask(
     """The mask (H, W, bands) as stored, of the whole file or of `window`, and its colour table if any.
 
     Raises:
-      UserError: the file is truncated or unreadable.
+      UnreadableFile: the file is truncated or unreadable.
     """
     with opened(path) as dataset:
         indexed = dataset.count == 1 and dataset.colorinterp[0] == ColorInterp.palette
@@ -231,23 +238,36 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     """An image file, its four samples a pixel as stored where it announces them as CMYK.
 
     Raises:
-      UserError: the file cannot be opened as an image, or an error of reading within the context.
+      UnreadableFile: the file cannot be opened as an image, or an error of reading within the context.
     """
     files = getattr(_used, "files", None)
     # GDAL's quick path for whole PNG files returns stale memory for the missing end of a truncated one.
     try:
         with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False):
             if files is not None:
-                yield files.open(path)
+                with _forgetting_errors(files.open(path)) as dataset:
+                    yield dataset
             else:
-                with open_as_stored(path) as dataset:
+                with open_as_stored(path) as opened_now, _forgetting_errors(opened_now) as dataset:
                     yield dataset
     except RasterioError as error:
         reason = " ".join(str(error.__cause__ or error).split()).partition(" (this error can")[0]
-        raise UserError(
+        raise UnreadableFile(
             f"{path}: truncated or not a readable image ({reason}): "
             "restore the file or remove it from the folder"
         ) from error
+
+
+@contextmanager
+def _forgetting_errors(dataset: rasterio.DatasetReader) -> Iterator[rasterio.DatasetReader]:
+    """GDAL keeps an error of reading, and rasterio raises it again at its next call of another kind, be that
+    for another file: that call is made here."""
+    try:
+        yield dataset
+    except RasterioError:
+        with suppress(Exception):
+            _ = dataset.colorinterp
+        raise
 
 
 def open_as_stored(path: Path) -> rasterio.DatasetReader:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.sources.raster_file import UnreadableFile
 from spectralmoe_jax.errors import UserError
 
 VECTOR_FORMATS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet")
@@ -97,4 +98,4 @@ def _unreadable(path: Path, layer: str, error: Exception) -> UserError:
     if layers and layer and layer not in layers:
         return UserError(f"{path}: no layer {layer!r}, it has {', '.join(layers)}: correct data.label_layer")
     reason = " ".join(str(error).split())
-    return UserError(f"{path}: cannot be read as vector data ({reason}): restore the file")
+    return UnreadableFile(f"{path}: cannot be read as vector data ({reason}): restore the file")
