@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.sensors.selection import select_bands
 from data_pipelines.sources.cache import ArrayCache
 from data_pipelines.sources.raster_file import AS_STORED, Header
 from data_pipelines.sources.records import Record, Window
@@ -69,6 +70,20 @@ class Checked(NamedTuple):
     channels: tuple[int, ...]
     has_nodata: bool
     label_random_access: bool
+
+
+def find_channels(
+    image: Path,
+    header: Header,
+    bands: Sequence[str],
+    sensor: str | None,
+    file_bands: Sequence[str] | None,
+) -> tuple[int, ...]:
+    """Places of `bands` in a file. Raises UserError as `sensors.select_bands`."""
+    return select_bands(
+        str(image), bands, header.count, header.descriptions,
+        colours=header.colours, sensor=sensor, file_bands=file_bands,
+    )  # fmt: skip
 
 
 def to_records(

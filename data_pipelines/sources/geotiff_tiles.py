@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.sensors.band_tags import stated_wavelengths
-from data_pipelines.sensors.selection import check_wavelengths, select_bands
+from data_pipelines.sensors.selection import check_wavelengths
 from data_pipelines.sources.arrays import crop
 from data_pipelines.sources.cache import ArrayCache
-from data_pipelines.sources.file_records import Checked, FileRecord, common_dtype, to_records
+from data_pipelines.sources.file_records import Checked, FileRecord, common_dtype, find_channels, to_records
 from data_pipelines.sources.files import find_images, mask_path, record_names
 from data_pipelines.sources.label_counts import count_labels, count_missing
 from data_pipelines.sources.label_grid import LabelGrid
@@ -30,7 +30,6 @@ from spectralmoe_jax.sensors import find_sensor
 
 log = logging.getLogger(__name__)
 _OPEN_FILES = 32  # a thread
-_SAME_WAVELENGTH = 0.001  # um
 
 
 class GeoTiffTiles:
@@ -154,25 +153,6 @@ class GeoTiffTiles:
         """Labelled pixels of each class in each record, (records, K) int64; see `exact_label_grid`."""
         return self.exact_label_grid.pixels(self.records)
 
-    def wavelengths(self) -> tuple[float, ...]:
-        """The centres of the source's bands in micrometres, as the tags of the files state them.
-
-        Raises:
-          UserError: a file that does not state one, or another one than the first file by more than 1 nm.
-        """
-        files = [self.records[rows.start] for rows in self._files_rows]
-        with _threads() as pool:
-            stated = list(pool.map(self._wavelengths_of, files))
-        for record, centres in zip(files, stated, strict=True):
-            for band, centre, first in zip(self.bands, centres, stated[0], strict=True):
-                if abs(centre - first) > _SAME_WAVELENGTH:
-                    raise UserError(
-                        f"{record.image}: band {band} lies at {centre:.4g} um, in {files[0].image} at "
-                        f"{first:.4g} um: use images of one wavelength grid, or give "
-                        "config.model.visual.wavelengths"
-                    )
-        return stated[0]
-
     def describe(self) -> str:
         """One line a domain: how many images, how many pixels, how much of them is labelled."""
         lines = []
@@ -194,10 +174,7 @@ class GeoTiffTiles:
     ) -> Checked:
         """What is known of an image that is right, and of its labels."""
         header = read_header(image)
-        channels = select_bands(
-            str(image), self.bands, header.count, header.descriptions,
-            colours=header.colours, sensor=self.sensor, file_bands=file_bands,
-        )  # fmt: skip
+        channels = find_channels(image, header, self.bands, self.sensor, file_bands)
         if header.dtype.kind not in "uif":
             raise UserError(
                 f"{image}: pixels of type {header.dtype} are not supported, store integers or floats"
@@ -277,19 +254,6 @@ class GeoTiffTiles:
                 ", ..." if len(unknown) > 5 else "",
             )
         return LabelGrid(self.records, counts, lossy=np.array([record.has_nodata for record in self.records]))
-
-    def _wavelengths_of(self, record: FileRecord) -> tuple[float, ...]:
-        stated = stated_wavelengths(record.image)
-        chosen = []
-        for band, channel in zip(self.bands, record.channels, strict=True):
-            centre = stated[channel]
-            if centre is None:
-                raise UserError(
-                    f"{record.image}: band {band} has no tag `wavelength`: "
-                    "give config.sensor, or config.model.visual.wavelengths in micrometres"
-                )
-            chosen.append(centre)
-        return tuple(chosen)
 
 
 def _rows_of_files(records: Sequence[FileRecord]) -> list[slice]:

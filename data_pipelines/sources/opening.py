@@ -14,6 +14,7 @@ from data_pipelines.sources.labels import Labels, RasterLabels, ValueCode, Vecto
 from data_pipelines.sources.records import Source
 from data_pipelines.sources.vector_file import VECTOR_FORMATS
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.sensors.stated import stated
 
 
 def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
@@ -59,7 +60,7 @@ def _geotiff(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         tile=data.get("tile"),
         sensor=config.get("sensor"),
         file_bands=data.get("file_bands"),
-        wavelengths=visual.get("wavelengths") or _of_sensor(config),
+        wavelengths=visual.get("wavelengths") or _of_sensor(config) or stated(config),
         corrupt=data.get("corrupt", "stop"),
     )
 
@@ -94,17 +95,12 @@ def _labels(config: ConfigDict) -> Labels:
 
 
 def _of_sensor(config: ConfigDict) -> tuple[float, ...] | None:
-    """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named.
-
-    Nominal ones are compared only where a model is fed with them.
-    """
+    """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named, or
+    one whose wavelengths are nominal: the files' own hold then."""
     from data_pipelines.sensors import find_sensor, wavelengths
 
-    name, visual = config.get("sensor"), config.model.get("visual") or {}
-    if not name:
-        return None
-    takes_them = any("dofa" in (visual.get(key) or "") for key in ("kind", "preset"))
-    return None if find_sensor(name).nominal and not takes_them else wavelengths(config.bands, name)
+    name = config.get("sensor")
+    return None if not name or find_sensor(name).nominal else wavelengths(config.bands, name)
 
 
 def _prepared(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:

@@ -17,6 +17,7 @@ from spectralmoe_jax.models.presets import preset
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import Path, leaves
 from spectralmoe_jax.sensors import wavelengths
+from spectralmoe_jax.sensors.stated import stated
 
 MODEL_KEYS = (
     "weights",
@@ -103,7 +104,8 @@ def _encoder(
     section: ConfigDict, name: str, channels: int, config: ConfigDict | None = None
 ) -> EncoderConfig:
     """`preset` gives a published encoder's sizes, which the section's other keys override; `config` gives the
-    wavelengths, of `config.bands` on `config.sensor`, to an encoder that needs them and has none."""
+    wavelengths to an encoder that needs them and has none: those that its files stated, or else of
+    `config.bands` on `config.sensor`."""
     place, own = f"model.{name}", section.to_dict()
     named = own.pop("preset", None)
     own.pop("weights", None)
@@ -111,7 +113,9 @@ def _encoder(
     derived = {"in_channels": channels, "name": name}
     whole = {**fields, **own, **derived}
     if config is not None and whole.get("kind") == "dofa" and not whole.get("wavelengths"):
-        whole["wavelengths"] = wavelengths(tuple(config.bands), config.get("sensor", "generic"))
+        whole["wavelengths"] = stated(config) or wavelengths(
+            tuple(config.bands), config.get("sensor") or "generic"
+        )
     return from_config(EncoderConfig, ConfigDict(whole), place)
 
 
