@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from data_pipelines.sensors import stated_wavelengths
 from data_pipelines.sources.file_records import find_channels
 from data_pipelines.sources.files import find_images
+from data_pipelines.sources.opening import domain_sensors
 from data_pipelines.sources.raster_file import read_header
 from data_pipelines.sources.skipping import check_corrupt, over_files
 from data_pipelines.streams import MAIN, stream_configs
@@ -52,15 +53,16 @@ def of_files(config: ConfigDict, domains: Sequence[str]) -> ConfigDict:
     visual, data = config.model.get("visual") or {}, config.data
     if data.kind != "geotiff" or visual.get("wavelengths") or not takes_wavelengths(visual) or stated(config):
         return config
-    corrupt = data.get("corrupt", "stop")
+    corrupt, sensors = data.get("corrupt", "stop"), domain_sensors(config)
     check_corrupt(corrupt)
 
     def read(file: tuple[str, Path]) -> tuple[float, ...] | None:
-        _, image = file
+        domain, image = file
         header = read_header(image)
         if not header.states_wavelengths:
             return None
-        places = find_channels(image, header, config.bands, config.get("sensor"), data.get("file_bands"))
+        sensor = sensors.get(domain, config.get("sensor"))
+        places, _ = find_channels(image, header, config.bands, sensor, data.get("file_bands"), domain)
         centres = stated_wavelengths(image)
         chosen = [centres[place] for place in places]
         return None if None in chosen else tuple(centre for centre in chosen if centre is not None)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.sensors.selection import select_bands
+from data_pipelines.sensors.selection import choose_bands
 from data_pipelines.sources.cache import ArrayCache
 from data_pipelines.sources.raster_file import AS_STORED, Header
 from data_pipelines.sources.records import Record, Window
@@ -28,6 +28,8 @@ class FileRecord(Record):
 
     Attributes:
       channels: places in the file of the source's bands.
+      nodata: the value of pixels without data, where the file states none.
+      alpha: whether the file's last band is an alpha beside them.
       has_nodata: whether pixels can be missing.
       by_window, label_by_window: whether windows of the image, of the labels, are read on their own, and not
         cut from the decoded file.
@@ -38,6 +40,8 @@ class FileRecord(Record):
     row: int
     col: int
     channels: tuple[int, ...]
+    nodata: float | None
+    alpha: bool
     has_nodata: bool
     by_window: bool
     label_by_window: bool
@@ -57,8 +61,7 @@ class Checked(NamedTuple):
 
     Attributes:
       domain, name, image, mask: of the record that it becomes, if it is not divided.
-      channels: places in the file of the bands.
-      has_nodata: whether pixels can be missing.
+      channels, nodata, alpha: likewise.
       label_random_access: whether windows of the labels are read without decoding what lies before them.
     """
 
@@ -68,7 +71,8 @@ class Checked(NamedTuple):
     mask: Path
     header: Header
     channels: tuple[int, ...]
-    has_nodata: bool
+    nodata: float | None
+    alpha: bool
     label_random_access: bool
 
 
@@ -78,11 +82,15 @@ def find_channels(
     bands: Sequence[str],
     sensor: str | None,
     file_bands: Sequence[str] | None,
-) -> tuple[int, ...]:
-    """Places of `bands` in a file. Raises UserError as `sensors.select_bands`."""
-    return select_bands(
-        str(image), bands, header.count, header.descriptions,
-        colours=header.colours, sensor=sensor, file_bands=file_bands,
+    domain: str = "",
+) -> tuple[tuple[int, ...], bool]:
+    """Places of `bands` in a file, and whether its last band is an alpha beside them.
+
+    Raises UserError as `sensors.choose_bands`.
+    """
+    return choose_bands(
+        str(image), bands, header.descriptions, header.colours, sensor=sensor, file_bands=file_bands,
+        texts=(image.stem, domain, *header.platforms),
     )  # fmt: skip
 
 
@@ -101,8 +109,9 @@ def to_records(
         height, width = file.header.height, file.header.width
         by_window, label_by_window = _by_window(file, _sizes(file, dtype), total, cache)
         whole = FileRecord(
-            file.domain, file.name, height, width, file.image, file.mask, 0, 0, file.channels,
-            file.has_nodata, by_window, label_by_window,
+            file.domain, file.name, height, width, file.image, file.mask, 0, 0, file.channels, file.nodata,
+            file.alpha, file.header.has_nodata or file.alpha or file.nodata is not None, by_window,
+            label_by_window,
         )  # fmt: skip
         records += _divide(whole, tile)
     return tuple(records)

@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from data_pipelines.sources.records import IGNORE, Window
 from data_pipelines.sources.skipping import check_corrupt, over_files
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import find_sensor
+from spectralmoe_jax.sensors import wavelengths as wavelengths_of
 
 log = logging.getLogger(__name__)
 _OPEN_FILES = 32  # a thread
@@ -38,7 +39,7 @@ class GeoTiffTiles:
     Files are read by window, through handles that stay open. Decoded once and kept are those of formats that
     can only be decoded from the start, and small ones as long as the cache finds them again often enough.
     Images may differ in size, CRS and order of bands; nothing is reprojected. Pixels in which every band
-    holds the nodata value, or that the file masks, are zero and unlabelled.
+    holds the nodata value, or that the file masks, are zero and unlabelled. An alpha beside the bands masks.
 
     Construction reads all headers and all labels once, in threads: a bad file or label stops here rather than
     hours into a run.
@@ -56,6 +57,7 @@ class GeoTiffTiles:
         those of a single scene can be split into training and held-out ones; no small remainder is left at
         the edges, as sides differ by at most a pixel. Default None, whole images.
       sensor: whose names of bands and nodata value hold where files say nothing.
+      sensors: of single domains, where it is another one.
       file_bands: names of the bands of files that name none.
       wavelengths: of `bands`, in micrometres, to be compared with those that files state; default none.
       corrupt: what a file that is truncated or no readable image leads to: `stop` raises it; `skip` leaves
@@ -86,6 +88,7 @@ class GeoTiffTiles:
         mask_template: str = "{domain}/masks/{stem}.tif",
         tile: int | None = None,
         sensor: str | None = None,
+        sensors: Mapping[str, str] | None = None,
         file_bands: Sequence[str] | None = None,
         wavelengths: Sequence[float] | None = None,
         corrupt: str = "stop",
@@ -95,8 +98,9 @@ class GeoTiffTiles:
         if tile is not None and tile < 1:
             raise UserError(f"data.tile={tile}: give at least 1 pixel, or None for whole images")
         self.root, self.bands, self.labels, self.classes = Path(root), tuple(bands), labels, classes
-        self.sensor, self.corrupt = sensor, corrupt
-        self.nodata = None if sensor is None else find_sensor(sensor).nodata
+        self.sensor, self.sensors, self.corrupt = sensor, dict(sensors or {}), corrupt
+        for name in filter(None, (sensor, *self.sensors.values())):
+            find_sensor(name)  # an unknown one is said before any file is read
         self._cache = ArrayCache(cache_bytes)
         self._files = OpenFiles(_OPEN_FILES)
         found = find_images(self.root, image_glob, domains)
@@ -141,7 +145,7 @@ class GeoTiffTiles:
 
         def missing(rows: slice) -> np.ndarray:
             cells = self.label_grid.cells_of(rows)
-            return count_missing(self.labels, self.records[rows], counts[cells], self.nodata)
+            return count_missing(self.labels, self.records[rows], counts[cells])
 
         for rows, lost in zip(lossy, over_files(missing, lossy, self.corrupt), strict=True):
             cells = self.label_grid.cells_of(rows)
@@ -174,19 +178,27 @@ class GeoTiffTiles:
     ) -> Checked:
         """What is known of an image that is right, and of its labels."""
         header = read_header(image)
-        channels = find_channels(image, header, self.bands, self.sensor, file_bands)
+        sensor = self.sensors.get(domain, self.sensor)
+        channels, alpha = find_channels(image, header, self.bands, sensor, file_bands, domain)
         if header.dtype.kind not in "uif":
             raise UserError(
                 f"{image}: pixels of type {header.dtype} are not supported, store integers or floats"
             )
-        if wavelengths and header.states_wavelengths:
+        if header.states_wavelengths and (wanted := self._wavelengths_in(domain, wavelengths)):
             stated = stated_wavelengths(image)
-            check_wavelengths(str(image), self.bands, channels, stated, wavelengths, self.sensor)
+            check_wavelengths(str(image), self.bands, channels, stated, wanted, sensor)
         if not mask.is_file():
             raise UserError(f"{image}: it has no mask {mask}, add the mask or correct data.mask_template")
-        has_nodata = header.has_nodata or self.nodata is not None
+        nodata = None if sensor is None else find_sensor(sensor).nodata
         random_access = self.labels.check(image, header, mask)
-        return Checked(domain, name, image, mask, header, channels, has_nodata, random_access)
+        return Checked(domain, name, image, mask, header, channels, nodata, alpha, random_access)
+
+    def _wavelengths_in(self, domain: str, wavelengths: Sequence[float] | None) -> Sequence[float] | None:
+        """What the files of a domain are compared with: its own sensor's table, or else `wavelengths`."""
+        if domain not in self.sensors:
+            return wavelengths
+        sensor = self.sensors[domain]
+        return None if find_sensor(sensor).nominal else wavelengths_of(self.bands, sensor)
 
     def _read(
         self,
@@ -203,13 +215,13 @@ class GeoTiffTiles:
             return crop(self._cache.get(key, lambda: read(None)), part)
 
     def _pixels(self, record: FileRecord, part: Window | None) -> np.ndarray:
-        pixels, _ = read_pixels(record.image, part, record.channels, self.nodata)
+        pixels, _ = read_pixels(record.image, part, record.channels, record.nodata, record.alpha)
         return pixels.astype(self.dtype, copy=False)
 
     def _labelled(self, record: FileRecord, part: Window | None) -> np.ndarray:
         label, _ = self.labels.read(record.image, record.mask, part)
         if record.has_nodata:
-            missing = missing_pixels(record.image, part, record.channels, self.nodata)
+            missing = missing_pixels(record.image, part, record.channels, record.nodata, record.alpha)
             if missing is not None:
                 label[missing] = IGNORE
         return label

@@ -47,9 +47,7 @@ def count_labels(labels: Labels, records: Sequence[FileRecord], classes: int) ->
     return counts, unknown
 
 
-def count_missing(
-    labels: Labels, records: Sequence[FileRecord], labelled: np.ndarray, nodata: float | None
-) -> np.ndarray:
+def count_missing(labels: Labels, records: Sequence[FileRecord], labelled: np.ndarray) -> np.ndarray:
     """How many of the `labelled` pixels (cells, K) of the records of one file their image lacks, likewise.
 
     Of the file, only what lies around cells with labels is read.
@@ -65,7 +63,8 @@ def count_missing(
             if not here:
                 continue
             part = _around([cells[number] for number in here], rows)
-            missing = missing_pixels(image, part, records[0].channels, nodata)
+            first = records[0]
+            missing = missing_pixels(image, part, first.channels, first.nodata, first.alpha)
             if missing is None:
                 continue
             label, _ = labels.read(image, records[0].mask, part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from data_pipelines.sources.labels import Labels, RasterLabels, ValueCode, Vecto
 from data_pipelines.sources.records import Source
 from data_pipelines.sources.vector_file import VECTOR_FORMATS
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.sensors import SENSORS, find_sensor, wavelengths
 from spectralmoe_jax.sensors.stated import stated
 
 
@@ -59,10 +60,35 @@ def _geotiff(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         mask_template=data.mask_template,
         tile=data.get("tile"),
         sensor=config.get("sensor"),
+        sensors=domain_sensors(config),
         file_bands=data.get("file_bands"),
         wavelengths=visual.get("wavelengths") or _of_sensor(config) or stated(config),
         corrupt=data.get("corrupt", "stop"),
     )
+
+
+def domain_sensors(config: ConfigDict) -> dict[str, str]:
+    """The sensors of single domains: `config.data.sensors`, as a mapping or as ("DOMAIN=SENSOR", ...).
+
+    Raises UserError for an entry of another form, or an unknown sensor.
+    """
+    given = config.data.get("sensors") or {}
+    if not isinstance(given, Mapping | ConfigDict):
+        entries = [str(entry).partition("=") for entry in given]
+        for entry in entries:
+            if not all(entry):
+                raise UserError(
+                    f"config.data.sensors: {''.join(entry)!r} is not of the form DOMAIN=SENSOR, as in "
+                    "landsat8=landsat8"
+                )
+        given = {domain.strip(): sensor.strip() for domain, _, sensor in entries}
+    for domain, sensor in given.items():
+        if sensor not in SENSORS:
+            raise UserError(
+                f"config.data.sensors: {domain} is of {sensor!r}, which is not known: choose from "
+                f"{', '.join(SENSORS)}"
+            )
+    return dict(given)
 
 
 def _labels(config: ConfigDict) -> Labels:
@@ -97,8 +123,6 @@ def _labels(config: ConfigDict) -> Labels:
 def _of_sensor(config: ConfigDict) -> tuple[float, ...] | None:
     """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named, or
     one whose wavelengths are nominal: the files' own hold then."""
-    from data_pipelines.sensors import find_sensor, wavelengths
-
     name = config.get("sensor")
     return None if not name or find_sensor(name).nominal else wavelengths(config.bands, name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections import OrderedDict
@@ -18,14 +19,18 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
-from data_pipelines.sensors.band_tags import states_wavelengths
+from data_pipelines.sensors.band_tags import stated_platforms, states_wavelengths
 from data_pipelines.sources.records import Window
 from spectralmoe_jax.errors import UserError
 
 AS_STORED = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16))
-"""Types that pixels keep. All others become float32: int32 is exact up to 2**24 and rounded beyond, float64
-is rounded to 7 digits, and a float64 above 3.4e38 is reported as not finite."""
+"""Types that pixels keep. All others become float32: int32 is exact up to 2**24 and rounded beyond, which is
+logged, float64 is rounded to 7 digits, and a float64 above 3.4e38 is reported as not finite."""
 
+log = logging.getLogger(__name__)
+_NO_PIXELS = ("Invalid dataset dimensions", "zero number of strips", "Missing one of rasterXSize")
+_EXACT = 1 << 24  # the largest number to which float32 holds all integers
+_rounded: set[Path] = set()  # files whose integers were found beyond that
 _warnings = threading.Lock()  # warnings.catch_warnings is not safe across threads
 _used = threading.local()  # `datasets`, while an OpenFiles is in use by the thread
 
@@ -46,6 +51,7 @@ class Header:
       has_nodata: whether pixels can be missing, by a nodata value or a mask of the file's.
       crs, transform: where it lies, or None and the identity.
       states_wavelengths: whether the tags of any band state its wavelength.
+      platforms: what its tags say took it.
     """
 
     height: int
@@ -59,6 +65,7 @@ class Header:
     crs: Any
     transform: Any
     states_wavelengths: bool
+    platforms: tuple[str, ...]
 
 
 class OpenFiles:
@@ -126,9 +133,7 @@ def read_header(path: Path) -> Header:
     """
     with opened(path) as dataset:
         if not dataset.width or not dataset.height or not dataset.count:
-            raise UnreadableFile(
-                f"{path}: has no pixels ({dataset.height} x {dataset.width}): remove the file"
-            )
+            raise _without_pixels(path)
         return Header(
             dataset.height,
             dataset.width,
@@ -141,11 +146,16 @@ def read_header(path: Path) -> Header:
             dataset.crs,
             dataset.transform,
             states_wavelengths(dataset),
+            stated_platforms(dataset),
         )
 
 
 def read_pixels(
-    path: Path, window: Window | None = None, bands: Sequence[int] | None = None, nodata: float | None = None
+    path: Path,
+    window: Window | None = None,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    alpha: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels (H, W, C), of a type of `AS_STORED` or float32, and where they are missing (H, W), or None.
 
@@ -156,6 +166,7 @@ def read_pixels(
       window: of the file; default the whole.
       bands: their places in the file, in the order wanted; default all as they lie.
       nodata: the nodata value where the file states none and has no mask.
+      alpha: whether the file's last band is an alpha, which masks where it is 0.
 
     Raises:
       UnreadableFile: the file is truncated or unreadable.
@@ -164,15 +175,18 @@ def read_pixels(
     indexes = None if bands is None else [band + 1 for band in bands]
     with opened(path) as dataset:
         pixels = band_last(dataset.read(indexes, window=_raster_window(window)))
-        missing = _masked(dataset, window)
-        nodata = nodata if dataset.nodata is None else dataset.nodata
+        missing = _masked(dataset, window, alpha)
+        nodata = _nodata(dataset, nodata, alpha)
+    if nodata is not None:
+        equal = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
+        everywhere = equal.all(axis=-1)
+        missing = everywhere if missing is None else missing | everywhere
+        pixels[equal] = 0
     if missing is not None:
         pixels[missing] = 0
-    elif nodata is not None:
-        equal = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
-        missing = equal.all(axis=-1)
-        pixels[equal] = 0
     if pixels.dtype not in AS_STORED:
+        if pixels.dtype.kind in "ui":
+            _mention_rounding(path, pixels)
         pixels = pixels.astype(np.float32, copy=False)
         broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
         if broken:
@@ -184,7 +198,11 @@ def read_pixels(
 
 
 def missing_pixels(
-    path: Path, window: Window | None = None, bands: Sequence[int] | None = None, nodata: float | None = None
+    path: Path,
+    window: Window | None = None,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    alpha: bool = False,
 ) -> np.ndarray | None:
     """Where pixels are missing (H, W) bool, or None for nowhere, as `read_pixels`; reads no more than needed.
 
@@ -192,19 +210,11 @@ def missing_pixels(
       UnreadableFile: the file is truncated or unreadable.
     """
     with opened(path) as dataset:
-        missing = _masked(dataset, window)
-        if missing is not None:
-            return missing if missing.any() else None
-        nodata = nodata if dataset.nodata is None else dataset.nodata
-        if nodata is None:
-            return None
-        for band in range(dataset.count) if bands is None else bands:
-            values = dataset.read(band + 1, window=_raster_window(window))
-            equal = np.isnan(values) if np.isnan(nodata) else values == nodata
-            missing = equal if missing is None else missing & equal
-            if not missing.any():
-                return None
-    return missing
+        masked = _masked(dataset, window, alpha)
+        nodata = _nodata(dataset, nodata, alpha)
+        equal = None if nodata is None else _all_equal(dataset, window, bands, nodata)
+    missing = equal if masked is None else masked if equal is None else masked | equal
+    return missing if missing is not None and missing.any() else None
 
 
 def read_mask(
@@ -219,6 +229,23 @@ def read_mask(
         indexed = dataset.count == 1 and dataset.colorinterp[0] == ColorInterp.palette
         table = dataset.colormap(1) if indexed else None
         return np.moveaxis(dataset.read(window=_raster_window(window)), 0, -1), table
+
+
+def _mention_rounding(path: Path, pixels: np.ndarray) -> None:
+    """Warns of integers that float32 does not hold exactly, once a file."""
+    largest = max(int(pixels.max(initial=0)), -int(pixels.min(initial=0)))
+    if largest <= _EXACT or path in _rounded:
+        return
+    with _warnings:
+        new = path not in _rounded
+        _rounded.add(path)
+    if new:
+        log.warning(
+            "%s: holds whole numbers up to %d, which are rounded above %d: store 16 bits or scaled floats",
+            path,
+            largest,
+            _EXACT,
+        )
 
 
 def band_last(pixels: np.ndarray) -> np.ndarray:
@@ -252,10 +279,16 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
                     yield dataset
     except RasterioError as error:
         reason = " ".join(str(error.__cause__ or error).split()).partition(" (this error can")[0]
+        if any(sign in reason for sign in _NO_PIXELS):
+            raise _without_pixels(path) from error
         raise UnreadableFile(
             f"{path}: truncated or not a readable image ({reason}): "
             "restore the file or remove it from the folder"
         ) from error
+
+
+def _without_pixels(path: Path) -> UnreadableFile:
+    return UnreadableFile(f"{path}: has no pixels: remove the file, or write it anew")
 
 
 @contextmanager
@@ -294,8 +327,29 @@ def has_mask(dataset: rasterio.DatasetReader) -> bool:
     return dataset.nodata is None and dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
 
 
-def _masked(dataset: rasterio.DatasetReader, window: Window | None) -> np.ndarray | None:
-    """Where the file's mask says that there is no data (H, W), or None for a file without a mask."""
+def _nodata(dataset: rasterio.DatasetReader, known: float | None, alpha: bool) -> float | None:
+    """The nodata value of a file: its own, or the one that is `known` unless it has a mask."""
+    return known if dataset.nodata is None and not alpha and not has_mask(dataset) else dataset.nodata
+
+
+def _all_equal(
+    dataset: rasterio.DatasetReader, window: Window | None, bands: Sequence[int] | None, nodata: float
+) -> np.ndarray | None:
+    """Where all bands hold a value (H, W), or None for nowhere; reads no more bands than that takes."""
+    everywhere: np.ndarray | None = None
+    for band in range(dataset.count) if bands is None else bands:
+        values = dataset.read(band + 1, window=_raster_window(window))
+        equal = np.isnan(values) if np.isnan(nodata) else values == nodata
+        everywhere = equal if everywhere is None else everywhere & equal
+        if not everywhere.any():
+            return None
+    return everywhere
+
+
+def _masked(dataset: rasterio.DatasetReader, window: Window | None, alpha: bool) -> np.ndarray | None:
+    """Where the file's mask, or the alpha, says that there is no data (H, W), or None without either."""
+    if alpha:
+        return dataset.read(dataset.count, window=_raster_window(window)) == 0
     if not has_mask(dataset):
         return None
     return dataset.read_masks(1, window=_raster_window(window)) == 0
