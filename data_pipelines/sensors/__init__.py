@@ -2,7 +2,7 @@
 
 from data_pipelines.sensors.band_tags import stated_wavelengths, wavelengths_of_file
 from data_pipelines.sensors.selection import check_wavelengths, choose_bands, select_bands
-from spectralmoe_jax.sensors import SENSORS, Band, Sensor, find_sensor, wavelengths
+from spectralmoe_jax.sensors import SENSORS, Band, Sensor, find_sensor, visible, wavelengths
 
 __all__ = [
     "SENSORS",
@@ -13,6 +13,7 @@ __all__ = [
     "find_sensor",
     "select_bands",
     "stated_wavelengths",
+    "visible",
     "wavelengths",
     "wavelengths_of_file",
 ]
