@@ -60,7 +60,10 @@ def read_polygons(
     order = np.arange(len(fids))
     if facts["capabilities"]["fast_spatial_filter"]:  # found through an index, in the index's order
         order = np.argsort(fids, kind="stable")
-    shapes = shapely.from_wkb(geometries[order])
+    try:
+        shapes = shapely.from_wkb(geometries[order])
+    except shapely.errors.ShapelyError as error:  # such as a ring that is not closed
+        raise _unreadable(path, layer, error) from error
     areal = _areal(shapes)
     if not areal.all():
         _mention_others(path, int(np.count_nonzero(~areal)))
@@ -123,4 +126,4 @@ def _unreadable(path: Path, layer: str, error: Exception) -> UserError:
     if layers and layer and layer not in layers:
         return UserError(f"{path}: no layer {layer!r}, it has {', '.join(layers)}: correct data.label_layer")
     reason = " ".join(str(error).split())
-    return UnreadableFile(f"{path}: cannot be read as vector data ({reason}): restore the file")
+    return UnreadableFile(f"{path}: cannot be read as vector data ({reason}): restore the file, or mend it")

@@ -232,3 +232,37 @@ def test_true_colours_of_the_hyperspectral_sensors():
         np.testing.assert_allclose(
             wavelengths(SENSORS[name].rgb, name), (0.665, 0.56, 0.485), atol=0.012, err_msg=name
         )
+
+
+@pytest.mark.parametrize(
+    ("there", "file_bands", "sensor", "message"),
+    [
+        (
+            ("red", "nir", None),
+            ("nir", "red", "swir16"),
+            None,
+            "its band 1 is called 'red', .* calls it 'nir'",
+        ),
+        (("B04", "x", "y"), ("B03", "B04", "B08"), "sentinel2", "its band 1 is called 'B04', .* it 'B03'"),
+        (
+            ("B04", "x", "y"),
+            ("green", "red", "nir"),
+            "sentinel2",
+            "is called 'B04', .* it 'green'",
+        ),
+    ],
+)
+def test_names_that_contradict_those_of_the_file(there, file_bands, sensor, message):
+    """A name of the file's that stands at another place of data.file_bands; one that is not there is free."""
+    with pytest.raises(UserError, match=rf"x\.tif: .*{message}: correct data\.file_bands, or leave it out"):
+        select_bands("x.tif", file_bands[:1], 3, there, sensor=sensor, file_bands=file_bands)
+    renamed = ("red", "edge", "other")
+    assert select_bands("x.tif", ("edge",), 3, ("Band A", "Band B", None), file_bands=renamed) == (1,)
+
+
+def test_files_that_name_what_is_wanted_need_no_other_names():
+    """data.file_bands is for those among them that do not, and have as many bands."""
+    named = {"file_bands": ("nir", "red", "green")}
+    assert select_bands("x.tif", ("red", "nir"), 2, ("red", "nir"), **named) == (0, 1)
+    with pytest.raises(UserError, match=r"x\.tif: 2 bands, data\.file_bands names 3: name them all"):
+        select_bands("x.tif", ("red", "nir"), 2, (None, None), **named)

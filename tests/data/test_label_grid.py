@@ -90,6 +90,22 @@ def test_counts_of_cells_are_those_of_the_pixels(tmp_path, monkeypatch, tile):
     assert source.class_pixels.sum() == ((mask > 0) & (image > 0)).sum()
 
 
+def test_only_around_labels_are_images_read_for_counting(tmp_path, monkeypatch):
+    """Two fields of a large image: no pixel is read that is not in the bounds of their cells."""
+    image, mask = np.zeros((2048, 1024), np.uint8), np.zeros((2048, 1024), np.uint8)
+    mask[300:320, 300:320], mask[1500:1510, 800:810] = 1, 2
+    image[300:310, 300:320] = 1
+    write_scene(tmp_path, image, mask, nodata=0)
+    windows = []
+    monkeypatch.setattr(label_counts, "_PIXELS", 1024 * 256)
+    missing_pixels = label_counts.missing_pixels
+    monkeypatch.setattr(
+        label_counts, "missing_pixels", lambda *given: windows.append(given[1]) or missing_pixels(*given)
+    )
+    assert open_tiles(tmp_path).class_pixels.tolist() == [[200, 0]]
+    assert windows == [Window(256, 256, 256, 256), Window(1280, 768, 256, 256)]
+
+
 @pytest.fixture(scope="module")
 def bordered(tmp_path_factory):
     """2048 x 2048 with labels everywhere and data in a tenth of it, at the lower right."""
