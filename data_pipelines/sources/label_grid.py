@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +16,14 @@ CELL = 256
 _UNKNOWN, _LABELLED, _EMPTY = 0, 1, 2
 
 
+@functools.lru_cache(maxsize=1024)
 def edges(side: int, cell: int = CELL) -> np.ndarray:
-    """Where the cells of `side` pixels begin, and the last one ends, (n + 1,); they differ by at most 1."""
+    """Where the cells of `side` pixels begin, and the last one ends, (n + 1,) read-only; they differ by at
+    most 1."""
     count = -(-side // cell)
-    return np.arange(count + 1) * side // count
+    found = np.arange(count + 1) * side // count
+    found.setflags(write=False)
+    return found
 
 
 def grid_cells(record: Record) -> Iterator[Window]:
@@ -109,9 +114,8 @@ class LabelGrid:
         counts = self.counts[numbers]
         weights = (counts.sum(axis=1) if wanted is None else counts[:, wanted]).astype(np.float64)
         numbers, weights = numbers[weights > 0], weights[weights > 0]
-        if not len(numbers):
-            return
-        for number in rng.choice(numbers, len(numbers), replace=False, p=weights / weights.sum()).tolist():
+        # The least of exponential numbers over their weights is each one's with the chance of its share.
+        for number in numbers[np.argsort(rng.standard_exponential(len(numbers)) / weights)].tolist():
             if self._known[number] != _EMPTY:
                 yield number, self._window(row, number)
 

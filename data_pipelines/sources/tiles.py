@@ -28,26 +28,29 @@ class Tile:
     cell: Window
     wanted: int | None = None
     index: TileIndex[Any] | None = field(default=None, repr=False, compare=False)
+    _places: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def draw(self, rng: np.random.Generator) -> Tile:
         """This tile, or another one where no labelled pixel around its cell has data."""
         return self if self.index is None else self.index.with_data(self, rng)
 
-    def aim(self, rng: np.random.Generator, side: int, within: Window) -> Window | None:
-        """A window of `side`, less where the image ends, over a random labelled pixel, or one of `wanted`.
+    def find_pixel(self, rng: np.random.Generator, within: Window) -> tuple[int, int] | None:
+        """Row and column of a random labelled pixel, or one of `wanted`, in a coarse cell touching `within`.
 
-        The pixel lies in a coarse cell that touches `within`; None if none of these has one, or where nothing
-        is known about it.
+        None if none of these cells has one, or where nothing is known about it.
         """
         grid = None if self.index is None else self.index.grid
         if grid is None:
             return None
         for number, cell in grid.draw_cells(rng, self.record, within, self.wanted):
-            label = self.read_label(cell)
-            places = np.flatnonzero(label != IGNORE if self.wanted is None else label == self.wanted)
+            if number not in self._places:  # several may be asked for, for one crop
+                label = self.read_label(cell)
+                held = label != IGNORE if self.wanted is None else label == self.wanted
+                self._places[number] = np.flatnonzero(held)
+            places = self._places[number]
             if len(places):
                 row, col = divmod(int(places[rng.integers(len(places))]), cell.width)
-                return _window_over(rng, self.record, side, cell.row + row, cell.col + col)
+                return cell.row + row, cell.col + col
             if self.wanted is None:
                 grid.note(number, False)
         return None
@@ -59,16 +62,6 @@ class Tile:
     def read_label(self, window: Window) -> np.ndarray:
         """Training ids (height, width) of `window`, which lies within the image."""
         return self.source.read_label(self.record, window)
-
-
-def _window_over(rng: np.random.Generator, record: Record, side: int, row: int, col: int) -> Window:
-    """A window that covers a pixel, each of the possible ones as likely."""
-    height, width = min(side, record.height), min(side, record.width)
-    top, left = (
-        int(rng.integers(max(0, place - size + 1), min(place, whole - size) + 1))
-        for place, size, whole in ((row, height, record.height), (col, width, record.width))
-    )
-    return Window(top, left, height, width)
 
 
 class TileIndex(Generic[R]):

@@ -7,7 +7,7 @@ generator as the only source of chance.
 import cv2
 import numpy as np
 
-from data_pipelines.sources.records import IGNORE, Window
+from data_pipelines.sources.records import IGNORE, Record, Window
 from data_pipelines.sources.tiles import Tile
 
 Example = dict[str, np.ndarray]
@@ -38,9 +38,9 @@ def resized_crop(
 
     The first window lies in the tile's cell's share of all possible positions. If one class has more than
     `max_class_share` of its labelled pixels, another is drawn from the whole image; if none is labelled, or
-    the class that the tile wants is not there, one that covers such a pixel (`Tile.aim`), near the cell
-    first. A tile that wants a class begins so. The tenth is kept whatever it holds, or the last one before
-    that held what is wanted but broke the rule.
+    the class that the tile wants is not there, one that covers such a pixel (`Tile.find_pixel`), near the
+    cell first. A tile that wants a class begins so. The tenth is kept whatever it holds, or the last one
+    before that held what is wanted but broke the rule.
 
     Args:
       tile: where to draw from.
@@ -59,7 +59,11 @@ def resized_crop(
     whole = Window(0, 0, tile.record.height, tile.record.width)
     cell, near, aimed, found = tile.cell, tile.cell, tile.wanted is not None, None
     for _ in range(_CROP_TRIES):
-        window = (tile.aim(rng, side, near) if aimed else None) or _draw_window(tile, rng, side, cell)
+        pixel = tile.find_pixel(rng, near) if aimed else None
+        if pixel is None:
+            window = _draw_window(tile, rng, side, cell)
+        else:
+            window = _window_over(rng, tile.record, side, pixel)
         size = tuple(_scaled(length, factor, crop) for length in window[2:])
         label = _resize(tile.read_label(window), size, cv2.INTER_NEAREST_EXACT)
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
@@ -119,6 +123,16 @@ def _draw_window(tile: Tile, rng: np.random.Generator, side: int, cell: Window) 
     right = (cell.col + rng.random() * cell.width) / record.width
     row, col = int(down * (record.height - height + 1)), int(right * (record.width - width + 1))
     return Window(row, col, height, width)
+
+
+def _window_over(rng: np.random.Generator, record: Record, side: int, pixel: tuple[int, int]) -> Window:
+    """A window of `side`, or of the whole image where that is less, that covers a pixel; each as likely."""
+    sizes = min(side, record.height), min(side, record.width)
+    top, left = (
+        int(rng.integers(max(0, place - size + 1), min(place, whole - size) + 1))
+        for place, size, whole in zip(pixel, sizes, (record.height, record.width), strict=True)
+    )
+    return Window(top, left, *sizes)
 
 
 def _scaled(side: int, factor: float, crop: int) -> int:

@@ -1,7 +1,7 @@
 """Where labels are: counted on coarse cells, found again by crops, without reading images at the start."""
 
 import pickle
-from itertools import islice
+from itertools import islice, permutations
 
 import numpy as np
 import pytest
@@ -47,6 +47,18 @@ def test_parts_that_touch_labels(height, width, cell, stride, seed):
             touching = {(w.row, w.col) for w in drawn}
             assert bool(touching) == parts[row, col]
             assert all(painted[w.row : w.row + w.height, w.col : w.col + w.width].all() for w in drawn)
+
+
+def test_cells_are_drawn_by_their_pixels():
+    """The first by its share, the second by its share of the rest."""
+    record = Record("d", "x", 10, 30)
+    grid = LabelGrid([record], np.array([[60], [30], [10]], np.uint32), cell=10)
+    rng = np.random.default_rng(0)
+    drawn = [[n for n, _ in grid.draw_cells(rng, record, Window(0, 0, 10, 30), None)] for _ in range(4000)]
+    shares = {order: drawn.count(list(order)) / 4000 for order in permutations(range(3))}
+    for (first, second, last), share in shares.items():
+        weights = np.array([0.6, 0.3, 0.1])[[first, second, last]]
+        assert share == pytest.approx(weights[0] * weights[1] / weights[1:].sum(), abs=4 * 0.5 / 4000**0.5)
 
 
 def pairs(values):
