@@ -76,7 +76,7 @@ def preset(name: str, key: str) -> Fields:
     return dict(PRESETS[name])
 
 
-def takes_wavelengths(section: Mapping[str, Any]) -> bool:
-    """Whether an encoder, as a section of `config.model`, makes its patch embedding from wavelengths."""
-    kind = section.get("kind") or PRESETS.get(str(section.get("preset")), {}).get("kind")
+def takes_wavelengths(visual: Mapping[str, Any]) -> bool:
+    """Whether the encoder of `config.model.visual` makes its patch embedding from wavelengths."""
+    kind = visual.get("kind") or PRESETS.get(str(visual.get("preset")), {}).get("kind")
     return kind in _FROM_WAVELENGTHS
