@@ -43,6 +43,7 @@ def _image_folder(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         mask_template=config.data.mask_template,
         ignore_colours=config.data.ignore_colours,
         sensor=config.get("sensor"),
+        file_bands=config.data.get("file_bands"),
         corrupt=config.data.get("corrupt", "stop"),
     )
 
