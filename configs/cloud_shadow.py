@@ -5,7 +5,11 @@ DLR's ukis-csmask, Apache-2.0). A scene is cut into windows, a few of which are 
 checkpoint by. Any third sensor whose files have these bands, in whatever order, is a target too:
 
   spectralmoe train --config configs/cloud_shadow.py --config.data.root=PATH/cloudshadow --workdir runs/clouds
-  spectralmoe evaluate --workdir runs/clouds --config.data.target=landsat7,landsat8
+  spectralmoe evaluate --workdir runs/clouds --config.data.target=landsat7,landsat8 \
+    --config.data.sensors=landsat5=landsat5,landsat7=landsat7,landsat8=landsat8
+
+Its image is PATH/cloudshadow/landsat8_image.tif, its labels landsat8_label.tif. `data.sensors` says by whose
+names a domain's bands are found: B4 is near infrared on Landsat 5 and 7, and red on Landsat 8.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +34,7 @@ def get_config() -> ConfigDict:
     config.data.label_values = (1, 2, 3)  # as stored, in the order of the classes
     config.data.ignore_values = (0,)
     config.data.tile = 128
+    config.data.sensors = ("landsat5=landsat5", "landsat7=landsat7")  # DOMAIN=SENSOR; others: config.sensor
     config.data.source = ("landsat5",)
     config.data.target = ("landsat7",)
     config.data.holdout = 0.2

@@ -12,12 +12,12 @@ import grain
 import numpy as np
 from absl import flags
 
+from data_pipelines.sources.skipping import check_corrupt
 from spectralmoe_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Any, np.random.Generator], Batch]
-CORRUPT = ("stop", "skip")
 _THREADS = 2  # decoding releases the interpreter lock; more threads than that only wait for it
 _BUFFERED_BATCHES = 4
 _ELEMENTS = 1 << 48  # as good as endless; Grain counts elements in floats, which overflow at 2**63
@@ -211,8 +211,7 @@ def _check(source, batch_size, seed, start_step, workers, host_index, host_count
         raise UserError(f"seed={seed}: give a number from 0 to {2**32 - 1}")
     if start_step < 0 or workers < 0:
         raise UserError(f"data.workers={workers}, step {start_step}: neither can be below 0")
-    if corrupt not in CORRUPT:
-        raise UserError(f"data.corrupt={corrupt!r}: choose from {', '.join(CORRUPT)}")
+    check_corrupt(corrupt)
 
 
 def _start_worker(_index: int, _count: int) -> None:

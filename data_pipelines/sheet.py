@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.sensors import SENSORS
+from data_pipelines.sensors import SENSORS, visible
 from data_pipelines.sources.records import IGNORE
 
 INK, QUIET = "#1b1f24", "#5b6470"
@@ -77,17 +77,8 @@ def display_bands(bands: Sequence[str], sensor: str | None = None) -> tuple[int,
     Those of these names; else those that `sensor`, of `data_pipelines.sensors`, is shown with; else the first
     three.
     """
-    places = {name.lower(): place for place, name in enumerate(bands)}
-    wanted = [("red", "green", "blue")]
-    if sensor in SENSORS:
-        table = SENSORS[sensor]
-        known_as = table.known_as()
-        places |= {known_as[name].lower(): place for name, place in places.items() if name in known_as}
-        wanted.append(table.rgb)
-    for red, green, blue in wanted:
-        if {red.lower(), green.lower(), blue.lower()} <= places.keys():
-            return places[red.lower()], places[green.lower()], places[blue.lower()]
-    return (0, 1, 2) if len(bands) >= 3 else (0, 0, 0)
+    known = visible(bands, sensor if sensor in SENSORS else None)
+    return known or ((0, 1, 2) if len(bands) >= 3 else (0, 0, 0))
 
 
 def stretched(pixels: np.ndarray, limits: np.ndarray) -> np.ndarray:

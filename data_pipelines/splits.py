@@ -104,7 +104,7 @@ def training_elements(
     try:
         augment = Augment(
             crop=config.data.crop,
-            photometric_bands=visible_bands(config.bands) if photometric else None,
+            photometric_bands=visible_bands(config.bands, config.get("sensor")) if photometric else None,
             **settings,
         )
     except TypeError as problem:

@@ -1,17 +1,19 @@
 """Sensors, their bands, and which bands and wavelengths a file holds."""
 
 from data_pipelines.sensors.band_tags import stated_wavelengths, wavelengths_of_file
-from data_pipelines.sensors.selection import check_wavelengths, select_bands
-from spectralmoe_jax.sensors import SENSORS, Band, Sensor, find_sensor, wavelengths
+from data_pipelines.sensors.selection import check_wavelengths, choose_bands, select_bands
+from spectralmoe_jax.sensors import SENSORS, Band, Sensor, find_sensor, visible, wavelengths
 
 __all__ = [
     "SENSORS",
     "Band",
     "Sensor",
     "check_wavelengths",
+    "choose_bands",
     "find_sensor",
     "select_bands",
     "stated_wavelengths",
+    "visible",
     "wavelengths",
     "wavelengths_of_file",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import rasterio
 from rasterio.errors import RasterioError
 
+from data_pipelines.sensors.identity import PLATFORM_TAGS
 from spectralmoe_jax.errors import UserError
 
 _PER_MICROMETRE = {"micrometers": 1.0, "micrometer": 1.0, "um": 1.0, "µm": 1.0,
@@ -39,6 +40,11 @@ def stated_wavelengths(path: str | os.PathLike[str]) -> tuple[float | None, ...]
     except RasterioError as problem:
         raise UserError(f"{path}: cannot be opened as an image ({problem})") from None
     return tuple(_micrometres(f"{path}: band {number}", tag) for number, tag in enumerate(tags, 1))
+
+
+def stated_platforms(dataset: Any) -> tuple[str, ...]:
+    """What the tags of an open file say took it: values such as "LANDSAT_8"."""
+    return tuple(value for key, value in dataset.tags().items() if key.lower() in PLATFORM_TAGS)
 
 
 def states_wavelengths(dataset: Any) -> bool:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 
+from data_pipelines.sensors.identity import check_numbers
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import find_sensor
 
+log = logging.getLogger(__name__)
+_mentioned: set[tuple[str, ...]] = set()  # choices of bands that files without names were read as
+_lock = threading.Lock()
 _LETTERS = {"r": "red", "g": "green", "b": "blue", "n": "nir", "nir1": "nir", "near infrared": "nir"}
 _SAYS_NOTHING = re.compile(r"(band|channel|layer)?[ _-]?\d*", re.IGNORECASE)
 _VISIBLE = ("red", "green", "blue")
@@ -31,8 +37,8 @@ def select_bands(
 
     Names are compared without case, without what stands in brackets at their end, and by the aliases of
     `sensor`, so "B04", "red" and "Red (665 nm)" are one band of Sentinel-2. A file that names none of its
-    bands, or calls them "Band 1" and so on, is taken by position if it has as many as are wanted; if those
-    are red, green and blue, in the order in which the file says it holds these colours.
+    bands, or calls them "Band 1" and so on, is taken by position if it has as many as are wanted, which is
+    logged once; red, green and blue, if all are wanted, by the colours that the file says it holds.
 
     Args:
       place: what to call the file in errors.
@@ -44,7 +50,8 @@ def select_bands(
 
     Raises:
       UserError: a band that the file does not have, one that is named twice, a file that names none and has
-        another number of them, `file_bands` that are not what the file says, or an unknown sensor.
+        another number of them or colours in other places than the rest leaves open, `file_bands` that are
+        not what the file says, or an unknown sensor.
     """
     known_as = {} if sensor is None else find_sensor(sensor).known_as()
     _require_once(wanted, known_as, "config.bands")
@@ -69,12 +76,41 @@ def select_bands(
             f"{place}: {count} bands without names, the configuration names {len(wanted)} "
             f"({', '.join(wanted)}): set bands to what the file holds, or name its bands in data.file_bands"
         )
-    if sorted(searched) == sorted(_normal(name, known_as) for name in _VISIBLE) and (
-        sorted(colours) == sorted(_VISIBLE)
-    ):
-        held = [_normal(colour, known_as) for colour in colours]
-        return tuple(held.index(name) for name in searched)
-    return tuple(range(count))
+    return _by_colour(place, wanted, searched, colours, known_as) or _by_position(place, wanted)
+
+
+def choose_bands(
+    place: str,
+    wanted: Sequence[str],
+    descriptions: Sequence[str | None],
+    colours: Sequence[str],
+    *,
+    sensor: str | None = None,
+    file_bands: Sequence[str] | None = None,
+    texts: Iterable[str] = (),
+) -> tuple[tuple[int, ...], bool]:
+    """Places of the `wanted` bands as `select_bands`; whether the file's last one is an alpha beside them.
+
+    That is so if the file says so, no other name is given to the band, and it is not one of those wanted.
+
+    Args:
+      descriptions, colours: what the file says of all its bands.
+      texts: what may tell what the file is of, see `check_numbers`.
+
+    Raises:
+      UserError: as `select_bands` and `check_numbers`.
+    """
+    count = len(descriptions)
+    own = file_bands[-1] if file_bands is not None and len(file_bands) == count else descriptions[-1]
+    has_alpha = colours[-1] == "alpha" and (own or "alpha").strip().lower() in ("alpha", "a")
+    apart = count - (has_alpha and len(wanted) == count - 1)
+    channels = select_bands(
+        place, wanted, apart, descriptions[:apart], colours=colours[:apart], sensor=sensor,
+        file_bands=file_bands,
+    )  # fmt: skip
+    if file_bands is None:
+        check_numbers(place, wanted, channels, descriptions, sensor, texts)
+    return channels, has_alpha and count - 1 not in channels
 
 
 def check_wavelengths(
@@ -119,6 +155,43 @@ def check_wavelengths(
                 f"{place}: band {band} lies at {of_file:.4g} um, the configuration takes it to be at "
                 f"{of_config:.4g} um: correct config.bands, config.sensor or config.model.visual.wavelengths"
             )
+
+
+def _by_colour(
+    place: str, wanted: Sequence[str], searched: Sequence[str], colours: Sequence[str],
+    known_as: dict[str, str],
+) -> tuple[int, ...] | None:  # fmt: skip
+    """Places of the bands of a file that names none, by the colours that it says they have.
+
+    None where these say nothing: red, green and blue are not all wanted, or not all there once. They say what
+    the one band beside them is, if it is said to be no alpha: GDAL calls the fourth of four 8-bit bands so,
+    and the first three red, green and blue, where whoever wrote them said nothing.
+    """
+    held = {_normal(name, known_as): colours.index(name) for name in _VISIBLE if colours.count(name) == 1}
+    if len(held) < len(_VISIBLE) or not held.keys() <= set(searched):
+        return None
+    left = [number for number in range(len(colours)) if number not in held.values()]
+    if not left or (len(left) == 1 and colours[left[0]] != "alpha"):
+        return tuple(held.get(name, *left) if left else held[name] for name in searched)
+    if all(searched[number] == name for name, number in held.items()):
+        return None
+    raise UserError(
+        f"{place}: says that its bands are {', '.join(colours)}, the configuration takes them to be "
+        f"{', '.join(wanted)}: name the file's bands in data.file_bands, in their order"
+    )
+
+
+def _by_position(place: str, wanted: Sequence[str]) -> tuple[int, ...]:
+    """All bands as they lie, which is said once for every choice of bands."""
+    with _lock:
+        if tuple(wanted) not in _mentioned:
+            _mentioned.add(tuple(wanted))
+            log.warning(
+                "%s and others like it do not name their bands: they are taken to be %s, in this order",
+                place,
+                ", ".join(wanted),
+            )
+    return tuple(range(len(wanted)))
 
 
 def _normal(name: str | None, known_as: dict[str, str]) -> str:

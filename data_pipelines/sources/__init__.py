@@ -4,7 +4,7 @@ from data_pipelines.sources.arrays import Arrays
 from data_pipelines.sources.image_folder import ImageFolder
 from data_pipelines.sources.records import IGNORE, Record, Source, Window, examples, split_holdout
 from data_pipelines.sources.sampling import ClassBalancedIndex
-from data_pipelines.sources.tiles import Tile, TileIndex, labelled_records
+from data_pipelines.sources.tiles import Tile, TileIndex
 
 __all__ = [
     "IGNORE",
@@ -17,6 +17,5 @@ __all__ = [
     "TileIndex",
     "Window",
     "examples",
-    "labelled_records",
     "split_holdout",
 ]

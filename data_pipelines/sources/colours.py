@@ -45,11 +45,15 @@ class ColourCode:
     def from_indexed(
         self, mask: np.ndarray, colours: Mapping[int, Sequence[int]]
     ) -> tuple[np.ndarray, Counter]:
-        """As `from_rgb`, for a mask (H, W) uint8 of indices into a colour table index -> (r, g, b, a)."""
-        table = np.full((256, 4), 255, np.uint8)
-        for index, colour in colours.items():
-            table[index] = colour
-        return self.from_rgb(table[mask])
+        """As `from_rgb`, for a mask (H, W) of integer indices into a colour table index -> (r, g, b, a).
+
+        An index that the table does not have is unknown, and counted by its number.
+        """
+        lookup = _lookup(self.palette, self.ignore)
+        ids = np.full(max(int(mask.max(initial=0)), *colours) + 1, _UNKNOWN, np.uint8)
+        for index, (red, green, blue, *alpha) in colours.items():
+            ids[index] = IGNORE if alpha == [0] else lookup[red << 16 | green << 8 | blue]
+        return self._settle(ids[mask], mask, lambda i: tuple(colours[i][:3]) if i in colours else int(i))
 
     def from_ids(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
         """As `from_rgb`, for a mask (H, W) that holds training ids already, 255 for none."""
@@ -63,7 +67,10 @@ class ColourCode:
             return label, Counter()
         label[unknown] = IGNORE
         found, counts = np.unique(values[unknown], return_counts=True)
-        return label, Counter({name(v): int(n) for v, n in zip(found, counts, strict=True)})
+        total: Counter = Counter()
+        for value, count in zip(found, counts, strict=True):  # several indices may have one colour
+            total[name(value)] += int(count)
+        return label, total
 
 
 @functools.lru_cache(maxsize=4)

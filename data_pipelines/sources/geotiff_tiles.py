@@ -2,83 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.sensors.band_tags import stated_wavelengths
-from data_pipelines.sensors.selection import check_wavelengths, select_bands
+from data_pipelines.sensors.selection import check_wavelengths
 from data_pipelines.sources.arrays import crop
 from data_pipelines.sources.cache import ArrayCache
+from data_pipelines.sources.file_records import Checked, FileRecord, common_dtype, find_channels, to_records
 from data_pipelines.sources.files import find_images, mask_path, record_names
 from data_pipelines.sources.label_counts import count_labels, count_missing
+from data_pipelines.sources.label_grid import LabelGrid
 from data_pipelines.sources.labels import Labels
-from data_pipelines.sources.raster_file import (
-    AS_STORED,
-    Header,
-    OpenFiles,
-    missing_pixels,
-    read_header,
-    read_pixels,
-)
-from data_pipelines.sources.records import IGNORE, Record, Window
+from data_pipelines.sources.raster_file import OpenFiles, missing_pixels, read_header, read_pixels
+from data_pipelines.sources.records import IGNORE, Window
+from data_pipelines.sources.skipping import check_corrupt, over_files
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import find_sensor
+from spectralmoe_jax.sensors import wavelengths as wavelengths_of
 
 log = logging.getLogger(__name__)
-_DECODED_WHOLE = 16 << 20  # bytes; larger files are read by window where their format allows it
-_DECODED_FOR_A_WINDOW = 2 << 20  # bytes, about what a window and the blocks that it touches take
 _OPEN_FILES = 32  # a thread
-_SAME_WAVELENGTH = 0.001  # um
-
-
-@dataclass(frozen=True)
-class FileRecord(Record):
-    """A `Record` with its two files, and the window of them that it is.
-
-    Attributes:
-      channels: places in the file of the source's bands.
-      has_nodata: whether pixels can be missing.
-      by_window, label_by_window: whether windows of the image, of the labels, are read on their own, and not
-        cut from the decoded file.
-    """
-
-    image: Path
-    mask: Path
-    row: int
-    col: int
-    channels: tuple[int, ...]
-    has_nodata: bool
-    by_window: bool
-    label_by_window: bool
-
-    @property
-    def image_name(self) -> str:
-        return self.image.as_posix()
-
-    def in_file(self, window: Window | None) -> Window:
-        """`window` of this record, default all of it, as a window of the file."""
-        row, col, height, width = window or Window(0, 0, self.height, self.width)
-        return Window(self.row + row, self.col + col, height, width)
-
-
-class _Checked(NamedTuple):
-    """What was found out of an image and its labels before there are records."""
-
-    header: Header
-    channels: tuple[int, ...]
-    label_random_access: bool
 
 
 class GeoTiffTiles:
@@ -87,7 +39,7 @@ class GeoTiffTiles:
     Files are read by window, through handles that stay open. Decoded once and kept are those of formats that
     can only be decoded from the start, and small ones as long as the cache finds them again often enough.
     Images may differ in size, CRS and order of bands; nothing is reprojected. Pixels in which every band
-    holds the nodata value, or that the file masks, are zero and unlabelled.
+    holds the nodata value, or that the file masks, are zero and unlabelled. An alpha beside the bands masks.
 
     Construction reads all headers and all labels once, in threads: a bad file or label stops here rather than
     hours into a run.
@@ -105,12 +57,18 @@ class GeoTiffTiles:
         those of a single scene can be split into training and held-out ones; no small remainder is left at
         the edges, as sides differ by at most a pixel. Default None, whole images.
       sensor: whose names of bands and nodata value hold where files say nothing.
+      sensors: of single domains, where it is another one.
       file_bands: names of the bands of files that name none.
       wavelengths: of `bands`, in micrometres, to be compared with those that files state; default none.
+      corrupt: what a file that is truncated or no readable image leads to: `stop` raises it; `skip` leaves
+        the image and its labels out, logs each such file once and their number. Truncated pixels, whose
+        header is whole, are found when they are read, which is after this in most cases.
       cache_bytes: memory for decoded images and labels, in each process.
 
     Attributes:
       records: `FileRecord`s.
+      label_grid: where which classes are, as the labels alone say: `class_pixels` and `exact_label_grid` take
+        out pixels that the images lack, which has them read.
       dtype: of the pixels: uint8, int16 or uint16 if all files have it, else float32.
 
     Raises:
@@ -130,37 +88,40 @@ class GeoTiffTiles:
         mask_template: str = "{domain}/masks/{stem}.tif",
         tile: int | None = None,
         sensor: str | None = None,
+        sensors: Mapping[str, str] | None = None,
         file_bands: Sequence[str] | None = None,
         wavelengths: Sequence[float] | None = None,
+        corrupt: str = "stop",
         cache_bytes: int = 512 << 20,
     ):
+        check_corrupt(corrupt)
         if tile is not None and tile < 1:
             raise UserError(f"data.tile={tile}: give at least 1 pixel, or None for whole images")
         self.root, self.bands, self.labels, self.classes = Path(root), tuple(bands), labels, classes
-        self.sensor = sensor
-        self.nodata = None if sensor is None else find_sensor(sensor).nodata
+        self.sensor, self.sensors, self.corrupt = sensor, dict(sensors or {}), corrupt
+        for name in filter(None, (sensor, *self.sensors.values())):
+            find_sensor(name)  # an unknown one is said before any file is read
         self._cache = ArrayCache(cache_bytes)
         self._files = OpenFiles(_OPEN_FILES)
         found = find_images(self.root, image_glob, domains)
         names = record_names(self.root, found)
-        masks = [mask_path(self.root, mask_template, domain, path) for domain, path in found]
 
-        def check(image: Path, mask: Path) -> _Checked:
-            return self._check(image, mask, file_bands, wavelengths)
+        def check(file: tuple[tuple[str, Path], str]) -> Checked:
+            (domain, image), name = file
+            mask = mask_path(self.root, mask_template, domain, image)
+            return self._check(domain, name, image, mask, file_bands, wavelengths)
 
-        with _threads() as pool:
-            checked = list(pool.map(check, [path for _, path in found], masks))
-        self.dtype = _common_dtype([path for _, path in found], [file.header for file in checked])
-        total = sum(sum(self._sizes(file)) for file in checked)
-        self.records: tuple[FileRecord, ...] = tuple(
-            record
-            for (domain, path), name, mask, file in zip(found, names, masks, checked, strict=True)
-            for record in self._divide(FileRecord(
-                domain, name, file.header.height, file.header.width, path, mask, 0, 0, file.channels,
-                file.header.has_nodata or self.nodata is not None, *self._by_window(file, total),
-            ), tile)
-        )  # fmt: skip
-        self._labelled_pixels = self._scan_labels()
+        checked = over_files(check, zip(found, names, strict=True), corrupt)
+        files = [file for file in checked if file is not None]
+        self._require_some(files, len(found))
+        self.dtype = common_dtype(files)
+        self._set_records(to_records(files, tile, self._cache, self.dtype))
+        self.label_grid = self._scan_labels()
+        skipped = len(found) - len(self._files_rows)
+        if skipped:
+            log.warning(
+                "%s: %d of %d images are left out, as data.corrupt=skip", self.root, skipped, len(found)
+            )
 
     def read_image(self, record: FileRecord, window: Window | None = None) -> np.ndarray:
         """Raw pixel values (H, W, C) of `dtype`, of the record or of `window`. Read-only."""
@@ -173,40 +134,28 @@ class GeoTiffTiles:
         return self._read(("label", record.image), record.label_by_window, record.in_file(window), read)
 
     @functools.cached_property
-    def class_pixels(self) -> np.ndarray:
-        """Labelled pixels of each class in each record, (records, K) int64, as `read_label` gives them.
+    def exact_label_grid(self) -> LabelGrid:
+        """`label_grid` without the labelled pixels that images lack, as `read_label` gives them.
 
-        Where pixels can be missing, the labelled parts of images are read for it once, when first asked for.
+        Where pixels can be missing, the labelled parts of images are read for it once, when first asked for;
+        one that is skipped then has no labels.
         """
-        counts = self._labelled_pixels.copy()
-        lossy = [rows for rows in self._rows_of_files() if self.records[rows.start].has_nodata]
+        counts = self.label_grid.counts.copy()
+        lossy = [rows for rows in self._files_rows if self.records[rows.start].has_nodata]
 
         def missing(rows: slice) -> np.ndarray:
-            return count_missing(self.labels, self.records[rows], counts[rows], self.nodata)
+            cells = self.label_grid.cells_of(rows)
+            return count_missing(self.labels, self.records[rows], counts[cells])
 
-        with _threads() as pool:
-            for rows, lost in zip(lossy, pool.map(missing, lossy), strict=True):
-                counts[rows] -= lost
-        return counts
+        for rows, lost in zip(lossy, over_files(missing, lossy, self.corrupt), strict=True):
+            cells = self.label_grid.cells_of(rows)
+            counts[cells] -= counts[cells] if lost is None else lost
+        return LabelGrid(self.records, counts)
 
-    def wavelengths(self) -> tuple[float, ...]:
-        """The centres of the source's bands in micrometres, as the tags of the files state them.
-
-        Raises:
-          UserError: a file that does not state one, or another one than the first file by more than 1 nm.
-        """
-        files = [self.records[rows.start] for rows in self._rows_of_files()]
-        with _threads() as pool:
-            stated = list(pool.map(self._wavelengths_of, files))
-        for record, centres in zip(files, stated, strict=True):
-            for band, centre, first in zip(self.bands, centres, stated[0], strict=True):
-                if abs(centre - first) > _SAME_WAVELENGTH:
-                    raise UserError(
-                        f"{record.image}: band {band} lies at {centre:.4g} um, in {files[0].image} at "
-                        f"{first:.4g} um: use images of one wavelength grid, or give "
-                        "config.model.visual.wavelengths"
-                    )
-        return stated[0]
+    @property
+    def class_pixels(self) -> np.ndarray:
+        """Labelled pixels of each class in each record, (records, K) int64; see `exact_label_grid`."""
+        return self.exact_label_grid.pixels(self.records)
 
     def describe(self) -> str:
         """One line a domain: how many images, how many pixels, how much of them is labelled."""
@@ -219,64 +168,37 @@ class GeoTiffTiles:
         return "\n".join(lines)
 
     def _check(
-        self, image: Path, mask: Path, file_bands: Sequence[str] | None, wavelengths: Sequence[float] | None
-    ) -> _Checked:
+        self,
+        domain: str,
+        name: str,
+        image: Path,
+        mask: Path,
+        file_bands: Sequence[str] | None,
+        wavelengths: Sequence[float] | None,
+    ) -> Checked:
         """What is known of an image that is right, and of its labels."""
         header = read_header(image)
-        channels = select_bands(
-            str(image), self.bands, header.count, header.descriptions,
-            colours=header.colours, sensor=self.sensor, file_bands=file_bands,
-        )  # fmt: skip
+        sensor = self.sensors.get(domain, self.sensor)
+        channels, alpha = find_channels(image, header, self.bands, sensor, file_bands, domain)
         if header.dtype.kind not in "uif":
             raise UserError(
                 f"{image}: pixels of type {header.dtype} are not supported, store integers or floats"
             )
-        if wavelengths and header.states_wavelengths:
+        if header.states_wavelengths and (wanted := self._wavelengths_in(domain, wavelengths)):
             stated = stated_wavelengths(image)
-            check_wavelengths(str(image), self.bands, channels, stated, wavelengths, self.sensor)
+            check_wavelengths(str(image), self.bands, channels, stated, wanted, sensor)
         if not mask.is_file():
             raise UserError(f"{image}: it has no mask {mask}, add the mask or correct data.mask_template")
-        return _Checked(header, channels, self.labels.check(image, header, mask))
+        nodata = None if sensor is None else find_sensor(sensor).nodata
+        random_access = self.labels.check(image, header, mask)
+        return Checked(domain, name, image, mask, header, channels, nodata, alpha, random_access)
 
-    def _sizes(self, file: _Checked) -> tuple[int, int]:
-        """Bytes of an image and of its labels when decoded."""
-        pixels = file.header.height * file.header.width
-        return pixels * len(file.channels) * self.dtype.itemsize, pixels
-
-    def _by_window(self, file: _Checked, total: int) -> tuple[bool, bool]:
-        """Whether windows of an image, and of its labels, are to be read on their own.
-
-        That is so for large files, and where decoding whole ones would take more bytes a window: files are
-        drawn at random, so the cache finds one of `total` bytes at best with the chance of its share of them.
-        """
-        missed = max(0.0, 1 - self._cache.limit / max(total, 1))
-        image, label = (
-            random_access
-            and (
-                not self._cache.admits(size) or size > _DECODED_WHOLE or missed * size > _DECODED_FOR_A_WINDOW
-            )
-            for random_access, size in zip(
-                (file.header.random_access, file.label_random_access), self._sizes(file), strict=True
-            )
-        )
-        return image, label
-
-    @staticmethod
-    def _divide(whole: FileRecord, tile: int | None) -> list[FileRecord]:
-        """The records of an image: one, or its windows, whose sides differ by at most a pixel."""
-        rows, cols = (ceil(side / tile) if tile else 1 for side in (whole.height, whole.width))
-        if rows == cols == 1:
-            return [whole]
-        tops = [whole.height * row // rows for row in range(rows + 1)]
-        lefts = [whole.width * col // cols for col in range(cols + 1)]
-        return [
-            dataclasses.replace(
-                whole, name=f"{whole.name}_{top}_{left}", height=bottom - top, width=right - left,
-                row=top, col=left,
-            )
-            for top, bottom in itertools.pairwise(tops)
-            for left, right in itertools.pairwise(lefts)
-        ]  # fmt: skip
+    def _wavelengths_in(self, domain: str, wavelengths: Sequence[float] | None) -> Sequence[float] | None:
+        """What the files of a domain are compared with: its own sensor's table, or else `wavelengths`."""
+        if domain not in self.sensors:
+            return wavelengths
+        sensor = self.sensors[domain]
+        return None if find_sensor(sensor).nominal else wavelengths_of(self.bands, sensor)
 
     def _read(
         self,
@@ -293,32 +215,40 @@ class GeoTiffTiles:
             return crop(self._cache.get(key, lambda: read(None)), part)
 
     def _pixels(self, record: FileRecord, part: Window | None) -> np.ndarray:
-        pixels, _ = read_pixels(record.image, part, record.channels, self.nodata)
+        pixels, _ = read_pixels(record.image, part, record.channels, record.nodata, record.alpha)
         return pixels.astype(self.dtype, copy=False)
 
     def _labelled(self, record: FileRecord, part: Window | None) -> np.ndarray:
         label, _ = self.labels.read(record.image, record.mask, part)
         if record.has_nodata:
-            missing = missing_pixels(record.image, part, record.channels, self.nodata)
+            missing = missing_pixels(record.image, part, record.channels, record.nodata, record.alpha)
             if missing is not None:
                 label[missing] = IGNORE
         return label
 
-    def _rows_of_files(self) -> list[slice]:
-        """Which records are of each file; they follow each other."""
-        counts = [len(list(group)) for _, group in itertools.groupby(r.image for r in self.records)]
-        ends = list(itertools.accumulate(counts, initial=0))
-        return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
+    def _set_records(self, records: tuple[FileRecord, ...]) -> None:
+        self.records, self._files_rows = records, _rows_of_files(records)
 
-    def _scan_labels(self) -> np.ndarray:
-        """Reads every label: classes' pixels (records, K), and one warning on all unknown values."""
-        files = [self.records[rows] for rows in self._rows_of_files()]
-        with _threads() as pool:
-            scans = list(pool.map(lambda of_file: count_labels(self.labels, of_file, self.classes), files))
+    def _require_some(self, files: Sequence[object], count: int) -> None:
+        if not files:
+            raise UserError(
+                f"{self.root}: none of the {count} images can be read together with its labels, all were "
+                "skipped as data.corrupt=skip: restore the files"
+            )
+
+    def _scan_labels(self) -> LabelGrid:
+        """Reads every label: where which classes are, and one warning on all unknown values."""
+        files = [self.records[rows] for rows in self._files_rows]
+        found = over_files(lambda of: count_labels(self.labels, of, self.classes), files, self.corrupt)
+        scans = [scan for scan in found if scan is not None]
+        self._require_some(scans, len(files))
+        if len(scans) < len(files):
+            kept = [of_file for of_file, scan in zip(files, found, strict=True) if scan is not None]
+            self._set_records(tuple(itertools.chain.from_iterable(kept)))
         unknown: Counter = sum((values for _, values in scans), Counter())
-        class_pixels = np.concatenate([counts for counts, _ in scans])
+        counts = np.concatenate([of_file for of_file, _ in scans])
         commonest = ", ".join(f"{value} x {count}" for value, count in unknown.most_common(5))
-        if not class_pixels.any():
+        if not counts.any():
             raise UserError(
                 f"{self.root}: no pixel of any mask is of a class"
                 + (f", the masks hold {commonest}" if unknown else "")
@@ -335,33 +265,15 @@ class GeoTiffTiles:
                 commonest,
                 ", ..." if len(unknown) > 5 else "",
             )
-        return class_pixels
+        return LabelGrid(self.records, counts, lossy=np.array([record.has_nodata for record in self.records]))
 
-    def _wavelengths_of(self, record: FileRecord) -> tuple[float, ...]:
-        stated = stated_wavelengths(record.image)
-        chosen = []
-        for band, channel in zip(self.bands, record.channels, strict=True):
-            centre = stated[channel]
-            if centre is None:
-                raise UserError(
-                    f"{record.image}: band {band} has no tag `wavelength`: "
-                    "give config.sensor, or config.model.visual.wavelengths in micrometres"
-                )
-            chosen.append(centre)
-        return tuple(chosen)
+
+def _rows_of_files(records: Sequence[FileRecord]) -> list[slice]:
+    """Which records are of each file; they follow each other."""
+    counts = [len(list(group)) for _, group in itertools.groupby(r.image for r in records)]
+    ends = list(itertools.accumulate(counts, initial=0))
+    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-
-
-def _common_dtype(paths: Sequence[Path], headers: Sequence[Header]) -> np.dtype:
-    """The type that all pixels are read as."""
-    eight_bit = {header.dtype == np.uint8: path for path, header in zip(paths, headers, strict=True)}
-    if len(eight_bit) == 2:
-        raise UserError(
-            f"{eight_bit[False]}: not 8-bit, but {eight_bit[True]} is: "
-            "store all images of a split in one type"
-        )
-    types = {header.dtype for header in headers}
-    return types.pop() if len(types) == 1 and types <= set(AS_STORED) else np.dtype(np.float32)

@@ -37,6 +37,8 @@ class ImageFolder(GeoTiffTiles):
         mask_template: str = "{domain}/masks/{stem}.png",
         ignore_colours: Sequence[Sequence[int]] = (),
         sensor: str | None = None,
+        file_bands: Sequence[str] | None = None,
+        corrupt: str = "stop",
         cache_bytes: int = 512 << 20,
     ):
         super().__init__(
@@ -48,5 +50,7 @@ class ImageFolder(GeoTiffTiles):
             image_glob=image_glob,
             mask_template=mask_template,
             sensor=sensor,
+            file_bands=file_bands,
+            corrupt=corrupt,
             cache_bytes=cache_bytes,
         )

@@ -8,33 +8,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_pipelines.sources.label_grid import grid_cells
 from data_pipelines.sources.labels import Labels
 from data_pipelines.sources.raster_file import kept_open, missing_pixels
 from data_pipelines.sources.records import IGNORE, Window
 from spectralmoe_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from data_pipelines.sources.geotiff_tiles import FileRecord
+    from data_pipelines.sources.file_records import FileRecord
 
 _PIXELS = 1 << 23  # at a time
 _ROWS = 256  # a multiple of these at a time, as blocks of files are
 
 
 def count_labels(labels: Labels, records: Sequence[FileRecord], classes: int) -> tuple[np.ndarray, Counter]:
-    """Labelled pixels (records, K) int64 of all records of one file, and the count of each unknown value.
+    """Labelled pixels (cells, K) uint32 in the coarse cells of all records of one file, as `LabelGrid` has
+    them, and the count of each unknown value.
 
     Raises:
       UserError: the labels are unreadable, or strict and hold a value that is unknown.
     """
     mask = records[0].mask
-    counts = np.zeros((len(records), classes), np.int64)
+    cells = _cells(records)
+    counts = np.zeros((len(cells), classes), np.uint32)
     unknown: Counter = Counter()
     with kept_open():
         for rows in _bands_of_rows(records):
             label, values = labels.read(records[0].image, mask, rows)
             unknown += values
-            for number, record in enumerate(records):
-                counts[number] += _count(label[_within(record, rows)], classes)
+            for number in _cut_by(rows, cells):
+                counts[number] += _count(label, cells[number], rows, classes)
     if unknown and labels.strict:
         value, count = unknown.most_common(1)[0]
         raise UserError(
@@ -44,31 +47,36 @@ def count_labels(labels: Labels, records: Sequence[FileRecord], classes: int) ->
     return counts, unknown
 
 
-def count_missing(
-    labels: Labels, records: Sequence[FileRecord], labelled: np.ndarray, nodata: float | None
-) -> np.ndarray:
-    """How many of the `labelled` pixels (records, K) of the records of one file their image lacks, likewise.
+def count_missing(labels: Labels, records: Sequence[FileRecord], labelled: np.ndarray) -> np.ndarray:
+    """How many of the `labelled` pixels (cells, K) of the records of one file their image lacks, likewise.
 
-    Parts of the file without a label are not read.
+    Of the file, only what lies around cells with labels is read.
 
     Raises:
       UserError: the image is unreadable.
     """
-    image = records[0].image
+    image, cells = records[0].image, _cells(records)
     lost = np.zeros_like(labelled)
     with kept_open():
         for rows in _bands_of_rows(records):
-            here = [n for n, r in enumerate(records) if labelled[n].any() and _within(r, rows)[0] != slice(0)]
+            here = [number for number in _cut_by(rows, cells) if labelled[number].any()]
             if not here:
                 continue
-            missing = missing_pixels(image, rows, records[0].channels, nodata)
+            part = _around([cells[number] for number in here], rows)
+            first = records[0]
+            missing = missing_pixels(image, part, first.channels, first.nodata, first.alpha)
             if missing is None:
                 continue
-            label, _ = labels.read(image, records[0].mask, rows)
+            label, _ = labels.read(image, records[0].mask, part)
             label = np.where(missing, label, IGNORE)
             for number in here:
-                lost[number] += _count(label[_within(records[number], rows)], lost.shape[1])
+                lost[number] += _count(label, cells[number], part, lost.shape[1])
     return lost
+
+
+def _cells(records: Sequence[FileRecord]) -> list[Window]:
+    """The coarse cells of all records, as windows of their file."""
+    return [record.in_file(cell) for record in records for cell in grid_cells(record)]
 
 
 def _bands_of_rows(records: Sequence[FileRecord]) -> Iterator[Window]:
@@ -80,11 +88,25 @@ def _bands_of_rows(records: Sequence[FileRecord]) -> Iterator[Window]:
         yield Window(row, 0, min(rows, height - row), width)
 
 
-def _within(record: FileRecord, rows: Window) -> tuple[slice, slice]:
-    """The part of a band of rows that is a record's; rows `slice(0)` for none."""
-    top, bottom = max(record.row - rows.row, 0), min(record.row + record.height - rows.row, rows.height)
-    return slice(top, bottom) if top < bottom else slice(0), slice(record.col, record.col + record.width)
+def _cut_by(rows: Window, cells: Sequence[Window]) -> list[int]:
+    """Numbers of the cells that share pixels with a band of rows."""
+    return [
+        number
+        for number, cell in enumerate(cells)
+        if cell.row < rows.row + rows.height and rows.row < cell.row + cell.height
+    ]
 
 
-def _count(label: np.ndarray, classes: int) -> np.ndarray:
-    return np.bincount(label.ravel(), minlength=IGNORE + 1)[:classes]
+def _around(cells: Sequence[Window], rows: Window) -> Window:
+    """The part of a band of rows that holds what it cuts of all these cells."""
+    top = max(rows.row, min(cell.row for cell in cells))
+    bottom = min(rows.row + rows.height, max(cell.row + cell.height for cell in cells))
+    left, right = min(cell.col for cell in cells), max(cell.col + cell.width for cell in cells)
+    return Window(top, left, bottom - top, right - left)
+
+
+def _count(label: np.ndarray, cell: Window, part: Window, classes: int) -> np.ndarray:
+    """Pixels of each class (K,) of a cell, within `label`, the ids of a part of the same file."""
+    top, left = max(cell.row - part.row, 0), cell.col - part.col
+    inside = label[top : max(cell.row + cell.height - part.row, 0), left : left + cell.width]
+    return np.bincount(inside.ravel(), minlength=IGNORE + 1)[:classes].astype(np.uint32)

@@ -106,7 +106,12 @@ class RasterLabels:
                 f"{mask}: {found.height} x {found.width} pixels, its image {image} has "
                 f"{header.height} x {header.width}: give a mask of the image's size"
             )
-        if header.crs and found.crs == header.crs and not _same_place(header, found):
+        if header.crs and found.crs and found.crs != header.crs:
+            raise UserError(
+                f"{mask}: lies in {_crs(found)}, its image {image} in {_crs(header)}: "
+                "reproject the mask onto the image's grid"
+            )
+        if header.crs and found.crs and not _same_place(header, found):
             raise UserError(
                 f"{mask}: lies elsewhere than its image {image} (origins {_origin(found)} and "
                 f"{_origin(header)}): give the mask of this image"
@@ -250,6 +255,10 @@ def _bounds(transform: Any, height: int, width: int) -> tuple[float, float, floa
     corners = [_place(transform, col, row) for col in (0, width) for row in (0, height)]
     xs, ys = zip(*corners, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def _crs(header: Header) -> str:
+    return header.crs.to_string() if header.crs.to_epsg() is None else f"EPSG:{header.crs.to_epsg()}"
 
 
 def _origin(header: Header) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from data_pipelines.sources.labels import Labels, RasterLabels, ValueCode, Vecto
 from data_pipelines.sources.records import Source
 from data_pipelines.sources.vector_file import VECTOR_FORMATS
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.sensors import SENSORS, find_sensor, wavelengths
+from spectralmoe_jax.sensors.stated import stated
 
 
 def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
@@ -46,6 +48,8 @@ def _image_folder(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         mask_template=config.data.mask_template,
         ignore_colours=config.data.ignore_colours,
         sensor=config.get("sensor"),
+        file_bands=config.data.get("file_bands"),
+        corrupt=config.data.get("corrupt", "stop"),
     )
 
 
@@ -62,9 +66,35 @@ def _geotiff(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         mask_template=data.mask_template,
         tile=data.get("tile"),
         sensor=config.get("sensor"),
+        sensors=domain_sensors(config),
         file_bands=data.get("file_bands"),
-        wavelengths=visual.get("wavelengths") or _of_sensor(config),
+        wavelengths=visual.get("wavelengths") or _of_sensor(config) or stated(config),
+        corrupt=data.get("corrupt", "stop"),
     )
+
+
+def domain_sensors(config: ConfigDict) -> dict[str, str]:
+    """The sensors of single domains: `config.data.sensors`, as a mapping or as ("DOMAIN=SENSOR", ...).
+
+    Raises UserError for an entry of another form, or an unknown sensor.
+    """
+    given = config.data.get("sensors") or {}
+    if not isinstance(given, Mapping | ConfigDict):
+        entries = [str(entry).partition("=") for entry in given]
+        for entry in entries:
+            if not all(entry):
+                raise UserError(
+                    f"config.data.sensors: {''.join(entry)!r} is not of the form DOMAIN=SENSOR, as in "
+                    "landsat8=landsat8"
+                )
+        given = {domain.strip(): sensor.strip() for domain, _, sensor in entries}
+    for domain, sensor in given.items():
+        if sensor not in SENSORS:
+            raise UserError(
+                f"config.data.sensors: {domain} is of {sensor!r}, which is not known: choose from "
+                f"{', '.join(SENSORS)}"
+            )
+    return dict(given)
 
 
 def _labels(config: ConfigDict) -> Labels:
@@ -97,17 +127,10 @@ def _labels(config: ConfigDict) -> Labels:
 
 
 def _of_sensor(config: ConfigDict) -> tuple[float, ...] | None:
-    """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named.
-
-    Nominal ones are compared only where a model is fed with them.
-    """
-    from data_pipelines.sensors import find_sensor, wavelengths
-
-    name, visual = config.get("sensor"), config.model.get("visual") or {}
-    if not name:
-        return None
-    takes_them = any("dofa" in (visual.get(key) or "") for key in ("kind", "preset"))
-    return None if find_sensor(name).nominal and not takes_them else wavelengths(config.bands, name)
+    """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named, or
+    one whose wavelengths are nominal: the files' own hold then."""
+    name = config.get("sensor")
+    return None if not name or find_sensor(name).nominal else wavelengths(config.bands, name)
 
 
 def _prepared(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,24 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
-from data_pipelines.sensors.band_tags import states_wavelengths
+from data_pipelines.sensors.band_tags import stated_platforms, states_wavelengths
 from data_pipelines.sources.records import Window
 from spectralmoe_jax.errors import UserError
 
 AS_STORED = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16))
-"""Types that pixels keep. All others become float32: int32 is exact up to 2**24 and rounded beyond, float64
-is rounded to 7 digits, and a float64 above 3.4e38 is reported as not finite."""
+"""Types that pixels keep. All others become float32: int32 is exact up to 2**24 and rounded beyond, which is
+logged, float64 is rounded to 7 digits, and a float64 above 3.4e38 is reported as not finite."""
 
+log = logging.getLogger(__name__)
+_NO_PIXELS = ("Invalid dataset dimensions", "zero number of strips", "Missing one of rasterXSize")
+_EXACT = 1 << 24  # the largest number to which float32 holds all integers
+_rounded: set[Path] = set()  # files whose integers were found beyond that
 _warnings = threading.Lock()  # warnings.catch_warnings is not safe across threads
 _used = threading.local()  # `datasets`, while an OpenFiles is in use by the thread
+
+
+class UnreadableFile(UserError):
+    """A file that is truncated, empty or not what its name says, which `data.corrupt=skip` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Header:
       has_nodata: whether pixels can be missing, by a nodata value or a mask of the file's.
       crs, transform: where it lies, or None and the identity.
       states_wavelengths: whether the tags of any band state its wavelength.
+      platforms: what its tags say took it.
     """
 
     height: int
@@ -55,6 +65,7 @@ class Header:
     crs: Any
     transform: Any
     states_wavelengths: bool
+    platforms: tuple[str, ...]
 
 
 class OpenFiles:
@@ -118,11 +129,11 @@ def read_header(path: Path) -> Header:
     """Size, band count, type and band names, without decoding a pixel.
 
     Raises:
-      UserError: the file cannot be opened as an image, or has no pixels.
+      UnreadableFile: the file cannot be opened as an image, or has no pixels.
     """
     with opened(path) as dataset:
         if not dataset.width or not dataset.height or not dataset.count:
-            raise UserError(f"{path}: has no pixels ({dataset.height} x {dataset.width}), remove the file")
+            raise _without_pixels(path)
         return Header(
             dataset.height,
             dataset.width,
@@ -135,11 +146,16 @@ def read_header(path: Path) -> Header:
             dataset.crs,
             dataset.transform,
             states_wavelengths(dataset),
+            stated_platforms(dataset),
         )
 
 
 def read_pixels(
-    path: Path, window: Window | None = None, bands: Sequence[int] | None = None, nodata: float | None = None
+    path: Path,
+    window: Window | None = None,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    alpha: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels (H, W, C), of a type of `AS_STORED` or float32, and where they are missing (H, W), or None.
 
@@ -150,20 +166,25 @@ def read_pixels(
       window: of the file; default the whole.
       bands: their places in the file, in the order wanted; default all as they lie.
       nodata: the nodata value where the file states none and has no mask.
+      alpha: whether the file's last band is an alpha, which masks where it is 0.
 
     Raises:
-      UserError: the file is truncated or unreadable, or has pixels that are not finite.
+      UnreadableFile: the file is truncated or unreadable.
+      UserError: it has pixels that are not finite.
     """
     indexes = None if bands is None else [band + 1 for band in bands]
     with opened(path) as dataset:
         pixels = band_last(dataset.read(indexes, window=_raster_window(window)))
-        missing = _masked(dataset, window)
-        nodata = nodata if dataset.nodata is None else dataset.nodata
+        missing = _masked(dataset, window, alpha)
+        nodata = _nodata(dataset, nodata, alpha)
+    if nodata is not None:
+        everywhere = zero_nodata(pixels, nodata)
+        missing = everywhere if missing is None else missing | everywhere
     if missing is not None:
         pixels[missing] = 0
-    elif nodata is not None:
-        missing = zero_nodata(pixels, nodata)
     if pixels.dtype not in AS_STORED:
+        if pixels.dtype.kind in "ui":
+            _mention_rounding(path, pixels)
         pixels = pixels.astype(np.float32, copy=False)
         broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
         if broken:
@@ -185,27 +206,23 @@ def zero_nodata(pixels: np.ndarray, nodata: float) -> np.ndarray:
 
 
 def missing_pixels(
-    path: Path, window: Window | None = None, bands: Sequence[int] | None = None, nodata: float | None = None
+    path: Path,
+    window: Window | None = None,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    alpha: bool = False,
 ) -> np.ndarray | None:
     """Where pixels are missing (H, W) bool, or None for nowhere, as `read_pixels`; reads no more than needed.
 
     Raises:
-      UserError: the file is truncated or unreadable.
+      UnreadableFile: the file is truncated or unreadable.
     """
     with opened(path) as dataset:
-        missing = _masked(dataset, window)
-        if missing is not None:
-            return missing if missing.any() else None
-        nodata = nodata if dataset.nodata is None else dataset.nodata
-        if nodata is None:
-            return None
-        for band in range(dataset.count) if bands is None else bands:
-            values = dataset.read(band + 1, window=_raster_window(window))
-            equal = np.isnan(values) if np.isnan(nodata) else values == nodata
-            missing = equal if missing is None else missing & equal
-            if not missing.any():
-                return None
-    return missing
+        masked = _masked(dataset, window, alpha)
+        nodata = _nodata(dataset, nodata, alpha)
+        equal = None if nodata is None else _all_equal(dataset, window, bands, nodata)
+    missing = equal if masked is None else masked if equal is None else masked | equal
+    return missing if missing is not None and missing.any() else None
 
 
 def read_mask(
@@ -214,12 +231,29 @@ def read_mask(
     """The mask (H, W, bands) as stored, of the whole file or of `window`, and its colour table if any.
 
     Raises:
-      UserError: the file is truncated or unreadable.
+      UnreadableFile: the file is truncated or unreadable.
     """
     with opened(path) as dataset:
         indexed = dataset.count == 1 and dataset.colorinterp[0] == ColorInterp.palette
         table = dataset.colormap(1) if indexed else None
         return np.moveaxis(dataset.read(window=_raster_window(window)), 0, -1), table
+
+
+def _mention_rounding(path: Path, pixels: np.ndarray) -> None:
+    """Warns of integers that float32 does not hold exactly, once a file."""
+    largest = max(int(pixels.max(initial=0)), -int(pixels.min(initial=0)))
+    if largest <= _EXACT or path in _rounded:
+        return
+    with _warnings:
+        new = path not in _rounded
+        _rounded.add(path)
+    if new:
+        log.warning(
+            "%s: holds whole numbers up to %d, which are rounded above %d: store 16 bits or scaled floats",
+            path,
+            largest,
+            _EXACT,
+        )
 
 
 def band_last(pixels: np.ndarray) -> np.ndarray:
@@ -239,27 +273,46 @@ def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     """An image file, its four samples a pixel as stored where it announces them as CMYK.
 
     Raises:
-      UserError: the file cannot be opened as an image, or an error of reading within the context.
+      UnreadableFile: the file cannot be opened as an image, or an error of reading within the context.
     """
     files = getattr(_used, "files", None)
     # GDAL's quick path for whole PNG files returns stale memory for the missing end of a truncated one.
     try:
         with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False):
             if files is not None:
-                yield files.open(path)
+                with _forgetting_errors(files.open(path)) as dataset:
+                    yield dataset
             else:
-                with open_as_stored(path) as dataset:
+                with open_as_stored(path) as opened_now, _forgetting_errors(opened_now) as dataset:
                     yield dataset
     except RasterioError as error:
         reason = " ".join(str(error.__cause__ or error).split()).partition(" (this error can")[0]
+        if any(sign in reason for sign in _NO_PIXELS):
+            raise _without_pixels(path) from error
         raise unreadable(path, reason) from error
 
 
-def unreadable(path: Path, reason: str) -> UserError:
+def unreadable(path: Path, reason: str) -> UnreadableFile:
     """The error for an image file that cannot be read whole."""
-    return UserError(
+    return UnreadableFile(
         f"{path}: truncated or not a readable image ({reason}): restore the file or remove it from the folder"
     )
+
+
+def _without_pixels(path: Path) -> UnreadableFile:
+    return UnreadableFile(f"{path}: has no pixels: remove the file, or write it anew")
+
+
+@contextmanager
+def _forgetting_errors(dataset: rasterio.DatasetReader) -> Iterator[rasterio.DatasetReader]:
+    """GDAL keeps an error of reading, and rasterio raises it again at its next call of another kind, be that
+    for another file: that call is made here."""
+    try:
+        yield dataset
+    except RasterioError:
+        with suppress(Exception):
+            _ = dataset.colorinterp
+        raise
 
 
 def open_as_stored(path: Path) -> rasterio.DatasetReader:
@@ -286,8 +339,29 @@ def has_mask(dataset: rasterio.DatasetReader) -> bool:
     return dataset.nodata is None and dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
 
 
-def _masked(dataset: rasterio.DatasetReader, window: Window | None) -> np.ndarray | None:
-    """Where the file's mask says that there is no data (H, W), or None for a file without a mask."""
+def _nodata(dataset: rasterio.DatasetReader, known: float | None, alpha: bool) -> float | None:
+    """The nodata value of a file: its own, or the one that is `known` unless it has a mask."""
+    return known if dataset.nodata is None and not alpha and not has_mask(dataset) else dataset.nodata
+
+
+def _all_equal(
+    dataset: rasterio.DatasetReader, window: Window | None, bands: Sequence[int] | None, nodata: float
+) -> np.ndarray | None:
+    """Where all bands hold a value (H, W), or None for nowhere; reads no more bands than that takes."""
+    everywhere: np.ndarray | None = None
+    for band in range(dataset.count) if bands is None else bands:
+        values = dataset.read(band + 1, window=_raster_window(window))
+        equal = np.isnan(values) if np.isnan(nodata) else values == nodata
+        everywhere = equal if everywhere is None else everywhere & equal
+        if not everywhere.any():
+            return None
+    return everywhere
+
+
+def _masked(dataset: rasterio.DatasetReader, window: Window | None, alpha: bool) -> np.ndarray | None:
+    """Where the file's mask, or the alpha, says that there is no data (H, W), or None without either."""
+    if alpha:
+        return dataset.read(dataset.count, window=_raster_window(window)) == 0
     if not has_mask(dataset):
         return None
     return dataset.read_masks(1, window=_raster_window(window)) == 0

@@ -1,4 +1,4 @@
-"""Rare classes more often: the class first, then an image that has it."""
+"""Rare classes more often: the class first, then a place that has it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Any, Generic
 
 import numpy as np
 
-from data_pipelines.sources.records import R, Source, Window
-from data_pipelines.sources.tiles import Tile, TileIndex, class_pixels
+from data_pipelines.sources.records import R, Source
+from data_pipelines.sources.tiles import Tile, TileIndex
 from spectralmoe_jax.errors import UserError
 
 
@@ -18,7 +18,7 @@ class ClassDraw:
     index: "ClassBalancedIndex[Any]"
 
     def draw(self, rng: np.random.Generator) -> Tile:
-        """The whole of an image that holds a drawn class, and which class that is."""
+        """A coarse cell that holds a drawn class, and which class that is."""
         return self.index.draw(rng)
 
 
@@ -26,9 +26,11 @@ class ClassBalancedIndex(Generic[R]):
     """Rare class sampling (Hoyer et al., DAFormer, arXiv:2111.14887, section 3.2), for `train_batches`.
 
     A class is drawn with probability proportional to exp((1 - f) / temperature), f being its share of the
-    labelled pixels of the training images, then an image that has it, each by its area, then the crop: one
-    with a pixel of the class, if ten tries find one. All of it by the generator of the element alone, so that
-    element i of a run is a function of (seed, i).
+    labelled pixels of the training images, then a coarse cell (`label_grid`; the whole image where a source
+    counts only images) that has it, each by its area, then a pixel of the class in it and a crop that covers
+    that pixel. All of it by the generator of the element alone, so that element i of a run is a function of
+    (seed, i). Where images can lack pixels, the labelled parts of all are read once at the start, so that no
+    class is drawn where it has no data.
 
     An epoch has as many elements as one of `TileIndex`. Classes that no image has are not drawn.
 
@@ -59,12 +61,15 @@ class ClassBalancedIndex(Generic[R]):
                 f"data.class_temperature={temperature} needs the pixels of each class in each image, which "
                 f"{type(source).__name__} does not count: set it to None"
             )
-        self._cells = TileIndex(source, stride, records, min_labelled=min_labelled)
-        counts = class_pixels(source, self._cells.records)
-        assert counts is not None  # as the source has them
-        self.probabilities = class_probabilities(counts.sum(axis=0), temperature)
-        self._images = [np.flatnonzero(column) for column in counts.T]
-        self._ends = [np.cumsum(self._cells.areas[images]) for images in self._images]
+        self._cells = TileIndex(source, stride, records, min_labelled=min_labelled, exact=True)
+        grid = self._cells.grid
+        assert grid is not None  # as the source counts classes
+        self._grid = grid
+        counts = grid.pixels(self._cells.records).sum(axis=0)
+        self.probabilities = class_probabilities(counts, temperature)
+        held = [grid.cells_with(self._cells.records, label) for label in range(len(counts))]
+        self._places = [numbers for numbers, _ in held]
+        self._ends = [np.cumsum(areas) for _, areas in held]
 
     @property
     def records(self) -> tuple[R, ...]:
@@ -80,12 +85,12 @@ class ClassBalancedIndex(Generic[R]):
         return ClassDraw(self)
 
     def draw(self, rng: np.random.Generator) -> Tile:
-        """A random image, all of it as the cell, and the class it was chosen for."""
+        """A random class, and a random coarse cell that has it."""
         wanted = int(rng.choice(len(self.probabilities), p=self.probabilities))
         ends = self._ends[wanted]
-        place = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
-        record = self.records[self._images[wanted][place]]
-        return Tile(self._cells.source, record, Window(0, 0, record.height, record.width), wanted)
+        number = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
+        record, cell = self._grid.place(int(self._places[wanted][number]))
+        return Tile(self._cells.source, record, cell, wanted, self._cells)
 
     def __repr__(self) -> str:
         shares = ", ".join(f"{p:.0%}" for p in self.probabilities)

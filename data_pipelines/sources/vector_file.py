@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.sources.raster_file import UnreadableFile
 from spectralmoe_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+_mentioned: set[Path] = set()  # files with more than polygons
+_lock = threading.Lock()
 VECTOR_FORMATS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet")
 _MARGIN = 0.01  # of the image's extent: straight lines of one CRS are bent in another
 _EDGE_POINTS = 21  # a side of the image, that are projected to find what it covers
@@ -19,8 +25,8 @@ Bounds = tuple[float, float, float, float]
 def read_polygons(
     path: Path, layer: str, attribute: str, crs: Any, bounds: Bounds
 ) -> tuple[np.ndarray, list[Any]]:
-    """The geometries around `bounds` as shapely's, and the value of an attribute for each, in the order in
-    which they lie in the file.
+    """The polygons around `bounds` as shapely's, and the value of an attribute for each, in the order in
+    which they lie in the file. Lines and points are left out, with one warning a file.
 
     Args:
       layer: its name, "" for the first.
@@ -54,9 +60,32 @@ def read_polygons(
     order = np.arange(len(fids))
     if facts["capabilities"]["fast_spatial_filter"]:  # found through an index, in the index's order
         order = np.argsort(fids, kind="stable")
-    polygons = shapely.from_wkb(geometries[order])
-    values = columns[0][order].tolist()
+    try:
+        shapes = shapely.from_wkb(geometries[order])
+    except shapely.errors.ShapelyError as error:  # such as a ring that is not closed
+        raise _unreadable(path, layer, error) from error
+    areal = _areal(shapes)
+    if not areal.all():
+        _mention_others(path, int(np.count_nonzero(~areal)))
+    polygons, values = shapes[areal], columns[0][order][areal].tolist()
     return (polygons if theirs == crs else _reprojected(polygons, theirs, crs)), values
+
+
+def _areal(shapes: np.ndarray) -> np.ndarray:
+    """Which geometries have an area to be drawn, or are missing, (n,) bool."""
+    import shapely
+
+    kinds = shapely.GeometryType
+    bare = (kinds.POINT, kinds.LINESTRING, kinds.LINEARRING, kinds.MULTIPOINT, kinds.MULTILINESTRING)
+    return ~np.isin(shapely.get_type_id(shapes), bare)
+
+
+def _mention_others(path: Path, count: int) -> None:
+    with _lock:
+        if path in _mentioned:
+            return
+        _mentioned.add(path)
+    log.warning("%s: %d lines and points among its polygons label nothing and are left out", path, count)
 
 
 def _around(bounds: Bounds, crs: Any, theirs: Any) -> Bounds | None:
@@ -97,4 +126,4 @@ def _unreadable(path: Path, layer: str, error: Exception) -> UserError:
     if layers and layer and layer not in layers:
         return UserError(f"{path}: no layer {layer!r}, it has {', '.join(layers)}: correct data.label_layer")
     reason = " ".join(str(error).split())
-    return UserError(f"{path}: cannot be read as vector data ({reason}): restore the file")
+    return UnreadableFile(f"{path}: cannot be read as vector data ({reason}): restore the file, or mend it")

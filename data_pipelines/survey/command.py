@@ -8,11 +8,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from data_pipelines.sensors import find_sensor
 from data_pipelines.survey.measure import Survey, survey
 from data_pipelines.survey.picture import draw
 from spectralmoe_jax.errors import UserError
 
 _WORDS = ("split", "domain", "class", "band", "stage")
+_THERMAL = 3.0  # um, from where on bands measure heat
+_REFLECTANCES = (-0.1, 1.5)  # what a mean may be: air gives and takes a little, snow and glint reflect much
 _LISTED = 16  # the most domains of a split and bands to print
 
 
@@ -52,12 +55,39 @@ def remarks(config: ConfigDict, found: Survey) -> list[str]:
             f"after normalisation {len(wrong)} bands are far from mean 0 and std 1, such as "
             f"{', '.join(wrong[:3])}: check config.model.pixel_mean and config.model.pixel_std"
         )
+    lines += _as_of_sensor(config, found)
     absent = [name for name, share in zip(config.classes.names, found.shares, strict=True) if not share]
     if absent:
         lines.append(f"not in these batches: {', '.join(absent)}")
     if found.labelled < 0.05:
         lines.append(f"only {found.labelled:.1%} of the pixels are labelled")
     return lines
+
+
+def _as_of_sensor(config: ConfigDict, found: Survey) -> list[str]:
+    """What does not fit how files of `config.sensor` commonly store values."""
+    if not config.get("sensor"):
+        return []
+    sensor, dtype = find_sensor(config.sensor), found.batches[0]["image"].dtype
+    if sensor.dtype is not None and dtype != sensor.dtype:
+        return [
+            f"pixels are {dtype}, files of {sensor.name} commonly {sensor.dtype}: right if they were made "
+            "so, as reflectance or a picture; else check config.sensor"
+        ]
+    if sensor.scale is None:
+        return []
+    odd = []
+    for name, (mean, _) in zip(config.bands, found.raw, strict=True):
+        band, reflectance = sensor.named(name), sensor.scale * mean + sensor.offset
+        reflects = band is not None and band.centre < _THERMAL
+        if reflects and not _REFLECTANCES[0] <= reflectance <= _REFLECTANCES[1]:
+            odd.append(f"{name} {reflectance:.3g}")
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} bands have a mean that is no reflectance as files of {sensor.name} store it "
+        f"({', '.join(odd[:3])}): check config.sensor and how the files were made"
+    ]
 
 
 def _contents(found: Survey) -> Table:

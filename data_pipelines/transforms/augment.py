@@ -12,6 +12,7 @@ from data_pipelines.transforms.geometry import Example, flip, quarter_turns, res
 from data_pipelines.transforms.photometric import photometric_distortion
 from data_pipelines.transforms.spectral import spectral_jitter
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.sensors import place_of, visible
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,17 @@ class Augment:
         return example
 
 
-def visible_bands(bands: Sequence[str]) -> tuple[int, int, int]:
-    """Indices of red, green and blue in `bands`.
+def visible_bands(bands: Sequence[str], sensor: str | None = None) -> tuple[int, int, int]:
+    """Indices of red, green and blue in `bands`, by these names, others of `sensor`'s, or its own three.
 
     Raises:
       UserError: one of the three is not there.
     """
-    names = [band.lower() for band in bands]
-    missing = [name for name in ("red", "green", "blue") if name not in names]
-    if missing:
+    found = visible(bands, sensor)
+    if found is None:
+        missing = [name for name in ("red", "green", "blue") if place_of(name, bands, sensor) is None]
         raise UserError(
             f"augment.photometric needs bands red, green and blue, {', '.join(missing)} not among "
-            f"{', '.join(bands)}: set it to False"
+            f"{', '.join(bands)}: set it to False, or give config.sensor"
         )
-    return names.index("red"), names.index("green"), names.index("blue")
+    return found

@@ -7,7 +7,7 @@ generator as the only source of chance.
 import cv2
 import numpy as np
 
-from data_pipelines.sources.records import IGNORE, Window
+from data_pipelines.sources.records import IGNORE, Record, Window
 from data_pipelines.sources.tiles import Tile
 
 Example = dict[str, np.ndarray]
@@ -37,9 +37,10 @@ def resized_crop(
     by reflection, the label by 255.
 
     The first window lies in the tile's cell's share of all possible positions. If one class has more than
-    `max_class_share` of its labelled pixels, or none is labelled, another is drawn from the whole image;
-    the tenth is kept whatever it holds. So is a window without the class that the tile wants, if it does so;
-    the tenth then gives way to one that held it but broke the rule.
+    `max_class_share` of its labelled pixels, another is drawn from the whole image; if none is labelled, or
+    the class that the tile wants is not there, one that covers such a pixel (`Tile.find_pixel`), near the
+    cell first. A tile that wants a class begins so. The tenth is kept whatever it holds, or the last one
+    before that held what is wanted but broke the rule.
 
     Args:
       tile: where to draw from.
@@ -54,19 +55,24 @@ def resized_crop(
       image (crop, crop, C) of the image's dtype, resized bilinearly; label (crop, crop) uint8, by nearest.
     """
     factor = _draw_factor(tile, rng, crop, scale, scale_step, max_edge)
-    cell = tile.cell
-    found = None
+    side = max(1, round(crop / factor))
+    whole = Window(0, 0, tile.record.height, tile.record.width)
+    cell, near, aimed, found = tile.cell, tile.cell, tile.wanted is not None, None
     for _ in range(_CROP_TRIES):
-        window = _draw_window(tile, rng, max(1, round(crop / factor)), cell)
-        size = tuple(_scaled(side, factor, crop) for side in window[2:])
+        pixel = tile.find_pixel(rng, near) if aimed else None
+        if pixel is None:
+            window = _draw_window(tile, rng, side, cell)
+        else:
+            window = _window_over(rng, tile.record, side, pixel)
+        size = tuple(_scaled(length, factor, crop) for length in window[2:])
         label = _resize(tile.read_label(window), size, cv2.INTER_NEAREST_EXACT)
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
-        has_wanted = tile.wanted is None or counts[tile.wanted] > 0
-        if has_wanted and _largest_share(counts) <= max_class_share:
+        holds = counts.any() if tile.wanted is None else counts[tile.wanted] > 0
+        if holds and _largest_share(counts) <= max_class_share:
             break
-        if has_wanted and tile.wanted is not None:
-            found = window, label
-        cell = Window(0, 0, tile.record.height, tile.record.width)
+        if holds:
+            found, near = (window, label), whole
+        cell, aimed = whole, tile.wanted is not None or not holds
     else:
         window, label = found or (window, label)
     image = _resize(tile.read_image(window), size, cv2.INTER_LINEAR)
@@ -119,14 +125,23 @@ def _draw_window(tile: Tile, rng: np.random.Generator, side: int, cell: Window) 
     return Window(row, col, height, width)
 
 
+def _window_over(rng: np.random.Generator, record: Record, side: int, pixel: tuple[int, int]) -> Window:
+    """A window of `side`, or of the whole image where that is less, that covers a pixel; each as likely."""
+    sizes = min(side, record.height), min(side, record.width)
+    top, left = (
+        int(rng.integers(max(0, place - size + 1), min(place, whole - size) + 1))
+        for place, size, whole in zip(pixel, sizes, (record.height, record.width), strict=True)
+    )
+    return Window(top, left, *sizes)
+
+
 def _scaled(side: int, factor: float, crop: int) -> int:
     """`side` after the resize: the crop exactly, unless the image ends first."""
     return crop if side == max(1, round(crop / factor)) else min(crop, max(1, round(side * factor)))
 
 
 def _largest_share(counts: np.ndarray) -> float:
-    labelled = counts.sum()
-    return counts.max() / labelled if labelled else 1.0
+    return counts.max() / counts.sum()
 
 
 def _resize(array: np.ndarray, size: tuple[int, ...], interpolation: int) -> np.ndarray:

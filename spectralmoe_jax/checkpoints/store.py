@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from spectralmoe_jax.checkpoints.names import from_named_leaves, named_leaves
 from spectralmoe_jax.configuration import flatten, read_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.presets import PRESETS
+from spectralmoe_jax.models.presets import takes_wavelengths
 
 CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"
@@ -60,8 +60,7 @@ def model_part(config: ConfigDict) -> dict[str, Any]:
 
 
 def _any_bands(config: ConfigDict) -> bool:
-    visual = config.model.get("visual") or {}
-    return (visual.get("kind") or PRESETS.get(str(visual.get("preset")), {}).get("kind")) == "dofa"
+    return takes_wavelengths(config.model.get("visual") or {})
 
 
 def fingerprint(config: ConfigDict) -> str:

@@ -25,12 +25,13 @@ from spectralmoe_jax.checkpoints.released import (
     stream_segmenter,
 )
 from spectralmoe_jax.checkpoints.sources import Source, open_source
-from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.checkpoints.store import CONFIG_FILE, CheckpointStore, read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import Path, join, leaves, split, with_values
+from spectralmoe_jax.sensors.stated import adopt_stated
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +178,8 @@ def _report_random(config: ConfigDict, settings: SegmenterConfig, parts: set[str
 def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segmenter:
     """The segmenter of a run's best checkpoint, or of its last where none was judged.
 
-    Frozen weights are not in a checkpoint: they come from the configuration again.
+    Frozen weights are not in a checkpoint: they come from the configuration again. So do the wavelengths that
+    the files of the run stated, for a configuration of the same bands on the same sensor.
 
     Raises UserError where the folder holds no checkpoint, or one of another configuration.
     """
@@ -188,6 +190,8 @@ def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segment
 
 def open_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Trained:
     """As `load_trained`, with the frozen weights still to be read."""
+    if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
+        config = adopt_stated(config, read_run_config(workdir))
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
     trainable, _ = split(abstract)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits
+from data_pipelines.wavelengths import of_files
 from data_pipelines.whole_split import eval_batches
+from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
 from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
 from spectralmoe_jax.configuration import from_config
 from spectralmoe_jax.evaluation.report import Report, print_table, score, score_tiles, write_report
 from spectralmoe_jax.prediction.windows import Predict, WindowSettings
+from spectralmoe_jax.sensors.stated import adopt_stated
 
 
 def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str = "target",
@@ -26,6 +30,7 @@ def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str 
     Raises UserError naming the file or key that is wrong.
     """
     settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    config = _settled(workdir, config, split)
     splits = open_splits(config, only=split)
     predict = make_predict(load_trained(workdir, config))
     report = _score(config, splits, split, predict, settings)
@@ -33,6 +38,13 @@ def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str 
     if output is not None:
         write_report(report, output)
     return report
+
+
+def _settled(workdir: str | os.PathLike[str], config: ConfigDict, split: str) -> ConfigDict:
+    """The configuration with the wavelengths that the run's files stated, or else those to be evaluated."""
+    if (Path(workdir) / CONFIG_FILE).is_file():
+        config = adopt_stated(config, read_run_config(workdir))
+    return of_files(config, config.data["target" if split == "target" else "source"])
 
 
 def score_split(config: ConfigDict, splits: Splits, split: str, predict: Predict) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import jax
 from flax import nnx
@@ -16,7 +16,8 @@ from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.presets import preset
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import Path, leaves
-from spectralmoe_jax.sensors import wavelengths
+from spectralmoe_jax.sensors import place_of, visible, wavelengths
+from spectralmoe_jax.sensors.stated import stated
 
 MODEL_KEYS = (
     "weights",
@@ -55,17 +56,8 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
     depth_bands: tuple[int, ...] = ()
     if model.get("depth") is not None:
         section = model.depth.to_dict()
-        names = tuple(section.pop("bands", ("red", "green", "blue")))
-        for name in names:
-            if name not in bands:
-                raise UserError(
-                    f"config.model.depth.bands names {name!r}, which config.bands does not have: "
-                    f"choose from {', '.join(bands)}"
-                )
-        depth, depth_bands = (
-            _encoder(ConfigDict(section), "depth", names),
-            tuple(bands.index(n) for n in names),
-        )
+        depth_bands = _depth_bands(section.pop("bands", None), bands, config.get("sensor"))
+        depth = _encoder(ConfigDict(section), "depth", tuple(bands[place] for place in depth_bands))
     return SegmenterConfig(
         visual=visual,
         depth=depth,
@@ -105,11 +97,35 @@ def random_leaves(config: SegmenterConfig, seed: int, paths: Collection[Path]) -
     return {path: made["/".join(path)] for path in paths}
 
 
+def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
+    """Places of the bands that the depth encoder sees: those named, by any name on the sensor, or else red,
+    green and blue."""
+    if names is None:
+        found = visible(bands, sensor)
+        if found is None:
+            raise UserError(
+                f"config.model.depth.bands: which of {', '.join(bands)} are red, green and blue is not "
+                "known: name three of them, or give config.sensor"
+            )
+        return found
+    places = []
+    for name in names:
+        place = place_of(name, bands, sensor)
+        if place is None:
+            raise UserError(
+                f"config.model.depth.bands names {name!r}, which config.bands does not have: "
+                f"choose from {', '.join(bands)}"
+            )
+        places.append(place)
+    return tuple(places)
+
+
 def _encoder(
     section: ConfigDict, name: str, bands: tuple[str, ...], config: ConfigDict | None = None
 ) -> EncoderConfig:
     """`preset` gives a published encoder's sizes, which the section's other keys override; `config` gives the
-    wavelengths, of `config.bands` on `config.sensor`, to an encoder that needs them and has none."""
+    wavelengths to an encoder that needs them and has none: those that its files stated, or else of
+    `config.bands` on `config.sensor`."""
     place, own = f"model.{name}", section.to_dict()
     named = own.pop("preset", None)
     own.pop("weights", None)
@@ -117,7 +133,9 @@ def _encoder(
     derived = {"in_channels": len(bands), "band_names": tuple(bands), "name": name}
     whole = {**fields, **own, **derived}
     if config is not None and whole.get("kind") == "dofa" and not whole.get("wavelengths"):
-        whole["wavelengths"] = wavelengths(tuple(config.bands), config.get("sensor", "generic"))
+        whole["wavelengths"] = stated(config) or wavelengths(
+            tuple(config.bands), config.get("sensor") or "generic"
+        )
     return from_config(EncoderConfig, ConfigDict(whole), place)
 
 

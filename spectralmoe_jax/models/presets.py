@@ -6,11 +6,13 @@ as published; a config may ask for others, and both are then resampled when the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from spectralmoe_jax.errors import UserError
 
 Fields = dict[str, Any]
+_FROM_WAVELENGTHS = ("dofa",)
 
 
 def _size(width: int, layers: int, heads: int) -> Fields:
@@ -72,3 +74,9 @@ def preset(name: str, key: str) -> Fields:
     if name not in PRESETS:
         raise UserError(f"{key} = {name!r}: choose from {', '.join(PRESETS)}")
     return dict(PRESETS[name])
+
+
+def takes_wavelengths(visual: Mapping[str, Any]) -> bool:
+    """Whether the encoder of `config.model.visual` makes its patch embedding from wavelengths."""
+    kind = visual.get("kind") or PRESETS.get(str(visual.get("preset")), {}).get("kind")
+    return kind in _FROM_WAVELENGTHS

@@ -38,7 +38,7 @@ class Scene:
       dtype: of the pixels: uint8 if all bands of the file are, else float32.
 
     Raises:
-      UserError: a band that the file does not have; see `data_pipelines.sensors.select_bands`.
+      UserError: a band that the file does not have; see `data_pipelines.sensors.choose_bands`.
     """
 
     def __init__(
@@ -49,24 +49,21 @@ class Scene:
         sensor: str | None,
         file_bands: Sequence[str] | None,
     ):
-        from data_pipelines.sensors import find_sensor, select_bands
+        from data_pipelines.sensors import choose_bands, find_sensor
+        from data_pipelines.sensors.band_tags import stated_platforms
         from data_pipelines.sources.raster_file import has_mask
 
         self.dataset, self.path, self.bands = dataset, path, bands
-        has_alpha = _has_alpha(dataset)
-        count = dataset.count - (has_alpha and len(bands) == dataset.count - 1)
-        places = select_bands(
-            str(path), bands, count, dataset.descriptions[:count],
-            colours=[colour.name for colour in dataset.colorinterp[:count]],
-            sensor=sensor, file_bands=file_bands,
+        places, has_alpha = choose_bands(
+            str(path), bands, dataset.descriptions, [colour.name for colour in dataset.colorinterp],
+            sensor=sensor, file_bands=file_bands, texts=(path.stem, *stated_platforms(dataset)),
         )  # fmt: skip
         self.indexes = [place + 1 for place in places]
         known = None if sensor is None or has_mask(dataset) else find_sensor(sensor).nodata
         self.nodata = known if dataset.nodata is None else dataset.nodata
         self.height, self.width = dataset.shape
         self.dtype = np.uint8 if set(dataset.dtypes) == {"uint8"} else np.float32
-        # GDAL marks the fourth of four uint8 bands as alpha on its own; here it may be near infrared.
-        self.is_masked = (has_alpha and dataset.count not in self.indexes) or has_mask(dataset)
+        self.is_masked = has_alpha or has_mask(dataset)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (rows, W, C), zero without data, and where there is data (rows, W), of `start` to `stop`.
@@ -106,9 +103,3 @@ class Scene:
                 f"{start + row}, column {column}; give it a value, or where it is NaN declare NaN "
                 f"as nodata: rio edit-info --nodata nan {self.path}"
             )
-
-
-def _has_alpha(dataset: Any) -> bool:
-    from rasterio.enums import ColorInterp
-
-    return dataset.colorinterp[-1] == ColorInterp.alpha

@@ -24,12 +24,13 @@ from spectralmoe_jax.sensors.multispectral import (
 )
 from spectralmoe_jax.sensors.sensor import Band, Sensor
 
-__all__ = ["SENSORS", "Band", "Sensor", "find_sensor", "wavelengths"]
+__all__ = ["SENSORS", "Band", "Sensor", "find_sensor", "place_of", "visible", "wavelengths"]
 
 _ALL = (
     SENTINEL2, LANDSAT5, LANDSAT7, LANDSAT8, LANDSAT9, GAOFEN1, GAOFEN2, PLANETSCOPE, *AERIAL,
     ORBITA_OHS, ENMAP, PRISMA, AVIRIS, GENERIC,
 )  # fmt: skip
+_RGB = ("red", "green", "blue")
 SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in _ALL}
 
 
@@ -38,6 +39,27 @@ def find_sensor(name: str) -> Sensor:
     if name not in SENSORS:
         raise UserError(f"config.sensor = {name!r}: choose from {', '.join(SENSORS)}")
     return SENSORS[name]
+
+
+def place_of(name: str, bands: Sequence[str], sensor: str | None = None) -> int | None:
+    """Where in `bands` a band is, by any of its names on `sensor` in any case; None where it is not."""
+    known_as = {} if sensor is None else find_sensor(sensor).known_as()
+    names = [known_as.get(band.lower(), band).lower() for band in bands]
+    wanted = known_as.get(name.lower(), name).lower()
+    return names.index(wanted) if wanted in names else None
+
+
+def visible(bands: Sequence[str], sensor: str | None = None) -> tuple[int, int, int] | None:
+    """Where in `bands` red, green and blue are: by these names, or else the three that show the sensor.
+
+    None where neither are all there.
+    """
+    triples = [_RGB] if sensor is None else [_RGB, find_sensor(sensor).rgb]
+    for triple in triples:
+        red, green, blue = (place_of(name, bands, sensor) for name in triple)
+        if red is not None and green is not None and blue is not None:
+            return red, green, blue
+    return None
 
 
 def wavelengths(bands: Sequence[str], sensor: str = "generic") -> tuple[float, ...]:

@@ -22,11 +22,13 @@ class Sensor:
     Attributes:
       name: as in `config.sensor`.
       bands: in the order of its files.
-      rgb: the bands to show as red, green and blue and to give to a depth encoder.
+      rgb: the bands to show as red, green and blue, to give to a depth encoder, and to distort as colours.
       scale, offset: reflectance = scale * stored value + offset; scale None where products differ or are no
-        reflectance.
+        reflectance. Pixels reach models as stored; by these, `spectralmoe data` tells of statistics that
+        are no reflectance.
       nodata: value of pixels without data where a file does not say; None where there is no convention.
       dtype: NumPy's name of the type that values are commonly stored in; None where there is no convention.
+        `spectralmoe data` tells of files in another one: scale and offset then do not hold for them.
       nominal: whether the wavelengths are those of a grid that the instruments keep to only roughly, so that
         a file's own are to be used where it states them.
     """

@@ -28,7 +28,8 @@ def train(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> dict[str
     Args:
       config: a configuration, or `FILE[:args]` of one.
       workdir: folder of the run. It gets `config.json`, `metrics.jsonl`,
-        `tensorboard/` and `checkpoints/`.
+        `tensorboard/` and `checkpoints/`. The configuration there also has the
+        wavelengths that the files state, where the model is fed with them.
 
     Returns:
       `{"step": steps done, "best": step of the best checkpoint or None, "workdir": str}`.
@@ -40,8 +41,10 @@ def train(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> dict[str
     config = load_config(config) if isinstance(config, str) else config
     from_config(TrainSettings, config.train, "train")  # a bad value is said before the data is read
     check_workdir(config, workdir)
+    from data_pipelines.wavelengths import with_stated_wavelengths
     from spectralmoe_jax.training.experiment import build_experiment
 
+    config = with_stated_wavelengths(config)
     return run_experiment(build_experiment(config), config, workdir)
 
 

@@ -92,6 +92,9 @@ def test_on_real_images(name, shared_data, tmp_path):
         with config.unlocked():
             config.data.source, config.data.target = ("tile_2",), ("tile_3",)
     run(config, tmp_path)
+    if name == "enmap_landcover":  # the wavelengths of the files are stored with the run
+        kept = json.loads((tmp_path / "config.json").read_text())["stated_wavelengths"]
+        assert (len(kept["micrometres"]), kept["sensor"]) == (224, "enmap")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """What is wrong with a file is said in one line that names it, when it is opened or when it is read."""
 
+import logging
+import struct
+
 import numpy as np
 import pytest
 
@@ -78,6 +81,10 @@ def mask_elsewhere(root):
     write_raster(root / "x/masks/b.tif", np.ones((64, 64), np.uint8), **place)
 
 
+def mask_of_another_crs(root):
+    write_raster(root / "x/masks/b.tif", np.ones((64, 64), np.uint8), **{**PLACE, "crs": "EPSG:32634"})
+
+
 def same_name(root):
     (root / "x/images/b.png").write_bytes((root / "x/images/b.tif").read_bytes())
 
@@ -99,6 +106,7 @@ def complex_pixels(root):
         (cut_the_mask, ["masks/b.tif", "truncated"]),
         (no_mask, ["images/b.tif", "no mask", "masks/b.tif", "data.mask_template"]),
         (mask_elsewhere, ["masks/b.tif", "lies elsewhere", "images/b.tif"]),
+        (mask_of_another_crs, ["masks/b.tif: lies in EPSG:32634", "images/b.tif in EPSG:32633", "reproject"]),
         (same_name, ["images/b", "same name", "rename"]),
         (complex_pixels, ["images/b.tif", "complex64", "not supported"]),
     ],
@@ -138,12 +146,34 @@ def test_values_that_are_not_finite_are_named_when_they_are_read(folder, value):
         assert (image[50, 3] == (1, 0)).all()  # declared: the one value reads as zero
 
 
-def test_an_image_without_pixels_is_named(tmp_path):
-    """A VRT may say that it has no rows."""
+VRT = '<VRTDataset rasterXSize="{}" rasterYSize="{}">{}</VRTDataset>'
+VRT_BAND = '<VRTRasterBand dataType="Byte" band="1"/>'
+
+
+def tiff_of_size(width, height):
+    """A TIFF of 8 bits whose directory says so, with no strip."""
+    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1)]
+    fields = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    return struct.pack("<2sHIxx", b"II", 42, 10) + struct.pack("<H", len(tags)) + fields + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.vrt", VRT.format(0, 0, "").encode()),
+        ("a.vrt", VRT.format(0, 5, VRT_BAND).encode()),
+        ("a.vrt", VRT.format(5, 5, "").encode()),
+        ("a.tif", tiff_of_size(0, 0)),
+        ("a.tif", tiff_of_size(5, 0)),
+    ],
+)
+def test_an_image_without_pixels_is_named(tmp_path, name, content):
     (tmp_path / "x/images").mkdir(parents=True)
-    (tmp_path / "x/images/a.vrt").write_text('<VRTDataset rasterXSize="0" rasterYSize="0"></VRTDataset>')
-    with pytest.raises(UserError, match=r"images/a\.vrt: (has no pixels|truncated or not a readable image)"):
-        open_tiles(tmp_path, image_glob="*/images/*.vrt")
+    path = tmp_path / "x/images" / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        open_tiles(tmp_path, image_glob="*/images/*")
+    assert str(error.value) == f"{path}: has no pixels: remove the file, or write it anew"
 
 
 def test_spaces_and_letters_of_any_alphabet_are_fine(folder):
@@ -178,3 +208,19 @@ def test_settings_that_find_nothing(folder, changes, parts):
 def test_label_values_are_checked(values, ignore, part):
     with pytest.raises(UserError, match=part):
         ValueCode(values, ignore)
+
+
+@pytest.mark.parametrize(("value", "warned"), [(1 << 24, False), ((1 << 24) + 1, True), (-(1 << 25), True)])
+def test_whole_numbers_that_are_rounded_are_said_once_a_file(folder, caplog, value, warned):
+    pixels = np.ones((64, 64, 2), np.int32)
+    pixels[9, 9, 1] = value
+    for name in ("a", "b"):
+        write_raster(folder / f"x/images/{name}.tif", pixels, BANDS, **PLACE)
+    source = open_tiles(folder, cache_bytes=0)
+    with caplog.at_level(logging.WARNING):
+        for record in (*source.records, *source.records):
+            assert source.read_image(record)[9, 9, 1] == np.float32(value)
+    told = [entry.getMessage() for entry in caplog.records if "rounded above 16777216" in entry.getMessage()]
+    assert len(told) == (2 if warned else 0)
+    for name, line in zip("ab", told, strict=False):
+        assert f"images/{name}.tif: holds whole numbers up to {abs(value)}" in line

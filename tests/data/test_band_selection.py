@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.sensors import SENSORS, check_wavelengths, select_bands, wavelengths
+from data_pipelines.sensors import SENSORS, check_wavelengths, choose_bands, select_bands, wavelengths
 from spectralmoe_jax.errors import UserError
 
 S2 = tuple(band.name for band in SENSORS["sentinel2"].bands)
@@ -37,6 +37,127 @@ def test_colours_order_unnamed_bands_only_where_they_are_the_ones_wanted():
     colours = ("red", "green", "blue")
     assert select_bands("x", ("blue", "red", "green"), 3, (None,) * 3, colours=colours) == (2, 0, 1)
     assert select_bands("x", ("nir", "red", "green"), 3, (None,) * 3, colours=colours) == (0, 1, 2)
+
+
+RGB = ("red", "green", "blue")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "colours", "places"),
+    [
+        (("nir", *RGB), (*RGB, "undefined"), (3, 0, 1, 2)),
+        ((*RGB, "nir"), (*RGB, "undefined"), (0, 1, 2, 3)),
+        (("blue", "nir", "green", "red"), ("gray", "blue", "green", "red"), (1, 0, 2, 3)),
+        ((*RGB, "nir"), (*RGB, "alpha"), (0, 1, 2, 3)),  # GDAL says so of any four bands of 8 bits
+        ((*RGB, "nir", "swir16"), (*RGB, "undefined", "undefined"), (0, 1, 2, 3, 4)),
+        (("nir", "red", "green", "swir16"), (*RGB, "undefined"), (0, 1, 2, 3)),  # not all three are wanted
+    ],
+)
+def test_colours_beside_other_bands(wanted, colours, places):
+    assert select_bands("x", wanted, len(colours), (None,) * len(colours), colours=colours) == places
+    if "nir" in wanted and "swir16" not in wanted:  # and by the names of a sensor
+        renamed = tuple({"red": "B04", "green": "B03", "blue": "B02", "nir": "B08"}[name] for name in wanted)
+        chosen = select_bands("x", renamed, 4, (None,) * 4, colours=colours, sensor="sentinel2")
+        assert chosen == places
+
+
+@pytest.mark.parametrize(
+    ("wanted", "colours"),
+    [
+        (("nir", *RGB), (*RGB, "alpha")),
+        (("nir", *RGB, "swir16"), (*RGB, "undefined", "undefined")),
+        (("blue", "green", "red", "nir", "swir16"), (*RGB, "undefined", "undefined")),
+    ],
+)
+def test_colours_that_contradict_are_refused(wanted, colours):
+    with pytest.raises(UserError, match=r"x\.tif: says that its bands are red, green, .* data\.file_bands"):
+        select_bands("x.tif", wanted, len(colours), (None,) * len(colours), colours=colours)
+    named = {"file_bands": wanted, "colours": colours}
+    assert select_bands("x.tif", wanted, len(colours), (None,) * len(colours), **named) == tuple(
+        range(len(wanted))
+    )
+
+
+def test_bands_taken_by_position_are_said_once(caplog):
+    for place in ("one.tif", "two.tif"):
+        select_bands(place, ("up", "down"), 2, (None, None))
+        select_bands(place, RGB, 3, (None,) * 3, colours=RGB)
+    told = [entry.getMessage() for entry in caplog.records]
+    assert told == ["one.tif and others like it do not name their bands: they are taken to be up, down, in "
+                    "this order"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "colours", "file_bands", "wanted", "found"),
+    [
+        ((None,) * 4, (*RGB, "alpha"), None, RGB, ((0, 1, 2), True)),
+        ((*RGB, "alpha"), (*RGB, "alpha"), None, ("blue", "red"), ((2, 0), True)),
+        ((*RGB, None), (*RGB, "alpha"), None, RGB, ((0, 1, 2), True)),
+        ((*RGB, "nir"), (*RGB, "alpha"), None, RGB, ((0, 1, 2), False)),  # it has another name
+        ((None,) * 4, (*RGB, "alpha"), (*RGB, "nir"), ("nir", "red"), ((3, 0), False)),
+        ((None,) * 4, (*RGB, "alpha"), (*RGB, "nir"), ("blue", "red"), ((2, 0), False)),
+        ((None,) * 4, (*RGB, "alpha"), None, (*RGB, "nir"), ((0, 1, 2, 3), False)),
+        ((None, None), ("gray", "alpha"), None, ("pan",), ((0,), True)),
+        ((None,) * 3, RGB, None, RGB, ((0, 1, 2), False)),
+    ],
+)
+def test_an_alpha_is_no_band(descriptions, colours, file_bands, wanted, found):
+    assert choose_bands("x", wanted, descriptions, colours, file_bands=file_bands) == found
+
+
+LANDSAT = ("blue", "green", "red", "nir", "swir16", "swir22")
+SEVEN = tuple(f"B{number}" for number in range(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("texts", "sensor", "places"),
+    [
+        (("scene",), "landsat5", (0, 1, 2, 3, 4, 6)),  # nothing is said
+        (("landsat5_image",), "landsat5", (0, 1, 2, 3, 4, 6)),
+        (("LT05_L2SP_193023",), "landsat7", (0, 1, 2, 3, 4, 6)),  # the same numbers
+        (("landsat8_image",), "landsat8", (1, 2, 3, 4, 5, 6)),
+        (("x", "LANDSAT_9"), "landsat8", (1, 2, 3, 4, 5, 6)),
+        (("landsat5 and landsat8",), "landsat5", (0, 1, 2, 3, 4, 6)),
+    ],
+)
+def test_numbers_are_read_by_the_sensor(texts, sensor, places):
+    found = choose_bands("x", LANDSAT, SEVEN, ("gray",) * 7, sensor=sensor, texts=texts)
+    assert found == (places, False)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sensor", "there", "parts"),
+    [
+        (
+            ("landsat8_image", "landsat8"),
+            "landsat5",
+            SEVEN,
+            ["is of landsat8", "B1 is not blue", "data.sensors"],
+        ),
+        (("scene", "LANDSAT_8"), "landsat7", SEVEN, ["is of landsat8"]),
+        (("LC09_L2SP_193023_20220101",), "landsat5", SEVEN, ["is of landsat9"]),
+        (("LE07_x",), "landsat8", SEVEN, ["is of landsat7"]),
+        (("S2A_MSIL2A",), "landsat5", SEVEN, ["is of sentinel2"]),
+        (("scene",), "landsat5", (*SEVEN, "B10"), ["has a band 'B10', landsat5 has none of this number"]),
+    ],
+)
+def test_numbers_of_another_sensor_are_refused(texts, sensor, there, parts):
+    options = {"sensor": sensor, "texts": texts}
+    with pytest.raises(UserError) as error:
+        choose_bands("x.tif", LANDSAT, there, ("gray",) * len(there), **options)
+    assert all(part in str(error.value) for part in ["x.tif: ", *parts]), error.value
+    names = ("blue", "green", "red", "nir", "swir16", "thermal", "swir22", "pan")[: len(there)]
+    named = choose_bands("x.tif", LANDSAT, names, ("gray",) * len(there), **options)  # not by numbers
+    assert named == ((0, 1, 2, 3, 4, 6), False)
+
+
+@pytest.mark.parametrize("other", ["prisma", "aviris"])
+def test_numbers_of_spectrometers_are_no_names(other):
+    there = tuple(f"band {number}" for number in range(1, 225))
+    chosen = choose_bands("x", ("band 47",), there, ("gray",) * 224, sensor="enmap", texts=("enmap_x",))
+    assert chosen == ((46,), False)
+    with pytest.raises(UserError, match=f"is of {other}"):
+        choose_bands("x", ("band 47",), there, ("gray",) * 224, sensor="enmap", texts=(f"{other}_x",))
 
 
 def test_a_configuration_can_name_the_bands_of_a_file():
@@ -111,3 +232,37 @@ def test_true_colours_of_the_hyperspectral_sensors():
         np.testing.assert_allclose(
             wavelengths(SENSORS[name].rgb, name), (0.665, 0.56, 0.485), atol=0.012, err_msg=name
         )
+
+
+@pytest.mark.parametrize(
+    ("there", "file_bands", "sensor", "message"),
+    [
+        (
+            ("red", "nir", None),
+            ("nir", "red", "swir16"),
+            None,
+            "its band 1 is called 'red', .* calls it 'nir'",
+        ),
+        (("B04", "x", "y"), ("B03", "B04", "B08"), "sentinel2", "its band 1 is called 'B04', .* it 'B03'"),
+        (
+            ("B04", "x", "y"),
+            ("green", "red", "nir"),
+            "sentinel2",
+            "is called 'B04', .* it 'green'",
+        ),
+    ],
+)
+def test_names_that_contradict_those_of_the_file(there, file_bands, sensor, message):
+    """A name of the file's that stands at another place of data.file_bands; one that is not there is free."""
+    with pytest.raises(UserError, match=rf"x\.tif: .*{message}: correct data\.file_bands, or leave it out"):
+        select_bands("x.tif", file_bands[:1], 3, there, sensor=sensor, file_bands=file_bands)
+    renamed = ("red", "edge", "other")
+    assert select_bands("x.tif", ("edge",), 3, ("Band A", "Band B", None), file_bands=renamed) == (1,)
+
+
+def test_files_that_name_what_is_wanted_need_no_other_names():
+    """data.file_bands is for those among them that do not, and have as many bands."""
+    named = {"file_bands": ("nir", "red", "green")}
+    assert select_bands("x.tif", ("red", "nir"), 2, ("red", "nir"), **named) == (0, 1)
+    with pytest.raises(UserError, match=r"x\.tif: 2 bands, data\.file_bands names 3: name them all"):
+        select_bands("x.tif", ("red", "nir"), 2, (None, None), **named)

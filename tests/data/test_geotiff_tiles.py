@@ -1,5 +1,6 @@
 """Windows straight from GeoTIFFs: bands, types, labels as rasters and polygons, on real and written files."""
 
+import json
 import pickle
 
 import numpy as np
@@ -9,6 +10,7 @@ from rasterio.warp import transform
 
 from data_pipelines.sensors import SENSORS, wavelengths
 from data_pipelines.sources import ImageFolder, Window, examples, split_holdout
+from data_pipelines.sources.colours import ColourCode
 from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
 from data_pipelines.sources.labels import RasterLabels, ValueCode, VectorLabels
 from data_pipelines.sources.raster_file import band_last
@@ -219,3 +221,44 @@ def test_polygons_that_cannot_be_used(tmp_path, values, attribute, crs, parts):
             labels=VectorLabels(ValueCode(values), attribute),
         )  # fmt: skip
     assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_masks_of_indices_into_a_colour_table(tmp_path, dtype):
+    """Several indices may have one colour; unknown ones are counted together."""
+    mask = np.random.default_rng(0).integers(0, 6, (30, 40)).astype(dtype)
+    path = write_raster(tmp_path / "a/masks/x.tif", mask, photometric="palette")
+    table = {0: (9, 9, 9), 1: (200, 0, 0), 2: (0, 0, 200), 3: (200, 0, 0), 4: (1, 2, 3), 5: (1, 2, 3)}
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, table)
+    code = ColourCode(((200, 0, 0), (0, 0, 200)), ignore=((9, 9, 9),))
+    label, unknown = RasterLabels(code).read(path, path, None)
+    np.testing.assert_array_equal(label, np.array([255, 0, 1, 0, 255, 255])[mask])
+    assert unknown == {(1, 2, 3): ((mask == 4) | (mask == 5)).sum()}
+
+
+def test_indices_beyond_a_colour_table_are_unknown():
+    mask = np.array([[0, 1, 300, 300]], np.uint16)
+    label, unknown = ColourCode(((200, 0, 0),)).from_indexed(mask, {0: (200, 0, 0, 255), 1: (200, 0, 0, 0)})
+    assert label.tolist() == [[0, 255, 255, 255]]
+    assert unknown == {300: 2}
+
+
+def test_lines_and_points_among_polygons_are_left_out_with_one_warning(tmp_path, caplog):
+    for name in "xy":
+        write_raster(tmp_path / f"a/images/{name}.tif", np.ones((64, 64, 1), np.uint8), **PLACE)
+    path = tmp_path / "fields.geojson"
+    write_polygons(path, [("wheat", square(500_000, 5_000_000, 200))], "kind", 32633)
+    collection = json.loads(path.read_text())
+    line = [[500_300, 4_999_700], [500_400, 4_999_600]]
+    for kind, coordinates in (("Point", line[0]), ("LineString", line), ("MultiPoint", line)):
+        feature = {"type": "Feature", "properties": {"kind": "other"}}
+        collection["features"].append({**feature, "geometry": {"type": kind, "coordinates": coordinates}})
+    path.write_text(json.dumps(collection))
+    source = GeoTiffTiles(
+        tmp_path, bands=("z",), classes=1, mask_template="fields.geojson",
+        labels=VectorLabels(ValueCode(("wheat",)), "kind"),
+    )  # fmt: skip
+    assert source.class_pixels.tolist() == [[400], [400]]
+    told = [entry.getMessage() for entry in caplog.records if "lines and points" in entry.getMessage()]
+    assert told == [f"{path}: 3 lines and points among its polygons label nothing and are left out"]

@@ -205,7 +205,7 @@ def empty_image(root):
 
 
 def add_a_band(root):
-    write_png(root / "north/images/b.png", np.zeros((20, 30, 4), np.uint8))
+    write_tif(root / "north/images/b.png", np.zeros((20, 30, 5), np.uint8), ())
 
 
 def swap_bands(root):
@@ -244,7 +244,7 @@ def foreign_colours(root):
         (remove_masks, {}, ["north/images/b.png", "north/masks/b.png", "data.mask_template"]),
         (shrink_mask, {}, ["north/masks/b.png", "20 x 29", "20 x 30", "images/b.png"]),
         (empty_image, {}, ["north/images/b.png", "readable"]),
-        (add_a_band, {}, ["north/images/b.png", "4 bands", "red, green, blue"]),
+        (add_a_band, {}, ["north/images/b.png", "5 bands", "red, green, blue"]),
         (change_type, {}, ["north/images/b.png", "not 8-bit", ".png is"]),
         (two_band_mask, {}, ["north/masks/b.png", "2 bands"]),
         (foreign_colours, {}, ["(77, 77, 77) x 2400", "classes.palette"]),

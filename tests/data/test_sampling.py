@@ -56,9 +56,8 @@ def test_a_crop_holds_the_class_it_was_drawn_for(source):
         example = resized_crop(tile, rng, crop=20, scale=(1, 1), max_class_share=1.0)
         if tile.wanted:
             held[tile.wanted].append((example["label"] == tile.wanted).any())
-    in_ten_tries = 1 - (1 - (10 / 21) ** 2) ** 10  # 10 of 21 positions a side reach the corner
-    assert np.mean(held[1]) == pytest.approx(in_ten_tries, abs=4 * np.sqrt(0.07 / len(held[1])))
-    assert np.mean(held[2]) == 1
+    assert len(held[1]) > 100
+    assert all(held[1] + held[2])
 
 
 def test_the_same_generator_draws_the_same(source):

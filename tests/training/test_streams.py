@@ -82,7 +82,8 @@ def config(tmp_path_factory):
         config.data.ignore_colours = ()
         config.streams = ConfigDict({
             "narrow": {
-                "bands": SENSORS["narrow"], "data": {"root": str(folder / "narrow")},
+                "bands": SENSORS["narrow"],
+                "data": {"root": str(folder / "narrow"), "file_bands": SENSORS["narrow"]},  # no alpha
                 "model": {"pixel_mean": (100.0,) * 4, "pixel_std": (60.0,) * 4},
             },
         })  # fmt: skip

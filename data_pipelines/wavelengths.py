@@ -1,0 +1,90 @@
+"""From what the files of a configuration state to the wavelengths that its model is fed with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data_pipelines.sensors import stated_wavelengths
+from data_pipelines.sources.file_records import find_channels
+from data_pipelines.sources.files import find_images
+from data_pipelines.sources.opening import domain_sensors
+from data_pipelines.sources.raster_file import read_header
+from data_pipelines.sources.skipping import check_corrupt, over_files
+from data_pipelines.streams import MAIN, stream_configs
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.presets import takes_wavelengths
+from spectralmoe_jax.sensors.stated import KEY, stated, with_stated
+
+_SAME = 0.001  # um, by which the files of one configuration may differ
+
+
+def with_stated_wavelengths(config: ConfigDict) -> ConfigDict:
+    """A configuration of a run with the wavelengths that the source files of each of its streams state.
+
+    Raises UserError as `of_files`.
+    """
+    configs = stream_configs(config)
+    result = of_files(config, config.data.source)
+    for name, stream in configs.items():
+        if name == MAIN:
+            continue
+        settled = of_files(stream, stream.data.source)
+        if stated(settled) is not None:
+            result = result.copy_and_resolve_references()
+            with result.unlocked(), result.ignore_type():
+                result.streams[name][KEY] = settled[KEY]
+            result.lock()
+    return result
+
+
+def of_files(config: ConfigDict, domains: Sequence[str]) -> ConfigDict:
+    """A configuration with the wavelengths that the files of `domains` state for its bands.
+
+    It is returned as it is where nothing is to be found out: `config.model.visual` is no encoder that takes
+    wavelengths or gives them, data is not of the kind `geotiff`, or no file states them for all bands; then
+    those of `config.sensor` hold. Files are opened, their pixels are not read.
+
+    Raises:
+      UserError: two files that differ by more than 1 nm, with both names; a file that cannot be read.
+    """
+    visual, data = config.model.get("visual") or {}, config.data
+    if data.kind != "geotiff" or visual.get("wavelengths") or not takes_wavelengths(visual) or stated(config):
+        return config
+    corrupt, sensors = data.get("corrupt", "stop"), domain_sensors(config)
+    check_corrupt(corrupt)
+
+    def read(file: tuple[str, Path]) -> tuple[float, ...] | None:
+        domain, image = file
+        header = read_header(image)
+        if not header.states_wavelengths:
+            return None
+        sensor = sensors.get(domain, config.get("sensor"))
+        places, _ = find_channels(image, header, config.bands, sensor, data.get("file_bands"), domain)
+        centres = stated_wavelengths(image)
+        chosen = [centres[place] for place in places]
+        return None if None in chosen else tuple(centre for centre in chosen if centre is not None)
+
+    found = find_images(Path(data.root), data.image_glob, tuple(domains))
+    read_from = [
+        (image, centres)
+        for (_, image), centres in zip(found, over_files(read, found, corrupt), strict=True)
+        if centres is not None
+    ]
+    if not read_from:
+        return config
+    _require_one_grid(config.bands, read_from)
+    return with_stated(config, read_from[0][1])
+
+
+def _require_one_grid(bands: Sequence[str], files: Sequence[tuple[Path, tuple[float, ...]]]) -> None:
+    first, wanted = files[0]
+    for image, centres in files[1:]:
+        for band, centre, other in zip(bands, centres, wanted, strict=True):
+            if abs(centre - other) > _SAME:
+                raise UserError(
+                    f"{image}: band {band} lies at {centre:.4g} um, in {first} at {other:.4g} um: use images "
+                    "of one wavelength grid, or give config.model.visual.wavelengths"
+                )

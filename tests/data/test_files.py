@@ -1,0 +1,116 @@
+"""Finding images: patterns, lists and paths, and the domains that they name."""
+
+import fnmatch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.sources.files import find_images, mask_path, record_names
+from spectralmoe_jax.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "data"
+    for name in ("a/images/1.tif", "a/images/2.tif", "a/deep/er/3.tif", "b/images/1.tif", "b/images/x.png",
+                 "b1/images/1.tif", "top.tif"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def found(root, pattern, domains=None):
+    return [
+        (domain, path.relative_to(root).as_posix()) for domain, path in find_images(root, pattern, domains)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*/images/*.tif", ["a a/images/1.tif", "a a/images/2.tif", "b b/images/1.tif",
+                            "b1 b1/images/1.tif"]),
+        ("{domain}/images/1.tif", ["a a/images/1.tif", "b b/images/1.tif", "b1 b1/images/1.tif"]),
+        ("*/images/{domain}.tif", ["1 a/images/1.tif", "1 b/images/1.tif", "1 b1/images/1.tif",
+                                   "2 a/images/2.tif"]),
+        ("a/**/*.tif", ["a a/deep/er/3.tif", "a a/images/1.tif", "a a/images/2.tif"]),
+        ("a/**/{domain}.tif", ["3 a/deep/er/3.tif", "1 a/images/1.tif", "2 a/images/2.tif"]),
+        ("**/{domain}/*.tif", ["er a/deep/er/3.tif", "images a/images/1.tif", "images a/images/2.tif",
+                               "images b/images/1.tif", "images b1/images/1.tif"]),
+        ("[bc]*/images/1.tif", ["b b/images/1.tif", "b1 b1/images/1.tif"]),
+        ("[!b]/images/{domain}.tif", ["1 a/images/1.tif", "2 a/images/2.tif"]),
+        ("{domain}/images/[1x].*", ["a a/images/1.tif", "b b/images/1.tif", "b b/images/x.png",
+                                    "b1 b1/images/1.tif"]),
+        ("b?/images/*", ["b1 b1/images/1.tif"]),
+        ("*.tif", ["top top.tif"]),
+        (("a/images/2.tif", "a/images/*.tif", "*.tif"), ["a a/images/2.tif", "a a/images/1.tif",
+                                                         "top top.tif"]),
+    ],
+)  # fmt: skip
+def test_patterns(root, pattern, expected):
+    assert [" ".join(place) for place in found(root, pattern)] == expected
+
+
+@given(
+    st.text("ab", min_size=1, max_size=6),
+    st.text("ab*?", min_size=1, max_size=6).filter(lambda pattern: "**" not in pattern),
+)
+def test_a_domain_is_found_for_whatever_a_pattern_matches(tmp_path_factory, name, pattern):
+    """Whatever the standard library says a pattern matches, and nothing else."""
+    root = tmp_path_factory.mktemp("p")
+    (root / "d").mkdir()
+    (root / "d" / name).touch()
+    if fnmatch.fnmatchcase(name, pattern):
+        assert find_images(root, "{domain}/" + pattern, None) == [("d", root / "d" / name)]
+    else:
+        with pytest.raises(UserError, match="no image matches"):
+            find_images(root, "{domain}/" + pattern, None)
+
+
+def test_a_list_of_paths(root, tmp_path):
+    """Its order is kept; a path elsewhere is of the folder that it lies in; empty lines say nothing."""
+    other = tmp_path / "else where" / "ü.tif"
+    other.parent.mkdir()
+    other.touch()
+    (root / "list.txt").write_text(f"b/images/x.png\n\n  a/images/2.tif  \n{other}\n", encoding="utf-8")
+    (tmp_path / "more.txt").write_text("b1/images/*.tif\nb/images/x.png\n")
+    expected = [("b", root / "b/images/x.png"), ("a", root / "a/images/2.tif"), ("else where", other)]
+    assert find_images(root, "list.txt", None) == expected
+    both = find_images(root, ("list.txt", str(tmp_path / "more.txt")), None)
+    assert both == [*expected, ("b1", root / "b1/images/1.tif")]
+    assert find_images(root, "list.txt", ("else where",)) == expected[2:]
+    names = record_names(root, both)
+    assert names == ["b/images/x", "a/images/2", str(other.with_suffix("")), "b1/images/1"]
+
+
+def test_an_absolute_path_is_a_pattern(root):
+    assert found(root, str(root / "a/images/1.tif")) == [("a", "a/images/1.tif")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "parts"),
+    [
+        ("none.txt", ["none.txt: cannot be read as a list of images", "data.image_glob"]),
+        ("latin.txt", ["latin.txt: cannot be read as a list of images"]),
+        ("empty.txt", ["data.image_glob='empty.txt' names no image"]),
+        ((), ["names no image"]),
+        (("*/images/*.tif", "*.jp2"), ["no image matches data.image_glob='*.jp2'"]),
+        ("", ["data.image_glob=''"]),
+        ("/*/x.tif", ["data.image_glob='/*/x.tif' is no pattern below data.root"]),
+    ],
+)
+def test_patterns_and_lists_that_name_nothing(root, pattern, parts):
+    (root / "empty.txt").write_text("\n \n")
+    (root / "latin.txt").write_bytes("a/ü.tif".encode("latin-1"))
+    with pytest.raises(UserError) as error:
+        find_images(root, pattern, None)
+    assert all(part in str(error.value) for part in parts), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_masks_by_domain_and_name(root):
+    assert mask_path(root, "m/{domain}_{stem}.png", "a", root / "x/1.b.tif") == root / "m/a_1.b.png"
+    for template in ("{name}.png", "{0}.png", "{stem"):
+        with pytest.raises(UserError, match=r"only \{domain\} and \{stem\} can stand in it"):
+            mask_path(root, template, "a", root / "1.tif")
