@@ -4,15 +4,14 @@ An example is `{"image": (H, W, C), "label": (H, W)}`. All functions return a ne
 generator as the only source of chance.
 """
 
-import cv2
 import numpy as np
 
 from data_pipelines.sources.records import IGNORE, Window
 from data_pipelines.sources.tiles import Tile
+from data_pipelines.transforms.resize import Side, resized_image, resized_label
 
 Example = dict[str, np.ndarray]
 _CROP_TRIES = 10
-_RESIZE_BANDS = 128  # the most that OpenCV 5 resizes at once
 
 
 def resized_crop(
@@ -27,18 +26,17 @@ def resized_crop(
 ) -> Example:
     """A random crop of a randomly resized image: shortest edge, then crop, of method.md's "Training".
 
-    The published order resizes a whole image and throws most of it away. Here the window that would
-    survive is read from the image and it alone is resized, on the same sampling grid (up to the rounding
-    of the window's corner to whole source pixels), so the cost does not depend on the image's size.
+    The pixels are those of the published order: the whole image resized by OpenCV (bilinear, labels by
+    nearest), then a crop on the grid of the resized image. Only what survives is read and resized.
 
     The "image" of the published rule is a tile of the crop's size. In a larger image its part is taken by
     a crop x crop field, so a ratio below 1 brings in more surroundings instead of padding; an image
-    that is smaller than the window is resized whole and padded at the bottom and on the right, the image
-    by reflection, the label by 255.
+    that ends before the crop does is padded at the bottom and on the right, the image by reflection, the
+    label by 255.
 
-    The first window lies in the tile's cell's share of all possible positions. If one class has more than
+    The first crop lies in the tile's cell's share of all possible positions. If one class has more than
     `max_class_share` of its labelled pixels, or none is labelled, another is drawn from the whole image;
-    the tenth is kept whatever it holds. So is a window without the class that the tile wants, if it does so;
+    the tenth is kept whatever it holds. So is a crop without the class that the tile wants, if it does so;
     the tenth then gives way to one that held it but broke the rule.
 
     Args:
@@ -51,28 +49,31 @@ def resized_crop(
       max_class_share: largest share of one class, of the labelled pixels.
 
     Returns:
-      image (crop, crop, C) of the image's dtype, resized bilinearly; label (crop, crop) uint8, by nearest.
+      image (crop, crop, C) of the image's dtype; label (crop, crop) uint8.
     """
+    record, cell = tile.record, tile.cell
     factor = _draw_factor(tile, rng, crop, scale, scale_step, max_edge)
-    cell = tile.cell
+    height, width = (max(1, int(side * factor + 0.5)) for side in (record.height, record.width))
     found = None
     for _ in range(_CROP_TRIES):
-        window = _draw_window(tile, rng, max(1, round(crop / factor)), cell)
-        size = tuple(_scaled(side, factor, crop) for side in window[2:])
-        label = _resize(tile.read_label(window), size, cv2.INTER_NEAREST_EXACT)
+        rows = _draw_side(rng, record.height, height, crop, (cell.row, cell.height))
+        cols = _draw_side(rng, record.width, width, crop, (cell.col, cell.width))
+        label = resized_label(tile.read_label, rows, cols)
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
         has_wanted = tile.wanted is None or counts[tile.wanted] > 0
         if has_wanted and _largest_share(counts) <= max_class_share:
             break
         if has_wanted and tile.wanted is not None:
-            found = window, label
-        cell = Window(0, 0, tile.record.height, tile.record.width)
+            found = rows, cols, label
+        cell = Window(0, 0, record.height, record.width)
     else:
-        window, label = found or (window, label)
-    image = _resize(tile.read_image(window), size, cv2.INTER_LINEAR)
-    padding = [(0, crop - side) for side in size]
+        rows, cols, label = found or (rows, cols, label)
+    image = resized_image(tile.read_image, rows, cols)
+    padding = [(0, crop - side) for side in label.shape]
+    if label.shape == (crop, crop):
+        return {"image": image, "label": label}
     return {
-        "image": np.pad(image, [*padding, (0, 0)], mode="reflect") if size != (crop, crop) else image,
+        "image": np.pad(image, [*padding, (0, 0)], mode="reflect"),
         "label": np.pad(label, padding, constant_values=IGNORE),
     }
 
@@ -105,39 +106,18 @@ def _draw_factor(tile, rng, crop, scale, scale_step, max_edge) -> float:
     return min(max(shortest, 1) / min(edges), max_edge / max(edges))
 
 
-def _draw_window(tile: Tile, rng: np.random.Generator, side: int, cell: Window) -> Window:
-    """A window of `side`, or of the whole image where that is less, in the cell's share of the positions.
+def _draw_side(rng: np.random.Generator, source: int, resized: int, crop: int, cell: tuple[int, int]) -> Side:
+    """Where the crop lies along a side, or all of it where that is shorter, in the cell's share of positions.
 
     Positions are drawn as a fraction of all that are possible: each is as likely as any other over an
     epoch, and no position is favoured at the border, as clamping would.
     """
-    record = tile.record
-    height, width = min(side, record.height), min(side, record.width)
-    down = (cell.row + rng.random() * cell.height) / record.height
-    right = (cell.col + rng.random() * cell.width) / record.width
-    row, col = int(down * (record.height - height + 1)), int(right * (record.width - width + 1))
-    return Window(row, col, height, width)
-
-
-def _scaled(side: int, factor: float, crop: int) -> int:
-    """`side` after the resize: the crop exactly, unless the image ends first."""
-    return crop if side == max(1, round(crop / factor)) else min(crop, max(1, round(side * factor)))
+    length = min(crop, resized)
+    start, extent = cell
+    share = (start + rng.random() * extent) / source
+    return Side(source, resized, int(share * (resized - length + 1)), length)
 
 
 def _largest_share(counts: np.ndarray) -> float:
     labelled = counts.sum()
     return counts.max() / labelled if labelled else 1.0
-
-
-def _resize(array: np.ndarray, size: tuple[int, ...], interpolation: int) -> np.ndarray:
-    """`array` (H, W) or (H, W, C) at `size` = (height, width)."""
-    if array.shape[:2] == size:
-        return np.ascontiguousarray(array)
-    if array.ndim == 2:
-        return cv2.resize(array, size[::-1], interpolation=interpolation)
-    resized = np.empty((*size, array.shape[2]), array.dtype)
-    for start in range(0, array.shape[2], _RESIZE_BANDS):
-        bands = np.ascontiguousarray(array[..., start : start + _RESIZE_BANDS])
-        part = cv2.resize(bands, size[::-1], interpolation=interpolation)
-        resized[..., start : start + _RESIZE_BANDS] = part.reshape(*size, -1)
-    return resized

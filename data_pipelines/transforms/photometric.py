@@ -48,8 +48,10 @@ def distort(rgb: np.ndarray, distortion: Distortion) -> np.ndarray:
         rgb = _linear(rgb, 1.0, brightness)
     if contrast is not None and not contrast_last:
         rgb = _linear(rgb, contrast, 0.0)
-    if saturation is not None or hue is not None:
-        rgb = _shift_colours(rgb, 1.0 if saturation is None else saturation, hue or 0)
+    if saturation is not None:
+        rgb = _saturate(rgb, saturation)
+    if hue is not None:  # a round trip of its own, rounded to 8 bits in between, as published
+        rgb = _turn(rgb, hue)
     if contrast is not None and contrast_last:
         rgb = _linear(rgb, contrast, 0.0)
     return rgb
@@ -84,8 +86,14 @@ def _linear(values: np.ndarray, factor: float, offset: float) -> np.ndarray:
     return cv2.LUT(values, table)
 
 
-def _shift_colours(rgb: np.ndarray, saturation: float, hue: int) -> np.ndarray:
+def _saturate(rgb: np.ndarray, factor: float) -> np.ndarray:
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(np.int16) + hue) % 180
-    hsv[..., 1] = _linear(np.ascontiguousarray(hsv[..., 1]), saturation, 0.0)
+    cv2.insertChannel(_linear(cv2.extractChannel(hsv, 1), factor, 0.0), hsv, 1)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def _turn(rgb: np.ndarray, hue: int) -> np.ndarray:
+    hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+    table = ((np.arange(256) + hue) % 180).astype(np.uint8)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, 0), table), hsv, 0)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
