@@ -15,6 +15,8 @@ from data_pipelines.sources.records import Source
 from data_pipelines.sources.vector_file import VECTOR_FORMATS
 from spectralmoe_jax.errors import UserError
 
+CACHE_BYTES = 512 << 20  # of decoded images and labels, in each process
+
 
 def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
     """The images of `domains` of a configuration.
@@ -39,8 +41,9 @@ def _image_folder(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         domains=domains,
         image_glob=config.data.image_glob,
         mask_template=config.data.mask_template,
-        ignore_colours=config.data.ignore_colours,
+        ignore_colours=config.data.get("ignore_colours", ()),
         sensor=config.get("sensor"),
+        cache_bytes=config.data.get("cache_bytes", CACHE_BYTES),
     )
 
 
@@ -59,6 +62,7 @@ def _geotiff(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         sensor=config.get("sensor"),
         file_bands=data.get("file_bands"),
         wavelengths=visual.get("wavelengths") or _of_sensor(config),
+        cache_bytes=data.get("cache_bytes", CACHE_BYTES),
     )
 
 
