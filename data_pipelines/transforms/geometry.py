@@ -4,6 +4,7 @@ An example is `{"image": (H, W, C), "label": (H, W)}`. All functions return a ne
 generator as the only source of chance.
 """
 
+import cv2
 import numpy as np
 
 from data_pipelines.sources.records import IGNORE, Window
@@ -59,7 +60,7 @@ def resized_crop(
         rows = _draw_side(rng, record.height, height, crop, (cell.row, cell.height))
         cols = _draw_side(rng, record.width, width, crop, (cell.col, cell.width))
         label = resized_label(tile.read_label, rows, cols)
-        counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+        counts = _class_pixels(label)
         has_wanted = tile.wanted is None or counts[tile.wanted] > 0
         if has_wanted and _largest_share(counts) <= max_class_share:
             break
@@ -69,29 +70,47 @@ def resized_crop(
     else:
         rows, cols, label = found or (rows, cols, label)
     image = resized_image(tile.read_image, rows, cols)
-    padding = [(0, crop - side) for side in label.shape]
-    if label.shape == (crop, crop):
-        return {"image": image, "label": label}
+    below, beside = (crop - side for side in label.shape)
     return {
-        "image": np.pad(image, [*padding, (0, 0)], mode="reflect"),
-        "label": np.pad(label, padding, constant_values=IGNORE),
+        "image": _padded(image, below, beside) if below or beside else image,
+        "label": np.pad(label, [(0, below), (0, beside)], constant_values=IGNORE),
     }
 
 
 def flip(example: Example, rng: np.random.Generator, probability: float = 0.5) -> Example:
     """Left to right, with `probability`."""
-    return _map(example, np.fliplr) if rng.random() < probability else example
+    return _map(example, lambda array: _mirrored(array, axis=1)) if rng.random() < probability else example
 
 
 def vertical_flip(example: Example, rng: np.random.Generator, probability: float = 0.5) -> Example:
     """Top to bottom, with `probability`."""
-    return _map(example, np.flipud) if rng.random() < probability else example
+    return _map(example, lambda array: _mirrored(array, axis=0)) if rng.random() < probability else example
 
 
 def quarter_turns(example: Example, rng: np.random.Generator) -> Example:
     """By 0, 90, 180 or 270 degrees, with equal chances. The example must be square to be batched."""
     turns = int(rng.integers(4))
     return _map(example, lambda array: np.rot90(array, turns))
+
+
+def _class_pixels(label: np.ndarray) -> np.ndarray:
+    """Pixels of each id but `IGNORE`, (255,) float32; twice as fast as np.bincount, exact to 2**24."""
+    return cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE]).ravel()
+
+
+def _padded(image: np.ndarray, below: int, beside: int) -> np.ndarray:
+    """`image` (H, W, C) continued by its reflection. OpenCV does it many times faster, for a few bands."""
+    if image.shape[-1] > 4:
+        return np.pad(image, [(0, below), (0, beside), (0, 0)], mode="reflect")
+    padded = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_REFLECT_101)
+    return padded.reshape(*padded.shape[:2], -1)
+
+
+def _mirrored(array: np.ndarray, axis: int) -> np.ndarray:
+    """`array` (H, W) or (H, W, C) the other way round; a copy, as OpenCV makes one, or a view."""
+    if array.ndim == 3 and array.shape[-1] > 4:  # which NumPy copies into the batch faster
+        return np.flip(array, axis)
+    return cv2.flip(array, axis).reshape(array.shape)
 
 
 def _map(example: Example, function) -> Example:
