@@ -2,13 +2,18 @@
 
   python benchmarks/input_pipeline.py                  # three cases, in one process and with 2 workers
   python benchmarks/input_pipeline.py --case flip      # one of them
+  python benchmarks/input_pipeline.py --workers 2      # one number of workers
   python benchmarks/input_pipeline.py --memory         # memory over 10,000 tiles as well
 
 Files are GeoTIFFs of 512 x 512 pixels that the script writes, smooth textures with noise. The DataLoader
 reads them through rasterio and transforms them with OpenCV as the published PyTorch training does: the whole
 tile is resized, then cropped by the rule on the share of one class, flipped, and distorted in float32.
-Nothing is cached on either side. Ratios are medians of rounds in which all sides take turns; PyTorch is
-optional.
+Nothing decoded is kept on any side: GDAL's cache of blocks, which serves files that stay open, is a few
+megabytes for all of them, workers included, a hundredth of the files. They themselves lie in the system's
+memory. Ratios are medians of rounds in which all sides take turns; PyTorch is optional.
+
+Beside the rates stands the processor time of a tile, user and system, of the script and its workers. Where
+workers keep all cores busy, its ratio is that of the rates; on a machine that others use it is the steadier.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -37,7 +43,21 @@ from data_pipelines.sources.tiles import TileIndex
 from data_pipelines.transforms import Augment
 
 SIDE, CLASSES, BATCH = 512, 6, 8
+CACHE_MB = "6"  # holds the blocks of all bands that are read at once, and a few tiles of 4 bands
 _AHEAD = 6  # batches that either side may have ready, times its workers
+
+
+COLUMNS = (
+    "case", "workers", "ours", "DataLoader", "ours / DataLoader", "by processor time", "read + decode",
+    "ours / read", "by processor time", "ms a tile: ours / DataLoader / read",
+)  # fmt: skip
+
+
+class Measured(NamedTuple):
+    """Tiles a second, and seconds of processor time a tile."""
+
+    rate: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,7 @@ class Case:
 
 CASES = (
     Case(
-        "published, 4 bands uint8", ("nir", "red", "green", "blue"), np.uint8, 64,
+        "published, 4 bands uint8", ("nir", "red", "green", "blue"), np.uint8, 128,
         Augment(SIDE, scale=(0.6, 1.2), flip=0.5, photometric_bands=(1, 2, 3)),
     ),
     Case(
@@ -61,19 +81,21 @@ CASES = (
         Augment(SIDE, scale=(1.0, 1.0), max_class_share=1.0, flip=0.5),
     ),
     Case(
-        "photometric, RGB uint8", ("red", "green", "blue"), np.uint8, 64,
+        "photometric, RGB uint8", ("red", "green", "blue"), np.uint8, 128,
         Augment(SIDE, scale=(0.5, 2.0), flip=0.5, photometric_bands=(0, 1, 2)),
     ),
 )  # fmt: skip
 
 
 def main() -> None:
+    os.environ["GDAL_CACHEMAX"] = CACHE_MB  # before GDAL is first used, here and in the workers
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", help="cases whose name holds this")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--workers", type=int, help="only so many; default 0 and then 2")
     parser.add_argument("--memory", action="store_true", help="memory over 10,000 tiles as well")
     arguments = parser.parse_args()
     chosen = [case for case in CASES if not arguments.case or arguments.case in case.name]
@@ -82,22 +104,14 @@ def main() -> None:
         f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start, batches of {BATCH}"
     )
     table = Table(box=None, pad_edge=False, title="tiles a second", title_justify="left")
-    for column in (
-        "case",
-        "workers",
-        "ours",
-        "DataLoader",
-        "ours / DataLoader",
-        "read + decode",
-        "ours / read",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "case" else "right")
     with tempfile.TemporaryDirectory() as folder:
         for case in chosen:
             root = write_files(case, Path(folder) / case.name.replace(" ", "_"))
-            for workers in (0, 2):
+            for workers in (0, 2) if arguments.workers is None else (arguments.workers,):
                 row = compare(case, root, workers, arguments)
-                console.print(f"{case.name}, {workers} workers: {row[0]} tiles/s", style="dim")
+                console.print(f"{case.name}, {workers} workers: {', '.join(row)}", style="dim")
                 table.add_row(case.name, str(workers), *row)
         console.print(table)
         if arguments.memory:
@@ -105,25 +119,32 @@ def main() -> None:
 
 
 def compare(case: Case, root: Path, workers: int, arguments: argparse.Namespace) -> list[str]:
-    """One row of the table: rates and their ratios, medians over the rounds."""
-    sides: dict[str, Callable[[], float]] = {
-        "ours": lambda: rate(ours(case, root, workers), workers, arguments.seconds),
-        "theirs": lambda: rate(theirs(case, root, workers), workers, arguments.seconds),
-        "read": lambda: read_rate(root, workers, arguments.seconds),
+    """One row of the table: rates, processor times and their ratios, medians over the rounds."""
+    sides: dict[str, Callable[[], Measured]] = {
+        "ours": lambda: measure(ours(case, root, workers), workers, arguments.seconds),
+        "theirs": lambda: measure(theirs(case, root, workers), workers, arguments.seconds),
+        "read": lambda: measure_reading(root, workers, arguments.seconds),
     }
     try:
         import torch  # noqa: F401
     except ImportError:
         del sides["theirs"]
-    rounds = [{side: measure() for side, measure in sides.items()} for _ in range(arguments.rounds)]
-    median = {side: statistics.median(found[side] for found in rounds) for side in sides}
-    ratios = {
-        side: statistics.median(found["ours"] / found[side] for found in rounds)
-        for side in sides
-        if side != "ours"
-    }
-    theirs_said = (f"{median['theirs']:.1f}", f"{ratios['theirs']:.2f}") if "theirs" in sides else ("-", "-")
-    return [f"{median['ours']:.1f}", *theirs_said, f"{median['read']:.1f}", f"{ratios['read']:.2f}"]
+    rounds = [{side: take() for side, take in sides.items()} for _ in range(arguments.rounds)]
+
+    def median(value: Callable[[dict[str, Measured]], float]) -> float:
+        return statistics.median(value(found) for found in rounds)
+
+    row = [f"{median(lambda found: found['ours'].rate):.1f}"]
+    for side in ("theirs", "read"):
+        if side not in sides:
+            row += ["-", "-", "-"]
+            continue
+        row += [
+            f"{median(lambda found: found[side].rate):.1f}",
+            f"{median(lambda found: found['ours'].rate / found[side].rate):.2f}",
+            f"{median(lambda found: found[side].seconds / found['ours'].seconds):.2f}",
+        ]
+    return [*row, " / ".join(f"{1000 * median(lambda found: found[side].seconds):.1f}" for side in sides)]
 
 
 def write_files(case: Case, root: Path) -> Path:
@@ -258,14 +279,14 @@ def published_distortion(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return rgb
 
 
-def rate(batches: Iterator[dict[str, np.ndarray]], workers: int, seconds: float) -> float:
-    """Tiles a second, once what was made ahead while the workers started is used up."""
+def measure(batches: Iterator[dict[str, np.ndarray]], workers: int, seconds: float) -> Measured:
+    """From when what was made ahead while the workers started is used up."""
     for _ in range(_AHEAD * max(1, workers)):
         next(batches)
-    count, began = 0, time.perf_counter()
+    count, spent, began = 0, _processor_seconds(), time.perf_counter()
     while time.perf_counter() - began < seconds:
         count += len(next(batches)["label"])
-    found = count / (time.perf_counter() - began)
+    found = Measured(count / (time.perf_counter() - began), (_processor_seconds() - spent) / count)
     if hasattr(batches, "close"):
         batches.close()
     elif hasattr(batches, "_shutdown_workers"):
@@ -273,25 +294,27 @@ def rate(batches: Iterator[dict[str, np.ndarray]], workers: int, seconds: float)
     return found
 
 
-def read_rate(root: Path, workers: int, seconds: float) -> float:
-    """Tiles a second of reading and decoding images and masks alone, by 2 threads or by so many processes."""
+def measure_reading(root: Path, workers: int, seconds: float) -> Measured:
+    """Reading and decoding images and masks alone, by 2 threads or by so many processes."""
     paths = sorted((root / "x/images").glob("*.tif"))
     if workers:
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            return sum(pool.starmap(_read_for, [(paths, number, seconds) for number in range(workers)]))
-    with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(_read_for, [paths] * 2, range(2), [seconds] * 2))
+            found = pool.starmap(_read_for, [(paths, number, seconds) for number in range(workers)])
+    else:
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(_read_for, [paths] * 2, range(2), [seconds] * 2))
+    return Measured(sum(each.rate for each in found), statistics.mean(each.seconds for each in found))
 
 
-def _read_for(paths: list[Path], first: int, seconds: float) -> float:
-    count, began = 0, time.perf_counter()
+def _read_for(paths: list[Path], first: int, seconds: float) -> Measured:
+    count, spent, began = 0, time.thread_time(), time.perf_counter()
     while time.perf_counter() - began < seconds:
         path = paths[(first * 7 + count) % len(paths)]
         for file in (path, str(path).replace("/images/", "/masks/")):
             with rasterio.open(file) as dataset:
                 dataset.read()
         count += 1
-    return count / (time.perf_counter() - began)
+    return Measured(count / (time.perf_counter() - began), (time.thread_time() - spent) / count)
 
 
 def print_memory(console: Console, case: Case, root: Path) -> None:
@@ -309,23 +332,41 @@ def print_memory(console: Console, case: Case, root: Path) -> None:
 
 
 def _memory() -> float:
-    """Proportional set size of this process and all below it (Linux)."""
-    everyone = {os.getpid(), *(child.pid for child in multiprocessing.active_children())}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, parent = int(path.parent.name), int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent in everyone:
-            everyone.add(name)
+    """Proportional set size of this process and all below it, in MB (Linux)."""
     total = 0
-    for process in everyone:
+    for process in _processes():
         try:
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
+
+
+def _processor_seconds() -> float:
+    """User and system time so far of this process and all below it (Linux)."""
+    ticks = 0
+    for process in _processes():
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _processes() -> set[int]:
+    """This process and all below it."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = {os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 if __name__ == "__main__":

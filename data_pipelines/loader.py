@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from data_pipelines.memory import keep_freed_memory
 from data_pipelines.sources.skipping import check_corrupt
 from spectralmoe_jax.errors import UserError
 
@@ -218,3 +219,4 @@ def _start_worker(_index: int, _count: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)  # the workers are the parallelism
+    keep_freed_memory()

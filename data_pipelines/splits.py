@@ -76,7 +76,7 @@ def _hold_out(config: ConfigDict, records: Sequence[Record]) -> tuple[Sequence[R
     """(training, held out): whole `data.holdout_domains`, or else `data.holdout` of each domain."""
     domains = tuple(config.data.get("holdout_domains") or ())
     if not domains:
-        return split_holdout(records, config.data.holdout, config.data.get("holdout_seed", 0))
+        return split_holdout(records, config.data.get("holdout", 0.0), config.data.get("holdout_seed", 0))
     known = {record.domain for record in records}
     if not known & set(domains):
         raise UserError(

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.optional_keys import OPTIONAL, optional_in
 
 T = TypeVar("T")
 
@@ -50,9 +51,9 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """A locked copy of `config` with assignments `--config.a.b=value` applied in order.
 
-    A value is read by the type of what it replaces: tuples as Python literals or
-    separated by commas, booleans as true or false; `none` unsets a section, a
-    tuple or a number.
+    A value is read by the type of what it replaces, or by that of `optional_keys.OPTIONAL`: tuples as Python
+    literals or separated by commas, booleans as true or false; `none` unsets a section, a tuple or a number.
+    Of the optional keys only those that are assigned are in the result.
 
     Raises:
       UserError: names the full key and the nearest keys, or the type it takes; or a number is not finite.
@@ -65,15 +66,19 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         require(keys[0] == "config" and len(keys) > 1, name, "an override starts with --config.")
         section = config
         for depth, key in enumerate(keys[1:-1], start=2):
-            _require_key(section, key, ".".join(keys[: depth - 1]))
-            section = section[key]
+            section = _subsection(section, key, keys[1 : depth - 1])
             if not isinstance(section, ConfigDict):
                 raise UserError(
                     f"{'.'.join(keys[:depth])} is {section!r}, not a section: it has no key {keys[-1]!r}"
                 )
-        _require_key(section, keys[-1], ".".join(keys[:-1]))
+        _require_key(section, keys[-1], keys[1:-1])
+        optional = OPTIONAL.get(_plain(keys[1:]))
         with section.ignore_type():
-            section[keys[-1]] = _parse(text, section.get_type(keys[-1]), name)
+            section[keys[-1]] = (
+                _parse(text, section.get_type(keys[-1]), name)
+                if optional is None
+                else _parse_as(text, optional.kind, name)
+            )
     for name, value in flatten(config, "config").items():
         require(_is_finite(value), name, f"takes finite numbers, not {value!r}")
     return config.lock()
@@ -219,9 +224,23 @@ def _line_in(file: Path, error: Exception) -> int | None:
     return line
 
 
-def _require_key(section: ConfigDict, key: str, place: str) -> None:
+def _plain(keys: Sequence[str]) -> str:
+    """The dotted key, empty for the top; of one in `streams.NAME`, that of which it is an override."""
+    return ".".join(keys[2:] if len(keys) > 1 and keys[0] == "streams" else keys)
+
+
+def _require_key(section: ConfigDict, key: str, place: Sequence[str]) -> None:
+    known = {*section, *optional_in(_plain(place))}
+    if key not in known:
+        raise _unknown_key(".".join(("config", *place)), key, known)
+
+
+def _subsection(section: ConfigDict, key: str, place: Sequence[str]) -> Any:
+    """What stands under `key`; an empty section where one may stand and does not."""
+    _require_key(section, key, place)
     if key not in section:
-        raise _unknown_key(place, key, section)
+        section[key] = ConfigDict()
+    return section[key]
 
 
 def _unknown_key(place: str, key: str, allowed: Collection[str]) -> UserError:
@@ -254,6 +273,32 @@ def _parse(text: str, kind: type, name: str) -> Any:
     if kind is tuple and not isinstance(value, tuple):
         return tuple(_literal(part.strip()) for part in text.split(",") if part.strip())
     return value
+
+
+def _parse_as(text: str, kind: Any, name: str) -> Any:
+    """The value that `text` stands for where the annotation `kind` says what is allowed."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    only = [each for each in kinds if each is not type(None)]
+    if only == [str]:
+        return text
+    if len(only) == 1 and only[0] in (bool, int, float):
+        return _checked(_parse(text, only[0], name), kind, name)
+    value = _frozen(_literal(text))
+    if str in only and not isinstance(value, tuple):
+        return text
+    if all(tuple in (each, typing.get_origin(each)) for each in only):
+        value = _listed(text, value, of_texts=typing.get_args(only[0])[:1] == (str,))
+    return _checked(value, kind, name)
+
+
+def _listed(text: str, value: Any, of_texts: bool) -> tuple[Any, ...]:
+    """The tuple that `text` means, `value` being its literal: of one element, or of bare names, too."""
+    if isinstance(value, tuple) and not (of_texts and any(not isinstance(each, str) for each in value)):
+        return value
+    parts = [part.strip() for part in text.strip("()[] ").split(",")]
+    return tuple(part if of_texts else _literal(part) for part in parts if part)
 
 
 def _literal(text: str) -> Any:

@@ -11,6 +11,7 @@ from spectralmoe_jax.errors import UserError
 
 SPLIT_FILE = "split.txt"
 _NAMED = 5  # of missing files, by name; the others are counted
+_BLOCK = 1 << 22  # bytes read at a time
 
 
 def folder(root: Path, name: str) -> Path:
@@ -68,19 +69,32 @@ def together(listings: Iterable[Listing]) -> Listing:
     )
 
 
-def check_archives(root: Path, checksums: Mapping[str, str]) -> None:
+def archives(root: Path, checksums: Mapping[str, str]) -> dict[str, int]:
+    """Size in bytes, by name, of the published archives that still lie in `root`."""
+    return {name: (root / name).stat().st_size for name in checksums if (root / name).is_file()}
+
+
+def check_archives(
+    root: Path, checksums: Mapping[str, str], advance: Callable[[int], None] = lambda size: None
+) -> None:
     """Compares those published archives that lie in `root` with their md5.
+
+    Args:
+      advance: called with the number of bytes just read.
 
     Raises UserError naming an archive that was not downloaded whole.
     """
-    for name, wanted in checksums.items():
-        if (root / name).is_file():
-            with open(root / name, "rb") as archive:
-                found = hashlib.file_digest(archive, "md5").hexdigest()
-            if found != wanted:
-                raise UserError(
-                    f"{root / name}: its md5 is {found}, published is {wanted}: download and unpack it again"
-                )
+    for name in archives(root, checksums):
+        digest = hashlib.md5(usedforsecurity=False)
+        with open(root / name, "rb") as archive:
+            while block := archive.read(_BLOCK):
+                digest.update(block)
+                advance(len(block))
+        if digest.hexdigest() != checksums[name]:
+            raise UserError(
+                f"{root / name}: its md5 is {digest.hexdigest()}, published is {checksums[name]}: "
+                "download and unpack it again"
+            )
 
 
 def read_names(path: Path) -> tuple[str, ...]:

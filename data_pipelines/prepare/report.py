@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines.prepare.plan import Piece, Plan
 from data_pipelines.sheet import counted
@@ -47,6 +47,22 @@ class Report:
         free = shutil.disk_usage(folder).free
         if free < size:
             self.say(f"{folder}: {free / 1e9:.1f} GB are free, up to {size / 1e9:.1f} GB will be written")
+
+    @contextmanager
+    def reading(self, what: str, size: int) -> Iterator[Callable[[int], None]]:
+        """Says what is done with so many bytes; gives what to call with the number just read."""
+        self.say(f"{what}, {size / 1e9:.2f} GB")
+        bar = Progress(
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        task = bar.add_task("", total=size)
+        with bar:
+            yield lambda done: bar.advance(task, done)
 
     @contextmanager
     def cutting(self, plan: Plan, todo: Sequence[Piece]) -> Iterator[Callable[[int, int], None]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_pipelines.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from data_pipelines.benchmarks import BENCHMARKS, Benchmark, files, get_benchmark
 from data_pipelines.prepare.cut import Workspace, stale_notes
 from data_pipelines.prepare.plan import Plan, difference, list_source, make_plan
 from data_pipelines.prepare.report import Report
@@ -56,7 +56,8 @@ def prepare(
 
     Raises:
       UserError: an unknown benchmark, files missing or unreadable, a source that changed since an earlier
-        call cut it, another call at work in the same folder, or a folder that cannot be written.
+        call cut it, a damaged archive beside them, another call at work in the same folder, or a folder
+        that cannot be written.
     """
     report = Report(console)
     benchmark = get_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
@@ -83,6 +84,7 @@ def prepare(
         shutil.rmtree(working, ignore_errors=True)  # an earlier call may have been ended before doing so
         report.say(f"{final} was prepared already")
     else:
+        _check_archives(benchmark, source, report)
         _prepare(benchmark, plan, final, working, workers, report)
     report.result(final)
     return final
@@ -94,7 +96,8 @@ def check(
     """Reports what a source folder holds and what is missing; returns the latter, a line each.
 
     Raises:
-      UserError: an unknown benchmark, or a folder without any of its files.
+      UserError: an unknown benchmark, a folder without any of its files, or an archive in it whose md5 is not
+        the published one.
     """
     report = Report(console)
     benchmark = get_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
@@ -105,7 +108,16 @@ def check(
         report.say(f"{split}: {counted(len(found), 'image')} of {counted(domains, 'domain')}")
     report.missing(missing)
     report.say(f"download: {benchmark.download}" if missing else "nothing is missing")
+    _check_archives(benchmark, Path(source), report)
     return missing
+
+
+def _check_archives(benchmark: Benchmark, source: Path, report: Report) -> None:
+    """Compares the downloaded archives that still lie in the source folder with their md5."""
+    sizes = files.archives(source, benchmark.checksums)
+    if sizes:
+        with report.reading(f"checking the md5 of {', '.join(sizes)}", sum(sizes.values())) as advance:
+            files.check_archives(source, benchmark.checksums, advance)
 
 
 def _prepare(

@@ -18,6 +18,8 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import SENSORS, find_sensor, wavelengths
 from spectralmoe_jax.sensors.stated import stated
 
+CACHE_BYTES = 512 << 20  # of decoded images and labels, in each process
+
 
 def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
     """The images of `domains` of a configuration.
@@ -46,10 +48,11 @@ def _image_folder(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         domains=domains,
         image_glob=config.data.image_glob,
         mask_template=config.data.mask_template,
-        ignore_colours=config.data.ignore_colours,
+        ignore_colours=config.data.get("ignore_colours", ()),
         sensor=config.get("sensor"),
         file_bands=config.data.get("file_bands"),
         corrupt=config.data.get("corrupt", "stop"),
+        cache_bytes=config.data.get("cache_bytes", CACHE_BYTES),
     )
 
 
@@ -70,6 +73,7 @@ def _geotiff(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
         file_bands=data.get("file_bands"),
         wavelengths=visual.get("wavelengths") or _of_sensor(config) or stated(config),
         corrupt=data.get("corrupt", "stop"),
+        cache_bytes=data.get("cache_bytes", CACHE_BYTES),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
@@ -174,7 +174,7 @@ def read_pixels(
     """
     indexes = None if bands is None else [band + 1 for band in bands]
     with opened(path) as dataset:
-        pixels = band_last(dataset.read(indexes, window=_raster_window(window)))
+        pixels = _read_band_last(dataset, indexes, window)
         missing = _masked(dataset, window, alpha)
         nodata = _nodata(dataset, nodata, alpha)
     if nodata is not None:
@@ -268,6 +268,32 @@ def band_last(pixels: np.ndarray) -> np.ndarray:
     return cv2.transpose(pixels.reshape(count, -1)).reshape(*size, count)
 
 
+def _read_band_last(
+    dataset: rasterio.DatasetReader, indexes: Sequence[int] | None, window: Window | None
+) -> np.ndarray:
+    """Pixels (H, W, C) as stored; those of `_decoded_in_place` files without a detour by bands."""
+    if not _decoded_in_place(dataset):
+        return band_last(dataset.read(indexes, window=_raster_window(window)))
+    height, width = (dataset.height, dataset.width) if window is None else (window.height, window.width)
+    count = dataset.count if indexes is None else len(indexes)
+    pixels = np.empty((height, width, count), dataset.dtypes[0])
+    dataset.read(indexes, window=_raster_window(window), out=np.moveaxis(pixels, -1, 0))
+    return pixels
+
+
+def _decoded_in_place(dataset: rasterio.DatasetReader) -> bool:
+    """Whether GDAL, given threads, decodes blocks straight into an array (H, W, C).
+
+    It is so for GeoTIFFs whose bands lie pixel by pixel. For a few bands the other way is as fast.
+    """
+    return (
+        dataset.driver == "GTiff"
+        and dataset.count > 4
+        and dataset.interleaving == Interleaving.pixel
+        and len(set(dataset.dtypes)) == 1
+    )
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     """An image file, its four samples a pixel as stored where it announces them as CMYK.
@@ -323,6 +349,9 @@ def open_as_stored(path: Path) -> rasterio.DatasetReader:
         if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
             dataset.close()
             dataset = rasterio.open(f"GTIFF_RAW:{path}")
+        elif _decoded_in_place(dataset):
+            dataset.close()
+            dataset = rasterio.open(path, NUM_THREADS=2)
         return dataset
 
 

@@ -124,7 +124,8 @@ def _times(config: ConfigDict, found: Survey) -> Table:
     table.add_row("open the data", f"{found.opening:.2f} s")
     table.add_row("until the first batch", f"{found.first:.2f} s")
     for stage, milliseconds in found.stages.items():
-        table.add_row(f"{stage}, one thread", f"{milliseconds:.2f} ms a tile")
+        decoded = ", decoded anew" if stage.startswith("read") else ""
+        table.add_row(f"{stage}, one thread{decoded}", f"{milliseconds:.2f} ms a tile")
     workers = config.data.get("workers", 0)
     table.add_row(f"loader with {workers} workers", f"{found.rate:,.1f} tiles/s")
     return table

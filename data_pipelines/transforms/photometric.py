@@ -17,6 +17,7 @@ BRIGHTNESS = 32
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 HUE = 18
+_LEVELS = np.arange(256)
 T = TypeVar("T")
 
 
@@ -44,14 +45,21 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
 def distort(rgb: np.ndarray, distortion: Distortion) -> np.ndarray:
     """`rgb` (H, W, 3) uint8 after brightness, contrast, saturation, hue, in this order or contrast last."""
     brightness, contrast, contrast_last, saturation, hue = distortion
-    if brightness is not None:
-        rgb = _linear(rgb, 1.0, brightness)
+    first = _linear(1.0, brightness or 0.0)
     if contrast is not None and not contrast_last:
-        rgb = _linear(rgb, contrast, 0.0)
-    if saturation is not None or hue is not None:
-        rgb = _shift_colours(rgb, 1.0 if saturation is None else saturation, hue or 0)
+        first = _linear(contrast)[first]
+    rgb = _through(first, rgb)
+    if saturation is not None:
+        hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+        cv2.insertChannel(_through(_linear(saturation), cv2.extractChannel(hsv, 1)), hsv, 1)
+        rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if hue is not None:  # a round trip of its own, rounded to 8 bits in between, as published
+        hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+        turned = ((_LEVELS + hue) % 180).astype(np.uint8)
+        cv2.insertChannel(_through(turned, cv2.extractChannel(hsv, 0)), hsv, 0)
+        rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if contrast is not None and contrast_last:
-        rgb = _linear(rgb, contrast, 0.0)
+        rgb = _through(_linear(contrast), rgb)
     return rgb
 
 
@@ -66,11 +74,14 @@ def photometric_distortion(
     image = example["image"]
     if image.dtype != np.uint8:
         raise UserError(f"augment.photometric needs 8-bit images, these are {image.dtype}: set it to False")
+    distortion = draw_distortion(rng)
+    if image.shape[-1] == 3 and tuple(bands) == (0, 1, 2):
+        return {**example, "image": distort(np.ascontiguousarray(image), distortion)}
+    image = np.array(image, order="C")  # a copy: the example stays as it is
     rgb = np.empty((*image.shape[:2], 3), np.uint8)
     there = [number for place, band in enumerate(bands) for number in (band, place)]
-    cv2.mixChannels([np.ascontiguousarray(image)], [rgb], there)
-    image = image.copy()
-    cv2.mixChannels([distort(rgb, draw_distortion(rng))], [image], there[::-1])
+    cv2.mixChannels([image], [rgb], there)
+    cv2.mixChannels([distort(rgb, distortion)], [image], there[::-1])
     return {**example, "image": image}
 
 
@@ -78,14 +89,11 @@ def _perhaps(rng: np.random.Generator, value: T) -> T | None:
     return value if rng.integers(2) else None
 
 
-def _linear(values: np.ndarray, factor: float, offset: float) -> np.ndarray:
-    """uint8 `values` * factor + offset, cut to 0..255, fraction dropped; through a table of all 256."""
-    table = np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
-    return cv2.LUT(values, table)
+def _linear(factor: float, offset: float = 0.0) -> np.ndarray:
+    """What each level becomes, (256,) uint8: times `factor`, plus `offset`, cut, the fraction dropped."""
+    return np.clip(_LEVELS.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
 
 
-def _shift_colours(rgb: np.ndarray, saturation: float, hue: int) -> np.ndarray:
-    hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(np.int16) + hue) % 180
-    hsv[..., 1] = _linear(np.ascontiguousarray(hsv[..., 1]), saturation, 0.0)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+def _through(table: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """uint8 `values` through a table of all 256; themselves where it changes none."""
+    return values if (table == _LEVELS).all() else cv2.LUT(values, table)

@@ -5,12 +5,19 @@ images they are for.
 """
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from data_pipelines.prepare.run import prepare
+from data_pipelines.sources.opening import KINDS
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.configuration import load_config, save_config, shipped_configs
@@ -18,6 +25,7 @@ from spectralmoe_jax.evaluation.command import evaluate
 from spectralmoe_jax.training.run import train
 from tests.benchmarks.lookalikes import WRITERS, write
 
+ROOT = Path(__file__).resolve().parents[2]
 REAL = {
     "dubai": "dubai",
     "cloud_shadow": "cloudshadow",
@@ -25,6 +33,7 @@ REAL = {
     "sentinel2_landcover:polygons": "sentinel2",
     "enmap_landcover": "enmap",
 }
+JUDGED = ("quickstart", "dubai", "cloud_shadow", "loveda")  # one of each kind of data, as it takes its time
 DOFA = ("fbp_cross_sensor:dofa", "fbp_cross_geospatial:dofa", "flair:dofa")
 TINY = {
     "data.crop": 64, "data.workers": 0, "model.remat": "none",
@@ -57,20 +66,29 @@ def reduced(name: str, **values) -> ConfigDict:
 
 
 def run(config: ConfigDict, workdir) -> None:
-    """Trains and evaluates; what is held out is checked to be there, and scored by other tests."""
+    """Trains, with the held-out part judged for those of `JUDGED`, and evaluates."""
     splits = open_splits(config)
     assert len(splits.holdout) > 0
     assert not set(splits.train) & set(splits.holdout)
-    with config.unlocked():
-        config.data.holdout, config.data.holdout_domains = 0.0, ()
+    judged = config.name in JUDGED
+    if not judged:
+        with config.unlocked():
+            config.data.holdout, config.data.holdout_domains = 0.0, ()
     result = train(config, workdir)
     assert result["step"] == 2
-    losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [record["loss"] > 0 for record in losses if "loss" in record] == [True, True]
+    assert result["best"] == (2 if judged else None)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["loss"] > 0 for record in records if "loss" in record] == [True, True]
+    scores = [record["miou"] for record in records if "miou" in record]
+    assert [0 <= score <= 1 for score in scores] == [True] * judged
     report = evaluate(workdir, config)
     assert report["images"] > 0
     assert set(report["all"]["iou"]) == set(config.classes.names)
     assert 0 <= report["all"]["overall_accuracy"] <= 1
+
+
+def test_held_out_images_of_every_kind_of_data_are_judged():
+    assert {load_config(f"configs/{name}.py").data.kind for name in JUDGED} == set(KINDS)
 
 
 def test_no_configuration_is_forgotten():
@@ -95,6 +113,19 @@ def test_on_real_images(name, shared_data, tmp_path):
     if name == "enmap_landcover":  # the wavelengths of the files are stored with the run
         kept = json.loads((tmp_path / "config.json").read_text())["stated_wavelengths"]
         assert (len(kept["micrometres"]), kept["sensor"]) == (224, "enmap")
+
+
+def test_the_statistics_of_enmap_are_those_of_its_tiles(shared_data):
+    """Of each band that is used, over the tiles to train on; bands that are not are empty in all files."""
+    config = load_config("configs/enmap_landcover.py")
+    files = {path: rasterio.open(path) for path in sorted((shared_data / "enmap/images").glob("*.tif"))}
+    pixels = {path.stem.partition("tile_")[2]: file.read().reshape(224, -1) for path, file in files.items()}
+    used = [int(name.removeprefix("band ")) - 1 for name in config.bands]
+    assert (np.stack(list(pixels.values()))[:, np.setdiff1d(np.arange(224), used)] == -32768).all()
+    source = np.concatenate([pixels[domain][used] for domain in config.data.source], axis=1)
+    assert (source > -32768).all()
+    np.testing.assert_allclose(config.model.pixel_mean, source.mean(axis=1), atol=0.5)
+    np.testing.assert_allclose(config.model.pixel_std, source.std(axis=1), atol=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +158,36 @@ def test_data_of_a_prepared_benchmark(prepared, tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(name in said for name in (*config.classes.names, *config.bands, "tiles/s", "train", "target"))
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorflow_is_never_imported_for_prepared_tiles(tmp_path):
+    """Not in preparing, training, judging and evaluating, nor in the processes that cut and read: a
+    `tensorflow` that ends the process of whoever imports it stands first on the path."""
+    write("loveda", tmp_path / "source")
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
+    config = reduced("loveda", **{"data.root": str(tmp_path / "out"), "data.workers": 1})
+    save_config(config, tmp_path / "config.json")
+    (tmp_path / "mine.py").write_text(
+        f"from spectralmoe_jax.configuration import read_config\n"
+        f"def get_config(): return read_config({str(tmp_path / 'config.json')!r})\n"
+    )
+    files = ["--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
+    commands = [
+        ["prepare", "loveda", *files, "--partial", "--workers", "2"],
+        ["train", "--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run")],
+        ["evaluate", "--workdir", str(tmp_path / "run")],
+    ]
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys
+from spectralmoe_jax.cli.main import main
+if __name__ == "__main__":
+    assert [main(command) for command in {commands!r}] == [0, 0, 0]
+    assert "tensorflow_datasets" in sys.modules
+    assert not any(name.partition(".")[0] == "tensorflow" for name in sys.modules)
+""")
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

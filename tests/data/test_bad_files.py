@@ -119,17 +119,30 @@ def test_opening_names_what_is_wrong(folder, spoil, parts):
     assert "\n" not in str(error.value)
 
 
-def test_a_truncated_image_is_named_when_it_is_read(folder):
+def overwrite(path, share):
+    data = bytearray(path.read_bytes())
+    start = int(share * len(data))
+    data[start:] = bytes(len(data) - start)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [cut, overwrite])
+@pytest.mark.parametrize("count", [2, 7])
+def test_a_truncated_image_is_named_when_it_is_read(folder, count, spoil):
     """Its header is whole, so that it is known only then; the part that is there can be read."""
-    pixels = np.random.default_rng(0).integers(1, 3000, (256, 256, 2)).astype(np.int16)
-    write_raster(folder / "x/images/b.tif", pixels, BANDS, driver="COG", blocksize=128, overviews="none")
+    pixels = np.random.default_rng(0).integers(1, 3000, (256, 256, count)).astype(np.int16)
+    names = (*BANDS, *"abcde")[:count]
+    write_raster(folder / "x/images/b.tif", pixels, names, driver="COG", blocksize=128, overviews="none")
     write_raster(folder / "x/masks/b.tif", np.ones((256, 256), np.uint8))
-    cut(folder / "x/images/b.tif", 0.7)
+    spoil(folder / "x/images/b.tif", 0.7)
     source = open_tiles(folder, cache_bytes=0)
     record = source.records[1]
-    np.testing.assert_array_equal(source.read_image(record, Window(5, 5, 99, 99)), pixels[5:104, 5:104])
+    part = source.read_image(record, Window(5, 5, 99, 99))
+    np.testing.assert_array_equal(part, pixels[5:104, 5:104, :2])
     with pytest.raises(UserError, match=r"images/b\.tif: truncated"):
         source.read_image(record, Window(200, 200, 24, 24))
+    with pytest.raises(UserError, match=r"images/b\.tif: truncated"):
+        source.read_image(record)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -262,3 +262,34 @@ def test_lines_and_points_among_polygons_are_left_out_with_one_warning(tmp_path,
     assert source.class_pixels.tolist() == [[400], [400]]
     told = [entry.getMessage() for entry in caplog.records if "lines and points" in entry.getMessage()]
     assert told == [f"{path}: 3 lines and points among its polygons label nothing and are left out"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
+@pytest.mark.parametrize("layout", ["pixel", "band"])
+def test_many_bands_however_they_lie(tmp_path, dtype, layout):
+    """Pixel by pixel, as GDAL decodes them in place, or band by band: windows, bands in any order, nodata."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 200, (70, 90, 9)).astype(dtype)
+    pixels[20:30, 40:60], pixels[5, 5, 3] = 7, 7  # nodata in all bands, and in one
+    names = [f"b{n}" for n in range(9)]
+    write_raster(
+        tmp_path / "x/images/a.tif", pixels, names, tiled=True, blockxsize=32, blockysize=16, nodata=7,
+        interleave=layout, compress="deflate", predictor=2, **PLACE,
+    )  # fmt: skip
+    write_raster(tmp_path / "x/masks/a.tif", np.ones((70, 90), np.uint8), **PLACE)
+    expected = np.where(pixels == 7, 0, pixels).astype(dtype)
+    for bands in (names, names[::-1], names[2:8:3]):
+        source = GeoTiffTiles(
+            tmp_path, bands=bands, labels=RasterLabels(ValueCode((1,))), classes=1, cache_bytes=0
+        )
+        (record,) = source.records
+        assert record.by_window
+        order = [names.index(name) for name in bands]
+        for row, col, height, width in ((0, 0, 70, 90), (13, 30, 40, 60), (69, 89, 1, 1)):
+            window = Window(row, col, height, width)
+            image = source.read_image(record, window)
+            assert image.flags.c_contiguous
+            np.testing.assert_array_equal(image, expected[row : row + height, col : col + width, order])
+            label = source.read_label(record, window)
+            missing = (pixels == 7).all(axis=-1)[row : row + height, col : col + width]
+            np.testing.assert_array_equal(label == 255, missing)

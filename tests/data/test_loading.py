@@ -4,17 +4,27 @@ import hashlib
 import multiprocessing
 import os
 import signal
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from data_pipelines.loader import Mixture, train_batches
+from data_pipelines.prepare import plan
+from data_pipelines.prepare.run import prepare
 from data_pipelines.sources import Arrays, ClassBalancedIndex, TileIndex
+from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
+from data_pipelines.sources.labels import ValueCode, VectorLabels
+from data_pipelines.sources.prepared import PreparedTiles
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.errors import UserError
+from tests.data.rasters import PLACE, write_polygons, write_raster
+from tests.prepare import tiny
 
 AUGMENT = Augment(8, scale=(0.5, 2.0), turns=True, photometric_bands=(0, 1, 2), gain=0.1)
+SIXTEEN_BITS = Augment(8, scale=(0.5, 2.0), turns=True, gain=0.1, offset=0.1, drop_bands=0.1, tilt=0.1)
 
 
 def images(domain, count, seed):
@@ -50,9 +60,47 @@ def mixture():
     )
 
 
-def digests(source, count, **settings):
+@pytest.fixture(scope="module")
+def geotiffs(tmp_path_factory):
+    """Three images with nodata, two read by window, and one file of polygons over all of them."""
+    root = tmp_path_factory.mktemp("geotiffs")
+    rng = np.random.default_rng(0)
+    for name, size in {"a": (40, 56), "b": (24, 31), "c": (70, 41)}.items():
+        pixels = rng.integers(1, 9000, (*size, 3)).astype(np.int16)
+        pixels[:4] = -9999
+        blocks = {"tiled": True, "blockxsize": 16, "blockysize": 16} if name != "b" else {}
+        write_raster(root / f"{name}.tif", pixels, nodata=-9999, **blocks, **PLACE)
+    east, north = PLACE["transform"] * (0, 0)
+
+    def square(col, row, side):
+        corners = ((0, 0), (0, side), (side, side), (side, 0))
+        return [(east + 10 * (col + right), north - 10 * (row + down)) for right, down in corners]
+
+    fields = [("wheat", square(0, 0, 64)), ("lake", square(7.3, 9.1, 22)), ("lake", square(30.6, 2.2, 9))]
+    write_polygons(root / "fields.geojson", fields, "kind", 32633)
+    source = GeoTiffTiles(
+        root, bands=("z", "y", "x"), file_bands=("x", "y", "z"), classes=2, cache_bytes=20_000,
+        labels=VectorLabels(ValueCode(("wheat", "lake")), "kind"), image_glob="*.tif",
+        mask_template="fields.geojson",
+    )  # fmt: skip
+    assert {record.by_window for record in source.records} == {True, False}
+    return TileIndex(source, 8)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Tiles in shards that `spectralmoe prepare` wrote."""
+    root = tmp_path_factory.mktemp("prepared")
+    tiny.write_source(root / "source")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "PIECE_TILES", 5)
+        prepare(tiny.TINY, root / "source", root / "out", workers=0, console=Console(quiet=True))
+    return TileIndex(PreparedTiles(root / "out", splits=("train",), bands=("red", "nir", "blue")), 8)
+
+
+def digests(source, count, augment=AUGMENT, **settings):
     """A hash of every array of every batch, and the batches."""
-    stream = train_batches(source, AUGMENT, **{"batch_size": 4, "seed": 3, "corrupt": "skip", **settings})
+    stream = train_batches(source, augment, **{"batch_size": 4, "seed": 3, "corrupt": "skip", **settings})
     try:
         batches = list(islice(stream, count))
     finally:
@@ -64,16 +112,22 @@ def digests(source, count, **settings):
     ], batches
 
 
-def test_two_hundred_batches_are_the_same_everywhere(mixture):
-    """For 0 to 3 workers, for 1, 2 and 4 hosts, and from step 100 on with another number of workers."""
-    straight, batches = digests(mixture, 200)
+@pytest.mark.parametrize("kind", ["mixture", "geotiffs", "prepared"])
+def test_two_hundred_batches_are_the_same_everywhere(kind, request):
+    """For 0 to 3 workers, for 1, 2 and 4 hosts, and from step 100 on with another number of workers.
+
+    Of arrays of two domains with one that cannot be read, of GeoTIFFs with polygons, and of prepared tiles.
+    """
+    settings = {"augment": AUGMENT} if kind == "mixture" else {"augment": SIXTEEN_BITS, "corrupt": "stop"}
+    draw = partial(digests, request.getfixturevalue(kind), **settings)
+    straight, batches = draw(200)
     assert len(set(straight)) == 200
     for workers in (1, 2, 3):
-        assert digests(mixture, 200, workers=workers)[0] == straight
+        assert draw(200, workers=workers)[0] == straight
     for workers in (0, 2):
-        assert digests(mixture, 100, workers=workers, start_step=100)[0] == straight[100:]
+        assert draw(100, workers=workers, start_step=100)[0] == straight[100:]
     for hosts in (2, 4):
-        parts = [digests(mixture, 200, host_index=host, host_count=hosts)[1] for host in range(hosts)]
+        parts = [draw(200, host_index=host, host_count=hosts)[1] for host in range(hosts)]
         for number, batch in enumerate(batches):
             for key in batch:
                 joined = np.concatenate([part[number][key] for part in parts])

@@ -1,5 +1,6 @@
 """Preparing a benchmark: what is written is exact, what is wrong is named, and what was done is told."""
 
+import hashlib
 import io
 import json
 import os
@@ -335,3 +336,33 @@ def test_bands_to_show():
     assert display_bands([f"band {number}" for number in range(1, 33)], "orbita_ohs") == (13, 6, 1)
     assert display_bands(("a", "b", "c", "d"), "sentinel2") == (0, 1, 2)
     assert display_bands(("a", "b")) == (0, 0, 0)
+
+
+@pytest.fixture
+def with_archive(tmp_path):
+    """A source folder with the archive that it was unpacked from, and its benchmark."""
+    tiny.write_source(tmp_path / "source")
+    whole = np.random.default_rng(0).bytes(9 << 20)
+    (tmp_path / "source/all.zip").write_bytes(whole)
+    return replace(tiny.TINY, checksums={"all.zip": hashlib.md5(whole).hexdigest(), "gone.zip": "0" * 32})
+
+
+def test_a_whole_archive_is_checked_and_said(with_archive, tmp_path):
+    told = io.StringIO()
+    console = Console(file=told, width=200)
+    prepare(with_archive, tmp_path / "source", tmp_path / "out", workers=0, console=console)
+    check(with_archive, tmp_path / "source", console=console)
+    assert told.getvalue().count("checking the md5 of all.zip, 0.01 GB") == 2
+
+
+@pytest.mark.parametrize("what", ["truncated", "one bit"])
+def test_a_damaged_archive_is_named_before_anything_is_cut(with_archive, tmp_path, what):
+    archive = tmp_path / "source/all.zip"
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-1] if what == "truncated" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    message = r"all\.zip: its md5 is \w{32}, published is \w{32}: download and unpack it again"
+    with pytest.raises(UserError, match=message):
+        prepare(with_archive, tmp_path / "source", tmp_path / "out", workers=0, console=QUIET)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=message):
+        check(with_archive, tmp_path / "source", console=QUIET)
