@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,37 +22,46 @@ from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segm
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import Path, join, leaves, split, with_values
+from spectralmoe_jax.parallel import Layout
+from spectralmoe_jax.parallel.layout import put
 
 log = logging.getLogger(__name__)
 
 
-def initial_segmenter(config: ConfigDict) -> Segmenter:
+def initial_segmenter(config: ConfigDict, layout: Layout | None = None) -> Segmenter:
     """The segmenter a run starts from.
 
     Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
     as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
     `config.model.depth.weights`; see `sources.open_source` for what each may be. Whatever none of them holds
     is random; a warning says so where it is frozen. Files are read leaf by leaf: there is one copy in memory.
+    With a layout every leaf goes where it belongs as soon as it is read, and is made there if it is random.
 
     Raises UserError naming the key or file that is wrong, or the two that hold the same part.
     """
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
-    return with_values(abstract, _initial_values(config, settings, leaves(abstract)))
+    return with_values(abstract, _initial_values(config, settings, leaves(abstract), layout=layout))
 
 
 def _initial_values(
-    config: ConfigDict, settings: SegmenterConfig, abstract: dict, known: Collection[Path] = ()
+    config: ConfigDict,
+    settings: SegmenterConfig,
+    abstract: dict,
+    known: Collection[Path] = (),
+    layout: Layout | None = None,
 ) -> dict[Path, jax.Array]:
     """Every leaf but the `known` ones, which come from elsewhere."""
     values: dict[Path, jax.Array] = {}
+    shardings = None if layout is None else layout.of_parameters(abstract)
     for stream in _streams(config, settings, {path: tuple(leaf.shape) for path, leaf in abstract.items()}):
         for path, value in stream:
             if path not in known:
-                values[path] = jax.numpy.asarray(value, abstract[path].dtype)
+                leaf = np.asarray(value, abstract[path].dtype)
+                values[path] = jax.numpy.asarray(leaf) if shardings is None else put(leaf, shardings[path])
     missing = abstract.keys() - values.keys() - set(known)
     _report_random(config, settings, {part_of(path) for path in missing})
-    return values | random_leaves(settings, config.seed, missing)
+    return values | random_leaves(settings, config.seed, missing, shardings)
 
 
 def _streams(
@@ -107,8 +117,10 @@ def _report_random(config: ConfigDict, settings: SegmenterConfig, parts: set[str
         )
 
 
-def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segmenter:
-    """The segmenter of a run's best checkpoint, or of its last where none was judged.
+def load_trained(
+    workdir: str | os.PathLike[str], config: ConfigDict, layout: Layout | None = None
+) -> Segmenter:
+    """The segmenter of a run's best checkpoint, or of its last where none was judged, spread by a layout.
 
     Frozen weights are not in a checkpoint: they come from the configuration again.
 
@@ -117,6 +129,8 @@ def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segment
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
     trainable, _ = split(abstract)
+    if layout is not None:
+        trainable = jax.tree.map(_placed, trainable, layout.of_parameters(trainable))
     if not pathlib.Path(workdir).is_dir():
         raise UserError(f"{workdir}: no such folder; give one that `spectralmoe train` wrote")
     with CheckpointStore(pathlib.Path(workdir), config) as store:
@@ -124,17 +138,44 @@ def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segment
         if step is None:
             raise UserError(f"{workdir}: holds no checkpoint yet; train first, or give the folder of a run")
         trainable = store.restore_params(step, trainable)
-    frozen = _initial_values(config, settings, leaves(abstract), traverse_util.flatten_dict(trainable))
+    frozen = _initial_values(
+        config, settings, leaves(abstract), traverse_util.flatten_dict(trainable), layout
+    )
     return with_values(abstract, frozen | traverse_util.flatten_dict(trainable))
 
 
-def make_predict(segmenter: Segmenter) -> Callable[[np.ndarray], np.ndarray]:
-    """Raw tiles (B, T, T, C) -> scores (B, T, T, classes) float32, compiled once a shape."""
-    trainable, frozen = split(segmenter)
-    structure = segmenter
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    @jax.jit
-    def scores(trainable, frozen, pixels):
+
+def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Raw tiles (B, T, T, C) -> scores (B, T, T, classes) float32, compiled once a shape.
+
+    With a layout the tiles are spread over its devices; several hosts all give the same tiles and get all
+    scores.
+    """
+    trainable, frozen = split(segmenter)
+    scores = make_scores(segmenter, layout)
+    return lambda pixels: scores(trainable, frozen, pixels)
+
+
+def make_scores(
+    structure: Segmenter, layout: Layout | None = None
+) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
+    """(trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
+
+    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
         return join(structure, trainable, frozen).scores(pixels)
 
-    return lambda pixels: np.asarray(scores(trainable, frozen, pixels))
+    if layout is None:
+        compiled = jax.jit(scores)
+        return lambda trainable, frozen, pixels: np.asarray(compiled(trainable, frozen, pixels))
+    spread = jax.jit(layout.traced(scores), out_shardings=layout.sharding())
+    where, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
+
+    def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> np.ndarray:
+        missing = -len(pixels) % parts
+        filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+        return np.asarray(spread(trainable, frozen, put(filled, where)))[: len(pixels)]
+
+    return padded
