@@ -14,7 +14,7 @@ from jax import Array
 from jax.scipy.special import ndtr
 
 from spectralmoe_jax.adapters.settings import AdapterConfig
-from spectralmoe_jax.parallel import by_expert, gather_experts
+from spectralmoe_jax.parallel import by_expert, by_rows, gather_experts
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -75,7 +75,7 @@ def route(
         deviation = jax.nn.softplus(gather_experts(spread)) + config.noise_epsilon
         logits = clean + noise.astype(dtype) * deviation
 
-    values, indices = jax.lax.top_k(logits, min(k + 1, num_experts))  # (B, N, k+1)
+    values, indices = by_rows(lambda x: jax.lax.top_k(x, min(k + 1, num_experts)), logits)  # (B, N, k+1)
     selected = jax.nn.one_hot(indices[..., :k], num_experts, dtype=dtype)  # (B, N, k, E)
     if config.full_softmax:
         gates = jax.nn.softmax(logits, axis=-1) * selected.sum(axis=-2)

@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "map a scene of any size to a georeferenced raster",
     "convert": "published weights to a file of ours; a trained run to PyTorch",
     "verify": "compare the model with reference values, number for number",
+    "compile": "compile the real steps for a TPU slice or the devices here; memory, FLOPs, collectives",
     "params": "count the parameters of a configuration by part",
 }
 

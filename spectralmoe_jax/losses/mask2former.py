@@ -143,7 +143,8 @@ def _targets_of_queries(query: Array, matched: Array, queries: int) -> Array:
 def _draw_points(key: Array, masks: Array, config: LossConfig) -> Array:
     """Loss points of every mask (B, C, h, w) -> (B, C, P, 2)."""
     keys = jax.random.split(key, masks.shape[0])
-    return jax.vmap(lambda key, masks: uncertain_points(key, masks, config))(keys, masks)
+    draw = jax.vmap(lambda key, masks: uncertain_points(key, masks, config))
+    return by_rows(draw, keys, jax.lax.stop_gradient(masks))
 
 
 def _class_term(logits: Array, assigned: Array, no_object_weight: float) -> Array:

@@ -17,7 +17,6 @@ PARAMETER_AXES: tuple[tuple[str, Axes], ...] = (
     (r"adapter/w_(gate|noise)$", ("layer", "router", "adapter_embed", "expert")),
     (r"(visual|depth)/blocks/(attention/out|mlp/last)/kernel$", ("layer", "hidden", "embed")),
     (r"(visual|depth)/blocks/(attention/qkv|mlp/first)/kernel$", ("layer", "embed", "hidden")),
-    (r"(visual|depth)/patch_kernel$", ("row", "column", "band", "embed")),
 )
 
 

@@ -31,6 +31,12 @@ def training_layout(config: ConfigDict, devices: Sequence[Any] | None = None) ->
       UserError: a mesh that does not divide the devices, the batch or the experts.
     """
     layout = Layout.make(parallel_settings(config), devices)
+    check_layout(config, layout)
+    return None if layout.is_single else layout
+
+
+def check_layout(config: ConfigDict, layout: Layout) -> None:
+    """Raises UserError where the devices of a layout cannot share the batch or the experts evenly."""
     parts, experts = layout.size("batch"), layout.mesh.shape["expert"]
     batch, adapter = config.train.batch_size, config.model.adapter
     require(
@@ -45,7 +51,6 @@ def training_layout(config: ConfigDict, devices: Sequence[Any] | None = None) ->
         f"is {experts}, which does not divide config.model.adapter.num_experts = {count}: choose from "
         f"{', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}",
     )
-    return None if layout.is_single else layout
 
 
 def using_layout(config: ConfigDict) -> Layout | None:
