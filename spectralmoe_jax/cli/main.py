@@ -1,7 +1,8 @@
 """Finds the subcommand, runs it, and turns what the user can mend into one line and a status.
 
 Status 0: done. 1: done, and the answer is no (`verify`). 2: bad input, said in one
-line on standard error. 130: interrupted.
+line on standard error. 75: a run of several processes lost one; the same command
+resumes. 130: interrupted.
 """
 
 import difflib
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.cli.arguments import Parser, split_overrides
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import RunLost, UserError
 
 # A further subcommand is a line here and a file of its name beside this one, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
@@ -32,10 +33,23 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (by default the process's own) and returns the exit status."""
+    status = _run(argv)
+    start = sys.modules.get("spectralmoe_jax.parallel.start")
+    if start is not None and start.left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # JAX's own end would wait for the others
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         return _fail(str(error))
+    except RunLost as error:
+        _fail(str(error))
+        return 75
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

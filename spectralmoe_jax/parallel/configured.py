@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,6 @@ from ml_collections import ConfigDict
 from spectralmoe_jax.configuration import from_config, require
 from spectralmoe_jax.parallel.layout import Layout
 from spectralmoe_jax.parallel.settings import ParallelSettings
-
-log = logging.getLogger(__name__)
 
 
 def parallel_settings(config: ConfigDict) -> ParallelSettings:
@@ -60,18 +57,15 @@ def using_layout(config: ConfigDict) -> Layout | None:
     return None if layout.is_single else layout
 
 
-def log_view(layout: Layout | None) -> None:
-    """One line of what this process sees of the mesh, for every host's log."""
-    mesh = {} if layout is None else dict(layout.mesh.shape)
-    part, parts = (0, 1) if layout is None else layout.host_part()
-    log.info(
-        "process %d of %d: %d of %d devices (%s), mesh %s, part %d of %d of every batch",
-        jax.process_index(),
-        jax.process_count(),
-        jax.local_device_count(),
-        jax.device_count(),
-        jax.devices()[0].device_kind,
-        " x ".join(f"{axis}={size}" for axis, size in mesh.items()) or "of one device",
-        part,
-        parts,
+def print_view(layout: Layout | None) -> None:
+    """One line of what this process sees of the mesh, where it is not alone on one device."""
+    if layout is None:
+        return
+    part, parts = layout.host_part()
+    mesh = " x ".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items())
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}: {jax.local_device_count()} of "
+        f"{jax.device_count()} devices ({jax.devices()[0].device_kind}), mesh {mesh}, "
+        f"part {part + 1} of {parts} of every batch",
+        flush=True,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import re
 import socket
 import time
@@ -17,11 +16,12 @@ from pathlib import Path
 
 import jax
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import RunLost, UserError
 
-log = logging.getLogger(__name__)
 TIME_LIMIT = 300  # seconds
 PORT = 8476
+_HEARTBEAT_LIMIT = 60  # seconds without a sign of a process, after which the others end
+_left_behind = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,12 @@ def find_start(
 def joined(start: Start | None, time_limit: int = TIME_LIMIT) -> Iterator[None]:
     """All processes of the run together, while open; at once for a process alone.
 
+    Leaving by an error does not wait for the others, which may wait for this process in turn: `left_behind`
+    then says that it has to end at once.
+
     Raises:
       UserError: they did not meet within `time_limit` seconds; names where and what to look at.
+      RunLost: a collective failed, as when another process died.
     """
     if start is None:
         yield
@@ -87,6 +91,7 @@ def joined(start: Start | None, time_limit: int = TIME_LIMIT) -> Iterator[None]:
             start.process,
             local_device_ids=start.local_devices,
             initialization_timeout=time_limit,
+            heartbeat_timeout_seconds=_HEARTBEAT_LIMIT,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
@@ -94,10 +99,24 @@ def joined(start: Start | None, time_limit: int = TIME_LIMIT) -> Iterator[None]:
             f"{start.process} of {start.processes}, coordinator {start.coordinator}): see that all were "
             f"started and reach that address; {_first_line(error)}"
         ) from None
+    global _left_behind
     try:
         yield
-    finally:
-        jax.distributed.shutdown()
+    except jax.errors.JaxRuntimeError as error:
+        _left_behind = True
+        raise RunLost(
+            f"process {jax.process_index()} cannot go on, another may have been lost "
+            f"({_first_line(error)[:200]}): the same command on all hosts resumes from the last checkpoint"
+        ) from error
+    except BaseException:
+        _left_behind = True
+        raise
+    jax.distributed.shutdown()
+
+
+def left_behind() -> bool:
+    """Whether this process left others that may wait for it, and must end without the usual farewell."""
+    return _left_behind
 
 
 def _checked(found_by: str, given: Mapping[str, str | int | None]) -> Start:

@@ -18,7 +18,7 @@ from spectralmoe_jax.checkpoints.store import (
 from spectralmoe_jax.configuration import flatten, from_config, load_config, save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parallel.agreement import require_agreement
-from spectralmoe_jax.parallel.configured import log_view, training_layout
+from spectralmoe_jax.parallel.configured import print_view, training_layout
 from spectralmoe_jax.training.host_memory import keep_freed_memory
 from spectralmoe_jax.training.loop import Experiment, TrainSettings, fit
 
@@ -42,7 +42,7 @@ def train(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> dict[str
     from_config(TrainSettings, config.train, "train")  # a bad value is said before the data is read
     require_agreement(flatten(config))
     layout = training_layout(config)
-    log_view(layout)
+    print_view(layout)
     check_workdir(config, workdir)
     from spectralmoe_jax.training.experiment import build_experiment
 

@@ -16,10 +16,10 @@ from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer
 from spectralmoe_jax.training.state import TrainState, init_state
 from spectralmoe_jax.training.step import make_train_step
 
-WIDTH, SIDE, BATCH, CLASSES = 24, 32, 8, 5
+WIDTH, SIDE, BATCH, CLASSES = 24, 64, 8, 5
 SIZES = {
     "model.visual.width": WIDTH, "model.visual.layers": 2, "model.visual.heads": 2,
-    "model.depth.width": WIDTH, "model.depth.layers": 2, "model.depth.heads": 2, "model.depth.table_size": 2,
+    "model.depth.width": WIDTH, "model.depth.layers": 2, "model.depth.heads": 2, "model.depth.table_size": 4,
     "model.out_layers": (0, 0, 1, 1), "model.dtype": "float32",
     "model.adapter.num_tokens": 7, "model.adapter.query_dim": 16, "model.adapter.rank": 2,
     "model.head.num_queries": 7, "model.head.width": 16, "model.head.num_heads": 2,
