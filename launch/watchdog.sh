@@ -9,7 +9,7 @@
 # the file changes, so neither clocks of hosts nor a file left by an earlier start matter.
 #
 # SIGTERM is passed on; the training then has STOP_SECONDS (default 100) to save before it is killed.
-# Status: the training's own; 124 if it was stuck. STOPPED_STATUS (default 0) is used instead of 0 after a
+# Status: the training's own; 124 if it was killed. STOPPED_STATUS (default 0) is used instead of 0 after a
 # SIGTERM, for schedulers to which 0 means that nothing is left to do.
 set -uo pipefail
 set -m # the training gets a process group, to be killed whole, and hears Ctrl-C
@@ -45,23 +45,31 @@ PYTHONFAULTHANDLER=1 "$@" &
 training=$!
 exec 3>&2 2>/dev/null # or bash tells of the killed job in its own words
 
-signal_all() { kill "-$1" -- "-$training"; }
+kill_all() { # REASON
+  killed=yes
+  echo "watchdog.sh: $1: killed" >&3
+  kill -ABRT "$training" # with the fault handler: says what every thread is at
+  sleep 1
+  kill -KILL -- "-$training"
+}
 
 heartbeat=$workdir/heartbeat/0.json
 last=$(cat "$heartbeat")
 changed=$SECONDS
 checked=$SECONDS
 stop_at=
-stuck=
+killed=
 while kill -0 "$training"; do
-  if [[ $asked == KILL ]]; then
-    signal_all KILL
+  if [[ $killed ]]; then
+    : # a large process takes its time to end
+  elif [[ $asked == KILL ]]; then
+    killed=yes
+    kill -KILL -- "-$training"
   elif [[ $asked && ! $stop_at ]]; then
     kill "-$asked" "$training"
     stop_at=$((SECONDS + stop_seconds))
   elif [[ $stop_at ]] && ((SECONDS >= stop_at)); then
-    echo "watchdog.sh: not stopped $stop_seconds s after SIG$asked: killed" >&3
-    signal_all KILL
+    kill_all "not stopped $stop_seconds s after SIG$asked"
   elif ((SECONDS - checked >= (seconds < 40 ? 1 : 10))); then
     checked=$SECONDS
     beat=$(cat "$heartbeat")
@@ -69,17 +77,13 @@ while kill -0 "$training"; do
       last=$beat
       changed=$SECONDS
     elif ((SECONDS - changed >= seconds)); then
-      echo "watchdog.sh: no heartbeat in $heartbeat for $seconds s (last: ${last:-none}): killed" >&3
-      stuck=yes
-      kill -ABRT "$training" # with the fault handler: says what every thread is at
-      sleep 1
-      signal_all KILL
+      kill_all "no heartbeat in $heartbeat for $seconds s (last: ${last:-none})"
     fi
   fi
   sleep 0.2
 done
 wait "$training"
 status=$?
-[[ $stuck ]] && exit 124
+[[ $killed ]] && exit 124
 [[ $status == 0 && $stop_at ]] && exit "${STOPPED_STATUS:-0}"
 exit "$status"
