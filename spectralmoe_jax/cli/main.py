@@ -33,16 +33,6 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (by default the process's own) and returns the exit status."""
-    status = _run(argv)
-    start = sys.modules.get("spectralmoe_jax.parallel.start")
-    if start is not None and start.left_behind():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)  # JAX's own end would wait for the others
-    return status
-
-
-def _run(argv: Sequence[str] | None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
