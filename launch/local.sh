@@ -1,20 +1,115 @@
 #!/usr/bin/env bash
 # Trains on this machine and goes on by itself after a crash.
 #
-#   launch/local.sh --config configs/dubai.py --workdir runs/dubai [--config.train.steps=...]
+#   [PROCESSES=N] launch/local.sh --config configs/dubai.py --workdir runs/dubai [--config.train.steps=...]
 #
-# Every start resumes from the last complete checkpoint. Statuses that another start cannot
-# mend (0 done, 2 bad input, 130 interrupted) end it. RESTARTS (default 10) bounds the starts.
-set -euo pipefail
+# One process uses all accelerators that JAX finds. PROCESSES=N starts N that share the GPUs evenly, or the
+# CPU where there are none. Every start resumes from the last complete checkpoint. Statuses that another
+# start cannot mend (0 done or asked to stop, 2 bad input, 130 interrupted) end it.
+#
+#   RESTARTS          starts after a crash (default 10)
+#   WATCHDOG_SECONDS  a run without a heartbeat for so long is stuck and starts again (default 1800)
+#   PORT              where the processes meet (default: a free one)
+set -uo pipefail
+set -m # signals reach the processes through this script alone
 
-restarts=${RESTARTS:-10}
-for ((attempt = 0; attempt <= restarts; attempt++)); do
+fail() {
+  echo "error: local.sh: $*" >&2
+  exit 2
+}
+
+whole() { [[ ${!1} =~ ^[0-9]+$ ]] || fail "$1 = ${!1}: give a whole number"; }
+
+PROCESSES=${PROCESSES:-1}
+RESTARTS=${RESTARTS:-10}
+WATCHDOG_SECONDS=${WATCHDOG_SECONDS:-1800}
+whole PROCESSES
+whole RESTARTS
+whole WATCHDOG_SECONDS
+((PROCESSES > 0)) || fail "PROCESSES = 0: give at least 1"
+command -v spectralmoe >/dev/null || fail "no command spectralmoe: activate the environment it is installed in"
+watchdog=$(dirname "${BASH_SOURCE[0]}")/watchdog.sh
+
+gpus=()
+if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then
+  IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+elif command -v nvidia-smi >/dev/null; then
+  while read -r gpu; do gpus+=("$gpu"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader)
+fi
+share=$((${#gpus[@]} / PROCESSES))
+((PROCESSES * share == ${#gpus[@]})) ||
+  fail "PROCESSES = $PROCESSES cannot share ${#gpus[@]} GPUs evenly: choose a divisor, or hide some in CUDA_VISIBLE_DEVICES"
+
+free_port() {
+  local port
+  for port in $(shuf -i 20000-29999 -n 50 2>/dev/null || echo 8476); do
+    (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+  done
+  echo "$port"
+}
+
+start() { # INDEX
+  if ((PROCESSES > 1)); then
+    export SPECTRALMOE_COORDINATOR=127.0.0.1:$port SPECTRALMOE_PROCESSES=$PROCESSES SPECTRALMOE_PROCESS_ID=$1
+    if ((share)); then
+      local mine="${gpus[*]:$1*share:share}"
+      export CUDA_VISIBLE_DEVICES=${mine// /,}
+    fi
+  fi
+  shift
+  exec "$watchdog" "$WATCHDOG_SECONDS" spectralmoe train "$@"
+}
+
+signal_all() { # SIGNAL
+  local pid
+  for pid in "${running[@]}"; do kill "-$1" "$pid" 2>/dev/null; done
+}
+
+asked=
+trap 'asked=TERM' TERM
+trap 'asked=INT' INT
+
+# Runs all processes once; `status` is 0, or that of the first that failed. What the others say after that
+# follows from it, so they are killed, not asked.
+run_once() {
+  local i still pid passed_on=
+  port=${PORT:-$(free_port)}
+  running=()
   status=0
-  spectralmoe train "$@" || status=$?
+  for ((i = 0; i < PROCESSES; i++)); do
+    start "$i" "$@" &
+    running+=("$!")
+  done
+  while ((${#running[@]})); do
+    if [[ $asked && ! $passed_on ]]; then
+      signal_all "$asked"
+      passed_on=yes
+    fi
+    still=()
+    for pid in "${running[@]}"; do
+      if kill -0 "$pid" 2>/dev/null; then
+        still+=("$pid")
+      else
+        wait "$pid" 2>/dev/null || status=$((status ? status : $?))
+      fi
+    done
+    running=("${still[@]+"${still[@]}"}")
+    # Bad input is said by all of them, interruption ends all of them: they are given the time.
+    [[ $status == 0 || $status == 2 || $passed_on ]] || signal_all QUIT
+    sleep 0.2
+  done
+}
+
+for ((attempt = 0; ; attempt++)); do
+  run_once "$@"
   case $status in
     0 | 2 | 130) exit "$status" ;;
   esac
-  echo "training ended with status $status; start $((attempt + 1)) of $restarts follows" >&2
+  [[ $asked ]] && exit "$status"
+  if ((attempt >= RESTARTS)); then
+    echo "training ended with status $status after $RESTARTS restarts" >&2
+    exit "$status"
+  fi
+  echo "training ended with status $status; start $((attempt + 1)) of $RESTARTS follows" >&2
   sleep "$((attempt < 6 ? 2 ** attempt : 60))"
 done
-exit "$status"

@@ -8,3 +8,7 @@ class UserError(Exception):
     wrong with it and what to do. The command line prints it without a traceback
     and exits with status 2.
     """
+
+
+class RunLost(Exception):
+    """A run of several processes cannot go on here; started again, it resumes."""

@@ -113,6 +113,7 @@ _ADAPTER = {
     "full_softmax": Key(bool, False),
     "noise_epsilon": Key(float, 1e-2),
     "scale_init": Key(float, 1e-3),
+    "strategy": Key(str, "auto"),
 }
 
 _HEAD = {
@@ -136,6 +137,13 @@ _LOSS = {
     "num_points": Key(int, 12544),
     "oversample_ratio": Key(float, 3.0),
     "importance_sample_ratio": Key(float, 0.75),
+}
+
+_PARALLEL = {
+    "data": Key(int, -1),
+    "fsdp": Key(int, 1),
+    "expert": Key(int, 1),
+    "rules": Key(tuple[tuple, ...] | None),
 }
 
 _TRAIN = {
@@ -162,6 +170,7 @@ _SECTIONS: dict[str, dict[str, Key]] = {
     "model.head": _HEAD,
     "loss": _LOSS,
     "train": _TRAIN,
+    "parallel": _PARALLEL,
     "evaluate": {"batch_size": Key(int, 8)},
 }
 

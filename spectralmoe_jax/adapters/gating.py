@@ -14,15 +14,18 @@ from jax import Array
 from jax.scipy.special import ndtr
 
 from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.parallel import by_expert, by_rows, gather_experts
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Routing(NamedTuple):
-    """gates: (B, N, E), zero outside the top k. chosen: (B, N, E) bool. load: (E,) float."""
+    """gates: (B, N, E), zero outside the top k. chosen: (B, N, E) bool. indices: (B, N, k) int32, the chosen
+    experts, the strongest first. load: (E,) float."""
 
     gates: Array
     chosen: Array
+    indices: Array
     load: Array
 
 
@@ -35,7 +38,7 @@ def clean_logits(tokens: Array, w_gate: Array, config: AdapterConfig) -> Array:
         # one expert at a time: the (B, N, D) difference fuses into its sum and is never stored
         distances = [jnp.sum(jnp.abs(tokens - w), axis=-1) for w in w_gate.T]
         return -jnp.stack(distances, axis=-1)
-    product = jnp.einsum("bnd,de->bne", tokens, w_gate, precision=HIGHEST)
+    product = _product(tokens, w_gate)
     if config.gating == "softmax":
         return product
     squared = jnp.sum(tokens**2, axis=-1, keepdims=True) - 2 * product + jnp.sum(w_gate**2, axis=0)
@@ -45,6 +48,10 @@ def clean_logits(tokens: Array, w_gate: Array, config: AdapterConfig) -> Array:
     # a token on its gate vector has distance 0 and, as in torch.cdist, gradient 0
     positive = squared > 0
     return -jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+def _product(tokens: Array, w: Array) -> Array:
+    return jnp.einsum("bnd,de->bne", tokens, w, precision=HIGHEST)
 
 
 def route(
@@ -60,14 +67,15 @@ def route(
     dtype = jnp.promote_types(jnp.float32, w_gate.dtype)
     tokens = tokens.astype(dtype)
     num_experts, k = config.num_experts, config.top_k
-    clean = clean_logits(tokens, w_gate.astype(dtype), config)  # (B, N, E)
+    distances = by_expert(lambda t, w: clean_logits(t, w, config), tokens, w_gate.astype(dtype))
+    clean = gather_experts(distances)  # (B, N, E)
     logits, deviation = clean, None
     if noise is not None:
-        spread = jnp.einsum("bnd,de->bne", tokens, w_noise.astype(dtype), precision=HIGHEST)
-        deviation = jax.nn.softplus(spread) + config.noise_epsilon
+        spread = by_expert(_product, tokens, w_noise.astype(dtype))
+        deviation = jax.nn.softplus(gather_experts(spread)) + config.noise_epsilon
         logits = clean + noise.astype(dtype) * deviation
 
-    values, indices = jax.lax.top_k(logits, min(k + 1, num_experts))  # (B, N, k+1)
+    values, indices = by_rows(lambda x: jax.lax.top_k(x, min(k + 1, num_experts)), logits)  # (B, N, k+1)
     selected = jax.nn.one_hot(indices[..., :k], num_experts, dtype=dtype)  # (B, N, k, E)
     if config.full_softmax:
         gates = jax.nn.softmax(logits, axis=-1) * selected.sum(axis=-2)
@@ -77,7 +85,7 @@ def route(
         load = _smooth_load(clean, logits, deviation, values, k)
     else:
         load = jnp.sum(gates > 0, axis=(0, 1)).astype(dtype)
-    return Routing(gates, selected.sum(axis=-2) > 0, load)
+    return Routing(gates, selected.sum(axis=-2) > 0, indices[..., :k], load)
 
 
 def _smooth_load(clean: Array, logits: Array, deviation: Array, values: Array, k: int) -> Array:

@@ -16,7 +16,11 @@ CHOICES = {
     "router": ("dual", "shared"),
     "balance": ("importance", "importance_and_load"),
     "balance_over_modalities": ("mean", "sum"),
+    "strategy": ("auto", "coordinates", "dispatch"),
 }
+
+DISPATCH_FROM = 64
+"""Experts from which on `auto` dispatches; docs/scaling.md has the measurement."""
 
 PRESETS: dict[str, dict] = {
     # arXiv 2603.13352, sections 3.2 to 3.4; the balance weight is not published
@@ -63,6 +67,8 @@ class AdapterConfig:
       full_softmax: normalise gates over all E before the top-k cut, so that with k=1 the task
         loss reaches the router.
       noise_epsilon: floor of the noise deviation in training.
+      strategy: how the same numbers are computed: `coordinates`, every expert for every token; `dispatch`,
+        tokens sorted by the experts they chose; `auto`, by the number of experts.
     """
 
     preset: str = "paper"
@@ -85,6 +91,7 @@ class AdapterConfig:
     full_softmax: bool = False
     noise_epsilon: float = 1e-2
     scale_init: float = 1e-3
+    strategy: str = "auto"
 
     def __post_init__(self):
         prefix = "config.model.adapter"
@@ -132,3 +139,15 @@ class AdapterConfig:
     def is_linear(self) -> bool:
         """Whether the experts combine linearly, so that expert coordinates describe the result."""
         return self.combination == "gated_sum" or self.top_k == 1
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether tokens go to the experts they chose, rather than every expert to every token."""
+        if self.strategy == "auto":
+            return self.num_experts >= DISPATCH_FROM
+        return self.strategy == "dispatch"
+
+    @property
+    def in_coordinates(self) -> bool:
+        """Whether updates stay in expert coordinates until the last product of a layer."""
+        return self.is_linear and not self.dispatches

@@ -106,14 +106,14 @@ class SpectralMoE(nnx.Module):
         basis = experts.directions(b, self.token_to_feature.kernel[...], self.token_to_feature.bias[...])
         needed = modalities[:1] if config.fusion == "none" else modalities
         updates = [
-            experts.combine(tokens, a, b, basis, routing.chosen, routing.gates, config)
+            experts.combine(tokens, a, b, basis, routing, config)
             for tokens, routing in zip(needed, routings, strict=False)
         ]
-        gram = basis @ basis.T if config.is_linear else None
+        gram = basis @ basis.T if config.in_coordinates else None
         delta = fuse(updates[0], updates[1] if len(updates) > 1 else None, gram, visual.shape[-1], config)
 
         kernel = self.delta_to_feature.kernel[...]
-        way_back = basis @ kernel if config.is_linear else kernel
+        way_back = basis @ kernel if config.in_coordinates else kernel
         change = (
             jnp.einsum("bnd,dc->bnc", visual, kernel.astype(dtype), preferred_element_type=wide)
             + jnp.einsum("bnx,xc->bnc", delta.astype(dtype), way_back.astype(dtype),

@@ -35,7 +35,7 @@ TRAINABLE, OPTIMIZER = "trainable", "optimizer"
 _MODEL_SECTIONS = ("bands", "classes", "model")
 # How the same function is computed, not which function: free to differ between runs.
 _COMPUTATION_KEYS = ("model.dtype", "model.remat", "model.weights", "model.visual.weights",
-                     "model.depth.weights")  # fmt: skip
+                     "model.depth.weights", "model.adapter.strategy")  # fmt: skip
 # What belongs to a sensor where the patch embedding is generated: free to differ, too.
 _SENSOR_KEYS = (
     "bands",

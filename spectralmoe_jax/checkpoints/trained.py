@@ -31,6 +31,8 @@ from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segm
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import Path, join, leaves, split, with_values
+from spectralmoe_jax.parallel import Layout
+from spectralmoe_jax.parallel.layout import put
 from spectralmoe_jax.sensors.stated import adopt_stated
 
 log = logging.getLogger(__name__)
@@ -61,35 +63,46 @@ class Trained(NamedTuple):
     stream: Iterator[tuple[Path, Any]]
 
 
-def initial_segmenter(config: ConfigDict) -> Segmenter:
+def initial_segmenter(config: ConfigDict, layout: Layout | None = None) -> Segmenter:
     """The segmenter a run starts from.
 
     Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
     as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
     `config.model.depth.weights`; see `sources.open_source` for what each may be. Whatever none of them holds
     is random; a warning says so where it is frozen. Files are read leaf by leaf: there is one copy in memory.
+    With a layout every leaf goes where it belongs as soon as it is read, and is made there if it is random.
 
     Raises UserError naming the key or file that is wrong, or the two that hold the same part.
     """
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
     opened = open_weights(config, settings, _shapes(abstract))
-    stream = _every_leaf(config, settings, abstract, opened)
-    return with_values(abstract, _on_device(stream, abstract))
+    stream = _every_leaf(config, settings, abstract, opened, layout=layout)
+    return with_values(abstract, _on_device(stream, abstract, layout))
 
 
 def _shapes(abstract: Segmenter) -> dict[Path, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in leaves(abstract).items()}
 
 
-def _on_device(stream: Iterator[tuple[Path, Any]], abstract: Segmenter) -> dict[Path, jax.Array]:
+def _on_device(
+    stream: Iterator[tuple[Path, Any]], abstract: Segmenter, layout: Layout | None
+) -> dict[Path, jax.Array]:
     wanted = leaves(abstract)
-    return {path: jax.numpy.asarray(value, wanted[path].dtype) for path, value in stream}
+    if layout is None:
+        return {path: jax.numpy.asarray(value, wanted[path].dtype) for path, value in stream}
+    where = layout.of_parameters(wanted)
+    return {
+        path: value
+        if isinstance(value, jax.Array)
+        else put(np.asarray(value, wanted[path].dtype), where[path])
+        for path, value in stream
+    }
 
 
 def _every_leaf(
     config: ConfigDict, settings: SegmenterConfig, abstract: Segmenter, opened: list[Opened],
-    known: Collection[Path] = (),
+    known: Collection[Path] = (), layout: Layout | None = None,
 ) -> Iterator[tuple[Path, Any]]:  # fmt: skip
     """Every leaf but the `known` ones, which come from elsewhere: those of the files, then the random ones.
 
@@ -99,11 +112,14 @@ def _every_leaf(
     missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
     _report_random(config, settings, {part_of(path) for path in missing})
     read = ((path, value) for file in opened for path, value in file.stream if path not in known)
-    return itertools.chain(read, _random(settings, config.seed, missing))
+    shardings = None if layout is None else layout.of_parameters(leaves(abstract))
+    return itertools.chain(read, _random(settings, config.seed, missing, shardings))
 
 
-def _random(settings: SegmenterConfig, seed: int, missing: Collection[Path]) -> Iterator[tuple[Path, Any]]:
-    yield from random_leaves(settings, seed, missing).items()  # made when the files were read
+def _random(
+    settings: SegmenterConfig, seed: int, missing: Collection[Path], shardings: Any
+) -> Iterator[tuple[Path, Any]]:
+    yield from random_leaves(settings, seed, missing, shardings).items()  # made when the files were read
 
 
 def open_weights(
@@ -175,31 +191,37 @@ def _report_random(config: ConfigDict, settings: SegmenterConfig, parts: set[str
         )
 
 
-def load_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Segmenter:
-    """The segmenter of a run's best checkpoint, or of its last where none was judged.
+def load_trained(
+    workdir: str | os.PathLike[str], config: ConfigDict, layout: Layout | None = None
+) -> Segmenter:
+    """The segmenter of a run's best checkpoint, or of its last where none was judged, spread by a layout.
 
     Frozen weights are not in a checkpoint: they come from the configuration again. So do the wavelengths that
     the files of the run stated, for a configuration of the same bands on the same sensor.
 
     Raises UserError where the folder holds no checkpoint, or one of another configuration.
     """
-    trained = open_trained(workdir, config)
+    trained = open_trained(workdir, config, layout)
     abstract = abstract_segmenter(trained.settings)
-    return with_values(abstract, _on_device(trained.stream, abstract))
+    return with_values(abstract, _on_device(trained.stream, abstract, layout))
 
 
-def open_trained(workdir: str | os.PathLike[str], config: ConfigDict) -> Trained:
+def open_trained(
+    workdir: str | os.PathLike[str], config: ConfigDict, layout: Layout | None = None
+) -> Trained:
     """As `load_trained`, with the frozen weights still to be read."""
     if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
         config = adopt_stated(config, read_run_config(workdir))
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
     trainable, _ = split(abstract)
+    if layout is not None:
+        trainable = jax.tree.map(_placed, trainable, layout.of_parameters(trainable))
     if not pathlib.Path(workdir).is_dir():
         raise UserError(f"{workdir}: no such folder; give one that `spectralmoe train` wrote")
     opened = open_weights(config, settings, _shapes(abstract))
     known = traverse_util.flatten_dict(trainable)
-    frozen = _every_leaf(config, settings, abstract, opened, known)
+    frozen = _every_leaf(config, settings, abstract, opened, known, layout)
     with CheckpointStore(pathlib.Path(workdir), config) as store:
         step = store.best if store.best is not None else store.last
         if step is None:
@@ -215,13 +237,38 @@ def _emptied(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
         yield path, values.pop(path)
 
 
-def make_predict(segmenter: Segmenter) -> Callable[[np.ndarray], np.ndarray]:
-    """Raw tiles (B, T, T, C) -> scores (B, T, T, classes) float32, compiled once a shape."""
-    trainable, frozen = split(segmenter)
-    structure = segmenter
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    @jax.jit
-    def scores(trainable, frozen, pixels):
+
+def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Raw tiles (B, T, T, C) -> scores (B, T, T, classes) float32, compiled once a shape.
+
+    With a layout the tiles are spread over its devices; several hosts all give the same tiles and get all
+    scores.
+    """
+    trainable, frozen = split(segmenter)
+    scores = make_scores(segmenter, layout)
+    return lambda pixels: scores(trainable, frozen, pixels)
+
+
+def make_scores(
+    structure: Segmenter, layout: Layout | None = None
+) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
+    """(trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
+
+    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
         return join(structure, trainable, frozen).scores(pixels)
 
-    return lambda pixels: np.asarray(scores(trainable, frozen, pixels))
+    if layout is None:
+        compiled = jax.jit(scores)
+        return lambda trainable, frozen, pixels: np.asarray(compiled(trainable, frozen, pixels))
+    spread = jax.jit(layout.traced(scores), out_shardings=layout.sharding())
+    where, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
+
+    def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> np.ndarray:
+        missing = -len(pixels) % parts
+        filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+        return np.asarray(spread(trainable, frozen, put(filled, where)))[: len(pixels)]
+
+    return padded

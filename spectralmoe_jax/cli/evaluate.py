@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from spectralmoe_jax.cli.processes import add_process_arguments, all_processes
 from spectralmoe_jax.configuration import apply_overrides, load_config
 
 
@@ -21,6 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--stream", metavar="NAME", help="of a run on several sensors: whose bands and statistics to use"
     )
+    add_process_arguments(parser)
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> int:
@@ -35,7 +37,8 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         from data_pipelines.streams import choose_stream
 
         config = choose_stream(config, arguments.stream)
-    from spectralmoe_jax.evaluation.command import evaluate
+    with all_processes(arguments):
+        from spectralmoe_jax.evaluation.command import evaluate
 
-    evaluate(workdir, config, split=arguments.split, output=arguments.output)
+        evaluate(workdir, config, split=arguments.split, output=arguments.output)
     return 0

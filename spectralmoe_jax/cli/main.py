@@ -1,7 +1,8 @@
 """Finds the subcommand, runs it, and turns what the user can mend into one line and a status.
 
 Status 0: done. 1: done, and the answer is no (`verify`). 2: bad input, said in one
-line on standard error. 130: interrupted.
+line on standard error. 75: a run of several processes lost one; the same command
+resumes. 130: interrupted.
 """
 
 import difflib
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.cli.arguments import Parser, split_overrides
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import RunLost, UserError
 
 # A further subcommand is a line here and a file of its name beside this one, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
@@ -25,6 +26,7 @@ COMMANDS = {
     "predict": "map a scene of any size to a georeferenced raster",
     "convert": "published weights to a file of ours; a trained run to PyTorch",
     "verify": "compare the model with reference values, number for number",
+    "compile": "compile the real steps for a TPU slice or the devices here; memory, FLOPs, collectives",
     "params": "count the parameters of a configuration by part",
 }
 
@@ -35,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         return _fail(str(error))
+    except RunLost as error:
+        _fail(str(error))
+        return 75
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

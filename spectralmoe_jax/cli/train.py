@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.checkpoints.hub import fetch_first
+from spectralmoe_jax.cli.processes import add_process_arguments, all_processes
 from spectralmoe_jax.configuration import load_config
 
 
@@ -18,16 +19,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--config", required=True, metavar="FILE[:args]", help="configuration, e.g. configs/dubai.py"
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run, made if needed")
+    add_process_arguments(parser)
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> int:
     config = load_config(arguments.config, overrides)
     fetch_first(_weights(config))
-    from spectralmoe_jax.training.run import train
+    with all_processes(arguments):
+        import jax
 
-    result = train(config, arguments.workdir)
-    best = "" if result["best"] is None else f", best checkpoint at step {result['best']}"
-    print(f"{result['workdir']}: {result['step']} steps{best}")
+        from spectralmoe_jax.training.run import train
+
+        result = train(config, arguments.workdir)
+        if jax.process_index() == 0:
+            best = "" if result["best"] is None else f", best checkpoint at step {result['best']}"
+            print(f"{result['workdir']}: {result['step']} steps{best}")
     return 0
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits
@@ -15,6 +16,7 @@ from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
 from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
 from spectralmoe_jax.configuration import from_config
 from spectralmoe_jax.evaluation.report import Report, print_table, score, score_tiles, write_report
+from spectralmoe_jax.parallel.configured import using_layout
 from spectralmoe_jax.prediction.windows import Predict, WindowSettings
 from spectralmoe_jax.sensors.stated import adopt_stated
 
@@ -22,6 +24,8 @@ from spectralmoe_jax.sensors.stated import adopt_stated
 def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str = "target",
              output: str | os.PathLike[str] | None = None) -> Report:  # fmt: skip
     """Score a run's best checkpoint on whole images of a split, print the table, store the JSON.
+
+    All devices of all processes share the windows of an image; every process reads the images.
 
     Args:
       workdir: folder of the run. config: its configuration.
@@ -32,11 +36,13 @@ def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str 
     settings = from_config(WindowSettings, config.evaluate, "evaluate")
     config = _settled(workdir, config, split)
     splits = open_splits(config, only=split)
-    predict = make_predict(load_trained(workdir, config))
+    layout = using_layout(config)
+    predict = make_predict(load_trained(workdir, config, layout), layout)
     report = _score(config, splits, split, predict, settings)
-    print_table(report, f"{config.name}, {split}: {report['images']} images")
-    if output is not None:
-        write_report(report, output)
+    if jax.process_index() == 0:
+        print_table(report, f"{config.name}, {split}: {report['images']} images")
+        if output is not None:
+            write_report(report, output)
     return report
 
 

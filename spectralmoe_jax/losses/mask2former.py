@@ -23,6 +23,7 @@ from spectralmoe_jax.losses.points import (
     uncertain_points,
 )
 from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.parallel import by_rows
 
 
 class SegmentationLoss(NamedTuple):
@@ -121,9 +122,15 @@ def _match_layers(class_logits: Array, mask_logits: Array, truth: LabelMap, poin
 
     detached = jax.lax.stop_gradient((class_logits, mask_logits, points))
     costs = jax.lax.map(layer_costs, detached)  # (K, B, C, Q)
-    query, matched = jax.vmap(jax.vmap(match), in_axes=(0, None))(costs, truth.present)
+    query, matched = by_rows(_match_all, costs.swapaxes(0, 1), truth.present)
+    query, matched = query.swapaxes(0, 1), matched.swapaxes(0, 1)
     bad = ~jnp.isfinite(costs) & truth.present[None, :, :, None]
     return query, matched, bad.sum(dtype=jnp.int32)
+
+
+def _match_all(costs: Array, present: Array) -> tuple[Array, Array]:
+    """Costs (B, K, C, Q) and the classes present (B, C) -> query and matched (B, K, C)."""
+    return jax.vmap(jax.vmap(match, in_axes=(0, None)))(costs, present)
 
 
 def _targets_of_queries(query: Array, matched: Array, queries: int) -> Array:
@@ -136,7 +143,8 @@ def _targets_of_queries(query: Array, matched: Array, queries: int) -> Array:
 def _draw_points(key: Array, masks: Array, config: LossConfig) -> Array:
     """Loss points of every mask (B, C, h, w) -> (B, C, P, 2)."""
     keys = jax.random.split(key, masks.shape[0])
-    return jax.vmap(lambda key, masks: uncertain_points(key, masks, config))(keys, masks)
+    draw = jax.vmap(lambda key, masks: uncertain_points(key, masks, config))
+    return by_rows(draw, keys, jax.lax.stop_gradient(masks))
 
 
 def _class_term(logits: Array, assigned: Array, no_object_weight: float) -> Array:

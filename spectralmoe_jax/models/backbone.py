@@ -21,6 +21,8 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.encoder import Encoder, EncoderConfig
 from spectralmoe_jax.models.sam import SamEncoder
 from spectralmoe_jax.models.vit import VisionTransformer
+from spectralmoe_jax.parallel import constrain
+from spectralmoe_jax.parallel.gather import forgetting_gathered, gathered
 
 REMAT = ("none", "layer", "full")
 
@@ -64,10 +66,12 @@ class Backbone(nnx.Module):
           noise: (L, J, B, N, E) standard normal draws to use instead of `key`'s.
         """
         h, w = self.visual.grid(image.shape)
-        visual = self.visual.embed(image)
+        image = constrain(image, "batch", None, None, None)
+        visual = constrain(self.visual.embed(image), "batch", None, None)
         depth = None
         if self.depth is not None:
             depth = jax.lax.stop_gradient(self.depth.embed(image[..., jnp.asarray(self.depth_bands)]))
+            depth = constrain(depth, "batch", None, None)
         group = math.gcd(self.visual.config.layers, *(layer + 1 for layer in self.out_layers))
         inputs, step = self._layers(h, w, key, noise)
         grouped = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), inputs)
@@ -98,22 +102,24 @@ class Backbone(nnx.Module):
         skip_depth = 0 if self.depth is None else self.depth.config.prefix_tokens
 
         def refine(visual, depth, layer):
-            visual = visual_layers.apply(visual, layer["visual"])
+            weights = gathered(layer["visual"], visual.dtype)
+            visual = constrain(visual_layers.apply(visual, weights), "batch", None, None)
             patches = None if depth is None else depth[:, skip_depth:]
             noise = layer.get("noise")
             if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
                 noise = self.adapter.draw_noise(noise, visual.shape[0], h * w)
             out = self.adapter.layer(layer["adapter"], visual[:, skip:], patches, noise)
             visual = jnp.concatenate([visual[:, :skip], out.tokens], axis=1)
-            return visual, (out.balance_loss, out.experts)
+            return constrain(visual, "batch", None, None), (out.balance_loss, out.experts)
 
-        if self.remat == "layer":
-            refine = jax.checkpoint(refine)
+        refine = jax.checkpoint(refine) if self.remat == "layer" else forgetting_gathered(refine)
 
         def step(carry, layer):
             visual, depth = carry
             if depth_layers is not None:
-                depth = jax.lax.stop_gradient(depth_layers.apply(depth, layer["depth"]))
+                weights = gathered(layer["depth"], depth.dtype)
+                depth = jax.lax.stop_gradient(depth_layers.apply(depth, weights))
+                depth = constrain(depth, "batch", None, None)
             visual, extras = refine(visual, depth, layer)
             return (visual, depth), extras
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 from flax import nnx
@@ -84,8 +84,14 @@ def make_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
     return nnx.merge(graph, make())
 
 
-def random_leaves(config: SegmenterConfig, seed: int, paths: Collection[Path]) -> dict[Path, jax.Array]:
-    """The leaves at `paths` of `make_segmenter(config, seed)`; the others are never made."""
+def random_leaves(
+    config: SegmenterConfig,
+    seed: int,
+    paths: Collection[Path],
+    shardings: Mapping[Path, jax.sharding.Sharding] | None = None,
+) -> dict[Path, jax.Array]:
+    """The leaves at `paths` of `make_segmenter(config, seed)`, each made where `shardings` wants it; the
+    others are never made."""
     if not paths:
         return {}
 
@@ -93,7 +99,8 @@ def random_leaves(config: SegmenterConfig, seed: int, paths: Collection[Path]) -
         found = leaves(Segmenter(config, rngs=nnx.Rngs(seed)))
         return {"/".join(path): found[path] for path in paths}
 
-    made = jax.jit(make)()
+    where = None if shardings is None else {"/".join(path): shardings[path] for path in paths}
+    made = jax.jit(make, out_shardings=where)()
     return {path: made["/".join(path)] for path in paths}
 
 

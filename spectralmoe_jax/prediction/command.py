@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
 from spectralmoe_jax.configuration import from_config
+from spectralmoe_jax.parallel.configured import using_layout
 from spectralmoe_jax.prediction.geotiff import predict_scene
 from spectralmoe_jax.prediction.windows import WindowSettings
 
@@ -27,8 +28,9 @@ def predict(checkpoint: str | os.PathLike[str], config: ConfigDict, *, input: st
     Raises UserError naming the file or key that is wrong.
     """
     settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    layout = using_layout(config)
     return predict_scene(
-        make_predict(load_trained(checkpoint, config)),
+        make_predict(load_trained(checkpoint, config, layout), layout),
         Path(input),
         Path(output),
         settings=settings,

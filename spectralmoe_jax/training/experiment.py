@@ -3,27 +3,27 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits, training_batches
 from data_pipelines.streams import MAIN, interleave, stream_configs, stream_weights
-from spectralmoe_jax.checkpoints.trained import initial_segmenter
+from spectralmoe_jax.checkpoints.trained import initial_segmenter, make_scores
 from spectralmoe_jax.configuration import from_config, require
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.models.bands import for_bands
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter
-from spectralmoe_jax.models.state import join, split
+from spectralmoe_jax.models.state import split
+from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.prediction.windows import WindowSettings
 from spectralmoe_jax.training.loop import Experiment
 from spectralmoe_jax.training.objective import make_loss, make_stream_loss
 
 
-def build_experiment(config: ConfigDict) -> Experiment:
-    """Opens the data and makes the model of a configuration.
+def build_experiment(config: ConfigDict, layout: Layout | None = None) -> Experiment:
+    """Opens the data and makes the model of a configuration, spread over the devices of a layout.
 
     Raises:
       UserError: names the key or file that is wrong.
@@ -34,24 +34,25 @@ def build_experiment(config: ConfigDict) -> Experiment:
     for name, stream in configs.items():
         check_sizes(stream, structures[name].config.visual.patch_size)
     splits = {name: open_splits(stream) for name, stream in configs.items()}
-    segmenter = initial_segmenter(config)
+    segmenter = initial_segmenter(config, layout)
     trainable, frozen = split(segmenter)
     holdout = splits[MAIN].holdout
-    evaluate = make_evaluation(config, splits[MAIN], structures[MAIN], frozen) if holdout else None
-    common = {"trainable": trainable, "batch_size": config.train.batch_size}
+    evaluate = make_evaluation(config, splits[MAIN], structures[MAIN], frozen, layout) if holdout else None
+    common = {"trainable": trainable, "batch_size": config.train.batch_size, "layout": layout}
+    part = (0, 1) if layout is None else layout.host_part()
     if len(configs) == 1:
         return Experiment(
             **common,
             frozen=frozen,
             loss_fn=make_loss(structures[MAIN], loss),
-            make_batches=lambda start: training_batches(config, splits[MAIN], start),
+            make_batches=lambda start: training_batches(config, splits[MAIN], start, *part),
             evaluate=evaluate,
         )
 
     def make_batches(start: int) -> Iterator[Any]:
         return interleave(
             stream_weights(config),
-            lambda name, number: training_batches(configs[name], splits[name], number),
+            lambda name, number: training_batches(configs[name], splits[name], number, *part),
             start,
         )
 
@@ -100,16 +101,16 @@ def _stream(segmenter: Segmenter, name: str, config: ConfigDict) -> Segmenter:
 
 
 def make_evaluation(
-    config: ConfigDict, splits: Splits, structure: Segmenter, frozen: Any
+    config: ConfigDict, splits: Splits, structure: Segmenter, frozen: Any, layout: Layout | None = None
 ) -> Callable[[Any], Mapping[str, float]]:
     """Scores of trainable parameters on the part of the source held out for choosing a checkpoint."""
     from spectralmoe_jax.evaluation.command import score_split
 
-    scores = jax.jit(lambda trainable, frozen, pixels: join(structure, trainable, frozen).scores(pixels))
+    scores = make_scores(structure, layout)
 
     def evaluate(trainable: Any) -> Mapping[str, float]:
         def predict(pixels: np.ndarray) -> np.ndarray:
-            return np.asarray(scores(trainable, frozen, pixels))
+            return scores(trainable, frozen, pixels)
 
         return score_split(config, splits, "holdout", predict)
 

@@ -10,12 +10,15 @@ from types import FrameType
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.configuration import require
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.parallel import Layout
+from spectralmoe_jax.training.heartbeat import Heartbeat
 from spectralmoe_jax.training.metrics import MetricsLog
 from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from spectralmoe_jax.training.prefetch import prefetch
@@ -54,9 +57,11 @@ class Experiment:
       loss_fn: see `LossFunction`.
       make_batches: from the step to start at to an endless iterator of batches;
         batch n is the same whatever step the iterator started at.
-      batch_size: images per batch.
+      batch_size: images per batch, of all hosts together.
       evaluate: from trainable parameters to named scores, or None for no evaluation.
       selection_metric: the score that decides which checkpoint is best, higher is better.
+      layout: where `trainable` and `frozen` are and batches go; None for one device. With several hosts every
+        one of them runs `fit`, and `make_batches` gives each its own rows.
     """
 
     trainable: Any
@@ -66,6 +71,7 @@ class Experiment:
     batch_size: int
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
     selection_metric: str = "miou"
+    layout: Layout | None = None
 
 
 def fit(
@@ -74,8 +80,8 @@ def fit(
     """Trains from the last checkpoint, or from the start, to `settings.steps`.
 
     The parameters after step n depend on the experiment, the settings and the key
-    alone, not on how often the run was interrupted. On SIGTERM the state is saved
-    and the function returns early.
+    alone, not on how often the run was interrupted. On SIGTERM, to any host, the state
+    is saved and the function returns early, on all of them after the same step.
 
     Args:
       key: the root of all randomness in the loss.
@@ -90,26 +96,34 @@ def fit(
       Exception: of an evaluation, once the state before it is saved without a score.
       UserError: the last checkpoint is of another configuration.
     """
+    layout = experiment.layout
     optimizer = make_optimizer(settings, experiment.trainable)
     state = restore_or_init(experiment, optimizer, store)
-    train_step = make_train_step(experiment.loss_fn, optimizer)
+    train_step = make_train_step(experiment.loss_fn, optimizer, layout)
+    place = jax.device_put if layout is None else layout.place_batch
+    key = key if layout is None else layout.place(key)
+    speaks = jax.process_index() == 0
     learning_rate = make_schedule(settings)
     start = int(state.step)
 
     with (
         StopRequest() as stop,
-        MetricsLog(workdir, start) as log,
-        ProgressReport(start, settings.steps, experiment.batch_size) as progress,
-        contextlib.closing(prefetch(experiment.make_batches(start))) as batches,
+        MetricsLog(workdir, start, silent=not speaks) as log,
+        ProgressReport(start, settings.steps, experiment.batch_size, silent=not speaks) as progress,
+        Heartbeat(workdir) as heartbeat,
+        contextlib.closing(prefetch(experiment.make_batches(start), place=place)) as batches,
     ):
         if start:
             progress.say(f"resumed at step {start}")
         step = start
-        while step < settings.steps and not stop.requested:
+        stopping = False
+        while step < settings.steps and not stopping:
             state, metrics = train_step(state, experiment.frozen, next(batches), key)
             step += 1
             is_last = step == settings.steps
+            stopping = stop.after(step)
             progress.advance(step)
+            heartbeat.beat(step)
 
             if is_last or step % settings.log_every == 0:
                 require_finite(state, store)
@@ -133,11 +147,11 @@ def fit(
                 )
                 progress.resume(step)
 
-            if scores is not None or is_last or step % settings.checkpoint_every == 0 or stop.requested:
+            if scores is not None or is_last or step % settings.checkpoint_every == 0 or stopping:
                 require_finite(state, store)
                 store.save(step, state.params, state.opt_state, scores)
         store.wait()
-        if stop.requested and step < settings.steps:
+        if stopping and step < settings.steps:
             progress.say(f"asked to stop: saved at step {step}; the same command resumes there")
     return step
 
@@ -146,11 +160,11 @@ def restore_or_init(
     experiment: Experiment, optimizer: optax.GradientTransformation, store: CheckpointStore
 ) -> TrainState:
     """The state of the last complete checkpoint, or the one before the first step."""
-    state = init_state(experiment.trainable, optimizer)
+    state = init_state(experiment.trainable, optimizer, experiment.layout)
     if store.last is None:
         return state
     params, opt_state = store.restore(store.last, state.params, state.opt_state)
-    step = jnp.asarray(store.last, jnp.int32)
+    step = jax.device_put(np.int32(store.last), state.step.sharding)
     return dataclasses.replace(state, step=step, params=params, opt_state=opt_state)
 
 
@@ -172,18 +186,29 @@ def require_finite(state: TrainState, store: CheckpointStore) -> None:
 
 
 class StopRequest:
-    """Turns SIGTERM into a flag while the context is open, so that a step is never cut in two."""
+    """Turns SIGTERM into a question asked after a step, so that none is cut in two.
+
+    Of several hosts, a signal to one is heard by all, which agree on the step to stop after.
+    """
 
     requested = False
 
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if jax.process_count() == 1:
+            return self.requested
+        return multihost_utils.reached_preemption_sync_point(step)
+
     def __enter__(self) -> Self:
-        self._is_main = threading.current_thread() is threading.main_thread()
-        if self._is_main:
+        # Of several hosts, JAX's own service listens for the signal.
+        is_main = threading.current_thread() is threading.main_thread()
+        self._listens = is_main and jax.process_count() == 1
+        if self._listens:
             self._previous = signal.signal(signal.SIGTERM, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_main:
+        if self._listens:
             signal.signal(signal.SIGTERM, self._previous)
 
     def _request(self, signum: int, frame: FrameType | None) -> None:

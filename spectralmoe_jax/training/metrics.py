@@ -18,9 +18,13 @@ class MetricsLog:
       workdir: the run's folder; must exist.
       step: the step the run starts from. Records of later steps, left by a run
         that was killed after its last checkpoint, are dropped.
+      silent: writes nothing, as on all hosts but the first.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], step: int):
+    def __init__(self, workdir: str | os.PathLike[str], step: int, silent: bool = False):
+        self._silent = silent
+        if silent:
+            return
         from tensorboardX import SummaryWriter
 
         path = Path(workdir) / METRICS_FILE
@@ -32,11 +36,15 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._silent:
+            return
         self._file.close()
         self._tensorboard.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Writes one record `{"step": ..., "kind": ..., **values}`; what is not finite becomes null."""
+        if self._silent:
+            return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")

@@ -16,10 +16,13 @@ class ProgressReport:
       steps: step it ends at.
       batch_size: images per step.
       console: where to write; standard output by default.
+      silent: write nothing, as on all hosts but the first.
     """
 
-    def __init__(self, start: int, steps: int, batch_size: int, console: Console | None = None):
-        self._console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(
+        self, start: int, steps: int, batch_size: int, console: Console | None = None, silent: bool = False
+    ):
+        self._console = console or Console(highlight=False, soft_wrap=True, quiet=silent)
         self._steps, self._batch_size = steps, batch_size
         self._at, self._since = start, time.monotonic()
         self._bar = Progress(
@@ -30,7 +33,7 @@ class ProgressReport:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=silent or not self._console.is_terminal,
         )
         self._task = self._bar.add_task("compiling", total=steps, completed=start)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.checkpoints.store import (
@@ -17,6 +18,8 @@ from spectralmoe_jax.checkpoints.store import (
 )
 from spectralmoe_jax.configuration import flatten, from_config, load_config, save_config
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.parallel.agreement import require_agreement
+from spectralmoe_jax.parallel.configured import print_view, training_layout
 from spectralmoe_jax.training.host_memory import keep_freed_memory
 from spectralmoe_jax.training.loop import Experiment, TrainSettings, fit
 from spectralmoe_jax.training.prefetch import prefetch
@@ -40,18 +43,24 @@ def train(config: ConfigDict | str, workdir: str | os.PathLike[str]) -> dict[str
     """
     config = load_config(config) if isinstance(config, str) else config
     from_config(TrainSettings, config.train, "train")  # a bad value is said before the data is read
+    require_agreement(flatten(config))
+    layout = training_layout(config)
+    print_view(layout)
     check_workdir(config, workdir)
     from data_pipelines.wavelengths import with_stated_wavelengths
     from spectralmoe_jax.training.experiment import build_experiment
 
     config = with_stated_wavelengths(config)
-    return run_experiment(build_experiment(config), config, workdir)
+    return run_experiment(build_experiment(config, layout), config, workdir)
 
 
 def run_experiment(
     experiment: Experiment, config: ConfigDict, workdir: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """Trains an experiment under a configuration's `seed` and `train`; see `train`."""
+    """Trains an experiment under a configuration's `seed` and `train`; see `train`.
+
+    Of several hosts all run this, on one folder that they share; host 0 alone writes the logs.
+    """
     settings = from_config(TrainSettings, config.train, "train")
     keep_freed_memory()
     workdir = Path(workdir)
@@ -60,8 +69,11 @@ def run_experiment(
         with contextlib.closing(prefetch(experiment.make_batches(0), ahead=1)) as batches:
             next(batches)  # what is wrong with the data is said before there is a folder
     workdir.mkdir(parents=True, exist_ok=True)
-    _mention_changes(config, workdir)
-    save_config(config, workdir / CONFIG_FILE)
+    if jax.process_index() == 0:
+        _mention_changes(config, workdir)
+        save_config(config, workdir / CONFIG_FILE)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("configuration saved")
     with CheckpointStore(workdir, config, experiment.selection_metric) as store:
         step = fit(experiment, settings, jax.random.key(config.seed), store, workdir)
         return {"step": step, "best": store.best, "workdir": str(workdir)}

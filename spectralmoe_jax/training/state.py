@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from spectralmoe_jax.parallel import Layout
+
 NEVER = -1
 
 
@@ -30,12 +32,23 @@ class TrainState:
     first_bad_step: jax.Array
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, with its own copy of `params`: a step donates its state."""
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        first_bad_step=jnp.full((), NEVER, jnp.int32),
-    )
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, layout: Layout | None = None
+) -> TrainState:
+    """The state before the first step, with its own copy of `params`: a step donates its state.
+
+    With a layout every leaf is made where it belongs, and is never whole anywhere else.
+    """
+
+    def make(params: Any) -> TrainState:
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            first_bad_step=jnp.full((), NEVER, jnp.int32),
+        )
+
+    if layout is None:
+        return make(params)
+    return jax.jit(make, out_shardings=layout.of_parameters(jax.eval_shape(make, params)))(params)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.training.state import NEVER, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -23,13 +24,18 @@ class LossFunction(Protocol):
 TrainStep = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
 
 
-def make_train_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation) -> TrainStep:
+def make_train_step(
+    loss_fn: LossFunction, optimizer: optax.GradientTransformation, layout: Layout | None = None
+) -> TrainStep:
     """Makes `train_step(state, frozen, batch, key) -> (state, metrics)`.
 
     The state is donated: it must not be used after the call. Frozen weights are
     passed in, neither donated nor returned, and no gradient is taken for them.
     `key` is the same for every step; step n draws from `fold_in(key, n)`, so a
     run resumed at step n draws what an uninterrupted one would have drawn.
+
+    Args:
+      layout: where the state is, and stays; the batch is one of all hosts. None for one device.
 
     Returns:
       The jitted function. Its metrics are those of `loss_fn` and `loss` and
@@ -53,4 +59,14 @@ def make_train_step(loss_fn: LossFunction, optimizer: optax.GradientTransformati
         )
         return new_state, {**metrics, "loss": loss, "grad_norm": grad_norm}
 
-    return jax.jit(train_step, donate_argnums=0)
+    if layout is None:
+        return jax.jit(train_step, donate_argnums=0)
+
+    def spread_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        with layout.active():
+            new_state, metrics = train_step(state, frozen, batch, key)
+        where = layout.of_parameters(new_state)
+        whole = jax.tree.map(lambda _: layout.sharding(), metrics)
+        return jax.lax.with_sharding_constraint((new_state, metrics), (where, whole))
+
+    return jax.jit(spread_step, donate_argnums=0)

@@ -24,6 +24,7 @@ from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.mask2former.settings import HeadConfig
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.optional_keys import OPTIONAL
+from spectralmoe_jax.parallel import ParallelSettings
 from spectralmoe_jax.prediction.windows import WindowSettings
 from spectralmoe_jax.training.loop import TrainSettings
 
@@ -36,6 +37,7 @@ SECTIONS = {
     "loss": LossConfig,
     "train": TrainSettings,
     "evaluate": WindowSettings,
+    "parallel": ParallelSettings,
 }
 # set by the code, or not a matter of the command line
 DERIVED = {"in_channels", "name", "num_classes", "photometric_bands", "crop", "rules"}

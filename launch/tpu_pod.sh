@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Trains on all workers of a Cloud TPU slice.
+#
+#   launch/tpu_pod.sh create  --name N --zone Z --type v5litepod-16 --version v2-alpha-tpuv5-lite [--spot] [--queued]
+#   launch/tpu_pod.sh install --name N --zone Z [--nfs HOST:/SHARE]
+#   launch/tpu_pod.sh run     --name N --zone Z -- --config configs/fbp_cross_sensor.py --workdir /mnt/shared/runs/fbp
+#   launch/tpu_pod.sh status | tail | stop | delete  --name N --zone Z
+#
+# create   the slice; --queued asks for it as a queued resource of the same name, --spot as one that may be taken back
+# install  this folder's last commit and its dependencies on every worker; --nfs mounts HOST:/SHARE at /mnt/shared
+# run      `spectralmoe train` on every worker, detached; the same command resumes
+# status   the slice's state, and every worker's last line
+# tail     the log of worker 0, as it grows (--worker N for another)
+# stop     SIGTERM to the training on all workers, which saves and ends
+# delete   the slice, for good (--queued: and its request)
+#
+# Options may come from the environment: POD_NAME, POD_ZONE, POD_TYPE, POD_VERSION, POD_PROJECT, POD_NFS.
+# --project P; --python python3.11: what to install with; --dry-run prints every command and runs none.
+set -euo pipefail
+
+fail() {
+  echo "error: tpu_pod.sh: $*" >&2
+  exit 2
+}
+
+readonly actions="create install run status tail stop delete"
+action=${1:-}
+[[ $action && " $actions " == *" $action "* ]] || fail "'$action' is no action: give one of $actions"
+shift
+
+name=${POD_NAME:-} zone=${POD_ZONE:-} type=${POD_TYPE:-} version=${POD_VERSION:-} project=${POD_PROJECT:-}
+nfs=${POD_NFS:-} python=python3.11 worker=0 spot='' queued='' dry_run=''
+while (($#)); do
+  case $1 in
+    --spot | --queued | --dry-run) option=${1#--} && printf -v "${option/-/_}" yes && shift ;;
+    --name | --zone | --type | --version | --project | --nfs | --python | --worker)
+      [[ ${2:-} && $2 != --* ]] || fail "$1 needs a value"
+      printf -v "${1#--}" %s "$2"
+      shift 2
+      ;;
+    --) shift && break ;;
+    *) fail "$1 is no option; what the training is to get comes after --" ;;
+  esac
+done
+[[ $action == run || $# == 0 ]] || fail "$action takes nothing after --"
+
+need() {
+  local option missing=()
+  for option in "$@"; do
+    [[ ${!option} ]] || missing+=("--$option (or POD_$(tr '[:lower:]' '[:upper:]' <<<"$option"))")
+  done
+  ((${#missing[@]} == 0)) || fail "$action: missing ${missing[*]}"
+}
+
+need name zone
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name $name: give small letters, digits and dashes"
+[[ ! $nfs || $nfs =~ ^[^:]+:/ ]] || fail "--nfs $nfs: give HOST:/SHARE"
+[[ $python =~ ^python3\.[0-9]+$ ]] || fail "--python $python: give python3.11 or newer"
+where=(--zone="$zone" ${project:+--project="$project"})
+
+show() { # a command as it would be typed
+  local word line=()
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@,+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    line+=("$word")
+  done
+  echo "${line[*]}"
+}
+
+do_it() {
+  if [[ $dry_run ]]; then show "$@"; else "$@"; fi
+}
+
+on_workers() { # WORKER COMMAND
+  do_it gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
+}
+
+case $action in
+  create)
+    need type version
+    if [[ $queued ]]; then
+      do_it gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" \
+        --accelerator-type="$type" --runtime-version="$version" ${spot:+--spot}
+    else
+      do_it gcloud compute tpus tpu-vm create "$name" "${where[@]}" \
+        --accelerator-type="$type" --version="$version" ${spot:+--spot}
+    fi
+    ;;
+  install)
+    archive=${TMPDIR:-/tmp}/spectralmoe-$name.tar.gz
+    do_it git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar.gz --output="$archive" HEAD
+    do_it gcloud compute tpus tpu-vm scp "$archive" "$name:spectralmoe.tar.gz" "${where[@]}" --worker=all
+    packages="$python-venv libexpat1 ${nfs:+nfs-common}"
+    steps="sudo apt-get update -q && sudo apt-get install -q -y ${packages% }"
+    steps+=" && rm -rf spectralmoe && mkdir spectralmoe && tar -xzf spectralmoe.tar.gz -C spectralmoe"
+    steps+=" && $python -m venv venv && venv/bin/pip install -q './spectralmoe[tpu]'"
+    if [[ $nfs ]]; then
+      steps+=" && sudo mkdir -p /mnt/shared"
+      steps+=" && { mountpoint -q /mnt/shared || sudo mount -t nfs '$nfs' /mnt/shared; }"
+    fi
+    on_workers all "$steps"
+    ;;
+  run)
+    given=" $* "
+    [[ $given == *" --config"[=\ ]* ]] || fail "run: give the training's --config after --"
+    [[ $given == *" --workdir"[=\ ]* ]] || fail "run: give the training's --workdir after --, on storage that all workers share"
+    # local.sh starts it again after a crash; the workers find each other by the TPU's own metadata.
+    steps="cd spectralmoe && if kill -0 \$(cat ../train.pid) 2>/dev/null; then echo 'already running: stop it first'; exit 1; fi"
+    steps+=" && export PATH=\$HOME/venv/bin:\$PATH"
+    steps+=" && { nohup setsid launch/local.sh $(show "$@") >>../train.log 2>&1 </dev/null & echo \$! >../train.pid; }"
+    on_workers all "$steps"
+    ;;
+  status)
+    if [[ $queued ]]; then
+      do_it gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'
+    fi
+    do_it gcloud compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state,health)'
+    # shellcheck disable=SC2016 # for the worker to expand
+    on_workers all 'kill -0 $(cat train.pid) 2>/dev/null && state=training || state=idle; echo "$(hostname) $state: $(tail -n 1 train.log)"'
+    ;;
+  tail) on_workers "$worker" 'tail -n 100 -F train.log' ;;
+  stop)
+    # shellcheck disable=SC2016 # for the worker to expand
+    on_workers all 'kill -TERM $(cat train.pid)'
+    ;;
+  delete)
+    if [[ $queued ]]; then
+      do_it gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+    else
+      do_it gcloud compute tpus tpu-vm delete "$name" "${where[@]}" --quiet
+    fi
+    ;;
+esac

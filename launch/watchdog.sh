@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Runs a training and kills it once its heartbeat stands still for SECONDS: a process that waits for a
+# lost one waits for ever.
+#
+#   launch/watchdog.sh SECONDS spectralmoe train --config C --workdir DIR ...
+#
+# SECONDS has to cover what happens without a heartbeat: start-up and the first compilation, an evaluation,
+# a checkpoint. It watches DIR/heartbeat/0.json: one process that is stuck stops all. What counts is that
+# the file changes, so neither clocks of hosts nor a file left by an earlier start matter.
+#
+# SIGTERM is passed on; the training then has STOP_SECONDS (default 100) to save before it is killed.
+# Status: the training's own; 124 if it was killed. STOPPED_STATUS (default 0) is used instead of 0 after a
+# SIGTERM, for schedulers to which 0 means that nothing is left to do.
+set -uo pipefail
+set -m # the training gets a process group, to be killed whole, and hears Ctrl-C
+
+fail() {
+  echo "error: watchdog.sh: $*" >&2
+  exit 2
+}
+
+seconds=${1:-}
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "give SECONDS first, a whole number, not '$seconds'"
+shift
+(($#)) || fail "give the command to run after SECONDS"
+stop_seconds=${STOP_SECONDS:-100}
+[[ $stop_seconds =~ ^[0-9]+$ ]] || fail "STOP_SECONDS = $stop_seconds: give a whole number"
+
+workdir=
+previous=
+for argument in "$@"; do
+  [[ $previous == --workdir ]] && workdir=$argument
+  [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}
+  previous=$argument
+done
+[[ $workdir ]] || fail "the command has no --workdir, so there is no heartbeat to watch"
+
+asked=
+trap 'asked=TERM' TERM
+trap 'asked=INT' INT
+trap 'asked=KILL' QUIT # from local.sh: another process is lost, so waiting is in vain
+
+ulimit -c 0
+PYTHONFAULTHANDLER=1 "$@" &
+training=$!
+exec 3>&2 2>/dev/null # or bash tells of the killed job in its own words
+
+kill_all() { # REASON
+  killed=yes
+  echo "watchdog.sh: $1: killed" >&3
+  kill -ABRT "$training" # with the fault handler: says what every thread is at
+  sleep 1
+  kill -KILL -- "-$training"
+}
+
+heartbeat=$workdir/heartbeat/0.json
+last=$(cat "$heartbeat")
+changed=$SECONDS
+checked=$SECONDS
+stop_at=
+killed=
+while kill -0 "$training"; do
+  if [[ $killed ]]; then
+    : # a large process takes its time to end
+  elif [[ $asked == KILL ]]; then
+    killed=yes
+    kill -KILL -- "-$training"
+  elif [[ $asked && ! $stop_at ]]; then
+    kill "-$asked" "$training"
+    stop_at=$((SECONDS + stop_seconds))
+  elif [[ $stop_at ]] && ((SECONDS >= stop_at)); then
+    kill_all "not stopped $stop_seconds s after SIG$asked"
+  elif ((SECONDS - checked >= (seconds < 40 ? 1 : 10))); then
+    checked=$SECONDS
+    beat=$(cat "$heartbeat")
+    if [[ $beat != "$last" ]]; then
+      last=$beat
+      changed=$SECONDS
+    elif ((SECONDS - changed >= seconds)); then
+      kill_all "no heartbeat in $heartbeat for $seconds s (last: ${last:-none})"
+    fi
+  fi
+  sleep 0.2
+done
+wait "$training"
+status=$?
+[[ $killed ]] && exit 124
+[[ $status == 0 && $stop_at ]] && exit "${STOPPED_STATUS:-0}"
+exit "$status"

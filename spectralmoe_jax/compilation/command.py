@@ -1,0 +1,149 @@
+"""`spectralmoe compile`: the train and the predict step of a configuration, compiled ahead of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.compilation.collectives import collectives
+from spectralmoe_jax.compilation.flops import product_flops
+from spectralmoe_jax.compilation.topology import LOCAL, find_machine
+from spectralmoe_jax.configuration import from_config
+from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
+from spectralmoe_jax.models.state import join, split
+from spectralmoe_jax.parallel import Layout
+from spectralmoe_jax.parallel.configured import check_layout, parallel_settings
+from spectralmoe_jax.prediction.windows import WindowSettings
+from spectralmoe_jax.training.loop import TrainSettings
+from spectralmoe_jax.training.objective import make_loss
+from spectralmoe_jax.training.optimizer import make_optimizer
+from spectralmoe_jax.training.state import init_state
+from spectralmoe_jax.training.step import make_train_step
+
+STEPS = ("train", "predict")
+
+
+def compile_steps(config: ConfigDict, topology: str = LOCAL, steps: Sequence[str] = STEPS) -> dict[str, Any]:
+    """Compiles the real steps for the devices of a topology, without allocating anything.
+
+    Args:
+      config: a run's configuration; `config.parallel` is the mesh.
+      topology: `local`, or of a TPU that need not be here, such as `v5e:16x16`.
+      steps: of `train` and `predict`.
+
+    Returns:
+      `{"topology", "devices", "memory": bytes of one device or None, "mesh", "jax"}` and for each step
+      `{"arguments", "outputs", "aliased", "temporaries", "code", "total": bytes a device, "fits": bool or
+      None, "flops": of the products of one step over all devices, "seconds": to compile, "collectives":
+      [{"kind", "axes", "count", "bytes"}]}`, bytes those that one device receives in a step.
+
+    Raises:
+      UserError: a configuration, mesh or topology that cannot be.
+    """
+    machine = find_machine(topology)
+    layout = Layout.make(parallel_settings(config), machine.devices)
+    check_layout(config, layout)
+    lower = {"train": lower_train, "predict": lower_predict}
+    report: dict[str, Any] = {
+        "topology": machine.name,
+        "devices": len(machine.devices),
+        "memory": machine.memory,
+        "mesh": dict(layout.mesh.shape),
+        "batch": config.train.batch_size,
+        "jax": jax.__version__,
+    }
+    for step in steps:
+        start = time.monotonic()
+        traced = lower[step](config, layout)
+        compiled = traced.lower().compile()
+        report[step] = _figures(compiled, machine.memory, layout)
+        report[step] |= {
+            "flops": product_flops(traced.jaxpr.jaxpr),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+    return report
+
+
+def lower_train(config: ConfigDict, layout: Layout) -> Any:
+    """The traced train step of a configuration, from shapes alone."""
+    structure, trainable, frozen = _shapes(config, layout)
+    settings = from_config(TrainSettings, config.train, "train")
+    optimizer = make_optimizer(settings, trainable)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), trainable)
+    state = _placed(state, layout.of_parameters(state))
+    crop, rows = config.data.crop, config.train.batch_size
+    batch = {
+        "image": _batch(layout, rows, crop, crop, len(config.bands)),
+        "label": _batch(layout, rows, crop, crop),
+    }
+    key = _placed(jax.eval_shape(lambda: jax.random.key(0)), layout.sharding())
+    step = make_train_step(
+        make_loss(structure, from_config(LossConfig, config.loss, "loss")), optimizer, layout
+    )
+    return step.trace(state, frozen, batch, key)  # type: ignore[attr-defined]
+
+
+def lower_predict(config: ConfigDict, layout: Layout) -> Any:
+    """The traced step that maps windows, from shapes alone."""
+    structure, trainable, frozen = _shapes(config, layout)
+    settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    parts = layout.size("batch")
+    rows = -(-settings.batch_size // parts) * parts
+    pixels = _batch(layout, rows, settings.window, settings.window, len(config.bands))
+
+    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
+        return join(structure, trainable, frozen).scores(pixels)
+
+    step = jax.jit(layout.traced(scores), out_shardings=layout.sharding())
+    return step.trace(trainable, frozen, pixels)
+
+
+def _shapes(config: ConfigDict, layout: Layout) -> tuple[Any, Any, Any]:
+    structure = abstract_segmenter(segmenter_config(config))
+    trainable, frozen = split(structure)
+    placed = (_placed(part, layout.of_parameters(part)) for part in (trainable, frozen))
+    return structure, *placed
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, shapes, shardings)
+
+
+def _batch(layout: Layout, *shape: int) -> jax.ShapeDtypeStruct:
+    sharding = layout.sharding(("batch", *(None,) * (len(shape) - 1)))
+    return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
+
+
+def _figures(compiled: Any, memory: int | None, layout: Layout) -> dict[str, Any]:
+    analysis = compiled.memory_analysis()
+    parts = {
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes,
+        "aliased": analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "code": analysis.generated_code_size_in_bytes,
+    }
+    total = sum(parts.values()) - 2 * parts["aliased"]
+    moved: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for item in collectives(compiled.as_text(), layout.mesh):
+        sums = moved.setdefault((item.kind, item.axes), [0, 0])
+        sums[0] += item.times
+        sums[1] += item.bytes
+    return {
+        **parts,
+        "total": total,
+        "fits": None if memory is None else total <= memory,
+        "collectives": [
+            {"kind": kind, "axes": list(axes), "count": count, "bytes": size}
+            for (kind, axes), (count, size) in sorted(moved.items())
+        ],
+    }

@@ -1,0 +1,80 @@
+"""The figures of compiled steps as a table, and the mesh they are for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from spectralmoe_jax.configuration import choose, require
+from spectralmoe_jax.parallel.settings import MESH_AXES
+
+_ROWS = {
+    "parameters, state and batch": "arguments",
+    "outputs": "outputs",
+    "of which in place": "aliased",
+    "temporaries": "temporaries",
+    "program": "code",
+    "in all": "total",
+}
+
+
+def with_mesh(config: ConfigDict, mesh: str | None) -> ConfigDict:
+    """A copy of a configuration on the mesh `data=64,expert=4`: an axis not named has one device, or data,
+    where it is not named, all that are left.
+
+    Raises:
+      UserError: an unknown axis or no number.
+    """
+    if mesh is None:
+        return config
+    sizes = {"data": -1, "fsdp": 1, "expert": 1}
+    for part in mesh.split(","):
+        axis, _, size = part.strip().partition("=")
+        choose("--mesh", axis, MESH_AXES)
+        require(size.lstrip("-").isdigit(), "--mesh", f"{part!r} is no AXIS=NUMBER, as in data=64,expert=4")
+        sizes[axis] = int(size)
+    config = config.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        config.parallel = ConfigDict({**(config.get("parallel") or {}), **sizes})
+    return config.lock()
+
+
+def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+    """Memory a device against what it has, FLOPs, and what crosses between devices."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
+    memory = "" if report["memory"] is None else f" of {_gib(report['memory'])}"
+    console.print(f"{report['topology']}: {report['devices']} devices{memory}, mesh {mesh}", style="bold")
+    steps = [name for name in ("train", "predict") if name in report]
+    table = Table(box=None, header_style="bold")
+    table.add_column("a device")
+    for name in steps:
+        table.add_column(name, justify="right")
+    for title, key in _ROWS.items():
+        table.add_row(title, *(_gib(report[name][key]) for name in steps))
+    table.add_row("fits", *(_fits(report[name]["fits"]) for name in steps))
+    table.add_section()
+    table.add_row("TFLOP a step, all devices", *(f"{report[name]['flops'] / 1e12:.2f}" for name in steps))
+    table.add_row("seconds to compile", *(f"{report[name]['seconds']:.1f}" for name in steps))
+    table.add_section()
+    crossing = {(c["kind"], tuple(c["axes"])) for name in steps for c in report[name]["collectives"]}
+    for kind, axes in sorted(crossing):
+        title = f"{kind} along {', '.join(axes) or 'none'}"
+        table.add_row(title, *(_moved(report[name], kind, axes) for name in steps))
+    console.print(table)
+
+
+def _moved(step: dict[str, Any], kind: str, axes: tuple[str, ...]) -> str:
+    found = [c for c in step["collectives"] if c["kind"] == kind and tuple(c["axes"]) == axes]
+    return f"{found[0]['count']} x, {found[0]['bytes'] / 2**20:.1f} MiB" if found else "-"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _fits(fits: bool | None) -> str:
+    return "-" if fits is None else "yes" if fits else "NO"

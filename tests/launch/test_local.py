@@ -1,0 +1,85 @@
+"""launch/local.sh: one process or several on this machine, their GPUs, crashes, signals."""
+
+import signal
+
+import pytest
+
+from spectralmoe_jax.parallel.start import find_start
+from tests.launch.conftest import UNTIL_ASKED
+
+LOCAL = ("launch/local.sh", "--config", "c.py", "--workdir", "runs/x")
+
+
+def test_one_process_is_told_nothing(machine):
+    assert machine.run(*LOCAL).returncode == 0
+    [(arguments, environment)] = machine.trainings
+    assert arguments == ["train", *LOCAL[1:]]
+    assert find_start(environment) is None
+    assert "CUDA_VISIBLE_DEVICES" not in environment
+
+
+def test_several_processes_share_the_gpus(machine):
+    assert machine.run(*LOCAL, PROCESSES="2", CUDA_VISIBLE_DEVICES="4,5,6,7").returncode == 0
+    found = {find_start(told).process: (find_start(told), told) for _, told in machine.trainings}
+    assert sorted(found) == [0, 1]
+    assert {(start.coordinator, start.processes) for start, _ in found.values()} == {
+        (found[0][0].coordinator, 2)
+    }
+    assert found[0][0].coordinator.startswith("127.0.0.1:")
+    assert [found[i][1]["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["4,5", "6,7"]
+
+
+def test_one_that_crashes_ends_the_others_and_all_start_again(machine):
+    # Process 1 crashes at the first start, while process 0 waits for it and does not hear.
+    training = (
+        "[ -e $RECORD/again ] && exit 0; "
+        "if [ $SPECTRALMOE_PROCESS_ID = 1 ]; then sleep 0.2; touch $RECORD/again; exit 5; fi; "
+        "trap '' TERM; sleep 60"
+    )
+    done = machine.run(*LOCAL, PROCESSES="2", TRAINING=training)
+    assert done.returncode == 0
+    assert done.stderr == "training ended with status 5; start 1 of 10 follows\n"
+    assert len(machine.trainings) == 4
+
+
+def test_crashes_end_at_the_limit(machine):
+    done = machine.run(*LOCAL, TRAINING="exit 3", RESTARTS="1")
+    assert done.returncode == 3
+    assert len(machine.trainings) == 2
+    assert done.stderr.endswith("training ended with status 3 after 1 restarts\n")
+
+
+@pytest.mark.parametrize("status", [2, 130])
+def test_what_another_start_cannot_mend_ends_it(machine, status):
+    assert machine.run(*LOCAL, PROCESSES="2", TRAINING=f"exit {status}").returncode == status
+    assert len(machine.trainings) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "status"),
+    [("SIGTERM", UNTIL_ASKED, 0), ("SIGINT", UNTIL_ASKED.replace("exit 0' TERM", "exit 130' INT"), 130)],
+)
+def test_signals_reach_every_process(machine, name, training, status):
+    process = machine.start(*LOCAL, PROCESSES="2", TRAINING=training)
+    machine.await_waiting(2)
+    process.send_signal(signal.Signals[name])
+    process.communicate(timeout=30)
+    assert process.returncode == status
+    assert len(machine.trainings) == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"PROCESSES": "two"}, "PROCESSES = two: give a whole number"),
+        ({"PROCESSES": "0"}, "PROCESSES = 0: give at least 1"),
+        ({"RESTARTS": "-1"}, "RESTARTS = -1: give a whole number"),
+        ({"PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "0,1,2"}, "PROCESSES = 2 cannot share 3 GPUs evenly"),
+        ({"PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "0"}, "PROCESSES = 2 cannot share 1 GPUs evenly"),
+    ],
+)
+def test_bad_input_is_one_line(machine, environment, expected):
+    done = machine.run(*LOCAL, **environment)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: local.sh: {expected}")
+    assert machine.trainings == []

@@ -1,0 +1,115 @@
+"""launch/slurm.sbatch under fakes of SLURM: processes find each other, jobs queue themselves again."""
+
+import json
+
+import pytest
+
+from spectralmoe_jax.parallel.start import find_start
+from tests.launch.conftest import UNTIL_ASKED
+
+REQUEUE = ["scontrol", "requeue", "77"]
+
+
+def submit(machine, *options, training="exit 0", arguments=("--workdir", "runs/x"), **environment):
+    return machine.run(
+        "sbatch", *options, "launch/slurm.sbatch", *arguments, TRAINING=training, **environment
+    )
+
+
+def starts(machine):
+    found = [find_start(environment) for _, environment in machine.trainings]
+    return sorted(found, key=lambda start: start.process)
+
+
+def test_one_process_a_node_has_all_gpus(machine):
+    assert submit(machine).returncode == 0
+    found = starts(machine)
+    assert [(start.process, start.processes, start.local_devices) for start in found] == [
+        (0, 2, None),
+        (1, 2, None),
+    ]
+    assert {start.coordinator for start in found} == {"gpu03:61077"}
+    assert machine.trainings[0][0] == ["train", "--workdir", "runs/x"]
+    assert machine.calls == []
+    options = json.loads((machine.record / "options").read_text())
+    assert {"requeue": "", "signal": "B:TERM@120", "open-mode": "append"}.items() <= options.items()
+
+
+def test_one_process_a_gpu(machine):
+    assert (
+        submit(
+            machine, "--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=4"
+        ).returncode
+        == 0
+    )
+    found = starts(machine)
+    assert [(start.process, start.local_devices) for start in found] == [(i, (i,)) for i in range(4)]
+
+
+def test_two_processes_a_node_share_its_gpus(machine):
+    assert submit(machine, "--ntasks-per-node=2").returncode == 0
+    assert [start.local_devices for start in starts(machine)] == [(0, 1, 2, 3), (4, 5, 6, 7)] * 2
+
+
+def test_a_job_out_of_time_saves_queues_again_and_ends(machine):
+    # The second start finds nothing left to do.
+    training = f"[ $SLURM_RESTART_COUNT = 1 ] && exit 0; {UNTIL_ASKED}"
+    done = submit(machine, training=training, SIGNAL_AT="2")
+    assert done.returncode == 0
+    assert [call for call in machine.calls if call[1] == "requeue"] == [REQUEUE]
+    assert len(machine.trainings) == 4
+    assert "asked to stop: queued again" in done.stderr
+
+
+def test_a_job_that_is_cancelled_stays_so(machine):
+    done = submit(machine, training=UNTIL_ASKED, SIGNAL_AT="2", JOB_STATE="CANCELLED")
+    assert done.returncode == 0
+    assert REQUEUE not in machine.calls
+
+
+def test_a_crash_is_queued_again_so_often(machine):
+    done = submit(machine, training="exit 3", RESTARTS="1")
+    assert done.returncode == 3
+    assert machine.calls.count(REQUEUE) == 1
+    assert len(machine.trainings) == 4
+    assert "status 3 after 1 restarts" in done.stderr
+
+
+@pytest.mark.parametrize("status", [2, 130])
+def test_what_another_start_cannot_mend_is_not_queued_again(machine, status):
+    assert submit(machine, training=f"exit {status}").returncode == status
+    assert machine.calls == []
+
+
+def test_a_stuck_job_is_killed_and_queued_again(machine, tmp_path):
+    training = "[ $SLURM_RESTART_COUNT = 1 ] && exit 0; trap '' TERM; sleep 60"
+    done = submit(machine, training=training, WATCHDOG_SECONDS="1", arguments=[f"--workdir={tmp_path}"])
+    assert done.returncode == 0
+    assert REQUEUE in machine.calls
+    assert "no heartbeat" in done.stderr
+
+
+def test_every_task_of_an_array_has_its_own_folder_and_number(machine):
+    training = f"[ $SLURM_RESTART_COUNT = 1 ] && exit 0; {UNTIL_ASKED}"
+    arguments = ("--config.seed=%a", "--workdir", "runs/seed%a")
+    done = submit(machine, "--array=3-4", "--nodes=1", training=training, arguments=arguments, SIGNAL_AT="1")
+    assert done.returncode == 0
+    assert [call[2] for call in machine.calls if call[1] == "requeue"] == ["77_3", "77_4"]
+    folders = [given[-1] for given, _ in machine.trainings]
+    assert folders == ["runs/seed3", "runs/seed3", "runs/seed4", "runs/seed4"]
+    assert machine.trainings[-1][0][1] == "--config.seed=4"
+
+
+def test_bad_input_is_one_line(machine):
+    for done, expected in (
+        (submit(machine, "--array=0-0"), "the tasks of an array cannot share one --workdir: put %a into it"),
+        (submit(machine, RESTARTS="x"), "RESTARTS = x: give a whole number"),
+        (machine.run("launch/slurm.sbatch"), "submit it: sbatch launch/slurm.sbatch"),
+        (
+            machine.run("launch/slurm.sbatch", SLURM_JOB_ID="1", SLURM_SUBMIT_DIR="/"),
+            "no //launch/watchdog.sh: submit",
+        ),
+    ):
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(f"error: slurm.sbatch: {expected}")
+    assert machine.trainings == []

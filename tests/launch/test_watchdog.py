@@ -1,0 +1,86 @@
+"""launch/watchdog.sh: what is stuck is killed, what lives is left alone, signals and statuses pass."""
+
+import signal
+import subprocess
+
+import pytest
+
+from tests.launch.conftest import UNTIL_ASKED
+
+TRAIN = ("spectralmoe", "train", "--workdir")
+
+
+def watch(machine, workdir, training, seconds=30, **environment):
+    return machine.start("launch/watchdog.sh", seconds, *TRAIN, workdir, TRAINING=training, **environment)
+
+
+def ended(process):
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
+
+
+@pytest.fixture
+def heartbeat(tmp_path):
+    path = tmp_path / "run" / "heartbeat" / "0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"step": 7, "time": 1000.0}\n')
+    return path
+
+
+def test_an_old_heartbeat_is_killed_with_all_that_it_started(machine, heartbeat, tmp_path):
+    lasting = f"trap '' TERM; sleep 60 & echo $! >{tmp_path}/child; wait"
+    status, err = ended(watch(machine, tmp_path / "run", lasting, seconds=1))
+    assert status == 124
+    assert f'no heartbeat in {heartbeat} for 1 s (last: {{"step": 7, "time": 1000.0}}): killed' in err
+    state = ["ps", "-o", "stat=", "-p", (tmp_path / "child").read_text().strip()]
+    assert subprocess.run(state, capture_output=True, text=True, check=False).stdout[:1] in ("", "Z")
+
+
+def test_a_fresh_heartbeat_is_left_alone(machine, heartbeat, tmp_path):
+    beating = f"for i in 1 2 3 4 5 6; do echo $i >{heartbeat}; sleep 0.5; done"
+    assert ended(watch(machine, tmp_path / "run", beating, seconds=2)) == (0, "")
+
+
+def test_a_run_that_never_begins_is_killed(machine, tmp_path):
+    status, err = ended(watch(machine, tmp_path / "run", "sleep 60", seconds=1))
+    assert status == 124
+    assert "(last: none): killed" in err
+
+
+@pytest.mark.parametrize("status", [0, 2, 3])
+def test_the_status_is_the_trainings(machine, tmp_path, status):
+    assert ended(watch(machine, tmp_path, f"exit {status}"))[0] == status
+
+
+@pytest.mark.parametrize(("told", "status"), [({}, 0), ({"STOPPED_STATUS": "75"}, 75)])
+def test_sigterm_is_passed_on(machine, tmp_path, told, status):
+    process = watch(machine, tmp_path, UNTIL_ASKED, **told)
+    machine.await_waiting(1)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == status
+
+
+def test_a_training_that_does_not_stop_is_killed(machine, tmp_path):
+    process = watch(machine, tmp_path, "trap '' TERM; touch $RECORD/waiting.$$; sleep 60", STOP_SECONDS="1")
+    machine.await_waiting(1)
+    process.send_signal(signal.SIGTERM)
+    status, err = ended(process)
+    assert status == 124
+    assert "not stopped 1 s after SIGTERM: killed" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "give SECONDS first, a whole number, not ''"),
+        (("spectralmoe",), "give SECONDS first, a whole number, not 'spectralmoe'"),
+        (("0", "x"), "give SECONDS first, a whole number, not '0'"),
+        (("9",), "give the command to run after SECONDS"),
+        (("9", "spectralmoe", "train"), "the command has no --workdir"),
+    ],
+)
+def test_bad_input_is_one_line(machine, words, expected):
+    done = machine.run("launch/watchdog.sh", *words)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: watchdog.sh: {expected}")
+    assert machine.trainings == []

@@ -1,0 +1,256 @@
+"""How the processes of a run find each other, in every environment, and what is said where they do not."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.parallel import start as start_module
+from spectralmoe_jax.parallel.meeting import meet
+from spectralmoe_jax.parallel.start import Start, find_start, first_host
+
+SLURM = {
+    "SLURM_JOB_ID": "4242",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
+JOBSET = {
+    "JOBSET_NAME": "run",
+    "REPLICATED_JOB_NAME": "workers",
+    "JOBSET_PROCESSES": "4",
+    "JOB_COMPLETION_INDEX": "2",
+}
+VARIABLES = {
+    "SPECTRALMOE_COORDINATOR": "h0:1234",
+    "SPECTRALMOE_PROCESSES": "2",
+    "SPECTRALMOE_PROCESS_ID": "1",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_devices(monkeypatch):
+    """Whatever machine the tests run on, it has neither TPUs nor GPUs."""
+    monkeypatch.setattr(start_module, "_has_tpu", lambda: False)
+    monkeypatch.setattr(start_module, "_visible_gpus", lambda environment: len(
+        [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    ))  # fmt: skip
+
+
+def test_a_process_that_nothing_speaks_of_is_alone():
+    assert find_start({}) is None
+    assert find_start({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}) is None
+    # The shell of `salloc -n 4`: tasks are allotted, and this is none of them.
+    assert find_start({"SLURM_NTASKS": "4"}) is None
+
+
+def test_the_command_line_comes_before_the_variables_and_these_before_the_rest():
+    flags = find_start(VARIABLES | SLURM | JOBSET, "h9:99", 3, 2)
+    assert flags == Start("the command line", "h9:99", 3, 2)
+    assert find_start(VARIABLES | SLURM | JOBSET) == Start("SPECTRALMOE_COORDINATOR", "h0:1234", 2, 1)
+    assert find_start(SLURM | JOBSET).found_by == "SLURM"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("h:1", None, None), "--processes, --process-id missing: give all of --coordinator, --processes, "),
+        ((None, 2, None), "--coordinator, --process-id missing"),
+        ((None, None, 0), "--coordinator, --processes missing"),
+        (("h", 2, 0), "--coordinator = h: give HOST:PORT"),
+        (("h:x", 2, 0), "--coordinator = h:x: give HOST:PORT"),
+        ((":1", 2, 0), "--coordinator = :1: give HOST:PORT"),
+        (("h:65536", 2, 0), "--coordinator = h:65536: give HOST:PORT"),
+        (("h:1", 2, 2), "--process-id = 2: processes are numbered from 0 to 1"),
+        (("h:1", 2, -1), "--process-id = -1: processes are numbered from 0 to 1"),
+        (("h:1", 0, 0), "--processes = 0: has to be at least 1"),
+    ],
+)
+def test_flags_that_do_not_suffice(flags, expected):
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
+        find_start({}, *flags)
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_variable_that_is_missing_is_named(name):
+    with pytest.raises(UserError, match=f"^{name} missing: give all of SPECTRALMOE_COORDINATOR, "):
+        find_start(VARIABLES | {name: ""})
+
+
+def test_variables_that_are_no_numbers():
+    with pytest.raises(UserError, match=r"^SPECTRALMOE_PROCESSES = two: has to be a whole number"):
+        find_start(VARIABLES | {"SPECTRALMOE_PROCESSES": "two"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("x1", "x1"),
+        ("x1,x2", "x1"),
+        ("gpu[003-006,9],x1", "gpu003"),
+        ("gpu[9,11]", "gpu9"),
+        ("a-b-1,c2", "a-b-1"),
+        ("a-b-[10-12]", "a-b-10"),
+        ("rack[2-3]n[07-08],x", "rack2n07"),
+        ("n[1-2]-ib.local,x", "n1-ib.local"),
+    ],
+)
+def test_the_first_of_slurms_hosts(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_slurm():
+    start = find_start(SLURM)
+    host, _, port = start.coordinator.partition(":")
+    assert (host, start.processes, start.process) == ("gpu07", 4, 3)
+    assert 61000 <= int(port) < 65000
+    assert find_start(SLURM | {"SLURM_JOB_ID": "4243"}).coordinator != start.coordinator
+
+
+@pytest.mark.parametrize(
+    ("change", "devices"),
+    [
+        ({}, None),  # no GPUs
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, (1,)),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, (2, 3)),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_LOCALID": "0"}, (0, 1)),
+        ({"CUDA_VISIBLE_DEVICES": "5"}, None),  # each sees its own one
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_ON_NODE": "4"}, (2, 3)),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_ON_NODE": "8"}, None),  # each sees its own four
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "3,1"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "1,2(x3)"}, (2, 3)),
+    ],
+)
+def test_the_gpus_of_a_slurm_process(change, devices):
+    assert find_start(SLURM | change).local_devices == devices
+
+
+def test_slurm_that_cannot_be():
+    with pytest.raises(UserError, match=r"^SLURM starts 2 processes on a node with 3 GPUs: choose"):
+        find_start(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
+    with pytest.raises(UserError, match=r"^SLURM was asked for 4 processes and only this one was started"):
+        find_start(SLURM | {"SLURM_STEP_NODELIST": "", "SLURM_JOB_NODELIST": "gpu[07-08]"})
+
+
+def test_jobset():
+    assert find_start(JOBSET) == Start("the JobSet", "run-workers-0-0.run:8476", 4, 2)
+    assert find_start(JOBSET | {"JOBSET_PROCESSES": "1", "JOB_COMPLETION_INDEX": "0"}) is None
+    # A plain Indexed Job is not ours to join.
+    assert find_start({"JOB_COMPLETION_INDEX": "1"}) is None
+
+
+@pytest.mark.parametrize("name", ["JOBSET_PROCESSES", "JOB_COMPLETION_INDEX"])
+def test_a_jobset_that_does_not_say_enough_is_no_run_of_one(name):
+    with pytest.raises(UserError, match=f"^{name} missing"):
+        find_start(JOBSET | {name: ""})
+
+
+def test_tpu_vms(monkeypatch):
+    monkeypatch.setattr(start_module, "_has_tpu", lambda: True)
+    assert find_start({}) == Start("the TPU VM")
+    assert find_start({"TPU_WORKER_HOSTNAMES": "a,b"}) == Start("the TPU VM")
+    assert find_start({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+    assert find_start({"JAX_PLATFORMS": "cpu"}) is None
+
+
+# Meeting
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def met(address, processes, process, time_limit):
+    """What a thread that meets the others came to."""
+    outcome: list[object] = []
+
+    def run():
+        try:
+            meet(address, processes, process, time_limit)
+            outcome.append("met")
+        except UserError as error:
+            outcome.append(str(error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def outcomes(meetings, limit=10):
+    for thread, _ in meetings:
+        thread.join(limit)
+    return [outcome[0] for _, outcome in meetings]
+
+
+def test_processes_meet_in_any_order_and_past_strangers():
+    address = f"127.0.0.1:{free_port()}"
+    meetings = [met(address, 3, process, 10) for process in (2, 0)]
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 1) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n")
+            break
+        except OSError:
+            time.sleep(0.05)
+    meetings.append(met(address, 3, 1, 10))
+    assert outcomes(meetings) == ["met"] * 3
+
+
+def test_all_that_came_name_the_one_that_did_not():
+    address = f"127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    said = outcomes([met(address, 4, process, 1) for process in (0, 1, 3)])
+    assert time.monotonic() - began < 4
+    assert set(said) == {
+        "process 2 of 4 did not report within 1 s: see that all were started, with the same count, "
+        "and reach the coordinator"
+    }
+
+
+def test_processes_told_of_different_counts():
+    address = f"127.0.0.1:{free_port()}"
+    said = outcomes([met(address, 2, 0, 5), met(address, 3, 1, 5)])
+    assert all(
+        line.startswith("process 1 was told of 3 processes, process 0 of 2: see that") for line in said
+    )
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"^port {port} of the coordinator is taken on this host"):
+            meet(f"127.0.0.1:{port}", 2, 0, 1)
+
+
+def test_an_unreachable_coordinator_is_one_line_within_the_limit():
+    code = (
+        "import sys, time\n"
+        "from spectralmoe_jax.errors import UserError\n"
+        "from spectralmoe_jax.parallel.start import find_start, joined\n"
+        f"start = find_start({{}}, '127.0.0.1:{free_port()}', 2, 1)\n"
+        "began = time.monotonic()\n"
+        "try:\n"
+        "    with joined(start, 2): pass\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+        "    sys.exit(2 if time.monotonic() - began < 4 else 3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=False)  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(
+        r"process 1 of 2 cannot reach process 0 at 127\.0\.0\.1:\d+ within 2 s \(Connection refused\): .*\n",
+        done.stdout,
+    )

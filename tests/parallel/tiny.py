@@ -1,0 +1,100 @@
+"""A tiny segmenter with every part that is spread over devices, and a state to take one step from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.configuration import from_config, load_config
+from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
+from spectralmoe_jax.models.state import split
+from spectralmoe_jax.parallel import Layout
+from spectralmoe_jax.parallel.configured import training_layout
+from spectralmoe_jax.training.objective import make_loss
+from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer
+from spectralmoe_jax.training.state import TrainState, init_state
+from spectralmoe_jax.training.step import make_train_step
+
+WIDTH, SIDE, BATCH, CLASSES = 24, 64, 8, 5
+SIZES = {
+    "model.visual.width": WIDTH, "model.visual.layers": 2, "model.visual.heads": 2,
+    "model.depth.width": WIDTH, "model.depth.layers": 2, "model.depth.heads": 2, "model.depth.table_size": 4,
+    "model.out_layers": (0, 0, 1, 1), "model.dtype": "float32",
+    "model.adapter.num_tokens": 7, "model.adapter.query_dim": 16, "model.adapter.rank": 2,
+    "model.head.num_queries": 7, "model.head.width": 16, "model.head.num_heads": 2,
+    "model.head.encoder_layers": 1, "model.head.decoder_layers": 1, "model.head.encoder_ffn": 16,
+    "model.head.decoder_ffn": 16, "model.head.group_norm_groups": 4, "loss.num_points": 32,
+    "train.batch_size": BATCH, "train.steps": 10,
+    "classes.names": tuple("abcde"), "classes.palette": ((0, 0, 0),) * CLASSES,
+}  # fmt: skip
+
+
+def tiny_config(data=1, fsdp=1, expert=1, **values) -> ConfigDict:
+    """The cross-sensor configuration at a tiny size on a mesh."""
+    config = load_config("configs/fbp_cross_sensor.py")
+    with config.unlocked(), config.ignore_type():
+        config.parallel = ConfigDict({"data": data, "fsdp": fsdp, "expert": expert})
+        for key, value in (SIZES | values).items():
+            *sections, last = key.split(".")
+            section = config
+            for part in sections:
+                section = section[part]
+            section[last] = value
+    return config
+
+
+def batch_of(seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 255, (BATCH, SIDE, SIDE, 4)).astype(np.uint8)
+    label = rng.integers(0, CLASSES, (BATCH, SIDE // 8, SIDE // 8)).repeat(8, 1).repeat(8, 2)
+    label[0, :4] = 255
+    return {"image": image, "label": label.astype(np.uint8)}
+
+
+def values_of(config):
+    """Trainable and frozen parameters, random throughout: at initialisation experts and gates are zero."""
+    trainable, frozen = split(make_segmenter(segmenter_config(config), 0))
+    rng = np.random.default_rng(1)
+
+    def noisy(leaf):
+        return np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map(noisy, trainable), jax.tree.map(np.asarray, frozen)
+
+
+def state_of(params, optimizer, layout: Layout | None) -> TrainState:
+    """A state in the middle of training: with the moments of a first step, an update would be the gradient's
+    sign, which rounding decides where the gradient is next to zero."""
+    params = jax.tree.map(jnp.asarray, params) if layout is None else layout.place(params)
+    state = init_state(params, optimizer, layout)
+
+    def filled(leaf):
+        if leaf.ndim == 0:
+            return leaf
+        draws = np.random.default_rng(leaf.size).uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        return jax.device_put(draws, leaf.sharding)
+
+    return TrainState(state.step, state.params, jax.tree.map(filled, state.opt_state), state.first_bad_step)
+
+
+class Step:
+    """One training step of a configuration on its mesh."""
+
+    def __init__(self, config, devices):
+        self.layout = training_layout(config, devices)
+        structure = abstract_segmenter(segmenter_config(config))
+        trainable, frozen = values_of(config)
+        self.optimizer = make_optimizer(OptimizerSettings(steps=10, learning_rate=1e-2), trainable)
+        self.state = state_of(trainable, self.optimizer, self.layout)
+        self.frozen = jax.tree.map(jnp.asarray, frozen) if self.layout is None else self.layout.place(frozen)
+        self.batch = batch_of() if self.layout is None else self.layout.place_batch(batch_of())
+        self.key = jax.random.key(3) if self.layout is None else self.layout.place(jax.random.key(3))
+        loss = make_loss(structure, from_config(LossConfig, config.loss, "loss"))
+        self.function = make_train_step(loss, self.optimizer, self.layout)
+
+    def __call__(self):
+        return self.function(self.state, self.frozen, self.batch, self.key)
+
+    def hlo(self) -> str:
+        return self.function.lower(self.state, self.frozen, self.batch, self.key).compile().as_text()
