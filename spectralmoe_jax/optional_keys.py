@@ -89,6 +89,7 @@ _ENCODER = {
     "extra_bands": Key(str, "modulo"),
     "window": Key(int, 14),
     "global_every": Key(int, 3),
+    "neck_width": Key(int, 256),
     "trainable": Key(bool, False),
 }
 

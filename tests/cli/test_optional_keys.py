@@ -40,7 +40,7 @@ SECTIONS = {
     "parallel": ParallelSettings,
 }
 # set by the code, or not a matter of the command line
-DERIVED = {"in_channels", "name", "num_classes", "photometric_bands", "crop", "rules"}
+DERIVED = {"in_channels", "band_names", "name", "num_classes", "photometric_bands", "crop", "rules"}
 # variables that the code reads sections through
 VARIABLES = {
     "config": "", "config.data": "data", "data": "data", "config.model": "model", "model": "model",
