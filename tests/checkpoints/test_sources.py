@@ -282,18 +282,27 @@ socket.getaddrinfo = lookup
 """
 COMMAND = """
 from spectralmoe_jax.cli.main import main
-sys.exit(main(["convert", "hf://lab/encoder", "x.safetensors"]))
+sys.exit(main(sys.argv[1:]))
 """
+CONVERT = ("convert", "hf://lab/encoder", "x.safetensors")
+TRAIN = (
+    "train",
+    "--config",
+    "configs/fbp_cross_sensor.py",
+    "--workdir",
+    "x",
+    "--config.model.visual.weights=hf://lab/encoder",
+)
 
 
-def out_of_reach(tmp_path, before="import sys", **variables):
+def out_of_reach(tmp_path, arguments=CONVERT, before="import sys", **variables):
     """Seconds that the whole command takes, in a process of its own, to say that the hub is out of reach."""
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
     environment = {k: v for k, v in os.environ.items() if k.upper() not in names}
     environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "https://hub.invalid", **variables}
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", before + COMMAND], env=environment, cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", before + COMMAND, *arguments], env=environment, cwd=Path(__file__).parents[2],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     seconds = time.monotonic() - start
@@ -310,16 +319,18 @@ def mute_proxy():
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_command_without_network(tmp_path):
-    assert out_of_reach(tmp_path) < 5
+@pytest.mark.parametrize("arguments", [CONVERT, TRAIN])
+def test_command_without_network(arguments, tmp_path):
+    assert out_of_reach(tmp_path, arguments) < 5
 
 
-def test_command_behind_a_mute_proxy(tmp_path, mute_proxy):
-    assert out_of_reach(tmp_path, HTTPS_PROXY=mute_proxy, HTTP_PROXY=mute_proxy) < 5
+@pytest.mark.parametrize("arguments", [CONVERT, TRAIN])
+def test_command_behind_a_mute_proxy(arguments, tmp_path, mute_proxy):
+    assert out_of_reach(tmp_path, arguments, HTTPS_PROXY=mute_proxy, HTTP_PROXY=mute_proxy) < 5
 
 
 def test_command_whose_name_lookup_hangs(tmp_path):
-    assert out_of_reach(tmp_path, SLOW_LOOKUP) < 5
+    assert out_of_reach(tmp_path, before=SLOW_LOOKUP) < 5
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
