@@ -41,5 +41,5 @@ def _weights(config: ConfigDict) -> list[str]:
     """What the configuration reads weights from."""
     model = config.get("model") or {}  # what is missing or wrong in it is reported when it is built
     sections = (model, model.get("visual") or {}, model.get("depth") or {})
-    given = [section.get("weights") or () for section in sections]
+    given = [part.get("weights") or () for part in sections]
     return [spec for one in given for spec in (one.split(",") if isinstance(one, str) else one)]
