@@ -59,10 +59,10 @@ def test_frozen_kernels_are_shared_out_along_fsdp(found, mesh):
     shares = {name: sizes for name, sizes in found["meshes"][mesh]["shares"].items() if "/blocks/" in name}
     kernels = {name: sizes for name, sizes in shares.items() if name.endswith("kernel")}
     assert len(kernels) == 2 * 4  # of attention and feed-forward, visual and depth
+    assert WIDTH % fsdp == 0
     for name, (whole, own) in shares.items():
-        parts = fsdp if name in kernels else 1
-        assert own.count(WIDTH // parts) >= 1 or WIDTH % parts
-        assert _size(whole) == _size(own) * (parts if WIDTH % parts == 0 else 1)
+        assert _size(whole) == _size(own) * (fsdp if name in kernels else 1), name
+        assert own[0] == whole[0]  # a device has a part of every layer
 
 
 def test_no_token_crosses_the_expert_axis(found):
