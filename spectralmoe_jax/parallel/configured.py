@@ -35,7 +35,8 @@ def training_layout(config: ConfigDict, devices: Sequence[Any] | None = None) ->
 def check_layout(config: ConfigDict, layout: Layout) -> None:
     """Raises UserError where the devices of a layout cannot share the batch or the experts evenly."""
     parts, experts = layout.size("batch"), layout.mesh.shape["expert"]
-    batch, adapter = config.train.batch_size, config.model.adapter
+    batch = config.train.get("batch_size", 8)
+    adapter = config.model.get("adapter") or {}
     require(
         batch % parts == 0,
         "config.train.batch_size",

@@ -43,7 +43,7 @@ def error_of(capsys, *argv):
         (["--config.trian.steps=3"], "config.trian is not a known key; nearest: train"),
         (
             ["--config.qqqq=3"],
-            "config.qqqq is not a known key; allowed: arg, augment, bands, model, seed, train",
+            "config.qqqq is not a known key; allowed: arg, augment, bands, data, evaluate, loss, model, ",
         ),
         (["--config.train.steps=many"], "config.train.steps: takes a whole number, not 'many'"),
         (["--config.train.steps=2.5"], "config.train.steps: takes a whole number, not '2.5'"),
@@ -63,7 +63,7 @@ def error_of(capsys, *argv):
         ),
         (
             ["--config.augment.scale=(0.5,1e999)"],
-            "config.augment.scale: takes finite numbers, not (0.5, inf)",
+            "config.augment.scale[1]: takes finite numbers, not inf",
         ),
     ],
 )

@@ -57,7 +57,8 @@ def test_the_model_is_fed_with_the_wavelengths_of_enmap_files(shared_data, tmp_p
     config = load_config("configs/enmap_landcover.py", [f"--config.data.root={shared_data / 'enmap'}"])
     settled = with_stated_wavelengths(config)
     with rasterio.open(shared_data / "enmap/images/enmap_potsdam_tile_128_0.tif") as file:
-        tags = [float(file.tags(band)["wavelength"]) / 1000 for band in file.indexes]
+        numbers = [int(band.removeprefix("band ")) for band in config.bands]
+        tags = [float(file.tags(number)["wavelength"]) / 1000 for number in numbers]
     np.testing.assert_allclose(fed(settled), tags, rtol=0, atol=1e-9)
     assert fed(settled) != fed(config) == wavelengths(config.bands, "enmap")
     save_config(settled, tmp_path / "config.json")
