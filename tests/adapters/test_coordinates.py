@@ -20,10 +20,9 @@ WIDTH, BATCH, TOKENS = 12, 2, 5
 
 @st.composite
 def configs(draw):
-    # few distinct shapes, as operations compile once a shape; three experts have a test of their own
-    experts = draw(st.sampled_from([1, 4]))
+    experts = draw(st.integers(1, 5))
     top_k = draw(st.integers(1, experts))
-    rank = draw(st.sampled_from([2, (2, 1, 2, 1)])) if experts == 4 else 2
+    rank = draw(st.sampled_from([2, (2, 1, 3, 1, 2)[:experts]]))
     switches = {key: draw(st.sampled_from(values)) for key, values in CHOICES.items()}
     return AdapterConfig(
         num_experts=experts, top_k=top_k, rank=rank, num_tokens=4, query_dim=4,
@@ -53,10 +52,10 @@ def plain_params(values):
     }  # fmt: skip
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(config=configs(), seed=st.integers(0, 2**16), noisy=st.booleans())
 def test_equals_plain_form(config, seed, noisy):
-    require_plain_form(config, seed, noisy)
+    require_plain_form(config, seed, noisy, compiled=jax.jit)
 
 
 # Values that change nothing are left out: the value of any fusion but cross-attention, and without the depth
@@ -98,8 +97,11 @@ def test_every_linear_setting_equals_the_plain_form(modalities):
         require_plain_form(config, number, noisy)
 
 
-def require_plain_form(config, seed, noisy):
-    """Output, balance loss and gradients for weights, tokens and draws of a seed, in float64."""
+def require_plain_form(config, seed, noisy, compiled=lambda function: function):
+    """Output, balance loss and gradients for weights, tokens and draws of a seed, in float64.
+
+    Many settings of one shape are faster uncompiled: an operation compiles once a shape.
+    """
     with jax.enable_x64(True):
         adapter = random_adapter(config, seed)
         rng = np.random.default_rng(seed + 1)
@@ -119,7 +121,8 @@ def require_plain_form(config, seed, noisy):
 
         values = leaves(adapter)
         results = [
-            jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(values, visual) for f in (ours, oracle)
+            compiled(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(values, visual)
+            for f in (ours, oracle)
         ]
         (((total, tokens), grads), ((total_plain, tokens_plain), grads_plain)) = results
         np.testing.assert_allclose(tokens, tokens_plain, rtol=1e-9, atol=1e-9)
@@ -142,7 +145,7 @@ def test_smaller_rank_never_grows():
         out = model.layer(jax.tree.map(lambda x: x[1], model.stacked()), tokens, tokens)
         return jnp.sum(out.tokens**3) + jnp.sum(model.queries() ** 2)
 
-    grads = jax.grad(loss)(leaves(adapter))
+    grads = jax.jit(jax.grad(loss))(leaves(adapter))
     assert not np.any(grads["experts_a",][:, 0, :, 1:])
     assert not np.any(grads["experts_b",][:, 0, 1:])
     assert np.any(grads["experts_a",][:, 1, :, 1:])
