@@ -78,6 +78,24 @@ def test_scores_of_the_target_against_scikit_learn(splits):
     assert expected > 0.3  # brightness tells the classes apart, so one that learned nothing is noticed
 
 
+def test_training_goes_through_every_seed(config, tmp_path, monkeypatch):
+    from spectralmoe_jax.training import run
+
+    trained = []
+    monkeypatch.setattr(run, "train", lambda config, workdir: trained.append((config.seed, workdir.name)))
+    assert baseline.train_seeds(config, tmp_path, 3) == [tmp_path / f"dubai_{seed}" for seed in range(3)]
+    assert trained == [(0, "dubai_0"), (1, "dubai_1"), (2, "dubai_2")]
+
+
+def test_verdicts_say_what_is_above_what():
+    miou = {"SpectralMoE": [0.40, 0.44], "boosting": [0.38, 0.39], "boosting, balanced": [0.41, 0.42]}
+    plain, balanced = baseline.verdicts(miou)
+    assert plain == "SpectralMoE 42.00, boosting 38.50: above it; worst run 40.00, its best 39.00: above"
+    assert balanced.endswith("41.50: above it; worst run 40.00, its best 42.00: NOT above")
+    assert "NOT above it" in baseline.verdicts(miou | {"SpectralMoE": [0.3]})[0]
+    assert baseline.verdicts({"boosting": [0.3], "boosting, balanced": [0.3]}) == []
+
+
 def test_runs_of_another_benchmark_are_refused(tmp_path, capsys, splits, config):
     from spectralmoe_jax.configuration import save_config
 

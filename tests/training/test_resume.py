@@ -71,7 +71,7 @@ def test_sigterm_saves_and_returns(standin, uninterrupted, tmp_path):
 
     config = standin.make_config(checkpoint_every=100, evaluate_every=100)
     result = run_experiment(standin.make_experiment(terminate_at_11), config, tmp_path)
-    assert result["step"] == 11  # batch 11 is drawn one step ahead: the one before it is the running one
+    assert result["step"] == 11  # batch 11 is drawn one step ahead, while batch 10 is handed out
     with CheckpointStore(tmp_path, config) as store:
         assert store.last == 11
     run_experiment(standin.make_experiment(), config, tmp_path)
