@@ -1,0 +1,60 @@
+"""`spectralmoe compile`: the table and the JSON for the device here, and what it refuses."""
+
+import json
+
+import pytest
+
+from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.compilation.report import with_mesh
+from spectralmoe_jax.configuration import load_config
+
+CONFIG = ["--config", "configs/quickstart.py"]
+TINY = [
+    "data.crop=32", "model.visual.width=16", "model.visual.patch_size=8", "model.adapter.num_tokens=6",
+    "model.adapter.query_dim=16", "model.adapter.rank=2", "model.head.num_queries=6", "model.head.width=16",
+    "model.head.num_heads=2", "model.head.encoder_ffn=16", "model.head.decoder_ffn=16", "loss.num_points=32",
+    "train.batch_size=2", "evaluate.window=32", "evaluate.overlap=8", "evaluate.batch_size=4",
+]  # fmt: skip
+
+
+def test_the_device_here(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    assert main(["compile", *CONFIG, *(f"--config.{value}" for value in TINY), "--json", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert "mesh data=1 x fsdp=1 x expert=1" in table
+    report = json.loads(out.read_text())
+    assert report["mesh"] == {"data": 1, "fsdp": 1, "expert": 1}
+    for step in ("train", "predict"):
+        figures = report[step]
+        parts = ("arguments", "outputs", "temporaries", "code")
+        assert figures["total"] == sum(figures[part] for part in parts) - figures["aliased"]
+        assert figures["collectives"] == []
+        assert figures["flops"] > 0
+    train, predict = report["train"], report["predict"]
+    assert train["aliased"] > 0  # the state is renewed in place
+    assert train["arguments"] > predict["arguments"]  # moments of the optimizer
+    assert train["flops"] / 2 > predict["flops"] / 4  # an image, with its gradient
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology", "v9:4x4"], "--topology v9:4x4: give local, or a TPU as GENERATION:SHAPE"),
+        (["--topology", "v5e:many"], "--topology v5e:many: give local"),
+        (["--mesh", "data=2,experts=2"], "--mesh is 'experts'; allowed: 'data', 'fsdp', 'expert'"),
+        (["--mesh", "data=two"], "--mesh: 'data=two' is no AXIS=NUMBER"),
+        (["--mesh", "data=3"], "data=3, fsdp=1, expert=1 does not divide 1 devices"),
+        (["--mesh", "data=-1,fsdp=-1"], "data and fsdp are -1"),
+        (["--mesh", "data=0"], "config.parallel.data: is 0"),
+    ],
+)
+def test_what_cannot_be_is_one_line(capsys, arguments, message):
+    assert main(["compile", *CONFIG, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_mesh_not_named_takes_what_is_left():
+    config = with_mesh(load_config("configs/quickstart.py"), "expert=3")
+    assert config.parallel.to_dict() == {"data": -1, "fsdp": 1, "expert": 3}
