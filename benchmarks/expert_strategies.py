@@ -2,7 +2,7 @@
 
   python benchmarks/expert_strategies.py [--experts 6,16,64] [--tokens 1024] [--width 1024] [--rounds 5]
 
-Prints milliseconds, medians of `rounds` runs in turn, forward and with the gradient of all parameters and tokens.
+Prints milliseconds, medians of `rounds` runs in turn, forward and with the gradient of parameters and tokens.
 """
 
 from __future__ import annotations
@@ -34,15 +34,10 @@ def main() -> None:
     parser.add_argument("--preset", default="released")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    device = jax.devices()[0]
-    print(
-        f"{device.platform} {device.device_kind}, jax {jax.__version__}, {arguments.preset}, k={arguments.top_k}"
-    )
-    print(
-        f"{'experts':>8}"
-        + "".join(f"{name:>14}{'':>14}" for name in STRATEGIES)
-        + f"{'ratio':>8}{'ratio':>8}"
-    )
+    kind = jax.devices()[0].device_kind
+    print(f"{kind}, jax {jax.__version__}, {arguments.preset}, k={arguments.top_k}")
+    columns = "".join(f"{name:>14}{'gradients':>14}" for name in STRATEGIES)
+    print(f"{'experts':>8}{columns}{'ratio':>8}{'ratio':>8}")
     for experts in map(int, arguments.experts.split(",")):
         times = measure(experts, arguments)
         ratios = [times["coordinates"][i] / times["dispatch"][i] for i in (0, 1)]
