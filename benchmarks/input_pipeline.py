@@ -12,8 +12,9 @@ Nothing decoded is kept on any side: GDAL's cache of blocks, which serves files 
 megabytes for all of them, workers included, a hundredth of the files. They themselves lie in the system's
 memory. Ratios are medians of rounds in which all sides take turns; PyTorch is optional.
 
-Beside the rates stands the processor time of a tile, user and system, of the script and its workers. Where
-workers keep all cores busy, its ratio is that of the rates; on a machine that others use it is the steadier.
+"ratio" is of ours to the column before it. Beside it stands that of the processor time of a tile, user and
+system, of the script and its workers, in milliseconds in the last column in the order of the others: where
+workers keep all cores busy the two ratios agree, and on a machine that others use too this one is steadier.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.loader import train_batches
+from data_pipelines.memory import keep_freed_memory
 from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
 from data_pipelines.sources.labels import RasterLabels, ValueCode
 from data_pipelines.sources.tiles import TileIndex
@@ -48,8 +50,7 @@ _AHEAD = 6  # batches that either side may have ready, times its workers
 
 
 COLUMNS = (
-    "case", "workers", "ours", "DataLoader", "ours / DataLoader", "by processor time", "read + decode",
-    "ours / read", "by processor time", "ms a tile: ours / DataLoader / read",
+    "case", "workers", "ours", "DataLoader", "ratio", "by CPU", "read", "ratio", "by CPU", "CPU ms a tile",
 )  # fmt: skip
 
 
@@ -89,6 +90,7 @@ CASES = (
 
 def main() -> None:
     os.environ["GDAL_CACHEMAX"] = CACHE_MB  # before GDAL is first used, here and in the workers
+    keep_freed_memory()  # as training does; it serves all sides in this process alike
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
