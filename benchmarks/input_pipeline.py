@@ -20,6 +20,7 @@ workers keep all cores busy the two ratios agree, and on a machine that others u
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="memory over 10,000 tiles as well")
     arguments = parser.parse_args()
     chosen = [case for case in CASES if not arguments.case or arguments.case in case.name]
-    console = Console()
+    console = Console(width=120)
     console.print(
         f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start, batches of {BATCH}"
     )
@@ -292,7 +293,8 @@ def measure(batches: Iterator[dict[str, np.ndarray]], workers: int, seconds: flo
     if hasattr(batches, "close"):
         batches.close()
     elif hasattr(batches, "_shutdown_workers"):
-        batches._shutdown_workers()
+        with contextlib.suppress(RuntimeError):  # its workers sometimes abort on being stopped
+            batches._shutdown_workers()
     return found
 
 
