@@ -7,19 +7,14 @@ import pytest
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.compilation.report import with_mesh
 from spectralmoe_jax.configuration import load_config
+from tests.tiny_run import SIZES
 
 CONFIG = ["--config", "configs/quickstart.py"]
-TINY = [
-    "data.crop=32", "model.visual.width=16", "model.visual.patch_size=8", "model.adapter.num_tokens=6",
-    "model.adapter.query_dim=16", "model.adapter.rank=2", "model.head.num_queries=6", "model.head.width=16",
-    "model.head.num_heads=2", "model.head.encoder_ffn=16", "model.head.decoder_ffn=16", "loss.num_points=32",
-    "train.batch_size=2", "evaluate.window=32", "evaluate.overlap=8", "evaluate.batch_size=4",
-]  # fmt: skip
 
 
 def test_the_device_here(tmp_path, capsys):
     out = tmp_path / "figures.json"
-    assert main(["compile", *CONFIG, *(f"--config.{value}" for value in TINY), "--json", str(out)]) == 0
+    assert main(["compile", *CONFIG, *(f"--config.{value}" for value in SIZES), "--json", str(out)]) == 0
     table = capsys.readouterr().out
     assert "mesh data=1 x fsdp=1 x expert=1" in table
     report = json.loads(out.read_text())

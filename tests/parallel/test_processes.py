@@ -16,19 +16,12 @@ from spectralmoe_jax.checkpoints.names import named_leaves
 from spectralmoe_jax.checkpoints.store import CheckpointStore, read_run_config
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.state import split
+from tests.tiny_run import SIZES
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 STEPS = 20
-TINY = [
-    "data.scenes_source=4", "data.scenes_target=1", "data.scene_size=64", "data.holdout=0.25", "data.crop=32",
-    "model.visual.width=16", "model.visual.patch_size=8", "model.adapter.num_tokens=6",
-    "model.adapter.query_dim=16", "model.adapter.rank=2", "model.head.num_queries=6", "model.head.width=16",
-    "model.head.num_heads=2", "model.head.encoder_ffn=16", "model.head.decoder_ffn=16", "loss.num_points=32",
-    "train.batch_size=2", f"train.steps={STEPS}", "train.warmup_steps=1", "train.log_every=1",
-    "train.evaluate_every=10", "train.checkpoint_every=4", "evaluate.window=32", "evaluate.overlap=8",
-    "evaluate.batch_size=4",
-]  # fmt: skip
+TINY = [*SIZES, f"train.steps={STEPS}", "train.evaluate_every=10", "train.checkpoint_every=4"]
 
 
 def start(workdir, processes, of_process=lambda number: ()):
