@@ -216,7 +216,7 @@ def open_trained(
     abstract = abstract_segmenter(settings)
     trainable, _ = split(abstract)
     if layout is not None:
-        trainable = jax.tree.map(_placed, trainable, layout.of_parameters(trainable))
+        trainable = layout.shapes(trainable)
     if not pathlib.Path(workdir).is_dir():
         raise UserError(f"{workdir}: no such folder; give one that `spectralmoe train` wrote")
     opened = open_weights(config, settings, _shapes(abstract))
@@ -237,10 +237,6 @@ def _emptied(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
         yield path, values.pop(path)
 
 
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
 def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """Raw tiles (B, T, T, C) -> scores (B, T, T, classes) float32, compiled once a shape.
 
@@ -256,19 +252,26 @@ def make_scores(
     structure: Segmenter, layout: Layout | None = None
 ) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
     """(trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
-
-    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
-        return join(structure, trainable, frozen).scores(pixels)
-
+    step = make_predict_step(structure, layout)
     if layout is None:
-        compiled = jax.jit(scores)
-        return lambda trainable, frozen, pixels: np.asarray(compiled(trainable, frozen, pixels))
-    spread = jax.jit(layout.traced(scores), out_shardings=layout.sharding())
+        return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels))
     where, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
 
     def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> np.ndarray:
         missing = -len(pixels) % parts
         filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
-        return np.asarray(spread(trainable, frozen, put(filled, where)))[: len(pixels)]
+        return np.asarray(step(trainable, frozen, put(filled, where)))[: len(pixels)]
 
     return padded
+
+
+def make_predict_step(structure: Segmenter, layout: Layout | None = None) -> Any:
+    """The jitted (trainable, frozen, tiles) -> scores; with a layout, of tiles that are spread over it, and
+    whole scores everywhere."""
+
+    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
+        return join(structure, trainable, frozen).scores(pixels)
+
+    if layout is None:
+        return jax.jit(scores)
+    return jax.jit(layout.traced(scores), out_shardings=layout.sharding())

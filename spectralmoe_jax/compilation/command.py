@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from spectralmoe_jax.checkpoints.trained import make_predict_step
 from spectralmoe_jax.compilation.collectives import collectives
 from spectralmoe_jax.compilation.flops import product_flops
 from spectralmoe_jax.compilation.topology import LOCAL, find_machine
 from spectralmoe_jax.configuration import from_config
 from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
-from spectralmoe_jax.models.state import join, split
+from spectralmoe_jax.models.state import split
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.configured import check_layout, parallel_settings
 from spectralmoe_jax.prediction.windows import WindowSettings
@@ -55,7 +56,7 @@ def compile_steps(config: ConfigDict, topology: str = LOCAL, steps: Sequence[str
         "devices": len(machine.devices),
         "memory": machine.memory,
         "mesh": dict(layout.mesh.shape),
-        "batch": config.train.batch_size,
+        "batch": from_config(TrainSettings, config.train, "train").batch_size,
         "jax": jax.__version__,
     }
     for step in steps:
@@ -75,14 +76,13 @@ def lower_train(config: ConfigDict, layout: Layout) -> Any:
     structure, trainable, frozen = _shapes(config, layout)
     settings = from_config(TrainSettings, config.train, "train")
     optimizer = make_optimizer(settings, trainable)
-    state = jax.eval_shape(lambda params: init_state(params, optimizer), trainable)
-    state = _placed(state, layout.of_parameters(state))
-    crop, rows = config.data.crop, config.train.batch_size
+    state = layout.shapes(jax.eval_shape(lambda params: init_state(params, optimizer), trainable))
+    crop, rows = config.data.crop, settings.batch_size
     batch = {
         "image": _batch(layout, rows, crop, crop, len(config.bands)),
         "label": _batch(layout, rows, crop, crop),
     }
-    key = _placed(jax.eval_shape(lambda: jax.random.key(0)), layout.sharding())
+    key = layout.shapes(jax.eval_shape(lambda: jax.random.key(0)))
     step = make_train_step(
         make_loss(structure, from_config(LossConfig, config.loss, "loss")), optimizer, layout
     )
@@ -96,26 +96,13 @@ def lower_predict(config: ConfigDict, layout: Layout) -> Any:
     parts = layout.size("batch")
     rows = -(-settings.batch_size // parts) * parts
     pixels = _batch(layout, rows, settings.window, settings.window, len(config.bands))
-
-    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
-        return join(structure, trainable, frozen).scores(pixels)
-
-    step = jax.jit(layout.traced(scores), out_shardings=layout.sharding())
-    return step.trace(trainable, frozen, pixels)
+    return make_predict_step(structure, layout).trace(trainable, frozen, pixels)
 
 
 def _shapes(config: ConfigDict, layout: Layout) -> tuple[Any, Any, Any]:
     structure = abstract_segmenter(segmenter_config(config))
     trainable, frozen = split(structure)
-    placed = (_placed(part, layout.of_parameters(part)) for part in (trainable, frozen))
-    return structure, *placed
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-    def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(placed, shapes, shardings)
+    return structure, layout.shapes(trainable), layout.shapes(frozen)
 
 
 def _batch(layout: Layout, *shape: int) -> jax.ShapeDtypeStruct:

@@ -82,6 +82,14 @@ class Layout:
         named = named_leaves(tree)
         return from_named_leaves({name: of_leaf(name, leaf) for name, leaf in named.items()}, tree)
 
+    def shapes(self, tree: Any) -> Any:
+        """Of every leaf of parameters, arrays or shapes themselves: its shape, dtype and where it belongs."""
+
+        def shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(shape, tree, self.of_parameters(tree))
+
     def place(self, tree: Any) -> Any:
         """Parameters, the same on every host, each where it belongs."""
         return jax.tree.map(put, tree, self.of_parameters(tree))
