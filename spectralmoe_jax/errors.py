@@ -1,4 +1,7 @@
-"""The one exception that means "the user can fix this"."""
+"""What is told to the user without a traceback."""
+
+import contextlib
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -12,3 +15,14 @@ class UserError(Exception):
 
 class RunLost(Exception):
     """A run of several processes cannot go on here; started again, it resumes."""
+
+
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """An OSError that does not say which file it is about, as one of writing does not, says `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

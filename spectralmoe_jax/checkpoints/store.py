@@ -11,11 +11,16 @@ unnoticed. Orbax writes a checkpoint aside and renames it when it is complete: a
 run killed at any time leaves the last complete one usable.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -92,6 +97,8 @@ class CheckpointStore:
         self._folder = (Path(workdir) / FOLDER).absolute()
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._saving: ocp.AsyncResponse[bool] | None = None
+        self._step = 0  # that is being saved
+        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -134,17 +141,24 @@ class CheckpointStore:
 
         Raises:
           OSError: the folder cannot be written.
+          UserError: the disk is full, now or while the save before this one was under way.
         """
         checkpointer = self._open()
         if any(checkpoint.step == step for checkpoint in checkpointer.checkpoints):
             return
-        self._saving = checkpointer.save_checkpointables_async(
-            step,
-            {TRAINABLE: named_leaves(params), OPTIMIZER: named_leaves(opt_state)},
-            metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
-            custom_metadata={"fingerprint": fingerprint(self._config), "model": model_part(self._config)},
-            force=True,
-        )
+        self.wait()
+        with self._told_in_one_line(step):
+            self._saving = checkpointer.save_checkpointables_async(
+                step,
+                {TRAINABLE: named_leaves(params), OPTIMIZER: named_leaves(opt_state)},
+                metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
+                custom_metadata={
+                    "fingerprint": fingerprint(self._config),
+                    "model": model_part(self._config),
+                },
+                force=True,
+            )
+            self._step = step
 
     def restore(self, step: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
         """Reads parameters and optimizer state.
@@ -168,20 +182,49 @@ class CheckpointStore:
         return self._load(step, {TRAINABLE: params})[TRAINABLE]
 
     def wait(self) -> None:
-        """Returns when no save is under way any more; raises what went wrong in one."""
+        """Returns when no save is under way any more.
+
+        Raises:
+          UserError: it found no room on the disk; what it wrote is removed, earlier checkpoints are whole.
+          Exception: whatever else went wrong in it.
+        """
         if self._saving is not None:
-            self._saving.result()
-            self._saving = None
+            saving, self._saving = self._saving, None
+            with self._told_in_one_line(self._step):
+                saving.result()
 
     def close(self) -> None:
-        """Completes what is being saved."""
-        self.wait()
-        if self._checkpointer is not None:
-            self._checkpointer.close()
-            self._checkpointer = None
+        """Completes what is being saved; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            checkpointer, self._checkpointer = self._checkpointer, None
+            if checkpointer is not None:
+                with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
+                    checkpointer.close()  # says a second time what `wait` said
+
+    @contextlib.contextmanager
+    def _told_in_one_line(self, step: int) -> Iterator[None]:
+        """Turns a disk without room, in whatever form it is reported, into one line."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            reason = _no_room(error)
+            if reason is None:
+                raise
+            if jax.process_index() == 0:
+                shutil.rmtree(f"{self.path(step)}.orbax-checkpoint-tmp", ignore_errors=True)
+            others = sorted(int(place.name) for place in self._folder.glob("*") if place.name.isdigit())
+            kept = f"the last good one is {self.path(others[-1])}" if others else "there is none before it"
+            raise UserError(
+                f"checkpoint {self.path(step)} cannot be written: {reason}; {kept}; make room and give the "
+                "same command to go on"
+            ) from None
 
     def _open(self) -> ocp.training.Checkpointer:
         if self._checkpointer is None:
+            logging.getLogger("absl").addFilter(_is_not_of_a_save)
             policies = ocp.training.preservation_policies
             best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
             self._checkpointer = ocp.training.Checkpointer(
@@ -217,6 +260,19 @@ class CheckpointStore:
             f"checkpoint {place} is of another configuration: {listed}; "
             "use the matching --config or another folder"
         )
+
+
+def _no_room(error: BaseException) -> str | None:
+    """What the system says of a disk without room, for this user or at all; None for any other error."""
+    code = error.errno if isinstance(error, OSError) else None
+    written = re.search(r"os_error_code='(\d+)'", str(error))  # as the storage library reports it
+    code = int(written[1]) if code is None and written else code
+    return os.strerror(code) if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+
+
+def _is_not_of_a_save(record: logging.LogRecord) -> bool:
+    """Orbax logs every thread's part of an error with its traceback before it raises it."""
+    return "orbax" not in record.pathname or record.levelno < logging.ERROR
 
 
 def describe_differences(there: Mapping[str, Any], here: Mapping[str, Any], at_most: int = 6) -> str:

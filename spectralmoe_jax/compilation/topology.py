@@ -15,6 +15,14 @@ LOCAL = "local"
 # GiB of a chip's memory: Google Cloud, TPU system architecture, page of each generation.
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
+# What libtpu would ask the machine it is on, and complain of not finding; its lock on chips that nobody uses.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
 
 class Machine(NamedTuple):
     """name: as asked for. devices: real or described. memory: bytes of one, or None where it does not say."""
@@ -42,7 +50,9 @@ def find_machine(topology: str) -> Machine:
         )
     from jax.experimental import topologies
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    jax.config.update("jax_platforms", "cpu")  # devices that are here stay free
+    for name, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(name, value)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # RuntimeError, NotImplementedError or the runtime's own, by what is missing

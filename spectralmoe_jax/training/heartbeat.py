@@ -10,6 +10,8 @@ from typing import Self
 
 import jax
 
+from spectralmoe_jax.errors import naming
+
 FOLDER = "heartbeat"
 EVERY = 10.0  # seconds
 
@@ -40,5 +42,6 @@ class Heartbeat:
         self._next = time.monotonic() + EVERY
         life = {"step": step, "time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
         aside = self.path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(life) + "\n")
+        with naming(aside):
+            aside.write_text(json.dumps(life) + "\n")
         os.replace(aside, self.path)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from spectralmoe_jax.errors import naming
+
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -38,17 +40,22 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         if self._silent:
             return
-        self._file.close()
+        with naming(self._file.name):  # closing writes what a full disk did not take before
+            self._file.close()
         self._tensorboard.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Writes one record `{"step": ..., "kind": ..., **values}`; what is not finite becomes null."""
+        """Writes one record `{"step": ..., "kind": ..., **values}`; what is not finite becomes null.
+
+        Raises OSError, with the file's name, where it cannot be written.
+        """
         if self._silent:
             return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
-        self._file.flush()
+        with naming(self._file.name):
+            self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
+            self._file.flush()
         for name, value in numbers.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 

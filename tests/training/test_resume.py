@@ -1,10 +1,13 @@
 """A run that is killed and started again ends as if nothing had happened."""
 
+import dataclasses
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -20,8 +23,11 @@ from spectralmoe_jax.training.run import run_experiment
 
 def final_state(standin, workdir):
     """Everything the last checkpoint holds, as raw bytes by name."""
-    config = standin.make_config()
-    params = standin.make_experiment().trainable
+    return saved(standin.make_experiment(), standin.make_config(), workdir)
+
+
+def saved(experiment, config, workdir):
+    params = experiment.trainable
     opt_state = make_optimizer(TrainSettings(**config.train), params).init(params)
     with CheckpointStore(workdir, config) as store:
         state = store.restore(store.last, params, opt_state)
@@ -98,6 +104,64 @@ def test_metrics_have_one_record_per_step_and_kind_after_a_resume(standin, tmp_p
     assert [step for kind, step in kinds if kind == "train"] == list(range(1, 31))
     assert [step for kind, step in kinds if kind == "evaluate"] == [7, 14, 21, 28, 30]
     assert not list(tmp_path.glob(".metrics*"))
+
+
+@pytest.fixture
+def no_file_larger():
+    """Makes the system refuse to write more than so many bytes to a file, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def with_ballast(experiment):
+    """The experiment with a megabyte more to save, which nothing compresses."""
+    ballast = jax.random.normal(jax.random.key(0), (512, 512))
+
+    def loss_fn(trainable, *rest):
+        return experiment.loss_fn(
+            {name: part for name, part in trainable.items() if name != "ballast"}, *rest
+        )
+
+    trainable = experiment.trainable | {"ballast": {"kernel": ballast}}
+    return dataclasses.replace(experiment, trainable=trainable, loss_fn=loss_fn)
+
+
+def test_full_disk_is_one_line_and_the_last_checkpoint_stays(standin, tmp_path, no_file_larger, capfd):
+    folder = tmp_path / "checkpoints"
+
+    def full_at_9(step):
+        if step == 9:
+            while not (folder / "4").exists():
+                time.sleep(0.01)
+            no_file_larger(200_000)
+
+    config = standin.make_config(checkpoint_every=4, evaluate_every=100)
+    with pytest.raises(UserError) as told:
+        run_experiment(with_ballast(standin.make_experiment(full_at_9)), config, tmp_path)
+    reason = (
+        f"checkpoint {folder / '8'} cannot be written: File too large; the last good one is {folder / '4'}"
+    )
+    assert reason in str(told.value)
+    assert "ERROR" not in "".join(capfd.readouterr())  # of the threads that write
+    assert [place.name for place in folder.iterdir()] == ["4"]
+
+    no_file_larger(resource.RLIM_INFINITY)
+    experiment = with_ballast(standin.make_experiment())
+    run_experiment(experiment, config, tmp_path)
+    run_experiment(experiment, config, tmp_path / "undisturbed")
+    assert saved(experiment, config, tmp_path) == saved(experiment, config, tmp_path / "undisturbed")
+
+
+def test_full_disk_names_the_file_of_the_metrics(standin, tmp_path, no_file_larger):
+    def full_at_9(step):
+        if step == 9:
+            no_file_larger((tmp_path / "metrics.jsonl").stat().st_size + 10)
+
+    config = standin.make_config(checkpoint_every=100, evaluate_every=100)
+    with pytest.raises(OSError, match="File too large") as told:
+        run_experiment(standin.make_experiment(full_at_9), config, tmp_path)
+    assert told.value.filename == str(tmp_path / "metrics.jsonl")
 
 
 def test_finished_run_does_nothing(standin, uninterrupted):
