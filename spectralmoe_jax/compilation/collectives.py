@@ -20,6 +20,9 @@ _CALLED = re.compile(
     r"(?:to_apply|body|condition|calls)=%?([\w.\-]+)|(?:calls|branch_computations)=\{([^}]*)\}"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r"ROOT %?[\w.\-]+ = pred\[\]\S* compare\((.*?)\), direction=LT")
+_CONSTANT = re.compile(r"^\s*%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 
 
 class Collective(NamedTuple):
@@ -81,10 +84,10 @@ def _turns(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
     callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, lines in computations.items():
         for line in lines:
-            trips = _TRIPS.search(line)
+            trips = _trips(line, computations)
             for one, several in _CALLED.findall(line):
                 for other in (one or several).split(","):
-                    callers[other.strip().lstrip("%")].append((name, int(trips[1]) if trips else 1))
+                    callers[other.strip().lstrip("%")].append((name, trips))
     turns: dict[str, int] = {entry: 1}
 
     def of(name: str) -> int:
@@ -94,6 +97,23 @@ def _turns(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
         return turns[name]
 
     return {name: of(name) for name in computations}
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+    """How often an instruction runs what it calls.
+
+    Where a loop does not say so, that is the constant which its counter stays below, since JAX counts from 0
+    in steps of 1; a loop that ends by what it computes counts as one turn.
+    """
+    stated = _TRIPS.search(line)
+    if stated:
+        return int(stated[1])
+    condition = _CONDITION.search(line)
+    lines = computations.get(condition[1], []) if condition else []
+    constants = {found[1]: int(found[2]) for found in map(_CONSTANT.match, lines) if found}
+    bound = next((found[1] for found in map(_BOUND.search, lines) if found), "")
+    named = [constants[name] for name in re.findall(r"[\w.\-]+", bound) if name in constants]
+    return named[0] if len(named) == 1 else 1
 
 
 def _shapes(result: str, is_start: bool) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -58,6 +58,23 @@ def test_groups_are_told_by_the_axes_of_the_mesh(mesh, groups, axes):
     assert [item.bytes for item in found] == [24 * 4 * 8 * 4, 16 * 2 + 4]
 
 
+@pytest.mark.parametrize(
+    ("bound", "turns"),
+    [
+        ("%n = s32[]{:T(128)} constant(24)", 24),  # as for a TPU, whose programs do not state turns
+        ("%n = s32[] get-tuple-element(%p), index=1", 1),  # known when it runs
+    ],
+)
+def test_turns_of_a_loop_that_does_not_state_them(mesh, bound, turns):
+    program = (
+        PROGRAM.replace("GROUPS", "{}")
+        .replace("TRIPS", "")
+        .replace("  ROOT %less", f"  {bound}\n  ROOT %less")
+    )
+    gather = next(item for item in collectives(program, mesh) if item.kind == "all-gather")
+    assert gather.times == turns
+
+
 def test_an_asynchronous_gather_counts_its_result_alone(mesh):
     line = (
         "  %s = (f32[2,8]{1,0}, f32[4,8]{1,0}) all-gather-start(%x), replica_groups={{0,1}}, dimensions={0}\n"
