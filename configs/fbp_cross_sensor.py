@@ -9,6 +9,7 @@ pretrained on data that includes Five-Billion-Pixels: its scores here are not th
   spectralmoe train --config configs/fbp_cross_sensor.py --workdir runs/fbp_cross_sensor
   --config configs/fbp_cross_sensor.py:experts=3
   --config configs/fbp_cross_sensor.py:dofa
+  --config configs/fbp_cross_sensor.py:dinov3_7b    unpublished: 7B parameters, spread over 16 devices
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +19,9 @@ from data_pipelines.benchmarks import get_benchmark
 
 def get_config(arg: str = "") -> ConfigDict:
     words = arg.split(",") if arg else []
-    dofa = "dofa" in words
-    experts = next((int(word.removeprefix("experts=")) for word in words if word != "dofa"), 6)
+    dofa, huge = "dofa" in words, "dinov3_7b" in words
+    numbers = [word for word in words if word not in ("dofa", "dinov3_7b")]
+    experts = int(numbers[0].removeprefix("experts=")) if numbers else 6
     benchmark = get_benchmark("fbp_cross_sensor")
     config = ConfigDict()
     config.name = "fbp_cross_sensor"
@@ -113,4 +115,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.window = 512
     config.evaluate.overlap = 256
     config.evaluate.batch_size = 8
+
+    if huge:
+        config.model.visual.preset = "dinov3_7b"
+        config.model.out_layers = (9, 19, 29, 39)
+        config.model.depth = None  # no depth encoder is published at this width and depth
+        config.model.adapter.use_depth = False
+        config.train.batch_size = 16
+        config.parallel = ConfigDict()
+        config.parallel.data = -1  # what is left
+        config.parallel.fsdp = 16  # 28 GB of frozen weights, each device's share gathered a layer at a time
+        config.parallel.expert = 1
     return config

@@ -50,6 +50,13 @@ def test_published_adapter_size(experts, parameters):
     assert parts["visual encoder"].trainable == parts["depth encoder"].trainable == 0
 
 
+def test_published_size_of_the_largest_encoder():
+    parts = {part.name: part for part in describe(load_config(f"{FULL}:dinov3_7b"))}
+    fourth_band = 16 * 16 * 4096
+    assert round((parts["visual encoder"].frozen - fourth_band) / 1e6) == 6716  # arXiv 2508.10104, table 2
+    assert parts["visual encoder"].trainable == 0
+
+
 def test_unequal_ranks_count_what_they_use():
     sizes = []
     for rank in (2, (2, 2, 2, 1, 2, 2)):
