@@ -46,7 +46,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     """Memory a device against what it has, FLOPs, and what crosses between devices."""
     console = console or Console(highlight=False, soft_wrap=True)
     mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
-    memory = "" if report["memory"] is None else f" of {_gib(report['memory'])}"
+    memory = "" if report["memory"] is None else f" of {_size(report['memory'])}"
     console.print(f"{report['topology']}: {report['devices']} devices{memory}, mesh {mesh}", style="bold")
     steps = [name for name in ("train", "predict") if name in report]
     table = Table(box=None, header_style="bold")
@@ -54,10 +54,10 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     for name in steps:
         table.add_column(name, justify="right")
     for title, key in _ROWS.items():
-        table.add_row(title, *(_gib(report[name][key]) for name in steps))
+        table.add_row(title, *(_size(report[name][key]) for name in steps))
     table.add_row("fits", *(_fits(report[name]["fits"]) for name in steps))
     table.add_section()
-    table.add_row("TFLOP a step, all devices", *(f"{report[name]['flops'] / 1e12:.2f}" for name in steps))
+    table.add_row("TFLOP a step, all devices", *(f"{report[name]['flops'] / 1e12:.3g}" for name in steps))
     table.add_row("seconds to compile", *(f"{report[name]['seconds']:.1f}" for name in steps))
     table.add_section()
     crossing = {(c["kind"], tuple(c["axes"])) for name in steps for c in report[name]["collectives"]}
@@ -69,11 +69,11 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
 
 def _moved(step: dict[str, Any], kind: str, axes: tuple[str, ...]) -> str:
     found = [c for c in step["collectives"] if c["kind"] == kind and tuple(c["axes"]) == axes]
-    return f"{found[0]['count']} x, {found[0]['bytes'] / 2**20:.1f} MiB" if found else "-"
+    return f"{found[0]['count']} x, {_size(found[0]['bytes'])}" if found else "-"
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"
 
 
 def _fits(fits: bool | None) -> str:

@@ -31,6 +31,24 @@ def test_the_device_here(tmp_path, capsys):
     assert train["flops"] / 2 > predict["flops"] / 4  # an image, with its gradient
 
 
+@pytest.mark.slow
+def test_a_slice_that_is_not_here(tmp_path, capfd):
+    pytest.importorskip("libtpu", reason="needs libtpu (pip install -e '.[tpu]')")
+    out = tmp_path / "figures.json"
+    tiny = [f"--config.{value}" for value in (*SIZES, "train.batch_size=4")]
+    slice_of_four = ["--topology", "v5e:2x2", "--mesh", "data=2,expert=2", "--step", "train"]
+    assert main(["compile", *CONFIG, *tiny, *slice_of_four, "--json", str(out)]) == 0
+    said = capfd.readouterr()
+    assert "v5e:2x2: 4 devices of 16.00 GiB, mesh data=2 x fsdp=1 x expert=2" in said.out
+    assert said.err == ""  # nothing of a machine that has no TPU
+    report = json.loads(out.read_text())
+    assert report["train"]["fits"]
+    assert report["train"]["aliased"] > 0
+    crossing = {(item["kind"], tuple(item["axes"])) for item in report["train"]["collectives"]}
+    assert ("all-reduce", ("data",)) in crossing  # gradients
+    assert any("expert" in axes for _, axes in crossing)  # coordinates
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -53,7 +53,9 @@ def test_published_adapter_size(experts, parameters):
 def test_published_size_of_the_largest_encoder():
     parts = {part.name: part for part in describe(load_config(f"{FULL}:dinov3_7b"))}
     fourth_band = 16 * 16 * 4096
-    assert round((parts["visual encoder"].frozen - fourth_band) / 1e6) == 6716  # arXiv 2508.10104, table 2
+    assert (
+        round((parts["visual encoder"].frozen - fourth_band) / 1e6) == 6716
+    )  # the model card of the release
     assert parts["visual encoder"].trainable == 0
 
 
