@@ -39,11 +39,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.loader import train_batches
-from data_pipelines.memory import keep_freed_memory
 from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
 from data_pipelines.sources.labels import RasterLabels, ValueCode
 from data_pipelines.sources.tiles import TileIndex
 from data_pipelines.transforms import Augment
+from spectralmoe_jax.host_memory import keep_freed_memory
 
 SIDE, CLASSES, BATCH = 512, 6, 8
 CACHE_MB = "6"  # holds the blocks of all bands that are read at once, and a few tiles of 4 bands
@@ -91,7 +91,7 @@ CASES = (
 
 def main() -> None:
     os.environ["GDAL_CACHEMAX"] = CACHE_MB  # before GDAL is first used, here and in the workers
-    keep_freed_memory()  # as training does; it serves all sides in this process alike
+    keep_freed_memory(one_heap=True)  # as training does; it serves all sides in this process alike
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

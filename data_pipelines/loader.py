@@ -12,9 +12,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.memory import keep_freed_memory
 from data_pipelines.sources.skipping import check_corrupt
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.host_memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -219,4 +219,4 @@ def _start_worker(_index: int, _count: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)  # the workers are the parallelism
-    keep_freed_memory()
+    keep_freed_memory(one_heap=True)

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from data_pipelines.benchmarks.benchmark import Benchmark
-from data_pipelines.memory import keep_freed_memory
 from data_pipelines.prepare.cut import Cancelled, Workspace, cut_piece
 from data_pipelines.prepare.plan import Piece
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.host_memory import keep_freed_memory
 
 _POLL_SECONDS = 0.2
 _CACHE_MEGABYTES = "256"  # of decoded blocks of open files; GDAL takes a share of the memory, each process
@@ -109,7 +109,7 @@ def _start(benchmark: Benchmark, workspace: Workspace, done: Any, stop: Any) -> 
     """Makes this process a worker."""
     global _worker
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    keep_freed_memory()
+    keep_freed_memory(one_heap=True)
     os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MEGABYTES)
     _worker = _Worker(benchmark, workspace, done, stop)
 

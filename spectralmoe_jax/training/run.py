@@ -18,9 +18,9 @@ from spectralmoe_jax.checkpoints.store import (
 )
 from spectralmoe_jax.configuration import flatten, from_config, load_config, save_config
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.host_memory import keep_freed_memory
 from spectralmoe_jax.parallel.agreement import require_agreement
 from spectralmoe_jax.parallel.configured import print_view, training_layout
-from spectralmoe_jax.training.host_memory import keep_freed_memory
 from spectralmoe_jax.training.loop import Experiment, TrainSettings, fit
 from spectralmoe_jax.training.prefetch import prefetch
 
@@ -62,7 +62,8 @@ def run_experiment(
     Of several hosts all run this, on one folder that they share; host 0 alone writes the logs.
     """
     settings = from_config(TrainSettings, config.train, "train")
-    keep_freed_memory()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory(one_heap=False)
     workdir = Path(workdir)
     check_workdir(config, workdir)
     if not (workdir / CONFIG_FILE).exists():
