@@ -15,6 +15,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, 
           "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"(?:to_apply|body|condition|calls)=%?([\w.\-]+)|(?:calls|branch_computations)=\{([^}]*)\}"
@@ -52,12 +53,18 @@ def collectives(hlo: str, mesh: Mesh) -> list[Collective]:
     computations = dict(_computations(hlo))
     turns = _turns(computations, _entry(hlo))
     found: Counter[tuple] = Counter()
+    channels = set[str]()
     for name, lines in computations.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
-            if match and turns[name]:
-                shapes = _shapes(match[1], is_start=bool(match[3]))
-                found[match[2], _axes(line, mesh), shapes] += turns[name]
+            if not match or not turns[name]:
+                continue
+            channel = _CHANNEL.search(line)
+            if channel and channel[1] in channels:
+                continue  # a TPU computes while it exchanges: one exchange stands in each of several fusions
+            channels.update(channel.groups() if channel else ())
+            shapes = _shapes(match[1], is_start=bool(match[3]))
+            found[match[2], _axes(line, mesh), shapes] += turns[name]
     items = sorted(found.items(), key=lambda item: str(item[0]))
     return [Collective(kind, axes, shapes, times) for (kind, axes, shapes), times in items]
 

@@ -58,6 +58,20 @@ def test_groups_are_told_by_the_axes_of_the_mesh(mesh, groups, axes):
     assert [item.bytes for item in found] == [24 * 4 * 8 * 4, 16 * 2 + 4]
 
 
+def test_an_exchange_that_stands_in_several_fusions_is_one(mesh):
+    fusion = "%fused (x: f32[4,8]) -> f32[4,8] {\n" + PROGRAM.split("{\n")[1].split("\n")[0] + "\n}\n\n"
+    program = PROGRAM.replace("ENTRY", fusion + "ENTRY").replace(
+        "ROOT %t =", "%f = f32[4,8] fusion(%x), kind=kCustom, calls=%fused\n  ROOT %t ="
+    )
+    assert program.count("channel_id=1,") == 2
+    gathers = [
+        item
+        for item in collectives(program.replace("GROUPS", "{}").replace("TRIPS", TRIPS), mesh)
+        if item.kind == "all-gather"
+    ]
+    assert [item.times for item in gathers] == [24]
+
+
 @pytest.mark.parametrize(
     ("bound", "turns"),
     [
