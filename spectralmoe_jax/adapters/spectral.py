@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax import Array
@@ -78,14 +79,23 @@ class SpectralTokens(TwoBranches):
 
 
 def polar(image: Array) -> tuple[Array, Array]:
-    """Phase and amplitude of the unitary Fourier transform of (B, h, w, D), in at least float32. Both are 0,
-    with gradient 0, where a frequency is absent: the phase of nothing has no gradient."""
+    """Phase and amplitude of the unitary Fourier transform of (B, h, w, D), in at least float32.
+
+    Both are 0, with gradient 0, where a frequency is absent: the phase of nothing has no gradient. A
+    frequency that is its own conjugate is real: its phase is 0 or pi, whichever way rounding goes.
+    """
     wide = image.astype(jnp.promote_types(jnp.float32, image.dtype))
     spectrum = jnp.fft.fft2(wide, axes=(1, 2), norm="ortho")
-    real, imaginary = spectrum.real, spectrum.imag
+    real, imaginary = spectrum.real, jnp.where(_is_real(*image.shape[1:3]), 0.0, spectrum.imag)
     there = real**2 + imaginary**2 > TINY
     real, imaginary = jnp.where(there, real, 1.0), jnp.where(there, imaginary, 0.0)
     return jnp.arctan2(imaginary, real), jnp.where(there, jnp.sqrt(real**2 + imaginary**2), 0.0)
+
+
+def _is_real(h: int, w: int) -> np.ndarray:
+    """Which frequencies of real images are their own conjugates: (h, w, 1)."""
+    rows, columns = 2 * np.arange(h) % h == 0, 2 * np.arange(w) % w == 0
+    return (rows[:, None] & columns)[..., None]
 
 
 class Bands(NamedTuple):

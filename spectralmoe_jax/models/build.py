@@ -61,7 +61,7 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
         depth_bands = _depth_bands(section.pop("bands", None), bands, config.get("sensor"))
         depth = _encoder(ConfigDict(section), "depth", tuple(bands[place] for place in depth_bands))
     kind, adapter = _adapter(model.adapter)
-    _check_training(visual, kind)
+    _check_encoder(visual, kind)
     return SegmenterConfig(
         visual=visual,
         depth=depth,
@@ -159,9 +159,15 @@ def _adapter(section: ConfigDict) -> tuple[str, Any]:
     return kind, from_config(adapter_class(kind).Config, ConfigDict(own), "model.adapter")
 
 
-def _check_training(visual: EncoderConfig, kind: str) -> None:
-    """An adapter that chooses which of the encoder's weights train wants the others frozen."""
-    if hasattr(adapter_class(kind), "trains") and visual.trainable and kind != "full":
+def _check_encoder(visual: EncoderConfig, kind: str) -> None:
+    """Raises UserError where the encoder is none that the adapter can act in."""
+    adapter = adapter_class(kind)
+    if getattr(adapter, "adds_tokens", False) and visual.kind == "sam":
+        raise UserError(
+            f"config.model.adapter.kind = {kind!r} adds tokens, for which the windows of "
+            f"config.model.visual.kind = {visual.kind!r} have no place: choose another of the two"
+        )
+    if hasattr(adapter, "trains") and visual.trainable and kind != "full":
         raise UserError(
             f"config.model.visual.trainable is True but config.model.adapter.kind = {kind!r} says which of "
             "the encoder's weights train: set it to False"
