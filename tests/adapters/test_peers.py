@@ -19,7 +19,7 @@ from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.parameters import describe
-from spectralmoe_jax.models.state import fill, join, leaves, split
+from spectralmoe_jax.models.state import join, leaves, split, with_values
 from spectralmoe_jax.models.vit import VisionTransformer
 from spectralmoe_jax.training.objective import make_loss
 from spectralmoe_jax.training.optimizer import OptimizerSettings, match_rules
@@ -54,13 +54,14 @@ def test_published_size(kind):
 def made(kind, seed=0, **settings):
     """An adapter in float64, every parameter random, and its parameters as numpy by path."""
     cls = adapter_class(kind)
-    adapter = cls(
-        cls.Config(**settings), layers=LAYERS, width=WIDTH, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
-    )
-    rng = np.random.default_rng(seed)
-    values = {path: 0.5 * rng.normal(size=leaf.shape) for path, leaf in leaves(adapter).items()}
-    fill(adapter, values)
-    return adapter, values
+    return filled(lambda: cls(cls.Config(**settings), layers=LAYERS, width=WIDTH, rngs=nnx.Rngs(0)), seed)
+
+
+def filled(make, seed=0):
+    """A module with every leaf random, and its leaves as numpy by path; nothing is computed by jax."""
+    module, rng = nnx.eval_shape(make), np.random.default_rng(seed)
+    values = {path: 0.5 * rng.normal(size=leaf.shape) for path, leaf in leaves(module).items()}
+    return with_values(module, {path: jnp.asarray(value) for path, value in values.items()}), values
 
 
 def branch_of(values, name, layer):
@@ -147,9 +148,8 @@ def test_block_equals_its_formula(kind):
     }
     rng, layer = np.random.default_rng(3), 1
     with jax.enable_x64(True):
-        encoder = VisionTransformer(config, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-        fill(encoder, {path: 0.5 * rng.normal(size=x.shape) for path, x in leaves(encoder).items()})
-        own = {path[1:]: np.asarray(x)[layer] for path, x in leaves(encoder).items() if path[0] == "blocks"}
+        encoder, everything = filled(lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
+        own = {path[1:]: x[layer] for path, x in everything.items() if path[0] == "blocks"}
         adapter, values = made(kind, **settings[kind])
         x = rng.normal(size=(BATCH, 1 + 12, WIDTH))
         layers = encoder.stacked(3, 4)
@@ -239,7 +239,7 @@ def leaf_names(tree):
     return {"/".join(path): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 
-@pytest.mark.parametrize("kind", BUILTIN)
+@pytest.mark.parametrize("kind", sorted(set(BUILTIN) - {"spectral_moe"}))  # which all other tests train
 def test_every_kind_trains_what_it_may_and_predicts(kind):
     """With every weight random, every parameter that trains has a gradient."""
     config = tiny(kind)
@@ -254,10 +254,9 @@ def test_every_kind_trains_what_it_may_and_predicts(kind):
 
     @jax.jit
     def run(trainable, frozen):
-        of_batch = jax.value_and_grad(loss, has_aux=True)(trainable, frozen, batch, jax.random.key(0))
-        return of_batch, join(structure, trainable, frozen).scores(pixels)
+        return jax.value_and_grad(loss, has_aux=True)(trainable, frozen, batch, jax.random.key(0))
 
-    ((total, _), gradients), scores = run(trainable, frozen)
+    (total, _), gradients = run(trainable, frozen)
     assert np.isfinite(total)
     found = leaf_names(gradients)
     assert all(np.all(np.isfinite(leaf)) for leaf in found.values())
@@ -268,18 +267,16 @@ def test_every_kind_trains_what_it_may_and_predicts(kind):
     assert bool(encoders) == (kind in ("full", "bitfit"))
     assert not any(name.startswith("backbone/depth/") for name in found)
     assert kind != "bitfit" or all(name.endswith("bias") for name in encoders)
+    scores = jax.eval_shape(lambda *parts: join(structure, *parts).scores(pixels), trainable, frozen)
     assert scores.shape == (2, 32, 32, 5)
-    np.testing.assert_allclose(scores.sum(axis=-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["rein", "set"])
-def test_linked_queries_teach_the_link(kind):
-    adapter, _ = made(kind, **TOKENS)
+def test_linked_queries_teach_the_link():
+    adapter, _ = made("set", **TOKENS)
     values, _ = split(adapter)
-    gradients = jax.grad(lambda values: jnp.sum(join(adapter, values).queries() ** 2))(values)
+    gradients = jax.jit(jax.grad(lambda values: jnp.sum(join(adapter, values).queries() ** 2)))(values)
     taught = {name for name, leaf in leaf_names(gradients).items() if np.any(leaf)}
-    branch = "branch" if kind == "rein" else "content"
-    assert taught == {f"{branch}/tokens_{x}" for x in "ab"} | {
+    assert taught == {f"content/tokens_{x}" for x in "ab"} | {
         f"link/{part}/{x}" for part in ("transform", "merge") for x in ("kernel", "bias")
     }
 
