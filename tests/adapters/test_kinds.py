@@ -137,15 +137,19 @@ def test_keys_of_an_own_adapter_are_its_own(example):
 
 def test_an_own_adapter_from_training_to_scores(example):
     """The documentation's example, trained, stopped, resumed, evaluated and taken out of its folder."""
-    overrides = [f"--config.{size}" for size in SIZES if "model.adapter" not in size]
+    overrides = [f"--config.{size}" for size in SIZES if not size.startswith(("model.adapter", "model.head"))]
     overrides += ["--config.model.adapter.kind=my_adapter.py:ScaleAndShift",
                   "--config.model.adapter.penalty=0.1", "--config.train.evaluate_every=9",
-                  "--config.model.head.decoder_layers=1"]  # fmt: skip
+                  "--config.model.head.kind=linear"]  # fmt: skip
     for steps in (2, 3):
         config = load_config("configs/quickstart.py", [*overrides, f"--config.train.steps={steps}"])
         assert train(config, example / "run")["step"] == steps
     trained = leaves(load_trained(example / "run", config))
-    names = [("head", "query_embed"), ("backbone", "adapter", "gain"), ("backbone", "adapter", "shift")]
+    names = [
+        ("head", "classifier", "kernel"),
+        ("backbone", "adapter", "gain"),
+        ("backbone", "adapter", "shift"),
+    ]
     start = random_leaves(segmenter_config(config), config.seed, names)
     assert all(np.any(np.asarray(trained[name]) != np.asarray(start[name])) for name in names)
     with CheckpointStore(example / "run", config) as store:
