@@ -10,6 +10,8 @@ import pytest
 
 from spectralmoe_jax.adapters.kinds import BUILTIN, adapter_class
 from spectralmoe_jax.checkpoints.convert import convert
+from spectralmoe_jax.checkpoints.released import stream_segmenter
+from spectralmoe_jax.checkpoints.sources import open_source
 from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
 from spectralmoe_jax.checkpoints.trained import load_trained
 from spectralmoe_jax.configuration import load_config
@@ -133,6 +135,14 @@ def test_keys_of_an_own_adapter_are_its_own(example):
                          ("penalty=-1", "penalty = -1.0: must be 0 or more")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             segmenter_config(load_config(FULL, [kind, f"--config.model.adapter.{key}"]))
+
+
+def test_the_released_layout_has_no_other_kinds(goldens):
+    file = open_source(goldens / "released_tiny" / "dinov3_laplace_k1.safetensors")
+    for section, kind in (("adapter", "rein"), ("head", "linear")):
+        settings = segmenter_config(load_config(FULL, [f"--config.model.{section}.kind={kind}"]))
+        with pytest.raises(UserError, match=rf"model\.{section}\.kind = '{kind}' has no released layout"):
+            next(stream_segmenter(file, settings, {}, {section}))
 
 
 def test_an_own_adapter_from_training_to_scores(example):

@@ -235,6 +235,10 @@ def tiny(kind, head="linear") -> ConfigDict:
     return config
 
 
+def rules_of(structure):
+    return (hook(structure.backbone.adapter, "optimizer_rules") or ()) + OptimizerSettings(steps=1).rules
+
+
 def leaf_names(tree):
     return {"/".join(path): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
 
@@ -263,6 +267,7 @@ def test_every_kind_trains_what_it_may_and_predicts(kind):
     still = {name for name, leaf in found.items() if not np.any(leaf)}
     assert {name for name in still if not set(name.split("/")) & {"link", "transform", "merge"}} == set()
     assert bool(still) == (kind in LINKED)  # the linear head has no use for linked queries
+    match_rules(rules_of(structure), trainable)  # raises for a parameter without one
     encoders = [name for name in found if name.startswith(("backbone/visual/", "backbone/depth/"))]
     assert bool(encoders) == (kind in ("full", "bitfit"))
     assert not any(name.startswith("backbone/depth/") for name in found)
@@ -303,8 +308,7 @@ DECAYED = {
 @pytest.mark.parametrize("kind", DECAYED)
 def test_weight_decay_as_published(kind):
     structure = abstract_segmenter(segmenter_config(tiny(kind)))
-    rules = (hook(structure.backbone.adapter, "optimizer_rules") or ()) + OptimizerSettings(steps=1).rules
-    factors = match_rules(rules, {"backbone": split(structure)[0]["backbone"]})
+    factors = match_rules(rules_of(structure), {"backbone": split(structure)[0]["backbone"]})
     decayed = {name for name, (decay, _) in factors.items() if decay}
     wanted = {name for name in factors if set(name.split("/")) & DECAYED[kind]}
     assert decayed == wanted
