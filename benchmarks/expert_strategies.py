@@ -78,7 +78,7 @@ def functions(
         layer = join(adapter, values)
         weights = {name: leaf[0] for name, leaf in layer.stacked().items()}
         out = layer.layer(weights, tokens[0], tokens[1])
-        return jnp.sum(out.tokens**2) + out.balance_loss
+        return jnp.sum(out.tokens**2) + out.auxiliary_loss
 
     forward = jax.jit(total)
     backward = jax.jit(jax.grad(total, argnums=(0, 1)))

@@ -15,14 +15,14 @@ import math
 import os
 import types
 import typing
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.optional_keys import OPTIONAL, optional_in
+from spectralmoe_jax.optional_keys import CHOICES, keys_of_kind, optional_in, optional_key
 
 T = TypeVar("T")
 
@@ -55,10 +55,15 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     literals or separated by commas, booleans as true or false; `none` unsets a section, a tuple or a number.
     Of the optional keys only those that are assigned are in the result.
 
+    A section that gets another `kind` loses the keys that the new kind does not have and keeps the others;
+    of a user's own kind, whose keys are not known here, it loses all. This comes before all other
+    assignments, which are held against the new kind.
+
     Raises:
       UserError: names the full key and the nearest keys, or the type it takes; or a number is not finite.
     """
     config = ConfigDict(_frozen(config.to_dict()))
+    kinds = _change_kinds(config, overrides)
     for override in overrides:
         name, equals, text = override.removeprefix("--").partition("=")
         require(bool(equals), name, "needs a value, as in --config.train.steps=100")
@@ -66,13 +71,13 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         require(keys[0] == "config" and len(keys) > 1, name, "an override starts with --config.")
         section = config
         for depth, key in enumerate(keys[1:-1], start=2):
-            section = _subsection(section, key, keys[1 : depth - 1])
+            section = _subsection(section, key, keys[1 : depth - 1], kinds)
             if not isinstance(section, ConfigDict):
                 raise UserError(
                     f"{'.'.join(keys[:depth])} is {section!r}, not a section: it has no key {keys[-1]!r}"
                 )
-        _require_key(section, keys[-1], keys[1:-1])
-        optional = OPTIONAL.get(_plain(keys[1:]))
+        _require_key(section, keys[-1], keys[1:-1], kinds)
+        optional = optional_key(_plain(keys[1:]), kinds)
         with section.ignore_type():
             section[keys[-1]] = (
                 _parse(text, section.get_type(keys[-1]), name)
@@ -82,6 +87,26 @@ def apply_overrides(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     for name, value in flatten(config, "config").items():
         require(_is_finite(value), name, f"takes finite numbers, not {value!r}")
     return config.lock()
+
+
+def _change_kinds(config: ConfigDict, overrides: Sequence[str]) -> dict[str, str]:
+    """Drops, in place, what sections with a new kind cannot keep; returns the kind of every section that is
+    of another kind than the default."""
+    given = dict(override.removeprefix("--").partition("=")[::2] for override in overrides)
+    kinds = {}
+    for place, choice in CHOICES.items():
+        section: Any = config
+        for key in place.split("."):
+            section = section.get(key) if isinstance(section, ConfigDict) else None
+        was = section.get("kind", choice.default) if isinstance(section, ConfigDict) else choice.default
+        kind = given.get(f"config.{place}.kind", was)
+        if kind != choice.default:
+            kinds[place] = kind
+        if kind != was and isinstance(section, ConfigDict):
+            known = keys_of_kind(place, kind) or {}
+            for key in [key for key in section if key != "kind" and key not in known]:
+                del section[key]
+    return kinds
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -229,15 +254,17 @@ def _plain(keys: Sequence[str]) -> str:
     return ".".join(keys[2:] if len(keys) > 1 and keys[0] == "streams" else keys)
 
 
-def _require_key(section: ConfigDict, key: str, place: Sequence[str]) -> None:
-    known = {*section, *optional_in(_plain(place))}
-    if key not in known:
+def _require_key(section: ConfigDict, key: str, place: Sequence[str], kinds: Mapping[str, str]) -> None:
+    plain = _plain(place)
+    known = {*section, *optional_in(plain, kinds)}
+    is_own = plain in kinds and keys_of_kind(plain, kinds[plain]) is None
+    if key not in known and not is_own:
         raise _unknown_key(".".join(("config", *place)), key, known)
 
 
-def _subsection(section: ConfigDict, key: str, place: Sequence[str]) -> Any:
+def _subsection(section: ConfigDict, key: str, place: Sequence[str], kinds: Mapping[str, str]) -> Any:
     """What stands under `key`; an empty section where one may stand and does not."""
-    _require_key(section, key, place)
+    _require_key(section, key, place, kinds)
     if key not in section:
         section[key] = ConfigDict()
     return section[key]

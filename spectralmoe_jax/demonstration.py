@@ -20,7 +20,7 @@ from spectralmoe_jax.evaluation.report import print_table, score, write_report
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.prediction.command import predict as predict_map
 from spectralmoe_jax.prediction.panel import write_panel
-from spectralmoe_jax.prediction.routing import expert_maps
+from spectralmoe_jax.prediction.routing import expert_maps, has_experts
 from spectralmoe_jax.prediction.windows import Predict, WindowSettings, predict_image
 from spectralmoe_jax.training.run import train
 
@@ -98,18 +98,20 @@ def _write_panel(path: Path, config: ConfigDict, splits: Splits, segmenter: Segm
             if index == 2:
                 break
             image, label = image[:PANEL_SIDE, :PANEL_SIDE], label[:PANEL_SIDE, :PANEL_SIDE]
-            maps = expert_maps(segmenter, image, settings.window)[:, 0]
             shown["images"].append(image)
             shown["truths"].append(label)
             shown["predictions"].append(predict_image(image, predict, settings).argmax(axis=-1))
-            shown["experts"].append({"expert, layer 1": maps[0], f"expert, layer {last}": maps[-1]})
+            if has_experts(segmenter):
+                maps = expert_maps(segmenter, image, settings.window)[:, 0]
+                shown["experts"].append({"expert, layer 1": maps[0], f"expert, layer {last}": maps[-1]})
             shown["titles"].append(f"{sensor}\n{name.rpartition('/')[2].replace('_', ' ')}")
+    shown["experts"] = shown["experts"] or None
     write_panel(
         path,
         **shown,
         names=config.classes.names,
         palette=config.classes.palette,
-        expert_count=segmenter.config.adapter.num_experts,
+        expert_count=getattr(segmenter.config.adapter, "num_experts", 0),
         rgb_bands=[config.bands.index(band) for band in ("red", "green", "blue")],
         false_colour_bands=[config.bands.index(band) for band in ("nir", "red", "green")],
         heading="Trained on one generated sensor, tested on another",

@@ -7,6 +7,8 @@ key with `.get(key, default)`, or through a dataclass whose defaults are these.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Names = tuple[str, ...]
@@ -117,6 +119,14 @@ _ADAPTER = {
     "strategy": Key(str, "auto"),
 }
 
+_TOKENS = {
+    "num_tokens": Key(int, 100),
+    "rank": Key(int, 16),
+    "query_dim": Key(int, 256),
+    "scale_init": Key(float, 1e-3),
+    "link_query_features": Key(bool, False),
+}
+
 _HEAD = {
     "num_queries": Key(int, 100),
     "width": Key(int, 256),
@@ -161,14 +171,43 @@ _TRAIN = {
     "checkpoint_every": Key(int, 500),
 }
 
+
+class Choice(NamedTuple):
+    """Kinds that a section may be of: `default` where it has no `kind`, and the keys that each has. A kind
+    with a colon is a user's own: its keys are known once it is loaded."""
+
+    default: str
+    kinds: dict[str, dict[str, Key]]
+
+
+CHOICES = {
+    "model.adapter": Choice(
+        "spectral_moe",
+        {
+            "spectral_moe": _ADAPTER,
+            "none": {},
+            "full": {},
+            "bitfit": {},
+            "rein": _TOKENS,
+            "depthforge": _TOKENS | {"gate_width": Key(int, 64), "maps": Key(int, 4)},
+            "set": _TOKENS,
+            "fada": _TOKENS,
+            "lora": {"lora_rank": Key(int, 8), "lora_alpha": Key(float, 8.0)},
+            "adaptformer": {"bottleneck": Key(int, 64), "branch_scale": Key(float, 0.1)},
+            "vpt": {"num_prompts": Key(int, 150)},
+        },
+    ),
+    "model.head": Choice("mask2former", {"mask2former": _HEAD, "linear": {}}),
+}
+
 _SECTIONS: dict[str, dict[str, Key]] = {
     "data": _DATA,
     "augment": _AUGMENT,
     "model": {"weights": Key(str | Names | None)},
     "model.visual": _ENCODER,
     "model.depth": _ENCODER | {"bands": Key(Names | None)},
-    "model.adapter": _ADAPTER,
-    "model.head": _HEAD,
+    "model.adapter": {"kind": Key(str, "spectral_moe")} | _ADAPTER,
+    "model.head": {"kind": Key(str, "mask2former")} | _HEAD,
     "loss": _LOSS,
     "train": _TRAIN,
     "parallel": _PARALLEL,
@@ -178,12 +217,28 @@ _SECTIONS: dict[str, dict[str, Key]] = {
 OPTIONAL: dict[str, Key] = _TOP | {
     f"{section}.{name}": key for section, keys in _SECTIONS.items() for name, key in keys.items()
 }
-"""All of them by dotted key. A new section is a table above and a line in `_SECTIONS`; the section itself
-may then be missing from a configuration."""
+"""All of them by dotted key, of sections with a `kind` those of the default one. A new section is a table
+above and a line in `_SECTIONS`; the section itself may then be missing from a configuration."""
 
 
-def optional_in(section: str) -> tuple[str, ...]:
+def keys_of_kind(section: str, kind: str) -> dict[str, Key] | None:
+    """The keys that a section of this kind has, `kind` apart; None for a kind that is not known here."""
+    return CHOICES[section].kinds.get(kind)
+
+
+def optional_key(dotted: str, kinds: Mapping[str, str]) -> Key | None:
+    """The optional key of this name; of sections in `kinds`, as sections of that kind have it."""
+    section, _, name = dotted.rpartition(".")
+    if name == "kind" or section not in kinds:
+        return OPTIONAL.get(dotted)
+    known = keys_of_kind(section, kinds[section])
+    return Key(Any) if known is None else known.get(name)
+
+
+def optional_in(section: str, kinds: Mapping[str, str] = MappingProxyType({})) -> tuple[str, ...]:
     """Names of optional keys, and of sections with some, that stand directly in `section` ("" is the top)."""
+    if section in kinds:
+        return ("kind", *(keys_of_kind(section, kinds[section]) or {}))
     start = f"{section}." if section else ""
     below = (key.removeprefix(start) for key in OPTIONAL if key.startswith(start))
     return tuple(dict.fromkeys(key.partition(".")[0] for key in below))

@@ -6,7 +6,7 @@ its own blocks. One layer is `SpectralMoE.layer`, a pure function of its slice.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,9 @@ from jax import Array
 
 from spectralmoe_jax.adapters import experts, gating
 from spectralmoe_jax.adapters.fusion import fuse
+from spectralmoe_jax.adapters.link import Projection, merged
+from spectralmoe_jax.adapters.protocol import Grid, LayerOutput
 from spectralmoe_jax.adapters.settings import AdapterConfig
-
-
-class LayerOutput(NamedTuple):
-    """tokens: (B, N, D), refined. balance_loss: scalar. experts: (J, B, N) int32, the strongest expert
-    of every token of the visual and, where there is one, the depth modality."""
-
-    tokens: Array
-    balance_loss: Array
-    experts: Array
-
-
-class Projection(nnx.Module):
-    """A linear map whose kernel and bias are folded into expert coordinates by its reader."""
-
-    def __init__(self, in_features: int, out_features: int, *, param_dtype, rngs: nnx.Rngs):
-        # Kaiming uniform with a = sqrt(5), torch's default for a linear layer: bound 1/sqrt(fan in)
-        bound = in_features**-0.5
-        shape = (in_features, out_features)
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound))
-        self.bias = nnx.Param(jax.random.uniform(rngs.params(), shape[1:], param_dtype, -bound, bound))
 
 
 class SpectralMoE(nnx.Module):
@@ -47,6 +29,8 @@ class SpectralMoE(nnx.Module):
       w_gate, w_noise: (L, J, D, E), zero at the start.
       token_to_feature: W_t. delta_to_feature: W_d. scale: alpha. transform: W_q. merge: W_m.
     """
+
+    Config: ClassVar[type] = AdapterConfig
 
     def __init__(self, config: AdapterConfig, *, layers: int, width: int,
                  param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
@@ -78,14 +62,17 @@ class SpectralMoE(nnx.Module):
         return jax.random.normal(key, shape, jnp.promote_types(jnp.float32, self.w_gate.dtype))
 
     def layer(self, weights: dict[str, Array], visual: Array, depth: Array | None,
-              noise: Array | None = None) -> LayerOutput:  # fmt: skip
+              noise: Array | None = None, grid: Grid | None = None) -> LayerOutput:  # fmt: skip
         """Refine the patch tokens of one layer.
 
         Args:
           weights: one layer's slice of `stacked()`.
           visual, depth: patch tokens (B, N, D); depth is None without the depth modality.
-          noise: (J, B, N, E) standard normal draws in training, None in evaluation.
+          noise: in training (J, B, N, E) standard normal draws, or a key for them; None in evaluation.
+          grid: not used.
         """
+        if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
+            noise = self.draw_noise(noise, visual.shape[0], visual.shape[1])
         config, dtype = self.config, visual.dtype
         wide = jnp.promote_types(jnp.float32, dtype)
         a, b = weights["a"], weights["b"]
@@ -129,13 +116,7 @@ class SpectralMoE(nnx.Module):
         kernel, bias = self.transform.kernel[...], self.transform.bias[...]
         small = jnp.einsum("lerd,dq->lerq", self.experts_b[...], kernel)
         per_layer = jnp.einsum("lemr,lerq->lmq", self.experts_a[...], small) / self.config.num_experts + bias
-        # By index, as torch.max: the gradient of jnp.max compares values, and a compiler that computes them
-        # twice with different rounding then finds none equal and divides by zero.
-        strongest = jax.lax.stop_gradient(jnp.argmax(per_layer, axis=0, keepdims=True))
-        largest = jnp.take_along_axis(per_layer, strongest, axis=0)[0]
-        together = jnp.stack([largest, per_layer.mean(axis=0), per_layer[-1]], axis=-1)
-        # the released layout interleaves the three per feature
-        return together.reshape(together.shape[0], -1) @ self.merge.kernel[...] + self.merge.bias[...]
+        return merged(per_layer, self.merge)
 
 
 def _initial_a(key: Array, config: AdapterConfig, layers: int, dtype) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from spectralmoe_jax.checkpoints import provenance
 from spectralmoe_jax.checkpoints.hugging_face import write_folder
-from spectralmoe_jax.checkpoints.released import ENCODERS, generated_leaves
+from spectralmoe_jax.checkpoints.released import ENCODERS, generated_leaves, require_released
 from spectralmoe_jax.checkpoints.released_writing import depth_rest, released_shapes, released_tensors
 from spectralmoe_jax.checkpoints.rules import Path as LeafPath
 from spectralmoe_jax.checkpoints.rules import Shape
@@ -22,7 +22,7 @@ from spectralmoe_jax.checkpoints.store import FOLDER, read_run_config
 from spectralmoe_jax.checkpoints.trained import Trained, open_trained
 from spectralmoe_jax.checkpoints.write import aside, require_suffix, write_safetensors
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.build import abstract_segmenter
+from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.state import leaves
 
 
@@ -38,7 +38,10 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
     """
     if to != "hf":
         require_suffix(target, *((".safetensors",) if to == "safetensors" else (".pth", ".safetensors")))
-    trained = open_trained(workdir, read_run_config(workdir))
+    config = read_run_config(workdir)
+    if to == "released":
+        require_released(segmenter_config(config), ("adapter", "head"), "--to released")
+    trained = open_trained(workdir, config)
     record = _record(workdir, trained, to)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves(abstract_segmenter(trained.settings)).items()}
     stream = ((path, np.asarray(leaf)) for path, leaf in trained.stream)
@@ -105,7 +108,7 @@ def _write_released(
 
 
 def _depth_rest(trained: Trained) -> dict[str, np.ndarray]:
-    if not trained.settings.adapter.use_depth:
+    if not trained.settings.uses_depth:
         return {}
     file = next((file for file in trained.opened if "depth" in file.parts), None)
     if file is None:

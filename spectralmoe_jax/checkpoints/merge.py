@@ -151,7 +151,7 @@ def _fitted_parts(source: Source, settings: SegmenterConfig) -> Iterator[Part]:
         return Part(name, own, stream, found)
 
     if is_segmenter(source):
-        unused = set() if settings.adapter.use_depth else {"depth"}
+        unused = set() if settings.uses_depth else {"depth"}
         for name in sorted(parts_of(source) - unused):
             found = recognise(encoder_alone(source, name)) if name in ENCODERS else None
             yield part(name, stream_segmenter(source, settings, everything, {name}), found)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from spectralmoe_jax.adapters.kinds import DEFAULT
 from spectralmoe_jax.checkpoints import format_rules as rows
 from spectralmoe_jax.checkpoints.adapt import EncoderAdapt
 from spectralmoe_jax.checkpoints.encoder_file import (
@@ -43,6 +44,7 @@ from spectralmoe_jax.checkpoints.rules import (
 )
 from spectralmoe_jax.checkpoints.sources import Source, open_source
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.mask2former.settings import HeadConfig
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.models.state import fill, leaves
@@ -199,6 +201,8 @@ def stream_segmenter(
     Raises UserError, listing all problems together, before anything large is read.
     """
     parts = _used_parts(source, config, parts)
+    if not is_native(canonical(source)):
+        require_released(config, parts & {"adapter", "head"}, source.describe)
     named = canonical(source).renamed(lambda name: name if part_of(name) in (*parts, "") else "")
     wanted = {path: shape for path, shape in shapes.items() if part_of(path) in parts}
     wanted = {path: shape for path, shape in wanted.items() if path not in generated_leaves(config)}
@@ -216,9 +220,27 @@ def stream_segmenter(
     return stream
 
 
+def require_released(config: SegmenterConfig, parts: Collection[str], source: str) -> None:
+    """Raises UserError for an adapter or a head, among `parts`, that the released code does not have.
+
+    source: the file, or the command, that has or wants the released layout.
+    """
+    kinds = {
+        "adapter": (config.adapter_kind, DEFAULT),
+        "head": ("mask2former" if isinstance(config.head, HeadConfig) else "linear", "mask2former"),
+    }
+    for part in sorted(parts):
+        kind, released = kinds[part]
+        if kind != released:
+            raise UserError(
+                f"{source}: config.model.{part}.kind = {kind!r} has no released layout, which is of "
+                f"{released} alone; read or write it by our own names (--to safetensors)"
+            )
+
+
 def _used_parts(source: Source, config: SegmenterConfig, parts: Collection[str]) -> set[str]:
     """`parts` but for a depth encoder that the configuration has no use for, which the log says."""
-    if config.adapter.use_depth or "depth" not in parts:
+    if config.uses_depth or "depth" not in parts:
         return set(parts)
     log.info(
         "%s: its depth encoder and the router of depth are left out: config.model.adapter.use_depth is False",
@@ -267,7 +289,7 @@ def _is_depth_rest(name: str) -> bool:
 def _ignored(config: SegmenterConfig) -> list[str]:
     formats = {format.kind: format for format in reversed(FORMATS) if format.names[0] in NAMES.values()}
     patterns = formats[config.visual.kind].ignored if config.visual.kind in formats else ()
-    router = () if config.adapter.use_depth else (_DEPTH_ROUTER,)
+    router = () if config.uses_depth else (_DEPTH_ROUTER,)
     return [*IGNORED_DEPTH, *router, *(rf"backbone\.(?:{pattern})" for pattern in patterns)]
 
 

@@ -32,6 +32,7 @@ from spectralmoe_jax.checkpoints.names import from_named_leaves, named_leaves
 from spectralmoe_jax.configuration import flatten, read_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.presets import takes_wavelengths
+from spectralmoe_jax.optional_keys import CHOICES
 
 CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"
@@ -41,6 +42,7 @@ _MODEL_SECTIONS = ("bands", "classes", "model")
 # How the same function is computed, not which function: free to differ between runs.
 _COMPUTATION_KEYS = ("model.dtype", "model.remat", "model.weights", "model.visual.weights",
                      "model.depth.weights", "model.adapter.strategy")  # fmt: skip
+_DEFAULT_KINDS = {f"{section}.kind": choice.default for section, choice in CHOICES.items()}
 # What belongs to a sensor where the patch embedding is generated: free to differ, too.
 _SENSOR_KEYS = (
     "bands",
@@ -61,6 +63,8 @@ def model_part(config: ConfigDict) -> dict[str, Any]:
     sections = {key: config[key] for key in _MODEL_SECTIONS if key in config}
     free = _COMPUTATION_KEYS + (_SENSOR_KEYS if _any_bands(config) else ())
     flat = {key: value for key, value in flatten(sections).items() if key not in free}
+    # a default that is written out is the same model
+    flat = {key: value for key, value in flat.items() if _DEFAULT_KINDS.get(key) != value}
     return json.loads(json.dumps(flat))
 
 

@@ -110,7 +110,8 @@ def _every_leaf(
     """
     filled = {part for file in opened for part in file.parts}
     missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
-    _report_random(config, settings, {part_of(path) for path in missing})
+    frozen = {part_of(path) for path in traverse_util.flatten_dict(split(abstract)[1]) if _is_kernel(path)}
+    _report_random(config, settings, {part_of(path) for path in missing} & frozen)
     read = ((path, value) for file in opened for path, value in file.stream if path not in known)
     shardings = None if layout is None else layout.of_parameters(leaves(abstract))
     return itertools.chain(read, _random(settings, config.seed, missing, shardings))
@@ -169,14 +170,20 @@ def _specs(config: ConfigDict, settings: SegmenterConfig) -> Iterator[tuple[str,
     given = config.model.get("weights") or ()
     for spec in given.split(",") if isinstance(given, str) else given:
         yield "config.model.weights", spec.strip(), None
-    for encoder in (settings.visual, settings.depth if settings.adapter.use_depth else None):
+    for encoder in (settings.visual, settings.depth if settings.uses_depth else None):
         if encoder is not None and config.model[encoder.name].get("weights"):
             yield f"config.model.{encoder.name}.weights", config.model[encoder.name].weights, encoder
 
 
+def _is_kernel(path: Path) -> bool:
+    """Whether it is a weight of an encoder's blocks, which are frozen or trained together."""
+    return "blocks" in path and path[-1] == "kernel"
+
+
 def _report_random(config: ConfigDict, settings: SegmenterConfig, parts: set[str]) -> None:
+    """Of frozen parts whose weights are in no file."""
     for encoder in (settings.visual, settings.depth):
-        if encoder is None or encoder.trainable or encoder.name not in parts:
+        if encoder is None or encoder.name not in parts:
             continue
         if config.model.get("weights"):
             raise UserError(

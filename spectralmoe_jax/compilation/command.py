@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from spectralmoe_jax.adapters.protocol import hook
 from spectralmoe_jax.checkpoints.trained import make_predict_step
 from spectralmoe_jax.compilation.collectives import collectives
 from spectralmoe_jax.compilation.flops import product_flops
@@ -75,7 +76,8 @@ def lower_train(config: ConfigDict, layout: Layout) -> Any:
     """The traced train step of a configuration, from shapes alone."""
     structure, trainable, frozen = _shapes(config, layout)
     settings = from_config(TrainSettings, config.train, "train")
-    optimizer = make_optimizer(settings, trainable)
+    rules = hook(structure.backbone.adapter, "optimizer_rules") or ()
+    optimizer = make_optimizer(settings, trainable, rules)
     state = layout.shapes(jax.eval_shape(lambda params: init_state(params, optimizer), trainable))
     crop, rows = config.data.crop, settings.batch_size
     batch = {

@@ -39,32 +39,43 @@ class Mask2FormerHead(nnx.Module):
       config: sizes.
       in_features: D, channels of the feature maps.
       dtype: of the computation; statistics, sampling positions and logits are at least float32.
+      own_positions: the head learns its query position embeddings, `query_embed`, as it has none linked.
+      own_features: the head learns its query features; False where they come with the linked queries.
       remat: recompute each encoder layer and each round of decoder layers on the way back.
       param_dtype: of the weights, float32 or float64.
     """
 
     def __init__(self, config: HeadConfig, *, in_features: int, dtype=jnp.float32, remat: bool = False,
-                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+                 own_positions: bool = False, own_features: bool = True, param_dtype=jnp.float32,
+                 rngs: nnx.Rngs):  # fmt: skip
         kwargs = {"param_dtype": param_dtype, "rngs": rngs}
         shape = (config.num_queries, config.width)
         self.config, self.dtype = config, dtype
         self.pixel_decoder = PixelDecoder(config, in_features, remat=remat, **kwargs)
         self.transformer_decoder = MaskDecoder(config, remat=remat, **kwargs)
-        self.query_feat = nnx.Param(normal(rngs.params(), shape, param_dtype))
+        if own_features:
+            self.query_feat = nnx.Param(normal(rngs.params(), shape, param_dtype))
+        if own_positions:
+            self.query_embed = nnx.Param(normal(rngs.params(), shape, param_dtype))
+        self.own_positions, self.own_features = own_positions, own_features
         self.level_embed = nnx.Param(normal(rngs.params(), (LEVELS, config.width), param_dtype))
         self.cls_embed = Linear(config.width, config.num_classes + 1, init=torch_uniform,
                                 bias_init=torch_bias(config.width), **kwargs)  # fmt: skip
         self.mask_embed = MaskEmbedding(config.width, **kwargs)
 
-    def __call__(self, features: Sequence[Array], queries: Array, *,
-                 all_layers: bool = True) -> tuple[Array, Array]:  # fmt: skip
+    def __call__(self, features: Sequence[Array], queries: Array | None, *, all_layers: bool = True,
+                 query_features: Array | None = None,
+                 scales: Sequence[float] | None = None) -> tuple[Array, Array]:  # fmt: skip
         """Class and mask logits of every decoder layer.
 
         Args:
           features: four maps (B, h, w, D), finest level first, not yet resized: map i is resized by
             `config.scales[i]` after its projection. Maps that are resized already go with scales of 1.
-          queries: (Q, W), the linked queries of the adapter: position embeddings of the decoder.
+          queries: (Q, W), the linked queries of the adapter: position embeddings of the decoder. None for the
+            head's own.
           all_layers: False gives the last layer alone, for prediction.
+          query_features: (Q, W), in place of the head's own.
+          scales: in place of `config.scales`, of maps that are resized already.
 
         Returns, with K = 1 + decoder_layers or 1, and the first entry from the learned query features:
           class_logits (K, B, Q, num_classes + 1), the last class "no object";
@@ -72,13 +83,17 @@ class Mask2FormerHead(nnx.Module):
 
         Raises ValueError where the number of maps or the shape of the queries does not fit.
         """
-        shape = self.query_feat.shape
+        shape = (self.config.num_queries, self.config.width)
+        queries = self.query_embed[...] if self.own_positions else queries
+        start = self.query_feat[...] if self.own_features else query_features
+        if queries is None or start is None:
+            raise ValueError("the head has no queries of its own, and none were given")
         if len(features) != LEVELS + 1 or queries.shape != shape:
             raise ValueError(
                 f"the head takes {LEVELS + 1} feature maps and queries {shape}, "
                 f"not {len(features)} and {queries.shape}"
             )
-        mask_features, levels = self.pixel_decoder([x.astype(self.dtype) for x in features])
+        mask_features, levels = self.pixel_decoder([x.astype(self.dtype) for x in features], scales)
         memories = [self._memory(level, i) for i, level in enumerate(levels)]
         # resizing mask features equals resizing the masks they give, for a fraction of the work
         small = [resize_bilinear(mask_features, level.shape[1:3]) for level in levels]
@@ -89,7 +104,7 @@ class Mask2FormerHead(nnx.Module):
             return hidden & ~hidden.all(axis=-1, keepdims=True)
 
         batch = mask_features.shape[0]
-        start = jnp.broadcast_to(self.query_feat[...].astype(self.dtype), (batch, *shape))
+        start = jnp.broadcast_to(start.astype(self.dtype), (batch, *shape))
         trail = self.transformer_decoder(start, queries.astype(self.dtype), memories, block)
         trail = trail if all_layers else trail[-1:]
         class_logits = self.cls_embed(trail, wide_type(self.dtype))

@@ -101,18 +101,19 @@ class PixelDecoder(nnx.Module):
         self.output_conv = Smoothing(config, rngs=rngs, **kwargs)
         self.mask_feature = Linear(config.width, config.width, init=c2_uniform, rngs=rngs, **kwargs)
 
-    def __call__(self, features: Sequence[Array]) -> PixelFeatures:
-        """`features`: four maps (B, h, w, D), the one of the finest level first, not yet resized by
-        `config.scales`."""
+    def __call__(self, features: Sequence[Array], scales: Sequence[float] | None = None) -> PixelFeatures:
+        """`features`: four maps (B, h, w, D), the one of the finest level first, not yet resized by `scales`,
+        default `config.scales`."""
+        scales = self.config.scales if scales is None else scales
         graph, weights = nnx.split(self.input_convs)
         levels = []
         for level in range(LEVELS):
             project = nnx.merge(graph, jax.tree.map(lambda leaf, i=level: leaf[i], weights))
-            levels.append(project(features[-1 - level], self.config.scales[-1 - level]))
+            levels.append(project(features[-1 - level], scales[-1 - level]))
         shapes = [level.shape[1:3] for level in levels]
 
         levels = self._encode(levels, shapes)
-        fine = self.lateral_conv(features[0], self.config.scales[0])
+        fine = self.lateral_conv(features[0], scales[0])
         fine = self.output_conv(fine + resize_bilinear(levels[-1], fine.shape[1:3]))
         return PixelFeatures(self.mask_feature(fine), levels)
 

@@ -6,8 +6,9 @@ adapter layer, so that depth tokens of other layers never exist at the same time
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
-from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
+from spectralmoe_jax.adapters.kinds import DEFAULT, adapter_class
+from spectralmoe_jax.adapters.protocol import Adapter, RunBlock, hook
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.encoder import Encoder, EncoderConfig
 from spectralmoe_jax.models.sam import SamEncoder
+from spectralmoe_jax.models.state import Path, train_some
 from spectralmoe_jax.models.vit import VisionTransformer
 from spectralmoe_jax.parallel import constrain
 from spectralmoe_jax.parallel.gather import forgetting_gathered, gathered
@@ -30,31 +32,33 @@ Step = Callable[[Any, Any], tuple[Any, Any]]  # (carry, one layer's inputs) -> (
 
 
 class Features(NamedTuple):
-    """maps: refined patch tokens of the chosen layers, each (B, h, w, D). queries: (M, query_dim).
-    balance_loss: scalar, mean over layers. experts: (L, J, B, N) int32, the strongest expert of every
-    token, visual first."""
+    """maps: refined patch tokens of the chosen layers, each (B, h, w, D). queries: (M, query_dim),
+    or None where the adapter links none. auxiliary_loss: scalar, mean over layers. experts: (L, J, B, N)
+    int32, the strongest expert of every token, visual first, or None where there are none."""
 
     maps: list[Array]
-    queries: Array
-    balance_loss: Array
-    experts: Array
+    queries: Array | None
+    auxiliary_loss: Array
+    experts: Array | None
 
 
 class Backbone(nnx.Module):
-    """Frozen encoders refined by the adapter.
+    """Frozen encoders refined by an adapter of `kind`, whose settings are `adapter`.
 
     Attributes: visual, depth (None without the depth modality), adapter.
     """
 
-    def __init__(self, visual: EncoderConfig, depth: EncoderConfig | None, adapter: AdapterConfig, *,
-                 out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str = "none",
-                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+    def __init__(self, visual: EncoderConfig, depth: EncoderConfig | None, adapter: Any, *,
+                 kind: str = DEFAULT, out_layers: tuple[int, ...], depth_bands: tuple[int, ...],
+                 remat: str = "none", param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
         self.visual: Encoder = make_encoder(visual, param_dtype=param_dtype, rngs=rngs)
-        depth = depth if adapter.use_depth else None
+        depth = depth if uses_depth(adapter) else None
         self.depth = None if depth is None else make_encoder(depth, param_dtype=param_dtype, rngs=rngs)
-        self.adapter = SpectralMoE(
+        self.adapter: Adapter = adapter_class(kind)(
             adapter, layers=visual.layers, width=visual.width, param_dtype=param_dtype, rngs=rngs
         )
+        if trains := hook(self.adapter, "trains"):
+            train_some(self.visual, trains, trainable_paths(visual))
         self.out_layers, self.depth_bands, self.remat = out_layers, depth_bands, remat
 
     def __call__(self, image: Array, *, key: Array | None = None, noise: Array | None = None) -> Features:
@@ -81,10 +85,11 @@ class Backbone(nnx.Module):
             carry, extras = jax.lax.scan(step, carry, layers)
             return carry, (carry[0][:, self.visual.config.prefix_tokens :], *extras)
 
-        _, (tokens, balance, strongest) = jax.lax.scan(run_group, (visual, depth), grouped)
+        _, (tokens, auxiliary, strongest) = jax.lax.scan(run_group, (visual, depth), grouped)
         maps = [tokens[layer // group].reshape(image.shape[0], h, w, -1) for layer in self.out_layers]
-        strongest = strongest.reshape(-1, *strongest.shape[2:])  # (L, J, B, N)
-        return Features(maps, self.adapter.queries(), jnp.mean(balance), strongest)
+        if strongest is not None:
+            strongest = strongest.reshape(-1, *strongest.shape[2:])  # (L, J, B, N)
+        return Features(maps, self.adapter.queries(), jnp.mean(auxiliary), strongest)
 
     def _layers(self, h: int, w: int, key: Array | None, noise: Array | None) -> tuple[dict, Step]:
         """Everything the scan slices by layer, and what it does with one slice."""
@@ -103,14 +108,15 @@ class Backbone(nnx.Module):
 
         def refine(visual, depth, layer):
             weights = gathered(layer["visual"], visual.dtype)
-            visual = constrain(visual_layers.apply(visual, weights), "batch", None, None)
+
+            def run(tokens, edit=None, beside=None):
+                return visual_layers.apply(tokens, weights, edit, beside)
+
+            visual = constrain(self._block(layer["adapter"], visual, run), "batch", None, None)
             patches = None if depth is None else depth[:, skip_depth:]
-            noise = layer.get("noise")
-            if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-                noise = self.adapter.draw_noise(noise, visual.shape[0], h * w)
-            out = self.adapter.layer(layer["adapter"], visual[:, skip:], patches, noise)
+            out = self.adapter.layer(layer["adapter"], visual[:, skip:], patches, layer.get("noise"), (h, w))
             visual = jnp.concatenate([visual[:, :skip], out.tokens], axis=1)
-            return constrain(visual, "batch", None, None), (out.balance_loss, out.experts)
+            return constrain(visual, "batch", None, None), (out.auxiliary_loss, out.experts)
 
         refine = jax.checkpoint(refine) if self.remat == "layer" else forgetting_gathered(refine)
 
@@ -125,6 +131,26 @@ class Backbone(nnx.Module):
 
         return inputs, jax.checkpoint(step) if self.remat == "full" else step
 
+    def _block(self, weights: Any, visual: Array, run: RunBlock) -> Array:
+        """The visual block of a layer, by the adapter where it acts inside."""
+        block = hook(self.adapter, "block")
+        return run(visual) if block is None else block(weights, visual, run)
+
+    def refine_maps(self, maps: list[Array], scales: Sequence[float]) -> tuple[list[Array], Sequence[float]]:
+        """The maps, and how much the head is to resize each, as the adapter changes them if it does."""
+        refine = hook(self.adapter, "refine_maps")
+        return (maps, scales) if refine is None else refine(maps, scales)
+
+    def query_features(self, queries: Array | None) -> Array | None:
+        """Query features in place of the head's own, from an adapter that gives some."""
+        give = hook(self.adapter, "query_features")
+        return None if give is None or queries is None else give(queries)
+
+
+def uses_depth(adapter: Any) -> bool:
+    """Whether an adapter of these settings reads depth tokens."""
+    return bool(getattr(adapter, "use_depth", False))
+
 
 def make_encoder(config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Encoder:
     """The encoder of a family, with random weights."""
@@ -132,7 +158,18 @@ def make_encoder(config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rn
     return made(config, param_dtype=param_dtype, rngs=rngs)
 
 
-def check_parts(visual: EncoderConfig, depth: EncoderConfig | None, adapter: AdapterConfig,
+def trainable_paths(config: EncoderConfig) -> set[Path]:
+    """Weights that the features of an encoder depend on: those that train where it is trainable."""
+    whole = dataclasses.replace(config, trainable=True)
+    encoder = nnx.eval_shape(lambda: make_encoder(whole, rngs=nnx.Rngs(0)))
+    return {
+        tuple(map(str, path))
+        for path, variable in nnx.to_flat_state(nnx.state(encoder))
+        if isinstance(variable, nnx.Param)
+    }
+
+
+def check_parts(visual: EncoderConfig, depth: EncoderConfig | None, adapter: Any,
                 out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str) -> None:  # fmt: skip
     """Raise UserError, naming the key, where the parts do not go together."""
     if remat not in REMAT:
@@ -141,12 +178,16 @@ def check_parts(visual: EncoderConfig, depth: EncoderConfig | None, adapter: Ada
         raise UserError(
             f"config.model.out_layers = {tuple(out_layers)}: layers are numbered 0..{visual.layers - 1}"
         )
-    if not adapter.use_depth:
+    if not uses_depth(adapter):
         return
     if depth is None:
+        is_setting = any(field.name == "use_depth" for field in dataclasses.fields(adapter))
         raise UserError(
             "config.model.depth is None but config.model.adapter.use_depth is True: "
             "give a depth encoder or set use_depth to False"
+            if is_setting
+            else "config.model.depth is None but config.model.adapter.kind reads depth tokens: give a depth "
+            "encoder or another kind"
         )
     for key in ("width", "layers", "patch_size"):
         ours, theirs = getattr(visual, key), getattr(depth, key)

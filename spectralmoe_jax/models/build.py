@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
-from spectralmoe_jax.configuration import from_config, require
+from spectralmoe_jax.adapters.kinds import DEFAULT, adapter_class
+from spectralmoe_jax.configuration import choose, from_config, require
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.linear_head import LinearConfig
 from spectralmoe_jax.mask2former.head import HeadConfig
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.presets import preset
@@ -58,11 +60,14 @@ def segmenter_config(config: ConfigDict) -> SegmenterConfig:
         section = model.depth.to_dict()
         depth_bands = _depth_bands(section.pop("bands", None), bands, config.get("sensor"))
         depth = _encoder(ConfigDict(section), "depth", tuple(bands[place] for place in depth_bands))
+    kind, adapter = _adapter(model.adapter)
+    _check_encoder(visual, kind)
     return SegmenterConfig(
         visual=visual,
         depth=depth,
-        adapter=from_config(AdapterConfig, model.adapter, "model.adapter"),
-        head=from_config(HeadConfig, _with(model.head, num_classes=len(classes)), "model.head"),
+        adapter=adapter,
+        adapter_kind=kind,
+        head=_head(model.head, len(classes)),
         depth_bands=depth_bands,
         out_layers=tuple(model.out_layers),
         dtype=model.dtype,
@@ -146,6 +151,34 @@ def _encoder(
     return from_config(EncoderConfig, ConfigDict(whole), place)
 
 
-def _with(section: ConfigDict, **derived) -> ConfigDict:
-    """The section plus values that follow from elsewhere in the configuration."""
-    return ConfigDict({**section.to_dict(), **derived})
+def _adapter(section: ConfigDict) -> tuple[str, Any]:
+    """The kind of adapter and its settings."""
+    own = section.to_dict()
+    kind = own.pop("kind", DEFAULT)
+    require(isinstance(kind, str), "config.model.adapter.kind", f"takes a name, not {kind!r}")
+    return kind, from_config(adapter_class(kind).Config, ConfigDict(own), "model.adapter")
+
+
+def _check_encoder(visual: EncoderConfig, kind: str) -> None:
+    """Raises UserError where the encoder is none that the adapter can act in."""
+    adapter = adapter_class(kind)
+    if getattr(adapter, "adds_tokens", False) and visual.kind == "sam":
+        raise UserError(
+            f"config.model.adapter.kind = {kind!r} adds tokens, for which the windows of "
+            f"config.model.visual.kind = {visual.kind!r} have no place: choose another of the two"
+        )
+    if hasattr(adapter, "trains") and visual.trainable and kind != "full":
+        raise UserError(
+            f"config.model.visual.trainable is True but config.model.adapter.kind = {kind!r} says which of "
+            "the encoder's weights train: set it to False"
+        )
+
+
+HEADS: dict[str, Any] = {"mask2former": HeadConfig, "linear": LinearConfig}
+
+
+def _head(section: ConfigDict, classes: int) -> HeadConfig | LinearConfig:
+    """The settings of the head, whose kind is their type."""
+    own = section.to_dict()
+    kind = choose("config.model.head.kind", own.pop("kind", "mask2former"), HEADS)
+    return from_config(HEADS[kind], ConfigDict({**own, "num_classes": classes}), "model.head")

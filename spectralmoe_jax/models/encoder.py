@@ -154,12 +154,22 @@ class EncoderConfig:
 WAVELENGTH_RANGE = (0.3, 15.0)  # micrometres: ultraviolet to thermal infrared
 
 
+Edit = Callable[[dict[tuple[str, ...], Array]], dict[tuple[str, ...], Array]]
+Beside = Callable[[Array], Array]
+
+
 class Layers(NamedTuple):
     """weights: a pytree, every leaf with a leading axis of L layers. apply: (tokens (B, T, D), one layer's
-    weights) -> (B, T, D)."""
+    weights, and what an adapter does inside: see `adapters.protocol.RunBlock`) -> (B, T, D)."""
 
     weights: Any
-    apply: Callable[[Array, Any], Array]
+    apply: ApplyLayer
+
+
+class ApplyLayer(Protocol):
+    def __call__(
+        self, x: Array, layer: Any, edit: Edit | None = None, beside: Beside | None = None
+    ) -> Array: ...
 
 
 class Encoder(Protocol):

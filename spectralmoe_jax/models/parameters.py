@@ -8,6 +8,7 @@ from typing import NamedTuple
 from flax import nnx
 from ml_collections import ConfigDict
 
+from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 
@@ -15,8 +16,10 @@ from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 PARTS = {
     ("backbone", "visual"): "visual encoder",
     ("backbone", "depth"): "depth encoder",
+    ("backbone", "adapter", "refinement"): "depth refinement",
     ("backbone", "adapter"): "adapter",
     ("head", "pixel_decoder"): "pixel decoder",
+    ("head", "classifier"): "linear head",
     ("head",): "mask decoder",
     (): "pixel statistics",
 }
@@ -47,7 +50,8 @@ def count(segmenter: Segmenter, config: SegmenterConfig) -> list[Part]:
         name = next(part for prefix, part in PARTS.items() if path[: len(prefix)] == prefix)
         sums[name][0 if isinstance(variable, nnx.Param) else 1] += math.prod(variable.shape)
     adapter = config.adapter
-    unused = max(adapter.ranks) * adapter.num_experts - sum(adapter.ranks)
-    rows = adapter.num_tokens + config.visual.width
-    sums["adapter"][0] -= config.visual.layers * unused * rows
+    if isinstance(adapter, AdapterConfig):
+        unused = max(adapter.ranks) * adapter.num_experts - sum(adapter.ranks)
+        rows = adapter.num_tokens + config.visual.width
+        sums["adapter"][0] -= config.visual.layers * unused * rows
     return [Part(name, *numbers) for name, numbers in sums.items() if any(numbers)]

@@ -27,9 +27,10 @@ from spectralmoe_jax.layers import (
     wide_type,
     zeros,
 )
-from spectralmoe_jax.models.encoder import EncoderConfig, Layers
+from spectralmoe_jax.models.encoder import Beside, Edit, EncoderConfig, Layers
 from spectralmoe_jax.models.patches import embed_patches, patch_grid, resample_table
 from spectralmoe_jax.models.resample import resize_linear
+from spectralmoe_jax.models.state import edited
 from spectralmoe_jax.models.vit import FeedForward
 
 
@@ -114,14 +115,16 @@ class SamBlock(nnx.Module):
         self.norm2 = LayerNorm(config.width, config.norm_eps, kind=kind, param_dtype=param_dtype)
         self.mlp = FeedForward(config, kind, param_dtype, rngs)
 
-    def __call__(self, x: Array, relative: Relative, h: int) -> Array:
-        """x (B, h * w, D) -> (B, h * w, D)."""
+    def __call__(self, x: Array, relative: Relative, h: int, beside: Beside | None = None) -> Array:
+        """x (B, h * w, D) -> (B, h * w, D); `beside` is a branch beside the feed-forward block."""
         attention = functools.partial(self.attention, relative=relative)
         windowed = functools.partial(in_windows, attention, window=self.window)
         grid = rearrange(self.norm1(x), "b (y x) d -> b y x d", y=h)
         y = jax.lax.cond(relative.everywhere, attention, windowed, grid)
         x = x + rearrange(y, "b y x d -> b (y x) d")
-        return x + self.mlp(self.norm2(x))
+        normed = self.norm2(x)
+        y = x + self.mlp(normed)
+        return y if beside is None else y + beside(normed)
 
 
 class SamEncoder(nnx.Module):
@@ -174,8 +177,10 @@ class SamEncoder(nnx.Module):
         """The blocks, ready to be scanned over a grid of h x w patches."""
         graph, weights = nnx.split(self.blocks)
 
-        def apply(x: Array, layer: LayerInputs) -> Array:
-            return nnx.merge(graph, layer.block)(x, layer.relative, h)
+        def apply(
+            x: Array, layer: LayerInputs, edit: Edit | None = None, beside: Beside | None = None
+        ) -> Array:
+            return nnx.merge(graph, edited(layer.block, edit))(x, layer.relative, h, beside)
 
         return Layers(LayerInputs(weights, self._relative(h, w)), apply)
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.adapters.kinds import DEFAULT
+from spectralmoe_jax.adapters.protocol import hook
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.layers import Frozen
+from spectralmoe_jax.linear_head import LinearConfig, LinearHead, pixel_scores
 from spectralmoe_jax.mask2former.head import HeadConfig, Mask2FormerHead, semantic_scores
-from spectralmoe_jax.models.backbone import Backbone, Features, check_parts
+from spectralmoe_jax.models.backbone import Backbone, Features, check_parts, uses_depth
 from spectralmoe_jax.models.encoder import EncoderConfig
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}
@@ -28,7 +30,8 @@ class SegmenterConfig:
     Attributes:
       visual, depth: encoders; depth is None without the depth modality.
       depth_bands: numbers of the bands that the depth encoder sees, red, green, blue.
-      out_layers: the four layers whose features go to the head, finest map first.
+      adapter: its settings, those of `adapter_kind`. head: of Mask2Former, or of the linear head.
+      out_layers: the layers whose features go to the head, finest map first; four for Mask2Former.
       dtype: of the computation; parameters are float32, or float64 with `float64`.
       remat: `none`, `layer` (visual block and adapter recomputed in the backward pass) or `full`
         (the depth block too).
@@ -37,23 +40,25 @@ class SegmenterConfig:
 
     visual: EncoderConfig
     depth: EncoderConfig | None
-    adapter: AdapterConfig
-    head: HeadConfig
+    adapter: Any
+    head: HeadConfig | LinearConfig
     depth_bands: tuple[int, ...] = (0, 1, 2)
     out_layers: tuple[int, ...] = (7, 11, 15, 23)
     dtype: str = "bfloat16"
     remat: str = "none"
     pixel_mean: tuple[float, ...] = (0.0,)
     pixel_std: tuple[float, ...] = (1.0,)
+    adapter_kind: str = DEFAULT
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise UserError(f"config.model.dtype = {self.dtype!r}: choose from {', '.join(DTYPES)}")
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise UserError("config.model.dtype = 'float64': set the environment variable JAX_ENABLE_X64=1")
-        maps = len(self.head.scales)
-        if len(self.out_layers) != maps:
-            raise UserError(f"config.model.out_layers = {self.out_layers}: give {maps} layers")
+        if isinstance(self.head, HeadConfig) and len(self.out_layers) != len(self.head.scales):
+            raise UserError(
+                f"config.model.out_layers = {self.out_layers}: give {len(self.head.scales)} layers"
+            )
         check_parts(self.visual, self.depth, self.adapter, self.out_layers, self.depth_bands, self.remat)
         for key in ("pixel_mean", "pixel_std"):
             if len(getattr(self, key)) != self.visual.in_channels:
@@ -62,16 +67,26 @@ class SegmenterConfig:
                     f"{self.visual.in_channels} of config.bands: name there the bands that the images have, "
                     "and give one value for each"
                 )
-        if self.adapter.num_tokens != self.head.num_queries:
+        if isinstance(self.head, HeadConfig):
+            self._check_link(self.head)
+
+    def _check_link(self, head: HeadConfig) -> None:
+        tokens = getattr(self.adapter, "num_tokens", head.num_queries)
+        if tokens != head.num_queries:
             raise UserError(
-                f"config.model.adapter.num_tokens = {self.adapter.num_tokens} must equal "
-                f"config.model.head.num_queries = {self.head.num_queries}: the tokens become the queries"
+                f"config.model.adapter.num_tokens = {tokens} must equal "
+                f"config.model.head.num_queries = {head.num_queries}: the tokens become the queries"
             )
-        if self.adapter.query_dim != self.head.width:
+        width = getattr(self.adapter, "query_dim", head.width)
+        if width != head.width:
             raise UserError(
-                f"config.model.adapter.query_dim = {self.adapter.query_dim} must equal "
-                f"config.model.head.width = {self.head.width}"
+                f"config.model.adapter.query_dim = {width} must equal config.model.head.width = {head.width}"
             )
+
+    @property
+    def uses_depth(self) -> bool:
+        """Whether the depth modality is there."""
+        return uses_depth(self.adapter)
 
     @property
     def compute_dtype(self) -> jnp.dtype:
@@ -84,16 +99,24 @@ class SegmenterConfig:
 
 class Output(NamedTuple):
     """class_logits: (K, B, Q, classes + 1), mask_logits: (K, B, Q, h, w), K = 1 + decoder layers, the
-    last the one to predict with. balance_loss: scalar. experts: (L, J, B, N) int32."""
+    last the one to predict with. auxiliary_loss, experts: see `Features`."""
 
     class_logits: Array
     mask_logits: Array
-    balance_loss: Array
-    experts: Array
+    auxiliary_loss: Array
+    experts: Array | None
+
+
+class PixelOutput(NamedTuple):
+    """Of the linear head. logits: (B, h, w, classes). auxiliary_loss, experts: see `Features`."""
+
+    logits: Array
+    auxiliary_loss: Array
+    experts: Array | None
 
 
 class Segmenter(nnx.Module):
-    """Encoders, adapter and Mask2Former head, with the statistics that normalise raw pixels.
+    """Encoders, adapter and head, with the statistics that normalise raw pixels.
 
     Attributes: backbone, head, pixel_mean (C,), pixel_std (C,).
     """
@@ -102,13 +125,11 @@ class Segmenter(nnx.Module):
         dtype = config.param_dtype
         self.config = config
         self.backbone = Backbone(
-            config.visual, config.depth, config.adapter, out_layers=config.out_layers,
-            depth_bands=config.depth_bands, remat=config.remat, param_dtype=dtype, rngs=rngs,
+            config.visual, config.depth, config.adapter, kind=config.adapter_kind,
+            out_layers=config.out_layers, depth_bands=config.depth_bands, remat=config.remat,
+            param_dtype=dtype, rngs=rngs,
         )  # fmt: skip
-        self.head = Mask2FormerHead(
-            config.head, in_features=config.visual.width, dtype=config.compute_dtype,
-            remat=config.remat != "none", param_dtype=dtype, rngs=rngs,
-        )  # fmt: skip
+        self.head = _make_head(config, self.backbone, rngs)
         self.pixel_mean = Frozen(jnp.asarray(config.pixel_mean, dtype))
         self.pixel_std = Frozen(jnp.asarray(config.pixel_std, dtype))
 
@@ -122,18 +143,52 @@ class Segmenter(nnx.Module):
         with _precision(self.config.dtype):
             return self.backbone(image, key=key, noise=noise)
 
-    def __call__(self, image: Array, *, key: Array | None = None, all_layers: bool = True) -> Output:
-        """Logits of a normalised image (B, H, W, C); `key` turns the router's noise on, and
+    def __call__(
+        self, image: Array, *, key: Array | None = None, all_layers: bool = True
+    ) -> Output | PixelOutput:
+        """Logits of a normalised image (B, H, W, C); `key` turns the adapter's noise on, and
         `all_layers=False` gives those of the last decoder layer alone."""
         with _precision(self.config.dtype):
             features = self.backbone(image, key=key)
-            class_logits, mask_logits = self.head(features.maps, features.queries, all_layers=all_layers)
-        return Output(class_logits, mask_logits, features.balance_loss, features.experts)
+            rest = (features.auxiliary_loss, features.experts)
+            if isinstance(self.head, LinearHead):
+                maps, _ = self.backbone.refine_maps(features.maps, (1.0,) * len(features.maps))
+                return PixelOutput(self.head(maps), *rest)
+            maps, scales = self.backbone.refine_maps(features.maps, self.head.config.scales)
+            class_logits, mask_logits = self.head(
+                maps, features.queries, all_layers=all_layers, scales=scales,
+                query_features=self.backbone.query_features(features.queries),
+            )  # fmt: skip
+        return Output(class_logits, mask_logits, *rest)
 
     def scores(self, pixels: Array) -> Array:
         """Class scores (B, H, W, classes), float32 and not negative, of raw pixels (B, H, W, C)."""
-        out = self(self.normalise(pixels), all_layers=False)
-        return semantic_scores(out.class_logits[-1], out.mask_logits[-1], (pixels.shape[1], pixels.shape[2]))
+        out, size = self(self.normalise(pixels), all_layers=False), (pixels.shape[1], pixels.shape[2])
+        if isinstance(out, PixelOutput):
+            return pixel_scores(out.logits, size)
+        return semantic_scores(out.class_logits[-1], out.mask_logits[-1], size)
+
+
+def _make_head(config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs) -> Mask2FormerHead | LinearHead:
+    """The head, with queries of its own where the adapter links none."""
+    kwargs: dict[str, Any] = {"in_features": config.visual.width, "dtype": config.compute_dtype,
+                              "param_dtype": config.param_dtype, "rngs": rngs}  # fmt: skip
+    if isinstance(config.head, LinearConfig):
+        return LinearHead(config.head, maps=len(config.out_layers), **kwargs)
+    adapter, shape = backbone.adapter, (config.head.num_queries, config.head.width)
+    queries = jax.eval_shape(adapter.queries)
+    given = hook(adapter, "query_features")
+    features = None if given is None or queries is None else jax.eval_shape(given, queries)
+    for name, found in (("queries", queries), ("query_features", features)):
+        if found is not None and tuple(found.shape) != shape:
+            raise UserError(
+                f"config.model.adapter.kind = {config.adapter_kind!r}: its {name} are {tuple(found.shape)}, "
+                f"config.model.head.num_queries and width are {shape}"
+            )
+    return Mask2FormerHead(
+        config.head, remat=config.remat != "none", own_positions=queries is None,
+        own_features=features is None, **kwargs,
+    )  # fmt: skip
 
 
 def _precision(dtype: str):

@@ -5,7 +5,7 @@ Steps run on plain dicts: passing them to a jitted function costs a fraction of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -52,3 +52,22 @@ def join(module: M, *parts: Mapping) -> M:
     for part in parts:
         values |= traverse_util.flatten_dict(part)
     return with_values(module, values)
+
+
+def edited(state: nnx.State, edit: Callable[[dict[Path, Any]], dict[Path, Any]] | None) -> nnx.State:
+    """A state with some values replaced: `edit` gets all by path and gives those that change."""
+    if edit is None:
+        return state
+    flat = dict(nnx.to_flat_state(state))
+    for path, value in edit({tuple(map(str, path)): leaf.get_value() for path, leaf in flat.items()}).items():
+        flat[path] = flat[path].replace(value)
+    return nnx.from_flat_state(list(flat.items()))
+
+
+def train_some(module: Any, wanted: Callable[[Path], bool], allowed: Collection[Path]) -> None:
+    """Make parameters, in place, of the variables at `allowed` paths that are `wanted`."""
+    for path, part in list(nnx.iter_modules(module)):
+        for name, variable in list(vars(part).items()):
+            here = (*map(str, path), name)
+            if isinstance(variable, nnx.Variable) and here in allowed and wanted(here):
+                setattr(part, name, nnx.Param(variable.get_value()))

@@ -6,6 +6,8 @@ Blocks are stacked on a leading layer axis and applied by a scan; see `backbone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -13,9 +15,10 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, VariableType, attend, trunc_normal, zeros
-from spectralmoe_jax.models.encoder import EncoderConfig, Layers
+from spectralmoe_jax.models.encoder import Beside, Edit, EncoderConfig, Layers
 from spectralmoe_jax.models.patches import embed_patches, patch_grid, resample_table
 from spectralmoe_jax.models.rope import Rope, centred_periods, centred_rope, rotate, stretched_rope
+from spectralmoe_jax.models.state import edited
 from spectralmoe_jax.models.wavelengths import KernelGenerator
 
 
@@ -98,10 +101,12 @@ class Block(nnx.Module):
         self.scale1 = kind(initial) if config.family.layer_scale else None
         self.scale2 = kind(initial) if config.family.layer_scale else None
 
-    def __call__(self, x: Array, rope: Rope | None = None) -> Array:
-        """x (B, T, D) -> (B, T, D)."""
+    def __call__(self, x: Array, rope: Rope | None = None, beside: Beside | None = None) -> Array:
+        """x (B, T, D) -> (B, T, D); `beside` is a branch beside the feed-forward block."""
         x = x + _scaled(self.attention(self.norm1(x), rope), self.scale1)
-        return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
+        normed = self.norm2(x)
+        y = x + _scaled(self.mlp(normed), self.scale2)
+        return y if beside is None else y + beside(normed)
 
 
 def _scaled(x: Array, scale: nnx.Variable | None) -> Array:
@@ -211,7 +216,11 @@ class VisionTransformer(nnx.Module):
         """The blocks, ready to be scanned over a grid of h x w patches."""
         rope = self.rope(h, w)
         graph, weights = nnx.split(self.blocks)
-        return Layers(weights, lambda x, layer: nnx.merge(graph, layer)(x, rope))
+
+        def apply(x: Array, layer: Any, edit: Edit | None = None, beside: Beside | None = None) -> Array:
+            return nnx.merge(graph, edited(layer, edit))(x, rope, beside)
+
+        return Layers(weights, apply)
 
 
 def all_layers(encoder, image: Array) -> Array:

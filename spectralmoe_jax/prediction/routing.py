@@ -7,9 +7,15 @@ import math
 import jax
 import numpy as np
 
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.models.state import join, split
 from spectralmoe_jax.prediction.windows import padded_tile
+
+
+def has_experts(segmenter: Segmenter) -> bool:
+    """Whether the adapter sends tokens to experts."""
+    return hasattr(segmenter.config.adapter, "num_experts")
 
 
 def expert_maps(segmenter: Segmenter, image: np.ndarray, window: int) -> np.ndarray:
@@ -22,7 +28,11 @@ def expert_maps(segmenter: Segmenter, image: np.ndarray, window: int) -> np.ndar
 
     Returns: (L, J, h, w) int32, experts numbered from 0, J modalities with the visual first, one entry a
     patch of the image.
+
+    Raises UserError for an adapter without experts.
     """
+    if not has_experts(segmenter):
+        raise UserError(f"config.model.adapter.kind = {segmenter.config.adapter_kind!r} has no experts")
     patch = segmenter.config.visual.patch_size
     side = window // patch
     height, width = image.shape[:2]
@@ -32,7 +42,9 @@ def expert_maps(segmenter: Segmenter, image: np.ndarray, window: int) -> np.ndar
     @jax.jit
     def strongest(trainable, frozen, pixels):
         model = join(segmenter, trainable, frozen)
-        return model.features(model.normalise(pixels)).experts[:, :, 0]  # (L, J, N)
+        experts = model.features(model.normalise(pixels)).experts
+        assert experts is not None
+        return experts[:, :, 0]  # (L, J, N)
 
     grid: np.ndarray | None = None
     for row in range(rows):

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits, training_batches
 from data_pipelines.streams import MAIN, interleave, stream_configs, stream_weights
+from spectralmoe_jax.adapters.protocol import hook
 from spectralmoe_jax.checkpoints.trained import initial_segmenter, make_scores
 from spectralmoe_jax.configuration import from_config, require
 from spectralmoe_jax.errors import UserError
@@ -38,7 +39,8 @@ def build_experiment(config: ConfigDict, layout: Layout | None = None) -> Experi
     trainable, frozen = split(segmenter)
     holdout = splits[MAIN].holdout
     evaluate = make_evaluation(config, splits[MAIN], structures[MAIN], frozen, layout) if holdout else None
-    common = {"trainable": trainable, "batch_size": config.train.batch_size, "layout": layout}
+    rules = hook(segmenter.backbone.adapter, "optimizer_rules") or ()
+    common = {"rules": rules, "trainable": trainable, "batch_size": config.train.batch_size, "layout": layout}
     part = (0, 1) if layout is None else layout.host_part()
     if len(configs) == 1:
         return Experiment(

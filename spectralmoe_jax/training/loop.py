@@ -20,7 +20,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.training.heartbeat import Heartbeat
 from spectralmoe_jax.training.metrics import MetricsLog
-from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
+from spectralmoe_jax.training.optimizer import OptimizerSettings, Rule, make_optimizer, make_schedule
 from spectralmoe_jax.training.prefetch import prefetch
 from spectralmoe_jax.training.progress import ProgressReport
 from spectralmoe_jax.training.state import NEVER, TrainState, init_state
@@ -60,6 +60,7 @@ class Experiment:
       batch_size: images per batch, of all hosts together.
       evaluate: from trainable parameters to named scores, or None for no evaluation.
       selection_metric: the score that decides which checkpoint is best, higher is better.
+      rules: of the optimizer, looked at before those of the settings.
       layout: where `trainable` and `frozen` are and batches go; None for one device. With several hosts every
         one of them runs `fit`, and `make_batches` gives each its own rows.
     """
@@ -71,6 +72,7 @@ class Experiment:
     batch_size: int
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
     selection_metric: str = "miou"
+    rules: tuple[Rule, ...] = ()
     layout: Layout | None = None
 
 
@@ -97,7 +99,7 @@ def fit(
       UserError: the last checkpoint is of another configuration.
     """
     layout = experiment.layout
-    optimizer = make_optimizer(settings, experiment.trainable)
+    optimizer = make_optimizer(settings, experiment.trainable, experiment.rules)
     state = restore_or_init(experiment, optimizer, store)
     train_step = make_train_step(experiment.loss_fn, optimizer, layout)
     place = jax.device_put if layout is None else layout.place_batch

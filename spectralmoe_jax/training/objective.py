@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spectralmoe_jax.losses.cross_entropy import pixel_cross_entropy
 from spectralmoe_jax.losses.mask2former import mask2former_loss
 from spectralmoe_jax.losses.settings import LossConfig
-from spectralmoe_jax.models.segmenter import Segmenter
+from spectralmoe_jax.models.segmenter import PixelOutput, Segmenter
 from spectralmoe_jax.models.state import join
 from spectralmoe_jax.training.step import LossFunction, Metrics
 
@@ -20,23 +21,25 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
 
     The returned function takes the two dicts of `models.state.split`, a batch `{"image": (B, H, W, C) raw
     pixels, "label": (B, H, W)}` and a key, and gives the scalar loss with its named terms: class, mask and
-    dice summed over decoder layers, and the balance loss.
+    dice summed over decoder layers (of the linear head, its cross-entropy as class), and the adapter's own.
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         model = join(segmenter, trainable, frozen)
         noise_key, point_key = jax.random.split(key)
         out = model(model.normalise(batch["image"]), key=noise_key)
-        loss = mask2former_loss(
-            out.class_logits, out.mask_logits, batch["label"].astype(jnp.int32), config=config, key=point_key
-        )
+        labels = batch["label"].astype(jnp.int32)
+        if isinstance(out, PixelOutput):
+            entropy = pixel_cross_entropy(out.logits, labels)
+            return entropy + out.auxiliary_loss, {"loss_cls": entropy, "loss_balance": out.auxiliary_loss}
+        loss = mask2former_loss(out.class_logits, out.mask_logits, labels, config=config, key=point_key)
         sums = {
             name: jnp.stack([value for term, value in loss.terms.items() if term.endswith(name)]).sum()
             for name in ("loss_cls", "loss_mask", "loss_dice")
         }
         # a matching on costs that are not finite would go unnoticed: let the loop see it
-        total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.balance_loss
-        return total, sums | {"loss_balance": out.balance_loss}
+        total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.auxiliary_loss
+        return total, sums | {"loss_balance": out.auxiliary_loss}
 
     return loss_fn
 

@@ -22,11 +22,13 @@ Rule = tuple[str, float, float]  # (regular expression, factor on weight decay, 
 
 DEFAULT_RULES: tuple[Rule, ...] = (
     (r"norm|/gn/", 0.0, 1.0),
-    (r"query_feat$|level_embed$|level_encoding$", 0.0, 1.0),
+    (r"query_feat$|query_embed$|level_embed$|level_encoding$", 0.0, 1.0),
     (r"adapter/(experts_[ab]|w_gate|w_noise|scale)$", 0.0, 1.0),
     # of an encoder that trains because it has no pretrained weights, which is not a published setting
     (r"visual/.*(token|tokens|position_table|rel_[hw]|scale\d)$", 0.0, 1.0),
     (r"(^|/|_)(kernel|bias)$", 1.0, 1.0),
+    # tokens, prompts and scales of other adapters, which may say otherwise in `optimizer_rules`
+    (r"^backbone/adapter/", 0.0, 1.0),
 )
 
 
@@ -108,12 +110,15 @@ def match_rules(rules: tuple[Rule, ...], params: Any) -> dict[str, tuple[float, 
     return factors
 
 
-def make_optimizer(settings: OptimizerSettings, params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: OptimizerSettings, params: Any, first: tuple[Rule, ...] = ()
+) -> optax.GradientTransformation:
     """AdamW for these parameters.
 
     Args:
       settings: numbers and rules.
       params: the trainable pytree, or its shapes; only names are read.
+      first: rules that come before those of the settings: an adapter's `optimizer_rules`.
 
     Returns:
       An optax transformation whose update equals that of AdamW with decoupled
@@ -122,7 +127,7 @@ def make_optimizer(settings: OptimizerSettings, params: Any) -> optax.GradientTr
     Raises:
       UserError: a parameter that no rule covers, by name.
     """
-    factors = match_rules(settings.rules, params)
+    factors = match_rules(first + settings.rules, params)
     decays, rates = (from_named_leaves({n: f[i] for n, f in factors.items()}, params) for i in (0, 1))
 
     def masked_by(values: Any, wanted: float) -> Any:

@@ -145,7 +145,7 @@ def _objective(adapter: SpectralMoE, golden: dict, meta: dict):
 
         def one_layer(weights, noise):
             out = model.layer(weights, visual[:, skip_v:], depth[:, skip_d:], noise)
-            return jnp.concatenate([visual[:, :skip_v], out.tokens], axis=1), out.balance_loss
+            return jnp.concatenate([visual[:, :skip_v], out.tokens], axis=1), out.auxiliary_loss
 
         outputs, balance = jax.vmap(one_layer, in_axes=(0, None if noise is None else 0))(
             model.stacked(), noise

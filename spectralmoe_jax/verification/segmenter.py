@@ -18,7 +18,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.losses.mask2former import mask2former_loss
 from spectralmoe_jax.losses.released_order import released_assignment, slot_points
 from spectralmoe_jax.losses.settings import LossConfig
-from spectralmoe_jax.mask2former.head import semantic_scores
+from spectralmoe_jax.mask2former.head import Mask2FormerHead, semantic_scores
 from spectralmoe_jax.mask2former.resize import resize_bilinear
 from spectralmoe_jax.mask2former.settings import HeadConfig
 from spectralmoe_jax.models.encoder import EncoderConfig
@@ -194,6 +194,7 @@ def _objective(segmenter: Segmenter, golden: dict, loss_config: LossConfig):
     def objective(trainable):
         model = with_values(segmenter, trainable)
         features = model.backbone(image)
+        assert isinstance(model.head, Mask2FormerHead)
         class_logits, mask_logits = model.head(features.maps, features.queries)
         loss = mask2former_loss(
             class_logits, mask_logits, jnp.asarray(labels), config=loss_config,
@@ -201,10 +202,10 @@ def _objective(segmenter: Segmenter, golden: dict, loss_config: LossConfig):
         )  # fmt: skip
         scores = semantic_scores(class_logits[-1], mask_logits[-1], (image.shape[1], image.shape[2]))
         sizes = [golden[f"feature_{i}"].shape[2:] for i in range(4)]
-        return loss.total + features.balance_loss, {
+        return loss.total + features.auxiliary_loss, {
             "features": [resize_bilinear(x, size) for x, size in zip(features.maps, sizes, strict=True)],
             "queries": features.queries,
-            "balance": features.balance_loss,
+            "balance": features.auxiliary_loss,
             "class_logits": class_logits,
             "mask_logits": mask_logits,
             "seg_logits": _channels_first(scores),

@@ -113,7 +113,7 @@ def require_plain_form(config, seed, noisy, compiled=lambda function: function):
             model = with_values(adapter, values)
             weights = jax.tree.map(lambda x: x[0], model.stacked())
             out = model.layer(weights, visual, depth, noise)
-            return jnp.sum(probe * out.tokens) + out.balance_loss, out.tokens
+            return jnp.sum(probe * out.tokens) + out.auxiliary_loss, out.tokens
 
         def oracle(values, visual):
             tokens, balance = plain.layer(plain_params(values), visual, depth, noise, config)

@@ -85,7 +85,7 @@ def test_the_table_says_what_the_settings_say(place):
         kind, default = OPTIONAL[f"{place}.{field.name}"]
         assert kind == hints[field.name], field.name
         assert default == field.default, field.name
-    known = {field.name for field in dataclasses.fields(cls)} | {"preset", "weights", "bands"}
+    known = {field.name for field in dataclasses.fields(cls)} | {"preset", "weights", "bands", "kind"}
     below = {key.removeprefix(f"{place}.") for key in OPTIONAL if key.startswith(f"{place}.")}
     assert below <= known
 

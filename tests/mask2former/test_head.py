@@ -9,6 +9,7 @@ from flax import nnx
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former import HeadConfig, Mask2FormerHead
 from spectralmoe_jax.mask2former.decoder import MaskDecoder, Memory
+from spectralmoe_jax.models.state import leaves, with_values
 
 SMALL = {"num_classes": 3, "num_queries": 5, "width": 16, "num_heads": 2, "encoder_layers": 1,
          "encoder_ffn": 16, "decoder_ffn": 16, "points": 2, "group_norm_groups": 4}  # fmt: skip
@@ -44,10 +45,18 @@ def test_shapes():
     assert mask_logits.shape == (3, 2, 5, 20, 28)
 
 
-def test_last_layer_alone():
+def test_last_layer_alone_and_queries_from_elsewhere():
+    """The same numbers where the head has the query positions itself and is given the query features."""
     features, queries = inputs()
     head = small_head()
-    both = jax.jit(lambda x, q: (head(x, q), head(x, q, all_layers=False)))(features, queries)
+    kinds = {"own_positions": True, "own_features": False}
+    other = nnx.eval_shape(lambda: Mask2FormerHead(head.config, in_features=12, rngs=nnx.Rngs(0), **kinds))
+    values = leaves(head)
+    start = values.pop(("query_feat",))
+    other = with_values(other, values | {("query_embed",): jnp.asarray(queries)})
+    both = jax.jit(lambda x, q: (head(x, q), other(x, None, query_features=start, all_layers=False)))(
+        features, queries
+    )
     for every, last in zip(*both, strict=True):
         assert last.shape == (1, *every.shape[1:])
         np.testing.assert_allclose(last[0], every[-1], atol=1e-5)

@@ -129,7 +129,7 @@ def test_remat_changes_nothing():
 
         def loss(trainable, model=model, frozen=frozen):
             features = join(model, trainable, frozen).features(image, key=jax.random.key(1))
-            return sum(jnp.sum(x**3) for x in features.maps) + features.balance_loss
+            return sum(jnp.sum(x**3) for x in features.maps) + features.auxiliary_loss
 
         value, grads = jax.jit(jax.value_and_grad(loss))(trainable)
         results.append((value, optax.tree.norm(grads["backbone"])))

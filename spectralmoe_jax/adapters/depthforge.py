@@ -1,0 +1,90 @@
+"""DepthForge (arXiv 2504.12753): Rein whose tokens also look at a depth encoder, and a refinement of the
+finest feature map before the pixel decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from spectralmoe_jax.adapters.link import Projection
+from spectralmoe_jax.adapters.rein import Rein, ReinConfig
+from spectralmoe_jax.configuration import require
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.mask2former.resize import resize_bilinear, resize_by_scale
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthForgeConfig(ReinConfig):
+    """As `ReinConfig`; gate_width: channels inside the refinement's channel gate. maps: the head's levels."""
+
+    gate_width: int = 64
+    maps: int = 4
+    use_depth: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("gate_width", "maps"):
+            require(getattr(self, key) >= 1, f"config.model.adapter.{key}", "must be at least 1")
+
+
+class Refinement(nnx.Module):
+    """All maps at the size of the finest, each through one gate, joined and projected.
+
+    The gate is of every pixel: x <- x sigmoid(W_2 relu(W_1 x)), then x <- x sigmoid(3x3 convolution to one
+    channel).
+    """
+
+    def __init__(self, width: int, gate_width: int, maps: int, *, param_dtype, rngs: nnx.Rngs):
+        kwargs: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.reduce = Projection(width, gate_width, **kwargs)
+        self.expand = Projection(gate_width, width, **kwargs)
+        bound = (9 * width) ** -0.5  # torch's default for a convolution
+        self.spatial_kernel = nnx.Param(
+            jax.random.uniform(rngs.params(), (3, 3, width, 1), param_dtype, -bound, bound)
+        )
+        self.spatial_bias = nnx.Param(jax.random.uniform(rngs.params(), (1,), param_dtype, -bound, bound))
+        self.fuse = Projection(maps * width, width, **kwargs)
+
+    def __call__(self, maps: Sequence[Array]) -> Array:
+        """Maps (B, h_i, w_i, D), finest first -> what is added to the finest, in its dtype."""
+        size = (maps[0].shape[1], maps[0].shape[2])
+        gated = [self.gate(resize_bilinear(x, size)) for x in maps]
+        return self.fuse(jnp.concatenate(gated, axis=-1)).astype(maps[0].dtype)
+
+    def gate(self, x: Array) -> Array:
+        channel = jax.nn.sigmoid(self.expand(jax.nn.relu(self.reduce(x)).astype(x.dtype)))
+        x = x * channel.astype(x.dtype)
+        spatial = jax.lax.conv_general_dilated(
+            x, self.spatial_kernel[...].astype(x.dtype), (1, 1), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return x * jax.nn.sigmoid(spatial + self.spatial_bias[...].astype(x.dtype))
+
+
+class DepthForge(Rein):
+    """Rein with logits (f_v T^T + f_d T^T) / sqrt(d), and `refinement`."""
+
+    Config: ClassVar[type] = DepthForgeConfig
+
+    def __init__(self, config: DepthForgeConfig, *, layers: int, width: int, param_dtype=jnp.float32,
+                 rngs: nnx.Rngs):  # fmt: skip
+        kwargs: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(config, layers=layers, width=width, **kwargs)
+        self.refinement = Refinement(width, config.gate_width, config.maps, **kwargs)
+
+    def refine_maps(
+        self, maps: list[Array], scales: Sequence[float]
+    ) -> tuple[list[Array], tuple[float, ...]]:
+        """The refinement is not linear, so that the finest map is resized here and not by the head."""
+        if len(maps) != self.config.maps:
+            raise UserError(
+                f"config.model.adapter.maps = {self.config.maps}: config.model.out_layers gives {len(maps)}"
+            )
+        resized = [resize_by_scale(x, scale) for x, scale in zip(maps, scales, strict=True)]
+        return [resized[0] + self.refinement(resized), *maps[1:]], (1.0, *scales[1:])

@@ -1,0 +1,51 @@
+"""The linear head: a classifier of every pixel on the chosen layers' tokens, the cheap baseline.
+
+A 1x1 convolution on the maps side by side, so that what is learned beside the adapter is one matrix; its
+logits are resized to the image bilinearly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from spectralmoe_jax.layers import Linear, wide_type
+from spectralmoe_jax.mask2former.layers import torch_bias, torch_uniform
+from spectralmoe_jax.mask2former.resize import resize_bilinear
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+    """num_classes: of the pixels. There is nothing to choose."""
+
+    num_classes: int
+
+
+class LinearHead(nnx.Module):
+    """Maps of any number of layers to logits of every class."""
+
+    def __init__(self, config: LinearConfig, *, in_features: int, maps: int, dtype=jnp.float32,
+                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+        kwargs: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.config, self.dtype = config, dtype
+        joined = maps * in_features
+        self.classifier = Linear(
+            joined, config.num_classes, init=torch_uniform, bias_init=torch_bias(joined), **kwargs
+        )
+
+    def __call__(self, maps: Sequence[Array]) -> Array:
+        """Maps (B, h, w, D) -> logits (B, h, w, classes), at least float32, of the largest map's size."""
+        size = max((x.shape[1], x.shape[2]) for x in maps)
+        joined = jnp.concatenate([resize_bilinear(x.astype(self.dtype), size) for x in maps], axis=-1)
+        return self.classifier(joined, wide_type(self.dtype))
+
+
+def pixel_scores(logits: Array, size: tuple[int, int]) -> Array:
+    """Class probabilities (B, H, W, classes) float32 of logits (B, h, w, classes) resized to (H, W)."""
+    return jax.nn.softmax(resize_bilinear(logits, size), axis=-1).astype(jnp.float32)

@@ -1,0 +1,172 @@
+"""The choice of an adapter and a head: by name, by import path, and on the command line."""
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectralmoe_jax.adapters.kinds import BUILTIN, adapter_class
+from spectralmoe_jax.checkpoints.convert import convert
+from spectralmoe_jax.checkpoints.released import stream_segmenter
+from spectralmoe_jax.checkpoints.sources import open_source
+from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
+from spectralmoe_jax.checkpoints.trained import load_trained
+from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.command import evaluate
+from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
+from spectralmoe_jax.models.state import leaves
+from spectralmoe_jax.optional_keys import keys_of_kind
+from spectralmoe_jax.prediction.routing import expert_maps
+from spectralmoe_jax.training.run import train
+from tests.tiny_run import SIZES
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "adding_an_adapter.md"
+FULL = "configs/fbp_cross_sensor.py"
+
+
+def adapter_of(*overrides, file=FULL):
+    return load_config(file, [f"--config.{override}" for override in overrides]).model.adapter.to_dict()
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The documentation's own adapter in a file of its own, and the user beside it."""
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (tmp_path / "my_adapter.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_survives_a_change_of_kind():
+    linked = {"num_tokens": 100, "rank": 16, "query_dim": 256}
+    assert adapter_of("model.adapter.kind=rein") == {"kind": "rein", **linked}
+    # whatever the order, the kind comes first and the rest is held against it
+    changed = {"kind": "rein", **linked, "rank": 8}
+    assert adapter_of("model.adapter.kind=rein", "model.adapter.rank=8") == changed
+    assert adapter_of("model.adapter.rank=8", "model.adapter.kind=rein") == changed
+    assert adapter_of("model.adapter.kind=lora") == {"kind": "lora"}
+    assert adapter_of("model.adapter.kind=spectral_moe") == adapter_of() | {"kind": "spectral_moe"}
+    quick = adapter_of("model.adapter.kind=set", file="configs/quickstart.py")
+    assert quick == {"kind": "set", "num_tokens": 12, "rank": 8, "query_dim": 32, "scale_init": 0.1}
+
+
+def test_the_head_changes_by_the_same_rule():
+    config = load_config("configs/dubai.py", ["--config.model.head.kind=linear"])
+    assert config.model.head.to_dict() == {"kind": "linear"}
+    settings = segmenter_config(config)
+    joined = len(settings.out_layers) * settings.visual.width
+    assert abstract_segmenter(settings).head.classifier.kernel.shape == (joined, len(config.classes.names))
+    with pytest.raises(UserError, match=r"config\.model\.head\.width is not a known key"):
+        load_config("configs/dubai.py", ["--config.model.head.kind=linear", "--config.model.head.width=8"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("kind=rein", "num_experts=3"), r"config\.model\.adapter\.num_experts is not a known key"),
+        (("num_experts=3", "kind=rein"), r"config\.model\.adapter\.num_experts is not a known key"),
+        (("kind=lora", "lora_rnak=3"), r"lora_rnak is not a known key; nearest: lora_rank"),
+        (("kind=lora", "lora_rank=three"), r"config\.model\.adapter\.lora_rank: takes a whole number"),
+        (
+            ("kind=rien",),
+            r"config\.model\.adapter\.kind = 'rien': did you mean rein\? there are spectral_moe",
+        ),
+    ],
+)
+def test_keys_are_held_against_the_new_kind(overrides, message):
+    with pytest.raises(UserError, match=message):
+        segmenter_config(load_config(FULL, [f"--config.model.adapter.{override}" for override in overrides]))
+
+
+def test_a_default_that_is_written_out_is_the_same_model():
+    kinds = ["--config.model.adapter.kind=spectral_moe", "--config.model.head.kind=mask2former"]
+    assert model_part(load_config(FULL, kinds)) == model_part(load_config(FULL))
+    other = model_part(load_config(FULL, ["--config.model.adapter.kind=rein"]))
+    assert other["model.adapter.kind"] == "rein"
+
+
+def test_every_builtin_has_a_table_of_keys():
+    for kind in BUILTIN:
+        cls = adapter_class(kind).Config
+        hints = typing.get_type_hints(cls)
+        wanted = {field.name: (hints[field.name], field.default) for field in dataclasses.fields(cls)}
+        assert {name: tuple(key) for name, key in keys_of_kind("model.adapter", kind).items()} == wanted
+
+
+PROBLEMS = {
+    "missing.py:Mine": "there is no file .*missing.py",
+    "no_such_module:Mine": "no_such_module: ModuleNotFoundError",
+    "my_adapter.py:ScaleAndShft": "has no ScaleAndShft; did you mean ScaleAndShift",
+    "my_adapter.py:Settings": "is no nnx.Module",
+    "broken.py:Mine": "broken.py: SyntaxError",
+    "half.py:NoLayer": "has no method layer; an adapter is",
+    "half.py:NoConfig": "has no dataclass Config",
+}
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_what_is_no_adapter_is_said_in_one_line(kind, example):
+    (example / "broken.py").write_text("class Mine(:\n")
+    methods = "    def stacked(self): ...\n    def queries(self): ...\n"
+    (example / "half.py").write_text(
+        "import dataclasses\nfrom flax import nnx\n"
+        "@dataclasses.dataclass\nclass S: pass\n"
+        f"class NoLayer(nnx.Module):\n    Config = S\n{methods}"
+        f"class NoConfig(nnx.Module):\n    def layer(self): ...\n{methods}"
+    )
+    config = load_config(FULL, [f"--config.model.adapter.kind={kind}"])
+    with pytest.raises(UserError, match=PROBLEMS[kind]) as raised:
+        segmenter_config(config)
+    assert str(raised.value).startswith(f"config.model.adapter.kind = {kind!r}")
+    assert "\n" not in str(raised.value)
+
+
+def test_keys_of_an_own_adapter_are_its_own(example):
+    kind = "--config.model.adapter.kind=my_adapter:ScaleAndShift"
+    settings = segmenter_config(load_config(FULL, [kind, "--config.model.adapter.penalty=0.5"]))
+    assert settings.adapter.penalty == 0.5
+    assert not settings.uses_depth
+    for key, message in (("penalti=1", "penalti is not a known key; nearest: penalty"),
+                         ("penalty=much", "penalty: takes a number, not 'much'"),
+                         ("penalty=-1", "penalty = -1.0: must be 0 or more")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            segmenter_config(load_config(FULL, [kind, f"--config.model.adapter.{key}"]))
+
+
+def test_the_released_layout_has_no_other_kinds(goldens):
+    file = open_source(goldens / "released_tiny" / "dinov3_laplace_k1.safetensors")
+    for section, kind in (("adapter", "rein"), ("head", "linear")):
+        settings = segmenter_config(load_config(FULL, [f"--config.model.{section}.kind={kind}"]))
+        with pytest.raises(UserError, match=rf"model\.{section}\.kind = '{kind}' has no released layout"):
+            next(stream_segmenter(file, settings, {}, {section}))
+
+
+def test_an_own_adapter_from_training_to_scores(example):
+    """The documentation's example, trained, stopped, resumed, evaluated and taken out of its folder."""
+    overrides = [f"--config.{size}" for size in SIZES if not size.startswith(("model.adapter", "model.head"))]
+    overrides += ["--config.model.adapter.kind=my_adapter.py:ScaleAndShift",
+                  "--config.model.adapter.penalty=0.1", "--config.train.evaluate_every=9",
+                  "--config.model.head.kind=linear"]  # fmt: skip
+    for steps in (2, 3):
+        config = load_config("configs/quickstart.py", [*overrides, f"--config.train.steps={steps}"])
+        assert train(config, example / "run")["step"] == steps
+    trained = leaves(load_trained(example / "run", config))
+    names = [
+        ("head", "classifier", "kernel"),
+        ("backbone", "adapter", "gain"),
+        ("backbone", "adapter", "shift"),
+    ]
+    start = random_leaves(segmenter_config(config), config.seed, names)
+    assert all(np.any(np.asarray(trained[name]) != np.asarray(start[name])) for name in names)
+    with CheckpointStore(example / "run", config) as store:
+        assert store.last == 3
+    assert 0 <= evaluate(example / "run", config)["miou"] <= 1
+    with pytest.raises(UserError, match=r"--to released: config\.model\.adapter\.kind = 'my_adapter"):
+        convert(str(example / "run"), str(example / "out.pth"), to="released")
+    convert(str(example / "run"), str(example / "out.safetensors"))
+    with pytest.raises(UserError, match="has no experts"):
+        expert_maps(load_trained(example / "run", config), np.zeros((32, 32, 5), np.uint8), 32)
