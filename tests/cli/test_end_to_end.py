@@ -74,6 +74,9 @@ def test_metrics_are_logged(run):
     for record in train:
         assert record["loss"] == pytest.approx(sum(record[part] for part in parts), rel=1e-5)
     assert [record["step"] for record in records if "miou" in record] == [4, 8]
+    usage = [record["expert_usage"] for record in records if record["kind"] == "experts"]
+    assert np.shape(usage) == (STEPS, 4, 1, 4)  # steps, layers, modalities, experts
+    np.testing.assert_allclose(np.sum(usage, axis=-1), 1, atol=1e-3)
     assert list((run / "tensorboard").glob("*tfevents*"))
 
 
