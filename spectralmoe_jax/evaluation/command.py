@@ -16,10 +16,9 @@ from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
 from spectralmoe_jax.checkpoints.trained import load_trained, make_routed_step
 from spectralmoe_jax.configuration import from_config
 from spectralmoe_jax.evaluation.report import Report, make_report, print_table, write_report
-from spectralmoe_jax.evaluation.routing import RoutedPredict
+from spectralmoe_jax.evaluation.routing import RoutedPredict, RoutedStep
 from spectralmoe_jax.evaluation.tally import Tally, write_images
 from spectralmoe_jax.models.segmenter import Segmenter
-from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.configured import using_layout
 from spectralmoe_jax.prediction.windows import Predict, WindowSettings
 from spectralmoe_jax.sensors.stated import adopt_stated
@@ -41,12 +40,12 @@ def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str 
 
     Raises UserError naming the file or key that is wrong.
     """
-    settings = from_config(WindowSettings, config.evaluate, "evaluate")
-    config = _settled(workdir, config, split)
+    from_config(WindowSettings, config.evaluate, "evaluate")  # a bad value is said before the data is read
+    config = settled(workdir, config, split)
     splits = open_splits(config, only=split)
     layout = using_layout(config)
     segmenter = load_trained(workdir, config, layout)
-    tally = tally_split(config, splits, split, segmenter, settings, layout)
+    tally = tally_split(config, splits, split, segmenter, make_routed_step(segmenter, layout))
     report = make_report(tally)
     if jax.process_index() == 0:
         print_table(report, f"{config.name}, {split}: {report['images']} images")
@@ -58,16 +57,16 @@ def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str 
 
 
 def tally_split(
-    config: ConfigDict, splits: Splits, split: str, segmenter: Segmenter, settings: WindowSettings,
-    layout: Layout | None = None,
-) -> Tally:  # fmt: skip
-    """What a segmenter says of the images of a split, and which experts its tokens go to."""
+    config: ConfigDict, splits: Splits, split: str, segmenter: Segmenter, step: RoutedStep
+) -> Tally:
+    """What a segmenter says of the images of a split, and which experts its tokens go to; `step` is its
+    own, of `checkpoints.trained.make_routed_step`."""
     tally = Tally(config.classes.names, getattr(segmenter.config.adapter, "num_experts", 1))
-    _count(tally, config, splits, split, RoutedPredict(make_routed_step(segmenter, layout)), settings)
+    _count(tally, config, splits, split, RoutedPredict(step))
     return tally
 
 
-def _settled(workdir: str | os.PathLike[str], config: ConfigDict, split: str) -> ConfigDict:
+def settled(workdir: str | os.PathLike[str], config: ConfigDict, split: str) -> ConfigDict:
     """The configuration with the wavelengths that the run's files stated, or else those to be evaluated."""
     if (Path(workdir) / CONFIG_FILE).is_file():
         config = adopt_stated(config, read_run_config(workdir))
@@ -76,16 +75,15 @@ def _settled(workdir: str | os.PathLike[str], config: ConfigDict, split: str) ->
 
 def score_split(config: ConfigDict, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
     """The scalars of a split that a training run logs: mIoU and overall accuracy."""
-    settings = from_config(WindowSettings, config.evaluate, "evaluate")
     tally = Tally(config.classes.names)
-    _count(tally, config, splits, split, predict, settings)
+    _count(tally, config, splits, split, predict)
     report = make_report(tally)
     return {"miou": report["miou"], "overall_accuracy": report["all"]["overall_accuracy"]}
 
 
-def _count(tally: Tally, config: ConfigDict, splits: Splits, split: str, predict: Predict,
-           settings: WindowSettings) -> None:  # fmt: skip
+def _count(tally: Tally, config: ConfigDict, splits: Splits, split: str, predict: Predict) -> None:
     """Tiles that fit into a window go through the model several at a time, larger images one by one."""
+    settings = from_config(WindowSettings, config.evaluate, "evaluate")
     source, records = splits.of(split)
     if any(max(record.height, record.width) > settings.window for record in records) or not records:
         tally.count_images(predict, splits.examples(split), settings)
