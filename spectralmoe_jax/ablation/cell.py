@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import platform
-import sys
 import threading
 import time
 import traceback
@@ -167,7 +166,7 @@ def end_with_parent() -> None:
     """
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1024):
+        while os.read(0, 1024):  # sys.stdin would be locked at the interpreter's end
             pass
         os._exit(LOST)
 

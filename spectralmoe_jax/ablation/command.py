@@ -51,21 +51,20 @@ def ablate(spec: str | Grid, workdir: str | os.PathLike[str], overrides: Sequenc
     return write_results(grid, found, workdir)
 
 
-def run_task(spec: str | Grid, workdir: str | os.PathLike[str], index: int, overrides: Sequence[str] = (), *,
-             base: str | None = None, seeds: int | None = None, with_parent: bool = False) -> bool:  # fmt: skip
+def run_task(spec: str | Grid, workdir: str | os.PathLike[str], number: int, overrides: Sequence[str] = (),
+             *, base: str | None = None, seeds: int | None = None, with_parent: bool = False) -> bool:  # fmt: skip
     """Run one of a grid's runs in this process, as a task of an array job does; see `cell.run_cell`.
 
     Args:
-      index: of the run, from 0: over the variants, and within each over the seeds.
+      number: of the run, from 0: over the variants, and within each over the seeds.
       with_parent: end when the process that started this one does.
     """
     if with_parent:
         end_with_parent()
     _, found, _ = _open(spec, workdir, overrides, base, seeds)
-    require(
-        0 <= index < len(found), "--task", f"is {index}: the grid's runs are numbered 0..{len(found) - 1}"
-    )
-    return run_cell(found[index])
+    last = len(found) - 1
+    require(0 <= number <= last, "--task", f"is {number}: the grid's runs are numbered 0..{last}")
+    return run_cell(found[number])
 
 
 def collect_results(spec: str | Grid, workdir: str | os.PathLike[str], overrides: Sequence[str] = (), *,

@@ -65,9 +65,9 @@ class Grid:
 
 
 class Cell(NamedTuple):
-    """One run of a grid. index: from 0, over variants and within them over seeds."""
+    """One run of a grid. number: from 0, over variants and within them over seeds."""
 
-    index: int
+    number: int
     variant: str
     seed: int
     folder: Path

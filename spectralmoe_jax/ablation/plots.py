@@ -32,7 +32,7 @@ def draw_scores(results: Results) -> Any:
     if reference is not None:
         axes.axvline(100 * reference, color=_REFERENCE, linewidth=0.8, linestyle=":", zorder=1)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("mIoU on the target, %: each seed, mean and standard deviation")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

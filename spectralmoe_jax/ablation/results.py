@@ -31,7 +31,7 @@ def collect(grid: Grid, cells: Sequence[Cell]) -> Results:
     """
     runs = {(cell.variant, cell.seed): _run(cell) for cell in cells}
     images = {(c.variant, c.seed): read_images(c.folder / IMAGES) for c in cells if is_done(c)}
-    classes = next((run["iou"] for run in runs.values() if "iou" in run), {})
+    classes: list[str] = next((list(run["iou"]) for run in runs.values() if "iou" in run), [])
     variants = {}
     for name in grid.variants:
         own = [runs[name, seed] for seed in grid.seeds]
@@ -47,7 +47,7 @@ def collect(grid: Grid, cells: Sequence[Cell]) -> Results:
         "base": grid.base,
         "reference": grid.reference,
         "seeds": list(grid.seeds),
-        "classes": list(classes),
+        "classes": classes,
         "images": max((len(found) for found in images.values()), default=0),
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "variants": variants,
@@ -116,7 +116,7 @@ def _plain(value: Any) -> Any:
 
 
 def timings(cells: Sequence[Cell]) -> Results:
-    """Wall seconds of the last start to the end of every run that is done, how often it was started, where."""
+    """Wall seconds from the last start of every run to its end, how often it was started, and where."""
     found = {}
     for cell in cells:
         path: Path = cell.folder / ATTEMPTS

@@ -85,7 +85,7 @@ class _Running:
         with (cell.folder / LOG).open("ab") as log:
             # its standard input ends with this process: see `cell.end_with_parent`
             self._process = subprocess.Popen(
-                [*command, "--task", str(cell.index), "--end-with-parent"],
+                [*command, "--task", str(cell.number), "--end-with-parent"],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment,
             )  # fmt: skip
         _say(f"{_name(cell)}: started, log in {cell.folder / LOG}")

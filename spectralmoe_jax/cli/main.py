@@ -1,8 +1,8 @@
 """Finds the subcommand, runs it, and turns what the user can mend into one line and a status.
 
-Status 0: done. 1: done, and the answer is no (`verify`), or not all of it (`ablate`). 2: bad input, said in one
-line on standard error. 75: a run of several processes lost one; the same command
-resumes. 130: interrupted.
+Status 0: done. 1: done, and the answer is no (`verify`), or not all of it (`ablate`).
+2: bad input, said in one line on standard error. 75: a run of several processes lost
+one; the same command resumes. 130: interrupted.
 """
 
 import difflib

@@ -56,11 +56,9 @@ def keep_pictures(workdir: Path, config: ConfigDict, segmenter: Segmenter, step:
     path = workdir / PICTURES
     aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
-        np.savez_compressed(
-            aside,
-            **{f"{i}/{field}": np.asarray(value)
-               for i, scene in enumerate(scenes) for field, value in scene._asdict().items()},
-        )  # fmt: skip
+        fields = {f"{i}/{field}": np.asarray(value)
+                  for i, scene in enumerate(scenes) for field, value in scene._asdict().items()}  # fmt: skip
+        np.savez_compressed(aside, allow_pickle=False, **fields)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
