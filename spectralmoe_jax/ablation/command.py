@@ -52,7 +52,8 @@ def ablate(spec: str | Grid, workdir: str | os.PathLike[str], overrides: Sequenc
 
 
 def run_task(spec: str | Grid, workdir: str | os.PathLike[str], number: int, overrides: Sequence[str] = (),
-             *, base: str | None = None, seeds: int | None = None, with_parent: bool = False) -> bool:  # fmt: skip
+             *, base: str | None = None, seeds: int | None = None,
+             with_parent: bool = False) -> bool:  # fmt: skip
     """Run one of a grid's runs in this process, as a task of an array job does; see `cell.run_cell`.
 
     Args:
