@@ -25,10 +25,9 @@ from spectralmoe_jax.ablation.grid import Cell
 from spectralmoe_jax.checkpoints.store import CONFIG_FILE, describe_differences, read_run_config
 from spectralmoe_jax.configuration import flatten
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.judged import EVALUATION
 
-EVALUATION, IMAGES, FAILURE, ATTEMPTS, LOG = (
-    "evaluation.json", "evaluation.npz", "failure.json", "attempts.jsonl", "log.txt",
-)  # fmt: skip
+FAILURE, ATTEMPTS, LOG = "failure.json", "attempts.jsonl", "log.txt"
 LOST = 75  # exit status: another process was lost
 _LOCK = ".running"
 _LOCK_SECONDS = 20.0
@@ -90,36 +89,14 @@ def run_cell(cell: Cell) -> bool:
 
 
 def _run(cell: Cell) -> bool:
+    from spectralmoe_jax.evaluation.judged import judge
     from spectralmoe_jax.training.run import train
 
     result = train(cell.config, cell.folder)
     if result["step"] < cell.config.train.steps:
         return False
-    _judge(cell)
+    judge(cell.folder, cell.config)
     return True
-
-
-def _judge(cell: Cell) -> None:
-    """Scores, counts by image and pictures of the best checkpoint; the scores last."""
-    from data_pipelines.splits import open_splits
-    from spectralmoe_jax.checkpoints.trained import load_trained, make_routed_step
-    from spectralmoe_jax.evaluation.command import settled, tally_split
-    from spectralmoe_jax.evaluation.report import make_report, write_report
-    from spectralmoe_jax.evaluation.tally import write_images
-    from spectralmoe_jax.models.parameters import count
-    from spectralmoe_jax.parallel.configured import using_layout
-    from spectralmoe_jax.reporting.pictures import keep_pictures
-
-    config = settled(cell.folder, cell.config, "target")
-    splits, layout = open_splits(config, only="target"), using_layout(config)
-    segmenter = load_trained(cell.folder, config, layout)
-    step = make_routed_step(segmenter, layout)
-    tally = tally_split(config, splits, "target", segmenter, step)
-    report = make_report(tally)
-    trainable = sum(part.trainable for part in count(segmenter, segmenter.config))
-    keep_pictures(cell.folder, config, segmenter, step, splits)
-    write_images(tally.images, cell.folder / IMAGES)
-    write_report(report | {"trainable": trainable}, cell.folder / EVALUATION)
 
 
 def record_failure(cell: Cell, error: str) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from spectralmoe_jax.ablation.bootstrap import LEVEL, RESAMPLES, mean_iou, paired_interval
-from spectralmoe_jax.ablation.cell import ATTEMPTS, EVALUATION, IMAGES, failure_of, is_done
+from spectralmoe_jax.ablation.cell import ATTEMPTS, failure_of, is_done
 from spectralmoe_jax.ablation.grid import Cell, Grid
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.judged import EVALUATION, IMAGES
 from spectralmoe_jax.evaluation.tally import ImageCounts, read_images
 
 Results = dict[str, Any]
@@ -67,6 +68,7 @@ def _run(cell: Cell) -> Results:
         "iou": stored["all"]["iou"],
         "domains": {name: scores["miou"] for name, scores in stored["domains"].items()},
         "trainable": stored["trainable"],
+        "step": stored["step"],
         "nmi": [
             {key: entry[key] for key in ("layer", "modality", "nmi")} for entry in stored.get("routing", ())
         ],

@@ -16,11 +16,11 @@ from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
 from spectralmoe_jax.checkpoints.trained import load_trained, make_routed_step
 from spectralmoe_jax.configuration import from_config
 from spectralmoe_jax.evaluation.report import Report, make_report, print_table, write_report
-from spectralmoe_jax.evaluation.routing import RoutedPredict, RoutedStep
+from spectralmoe_jax.evaluation.routing import RoutedPredict
 from spectralmoe_jax.evaluation.tally import Tally, write_images
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel.configured import using_layout
-from spectralmoe_jax.prediction.windows import Predict, WindowSettings
+from spectralmoe_jax.prediction.windows import Predict, RoutedStep, WindowSettings
 from spectralmoe_jax.sensors.stated import adopt_stated
 
 

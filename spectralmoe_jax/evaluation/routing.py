@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-MODALITIES = ("visual", "depth")
+from spectralmoe_jax.prediction.windows import RoutedStep
 
-RoutedStep = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Raw tiles (B, T, T, C) -> scores (B, T, T, K) and each token's strongest expert (L, J, B, N)."""
+MODALITIES = ("visual", "depth")
 
 
 class RoutedPredict:

@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 
 from data_pipelines.sources.records import Record
 from data_pipelines.splits import Splits
-from spectralmoe_jax.evaluation.routing import RoutedStep
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.models.state import join, split
 from spectralmoe_jax.prediction.panel import stretch
-from spectralmoe_jax.prediction.windows import padded_tile
+from spectralmoe_jax.prediction.windows import RoutedStep, padded_tile
 from spectralmoe_jax.sensors import visible
 
 PICTURES = "pictures.npz"
@@ -43,6 +42,11 @@ class Scene(NamedTuple):
     experts: np.ndarray
     depth: np.ndarray
     depth_layers: np.ndarray
+
+    @property
+    def title(self) -> str:
+        """The image's name, after its domain where the name does not begin with it."""
+        return self.name if self.name.startswith(self.domain) else f"{self.domain}: {self.name}"
 
 
 def keep_pictures(workdir: Path, config: ConfigDict, segmenter: Segmenter, step: RoutedStep,
