@@ -25,18 +25,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--task", type=int, metavar="INDEX", help="do run number INDEX alone, in this process")
     what.add_argument("--collect", action="store_true", help="run nothing; write the tables of what is done")
-    what.add_argument("--count", action="store_true", help="print how many runs there are, and nothing else")
+    what.add_argument("--list", action="store_true", help="print the folder of every run, a line each")
     parser.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
 
 
 def run(arguments: Namespace, overrides: Sequence[str]) -> int:
     given = (arguments.grid, arguments.workdir)
     options = {"base": arguments.base, "seeds": arguments.seeds}
-    if arguments.count:
+    if arguments.list:
         from spectralmoe_jax.ablation.grid import cells, load_grid
 
         grid = load_grid(arguments.grid, **options)
-        print(len(cells(grid, Path(arguments.workdir), overrides)))
+        for cell in cells(grid, Path(arguments.workdir), overrides):
+            print(cell.folder)
         return 0
     if arguments.task is not None:
         from spectralmoe_jax.ablation.command import run_task
