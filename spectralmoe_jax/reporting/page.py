@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.ablation.tables import caption, header, percent, rows
+from spectralmoe_jax.configuration import flatten
 from spectralmoe_jax.reporting import encode, figures
 from spectralmoe_jax.reporting.records import GridRecord, Run
 from spectralmoe_jax.reporting.svg import Dots, dot_chart
@@ -53,7 +53,7 @@ def run_page(run: Run, shown: str) -> str:
             usage=figures.usage(run),
             specialisation=figures.specialisation(run),
             routing=figures.routing_tables(run),
-            configuration=json.dumps(run.config.to_dict(), indent=2),
+            configuration=[f"config.{key} = {value!r}" for key, value in flatten(run.config).items()],
         )
     )
 

@@ -155,7 +155,10 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _below(x: float, y: float, text: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{text}</text>'
+    """A text around x, or ending at the right edge where it would be cut off."""
+    anchor = "end" if x > WIDTH - 24 and len(text) > 2 else "middle"
+    x = WIDTH - 1 if anchor == "end" else x
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
 def _short(text: str, longest: int = 48) -> str:
