@@ -22,7 +22,7 @@ _TABLES: dict[str, Callable[[Results], str]] = {
 }
 
 
-def ablate(spec: str | Grid, workdir: str | os.PathLike[str], overrides: Sequence[str] = (), *,
+def ablate(spec: str, workdir: str | os.PathLike[str], overrides: Sequence[str] = (), *,
            base: str | None = None, seeds: int | None = None, only: Sequence[str] = (),
            side_by_side: int | None = None) -> Results:  # fmt: skip
     """Run what is not done of a grid and write its tables; run again, it goes on where it stopped.
@@ -51,7 +51,7 @@ def ablate(spec: str | Grid, workdir: str | os.PathLike[str], overrides: Sequenc
     return write_results(grid, found, workdir)
 
 
-def run_task(spec: str | Grid, workdir: str | os.PathLike[str], number: int, overrides: Sequence[str] = (),
+def run_task(spec: str, workdir: str | os.PathLike[str], number: int, overrides: Sequence[str] = (),
              *, base: str | None = None, seeds: int | None = None,
              with_parent: bool = False) -> bool:  # fmt: skip
     """Run one of a grid's runs in this process, as a task of an array job does; see `cell.run_cell`.
@@ -68,7 +68,7 @@ def run_task(spec: str | Grid, workdir: str | os.PathLike[str], number: int, ove
     return run_cell(found[number])
 
 
-def collect_results(spec: str | Grid, workdir: str | os.PathLike[str], overrides: Sequence[str] = (), *,
+def collect_results(spec: str, workdir: str | os.PathLike[str], overrides: Sequence[str] = (), *,
                     base: str | None = None, seeds: int | None = None) -> Results:  # fmt: skip
     """Write the tables of what is done, and run nothing."""
     grid, found, workdir = _open(spec, workdir, overrides, base, seeds)
@@ -77,19 +77,17 @@ def collect_results(spec: str | Grid, workdir: str | os.PathLike[str], overrides
 
 
 def _open(
-    spec: str | Grid, workdir: str | os.PathLike[str], overrides: Sequence[str], base: str | None,
+    spec: str, workdir: str | os.PathLike[str], overrides: Sequence[str], base: str | None,
     seeds: int | None,
 ) -> tuple[Grid, list[Cell], Path]:  # fmt: skip
-    grid = spec if isinstance(spec, Grid) else load_grid(spec, base, seeds)
+    grid = load_grid(spec, base, seeds)
     workdir = Path(workdir)
     return grid, cells(grid, workdir, overrides), workdir
 
 
 def _arguments(
-    spec: str | Grid, workdir: Path, overrides: Sequence[str], base: str | None, seeds: int | None
+    spec: str, workdir: Path, overrides: Sequence[str], base: str | None, seeds: int | None
 ) -> list[str]:
-    require(isinstance(spec, str), "grid", "give the file of a grid: each run reads it in its own process")
-    assert isinstance(spec, str)
     given = ["ablate", spec, "--workdir", str(workdir), *overrides]
     return given + (["--base", base] if base else []) + (["--seeds", str(seeds)] if seeds else [])
 

@@ -39,14 +39,14 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.balance_loss
         metrics = sums | {"loss_balance": out.balance_loss}
         if out.experts.size:
-            metrics["expert_usage"] = _usage(out.experts, segmenter.config.adapter.num_experts)
+            metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.adapter.num_experts)
         return total, metrics
 
     return loss_fn
 
 
-def _usage(strongest: jax.Array, experts: int) -> jax.Array:
-    """(L, J, B, N) int32 -> (L, J, E) float32."""
+def expert_usage(strongest: jax.Array, experts: int) -> jax.Array:
+    """Share of tokens by their strongest expert: (L, J, B, N) int32 -> (L, J, E) float32."""
     return jnp.mean(strongest[..., None] == jnp.arange(experts), axis=(2, 3), dtype=jnp.float32)
 
 

@@ -1,11 +1,13 @@
 """Grids that really run, tiny: one run in this process; and a grid that is killed three times."""
 
+import fcntl
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -139,6 +141,52 @@ def test_runs_side_by_side_and_past_failures(tmp_path, capsys):
     assert "no depth, seed 0: failed: it went wrong" in said
     assert "lost weights, seed 0: failed: killed by SIGKILL" in said
     assert not (found[0].folder / "failure.json").exists()
+
+
+def test_asked_to_stop_it_passes_that_on(tmp_path, capsys):
+    """The running one saves and ends; the next is not begun."""
+    script = "import signal; print('ready', flush=True); signal.sigwait([signal.SIGTERM])"
+    script = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); {script}"
+    found = cells(load_grid(str(write_grid(tmp_path))), tmp_path)
+
+    def stop():
+        while "ready" not in _text(found[0].folder / "log.txt"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    assert not run_all(found, [sys.executable, "-c", script], [{}])
+    assert "full, seed 0: interrupted; the same command goes on" in capsys.readouterr().out
+    assert not found[1].folder.exists()
+    assert not (found[0].folder / "failure.json").exists()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_run_ends_with_its_grid():
+    script = (
+        "from spectralmoe_jax.ablation.cell import *; end_with_parent(); print(1, flush=True); time.sleep(99)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes)
+    assert process.stdout.readline() == b"1\n"
+    process.stdin.close()
+    assert process.wait(timeout=30) == 75
+    process.stdout.close()
+
+
+def test_one_process_at_a_run(tmp_path, monkeypatch):
+    file = write_grid(tmp_path)
+    folder = cells(load_grid(str(file)), tmp_path)[0].folder
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("spectralmoe_jax.ablation.cell._LOCK_SECONDS", 0.2)
+    with (folder / ".running").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at this run"):
+            run_task(str(file), tmp_path, 0)
+    assert [path.name for path in folder.iterdir()] == [".running"]
 
 
 @pytest.mark.slow
