@@ -1,6 +1,7 @@
 """What the shipped grids vary, and what is said of grids that are wrong."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,16 @@ def test_a_published_base_gets_published_encoders():
     found = models("depth_encoders", "configs/fbp_cross_sensor.py:experts=3")
     assert {s.adapter.num_experts for s in found.values()} == {3}
     assert [s.depth.kind for s in found.values() if s.depth] == ["dinov2"] * 3 + ["dinov3"]
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    found = cells(load_grid(str(tmp_path / "mine.py")), tmp_path)
+    assert len(found) == 12
+    assert found[-1].config.train.learning_rate == 2e-3
+    assert {cell.config.train.steps for cell in found} == {600}
 
 
 def test_the_base_after_the_colon_or_as_an_option():
