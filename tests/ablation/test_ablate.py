@@ -197,22 +197,27 @@ def test_killed_three_times_at_random_the_results_are_the_same(tmp_path):
         command = [sys.executable, "-m", "spectralmoe_jax", "ablate", str(file), "--workdir", workdir]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    whole = start(str(tmp_path / "whole"))
-    begun = time.monotonic()
-    assert whole.wait(timeout=900) == 1  # one variant fails, and is said to
-    seconds = time.monotonic() - begun
+    assert start(str(tmp_path / "whole")).wait(timeout=900) == 1  # one variant fails, and is said to
     again = tmp_path / "again"
-    pauses = [random.uniform(0.1, 0.7) * seconds for _ in range(3)]
-    print(f"killed after {pauses} of {seconds} seconds")
-    for pause in pauses:
+    wanted = sorted(random.sample(range(1, 2 * STEPS), 3))  # of the steps of the two that train
+    print(f"killed after steps {wanted}")
+    for steps in wanted:
         process = start(str(again))
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        deadline = time.monotonic() + 300
+        while _steps_logged(again) < steps and process.poll() is None:
+            assert time.monotonic() < deadline, "the step was not logged in five minutes"
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     assert start(str(again)).wait(timeout=900) == 1
     expected, found = ((tmp_path / name / "results.json").read_bytes() for name in ("whole", "again"))
     assert found == expected
     assert json.loads(found)["variants"]["no depth"]["difference"]["mean"] is not None
-    starts = sum(entry["starts"] for entry in json.loads((again / "timings.json").read_text()).values())
-    assert starts >= 3
-    assert not [p for p in os.listdir(again) if p.startswith(".")]
+    starts = [entry["starts"] for entry in json.loads((again / "timings.json").read_text()).values()]
+    assert sum(starts) > len(starts)
+    assert not [path for path in os.listdir(again) if path.startswith(".")]
+
+
+def _steps_logged(workdir: Path) -> int:
+    logs = (_text(path) for path in workdir.glob("runs/*/seed0/metrics.jsonl"))
+    return sum(log.count('"kind": "train"') for log in logs)
