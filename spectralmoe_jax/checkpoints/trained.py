@@ -252,12 +252,15 @@ def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable
 def make_routed_step(
     segmenter: Segmenter, layout: Layout | None = None
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """As `make_predict`, and beside the scores each token's strongest expert: (L, J, B, N) int32."""
+    """As `make_predict`, and beside the scores each token's strongest expert: (L, J, B, N) int32, with J = 0
+    for an adapter without experts."""
     trainable, frozen = split(segmenter)
     step = _spread(make_predict_step(segmenter, layout, experts=True), layout)
 
     def routed(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, experts = step(trainable, frozen, pixels)
+        if experts is None:
+            experts = np.zeros((1, 0, len(pixels), 1), np.int32)
         return np.asarray(scores)[: len(pixels)], np.asarray(experts)[:, :, : len(pixels)]
 
     return routed

@@ -38,7 +38,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         # a matching on costs that are not finite would go unnoticed: let the loop see it
         total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.balance_loss
         metrics = sums | {"loss_balance": out.balance_loss}
-        if out.experts.size:
+        if out.experts is not None and out.experts.size:
             metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.adapter.num_experts)
         return total, metrics
 
