@@ -5,7 +5,7 @@
 #   launch/watchdog.sh SECONDS spectralmoe train --config C --workdir DIR ...
 #
 # SECONDS has to cover what happens without a heartbeat: start-up and the first compilation, an evaluation,
-# a checkpoint. It watches DIR/heartbeat/0.json: one process that is stuck stops all. What counts is that
+# a checkpoint. It watches DIR/heartbeat/0.json, or the file HEARTBEAT: one process that is stuck stops all. What counts is that
 # the file changes, so neither clocks of hosts nor a file left by an earlier start matter.
 #
 # SIGTERM is passed on; the training then has STOP_SECONDS (default 100) to save before it is killed.
@@ -53,7 +53,7 @@ kill_all() { # REASON
   kill -KILL -- "-$training"
 }
 
-heartbeat=$workdir/heartbeat/0.json
+heartbeat=${HEARTBEAT:-$workdir/heartbeat/0.json}
 last=$(cat "$heartbeat")
 changed=$SECONDS
 checked=$SECONDS

@@ -15,6 +15,8 @@ _FUNCTIONS = {
     "quickstart": "spectralmoe_jax.demonstration",
     "train": "spectralmoe_jax.training.run",
     "evaluate": "spectralmoe_jax.evaluation.command",
+    "ablate": "spectralmoe_jax.ablation.command",
+    "report": "spectralmoe_jax.reporting.command",
     "predict": "spectralmoe_jax.prediction.command",
     "verify": "spectralmoe_jax.verification.goldens",
     "params": "spectralmoe_jax.models.parameters:describe",

@@ -212,27 +212,36 @@ def _find(file: str) -> Path:
     raise UserError(f"configuration {file} does not exist; shipped: {listed}")
 
 
-def _call_get_config(file: Path, arguments: str) -> ConfigDict:
-    """Runs the file and its `get_config`, turning whatever it raises into a UserError."""
+def call_in_file(file: Path, function: str, argument: str = "") -> Any:
+    """Runs a Python file and what `function` of it returns, for an argument where there is one.
+
+    Raises:
+      UserError: whatever goes wrong in there, with the line; or there is no such function, or it takes no
+        argument.
+    """
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"configuration {file} is not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        if get_config is None:
-            raise UserError(f"configuration {file} has no function get_config()")
-        takes_arguments = bool(inspect.signature(get_config).parameters)
-        if arguments and not takes_arguments:
-            raise UserError(f"configuration {file} takes no arguments, but got {arguments!r} after the colon")
-        config = get_config(arguments) if arguments else get_config()
+        called = getattr(module, function, None)
+        if called is None:
+            raise UserError(f"configuration {file} has no function {function}()")
+        takes_arguments = bool(inspect.signature(called).parameters)
+        if argument and not takes_arguments:
+            raise UserError(f"configuration {file} takes no arguments, but got {argument!r} after the colon")
+        return called(argument) if argument else called()
     except UserError:
         raise
     except Exception as error:
         line = getattr(error, "lineno", None) or _line_in(file, error)
         where = f"{file}:{line}" if line else str(file)
         raise UserError(f"configuration {where}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _call_get_config(file: Path, arguments: str) -> ConfigDict:
+    config = call_in_file(file, "get_config", arguments)
     require(
         isinstance(config, ConfigDict), str(file), "get_config() has to return an ml_collections.ConfigDict"
     )

@@ -27,6 +27,7 @@ from spectralmoe_jax.checkpoints.released import (
 from spectralmoe_jax.checkpoints.sources import Source, open_source
 from spectralmoe_jax.checkpoints.store import CONFIG_FILE, CheckpointStore, read_run_config
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.mask2former.head import semantic_scores
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
@@ -255,29 +256,56 @@ def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable
     return lambda pixels: scores(trainable, frozen, pixels)
 
 
+def make_routed_step(
+    segmenter: Segmenter, layout: Layout | None = None
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """As `make_predict`, and beside the scores each token's strongest expert: (L, J, B, N) int32, with J = 0
+    for an adapter without experts."""
+    trainable, frozen = split(segmenter)
+    step = _spread(make_predict_step(segmenter, layout, experts=True), layout)
+
+    def routed(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, experts = step(trainable, frozen, pixels)
+        if experts is None:
+            experts = np.zeros((1, 0, len(pixels), 1), np.int32)
+        return np.asarray(scores)[: len(pixels)], np.asarray(experts)[:, :, : len(pixels)]
+
+    return routed
+
+
 def make_scores(
     structure: Segmenter, layout: Layout | None = None
 ) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
     """(trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
-    step = make_predict_step(structure, layout)
+    step = _spread(make_predict_step(structure, layout), layout)
+    return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels))[: len(pixels)]
+
+
+def _spread(step: Any, layout: Layout | None) -> Any:
+    """The step with tiles spread over the layout's devices, as many as these need: the last one repeated."""
     if layout is None:
-        return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels))
+        return step
     where, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
 
-    def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> np.ndarray:
+    def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> Any:
         missing = -len(pixels) % parts
         filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
-        return np.asarray(step(trainable, frozen, put(filled, where)))[: len(pixels)]
+        return step(trainable, frozen, put(filled, where))
 
     return padded
 
 
-def make_predict_step(structure: Segmenter, layout: Layout | None = None) -> Any:
+def make_predict_step(structure: Segmenter, layout: Layout | None = None, experts: bool = False) -> Any:
     """The jitted (trainable, frozen, tiles) -> scores; with a layout, of tiles that are spread over it, and
-    whole scores everywhere."""
+    whole scores everywhere. With `experts`, (scores, experts (L, J, B, N))."""
 
-    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
-        return join(structure, trainable, frozen).scores(pixels)
+    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> Any:
+        model = join(structure, trainable, frozen)
+        if not experts:
+            return model.scores(pixels)
+        out = model(model.normalise(pixels), all_layers=False)
+        size = (pixels.shape[1], pixels.shape[2])
+        return semantic_scores(out.class_logits[-1], out.mask_logits[-1], size), out.experts
 
     if layout is None:
         return jax.jit(scores)

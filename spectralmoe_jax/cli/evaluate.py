@@ -20,6 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="FILE.json", type=Path, help="write the scores here as well")
     parser.add_argument(
+        "--images", metavar="FILE.npz", type=Path, help="write the confusion matrix of every image here"
+    )
+    parser.add_argument(
         "--stream", metavar="NAME", help="of a run on several sensors: whose bands and statistics to use"
     )
     add_process_arguments(parser)
@@ -40,5 +43,5 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> int:
     with all_processes(arguments):
         from spectralmoe_jax.evaluation.command import evaluate
 
-        evaluate(workdir, config, split=arguments.split, output=arguments.output)
+        evaluate(workdir, config, split=arguments.split, output=arguments.output, images=arguments.images)
     return 0

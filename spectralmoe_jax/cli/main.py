@@ -1,8 +1,8 @@
 """Finds the subcommand, runs it, and turns what the user can mend into one line and a status.
 
-Status 0: done. 1: done, and the answer is no (`verify`). 2: bad input, said in one
-line on standard error. 75: a run of several processes lost one; the same command
-resumes. 130: interrupted.
+Status 0: done. 1: done, and the answer is no (`verify`), or not all of it (`ablate`).
+2: bad input, said in one line on standard error. 75: a run of several processes lost
+one; the same command resumes. 130: interrupted.
 """
 
 import difflib
@@ -23,6 +23,8 @@ COMMANDS = {
     "data": "draw batches of a configuration as a picture, with statistics and times",
     "train": "train on source places, in a folder that can be resumed",
     "evaluate": "score a trained model on whole images, per domain and class",
+    "ablate": "a grid of variants and seeds over one configuration, ending in one table",
+    "report": "one HTML page of a run or a grid: curves, tables, scenes, experts; readable offline",
     "predict": "map a scene of any size to a georeferenced raster",
     "convert": "published weights to a file of ours; a trained run to PyTorch",
     "verify": "compare the model with reference values, number for number",

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from rich.table import Table
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
-from spectralmoe_jax.prediction.windows import Predict, WindowSettings, finite, predict_image
+from spectralmoe_jax.evaluation.routing import routing_report
+from spectralmoe_jax.evaluation.tally import Tally
+from spectralmoe_jax.prediction.windows import Predict, WindowSettings
 
 Report = dict[str, Any]
 _LOG_WIDTH = 200  # where the output is no terminal: rich would cut a table of many domains at 80
@@ -31,58 +33,39 @@ def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.nd
       examples: (domain, name, image (H, W, C) raw, label (H, W) with 255 for ignore).
       names: of the classes.
 
+    Raises UserError where there is no image.
+    """
+    tally = Tally(names)
+    tally.count_images(predict, examples, settings)
+    return make_report(tally)
+
+
+def make_report(tally: Tally) -> Report:
+    """The scores of what was counted.
+
     Returns: `miou`, `overall_accuracy`, `iou` and `accuracy` by class of all pixels together (`all`) and of
-    each domain (`domains`), `mean_miou` over the domains that have labels, the confusion matrices, and how
-    many images.
+    each domain (`domains`), `mean_miou` over the domains that have labels, the confusion matrices, how many
+    images, and `routing`, see `evaluation.routing.routing_report`, where the predictor tells of experts.
 
     Raises UserError where there is no image.
     """
-    domains: dict[str, ConfusionMatrix] = {}
-    images = 0
-    for domain, _, image, label in examples:
-        prediction = predict_image(image, predict, settings).argmax(axis=-1)
-        domains.setdefault(domain, ConfusionMatrix(len(names))).add(label, prediction)
-        images += 1
-    return _report(domains, images, names)
-
-
-def score_tiles(predict: Predict, batches: Iterable[Mapping[str, np.ndarray]], domain_of: Sequence[str],
-                names: Sequence[str]) -> Report:  # fmt: skip
-    """As `score`, of images that each fit into one window, several at a time.
-
-    Args:
-      predict: see `prediction.windows`.
-      batches: of `data_pipelines.whole_split.eval_batches`.
-      domain_of: the domain of each record.
-      names: of the classes.
-
-    Raises UserError for scores that are not finite.
-    """
-    domains: dict[str, ConfusionMatrix] = {}
-    images = 0
-    for batch in batches:
-        predictions = finite(predict(batch["image"])).argmax(axis=-1)  # (B, T, T)
-        for row in np.flatnonzero(batch["valid"]):
-            domain = domain_of[batch["record"][row]]
-            domains.setdefault(domain, ConfusionMatrix(len(names))).add(batch["label"][row], predictions[row])
-            images += 1
-    return _report(domains, images, names)
-
-
-def _report(domains: Mapping[str, ConfusionMatrix], images: int, names: Sequence[str]) -> Report:
-    if not images:
+    if not tally.images:
         raise UserError("the split to evaluate is empty: name domains with images in config.data")
+    names, domains = tally.names, tally.domains()
     total = ConfusionMatrix(len(names))
     for matrix in domains.values():
         total += matrix
-    return {
-        "classes": list(names),
-        "images": images,
+    report = {
+        "classes": names,
+        "images": len(tally.images),
         "miou": total.miou,
         "mean_miou": _mean([matrix.miou for matrix in domains.values()]),
         "all": _scores(total, names),
         "domains": {domain: _scores(matrix, names) for domain, matrix in domains.items()},
     }
+    if tally.routing is not None and tally.routing.counts is not None:
+        report["routing"] = routing_report(tally.routing.counts)
+    return report
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -138,6 +121,9 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     labelled = sum(not math.isnan(scores["miou"]) for scores in report["domains"].values())
     if labelled > 1:
         console.print(f"mean mIoU over {labelled} domains: {_percent(report['mean_miou'])}")
+    for modality in dict.fromkeys(entry["modality"] for entry in report.get("routing", ())):
+        nmi = [f"{e['nmi']:.2f}" for e in report["routing"] if e["modality"] == modality]
+        console.print(f"mutual information of expert and class by layer, {modality}: {' '.join(nmi)}")
 
 
 def _percent(value: float) -> str:

@@ -14,6 +14,8 @@ import numpy as np
 from spectralmoe_jax.errors import UserError
 
 Predict = Callable[[np.ndarray], np.ndarray]
+RoutedStep = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Raw tiles (B, T, T, C) -> scores (B, T, T, K) and each token's strongest expert (L, J, B, N)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,10 +129,12 @@ def fit(
 
             if is_last or step % settings.log_every == 0:
                 require_finite(state, store)
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                found = jax.device_get(metrics)
+                values = {name: float(value) for name, value in found.items() if not np.ndim(value)}
                 rates = {"learning_rate": float(learning_rate(step - 1))}
                 rates["images_per_second"] = progress.report(step, values)
                 log.write(step, "train", values | rates)
+                log.write_arrays(step, "experts", {k: v for k, v in found.items() if np.ndim(v)})
 
             scores = None
             if experiment.evaluate and (is_last or step % settings.evaluate_every == 0):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from spectralmoe_jax.errors import naming
 
 METRICS_FILE = "metrics.jsonl"
@@ -58,6 +60,16 @@ class MetricsLog:
             self._file.flush()
         for name, value in numbers.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def write_arrays(self, step: int, kind: str, values: Mapping[str, np.ndarray]) -> None:
+        """Writes one such record of nested lists, to four decimals, into the file; none without values."""
+        if self._silent or not values:
+            return
+        rounded = {
+            name: np.round(np.asarray(value, np.float64), 4).tolist() for name, value in values.items()
+        }
+        self._file.write(json.dumps({"step": step, "kind": kind, **rounded}) + "\n")
+        self._file.flush()
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -21,7 +21,9 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
 
     The returned function takes the two dicts of `models.state.split`, a batch `{"image": (B, H, W, C) raw
     pixels, "label": (B, H, W)}` and a key, and gives the scalar loss with its named terms: class, mask and
-    dice summed over decoder layers (of the linear head, its cross-entropy as class), and the adapter's own.
+    dice summed over decoder layers (of the linear head, its cross-entropy as class), and the adapter's own;
+    and where there are experts `expert_usage` (L, J, E), the share of tokens of a layer and modality whose
+    strongest expert each is.
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -39,9 +41,17 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         }
         # a matching on costs that are not finite would go unnoticed: let the loop see it
         total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.auxiliary_loss
-        return total, sums | {"loss_balance": out.auxiliary_loss}
+        metrics = sums | {"loss_balance": out.auxiliary_loss}
+        if out.experts is not None and out.experts.size:
+            metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.adapter.num_experts)
+        return total, metrics
 
     return loss_fn
+
+
+def expert_usage(strongest: jax.Array, experts: int) -> jax.Array:
+    """Share of tokens by their strongest expert: (L, J, B, N) int32 -> (L, J, E) float32."""
+    return jnp.mean(strongest[..., None] == jnp.arange(experts), axis=(2, 3), dtype=jnp.float32)
 
 
 def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig) -> LossFunction:

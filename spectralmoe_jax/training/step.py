@@ -17,7 +17,7 @@ class LossFunction(Protocol):
     """The loss of a batch; only `trainable` is differentiated."""
 
     def __call__(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Returns the loss () and scalars to log; `key` belongs to this step alone."""
+        """Returns the loss () and what to log, scalars and small arrays; `key` belongs to this step alone."""
         ...
 
 
@@ -38,8 +38,8 @@ def make_train_step(
       layout: where the state is, and stays; the batch is one of all hosts. None for one device.
 
     Returns:
-      The jitted function. Its metrics are those of `loss_fn` and `loss` and
-      `grad_norm`, all ().
+      The jitted function. Its metrics are those of `loss_fn`, and `loss` and
+      `grad_norm` ().
     """
 
     def train_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:

@@ -18,6 +18,7 @@ from spectralmoe_jax.checkpoints.names import named_leaves
 from spectralmoe_jax.checkpoints.store import CheckpointStore, read_run_config
 from spectralmoe_jax.checkpoints.trained import initial_segmenter
 from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.evaluation.tally import read_images
 from spectralmoe_jax.models.state import split
 from tests.tiny_run import SIZES
 
@@ -73,16 +74,30 @@ def test_metrics_are_logged(run):
     for record in train:
         assert record["loss"] == pytest.approx(sum(record[part] for part in parts), rel=1e-5)
     assert [record["step"] for record in records if "miou" in record] == [4, 8]
+    usage = [record["expert_usage"] for record in records if record["kind"] == "experts"]
+    assert np.shape(usage) == (STEPS, 4, 1, 4)  # steps, layers, modalities, experts
+    np.testing.assert_allclose(np.sum(usage, axis=-1), 1, atol=1e-3)
     assert list((run / "tensorboard").glob("*tfevents*"))
 
 
 def test_evaluate(run, tmp_path, capsys):
-    report_path = tmp_path / "scores.json"
-    assert main(["evaluate", "--workdir", str(run), "--output", str(report_path)]) == 0
+    report_path, images_path = tmp_path / "scores.json", tmp_path / "images.npz"
+    given = ["--workdir", str(run), "--output", str(report_path), "--images", str(images_path)]
+    assert main(["evaluate", *given]) == 0
     report = json.loads(report_path.read_text())
     assert set(report["domains"]) == {"sensor_b"}
     assert np.sum(report["all"]["confusion"]) == 64 * 64
-    assert "quickstart, target: 1 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "quickstart, target: 1 images" in said
+    assert "mutual information of expert and class by layer, visual: " in said
+    np.testing.assert_array_equal(
+        sum(image.counts for image in read_images(images_path)), report["all"]["confusion"]
+    )
+    # 3 x 3 windows of 4 x 4 patches, their 24 pixels of overlap counted as often as they are seen
+    assert [np.sum(entry["counts"]) for entry in report["routing"]] == [9 * 16] * 4
+    assert [(entry["layer"], entry["modality"]) for entry in report["routing"]] == [
+        (layer, "visual") for layer in (1, 2, 3, 4)
+    ]
 
 
 def test_predict(run, tmp_path):
@@ -162,6 +177,7 @@ def test_tensorflow_is_never_imported(run, tmp_path):
     script = f"""
 import sys
 from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.evaluation.tally import read_images
 assert [main(command) for command in {commands!r}] == [0, 0, 0]
 assert not any(name.partition(".")[0] == "tensorflow" for name in sys.modules)
 """

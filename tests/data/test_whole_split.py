@@ -6,7 +6,8 @@ import pytest
 from data_pipelines.sources import Arrays
 from data_pipelines.whole_split import eval_batches
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.report import score, score_tiles
+from spectralmoe_jax.evaluation.report import make_report, score
+from spectralmoe_jax.evaluation.tally import Tally
 from spectralmoe_jax.prediction.windows import WindowSettings
 
 
@@ -58,7 +59,9 @@ def test_scores_are_those_of_whole_images(source):
 
     names = ("w", "x", "y", "z")
     batches = eval_batches(source, source.records, 16, batch_size=3)
-    tiled = score_tiles(predict, batches, [record.domain for record in source.records], names)
+    tally = Tally(names)
+    tally.count_tiles(predict, batches, [(record.domain, record.name) for record in source.records])
+    tiled = make_report(tally)
     examples = (
         (record.domain, record.name, source.read_image(record), source.read_label(record))
         for record in source.records

@@ -100,6 +100,45 @@ def test_every_task_of_an_array_has_its_own_folder_and_number(machine):
     assert machine.trainings[-1][0][1] == "--config.seed=4"
 
 
+def test_a_run_of_a_grid_a_task(machine):
+    grid = ("configs/ablations/experts.py", "--workdir", "runs/grid", "--config.train.steps=5")
+    training = f"[ $SLURM_RESTART_COUNT = 1 ] && exit 0; {UNTIL_ASKED}"
+    options = ("--array=1-2", "--nodes=1", "--gpus-per-node=1", "--cpus-per-task=4")
+    done = submit(machine, *options, training=training, arguments=grid, SUBCOMMAND="ablate", SIGNAL_AT="1")
+    assert done.returncode == 0
+    assert [call[2] for call in machine.calls if call[1] == "requeue"] == ["77_1", "77_2"]
+    assert [given for given, _ in machine.trainings] == [
+        ["ablate", *grid, "--task", task] for task in ("1", "1", "2", "2")
+    ]
+    assert {environment["CUDA_VISIBLE_DEVICES"] for _, environment in machine.trainings} == {"0"}
+    watched = [environment["HEARTBEAT"] for _, environment in machine.trainings]
+    assert watched[1:3] == ["runs/x/seed1/heartbeat/0.json", "runs/x/seed2/heartbeat/0.json"]
+
+
+def test_a_stuck_run_of_a_grid_is_killed(machine, tmp_path):
+    training = "[ $SLURM_RESTART_COUNT = 1 ] && exit 0; trap '' TERM; sleep 60"
+    done = submit(
+        machine, "--array=0-0", "--nodes=1", training=training, SUBCOMMAND="ablate", WATCHDOG_SECONDS="1",
+        arguments=["grid.py", f"--workdir={tmp_path}"],
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "no heartbeat in runs/x/seed0/heartbeat/0.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), "a grid is an array: give --array=0-N before the script"),
+        (("--array=0-0",), "a run of a grid is one process: give --nodes=1 --ntasks-per-node=1"),
+        (("--array=3-3", "--nodes=1"), "the grid has no run 3"),
+    ],
+)
+def test_a_grid_that_is_no_array(machine, options, expected):
+    done = submit(machine, *options, arguments=("g.py", "--workdir", "runs/g"), SUBCOMMAND="ablate")
+    assert (done.returncode, done.stderr) == (2, f"error: slurm.sbatch: {expected}\n")
+    assert machine.trainings == []
+
+
 def test_bad_input_is_one_line(machine):
     for done, expected in (
         (submit(machine, "--array=0-0"), "the tasks of an array cannot share one --workdir: put %a into it"),

@@ -1,0 +1,1 @@
+"""The grids of runs that ship with the project: one readable Python file each."""

@@ -1,0 +1,24 @@
+"""The publication's ablation: what each part of the adapter is worth (its five rows).
+
+A base without a depth encoder gets one of random weights; see `depth_encoder`.
+
+  spectralmoe ablate configs/ablations/components.py --workdir runs/components
+"""
+
+from spectralmoe_jax.ablation import Grid, base_config, depth_encoder
+
+
+def get_grid(base: str = "configs/quickstart.py") -> Grid:
+    return Grid(
+        title="Components of the adapter",
+        base=base,
+        common=depth_encoder(base_config(base)),
+        variants={
+            "full": {},
+            "one expert": {"model.adapter.num_experts": 1},
+            "shared gate": {"model.adapter.router": "shared"},
+            "no depth": {"model.adapter.use_depth": False},
+            "addition": {"model.adapter.fusion": "add"},
+        },
+        reference="full",
+    )

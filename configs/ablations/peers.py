@@ -1,0 +1,26 @@
+"""Other ways to adapt the same frozen encoder, and what training it whole or not at all gives.
+
+The encoder is frozen in all variants but `full`, so on a base without pretrained weights all but that adapt a
+random one. A base without a depth encoder gets one of random weights for the two that use it; see
+`depth_encoder`.
+
+  spectralmoe ablate configs/ablations/peers.py --workdir runs/peers
+"""
+
+from spectralmoe_jax.ablation import Grid, base_config, depth_encoder
+
+KINDS = ("spectral_moe", "none", "full", "rein", "depthforge", "set", "fada", "lora", "adaptformer", "vpt",
+         "bitfit")  # fmt: skip
+
+
+def get_grid(base: str = "configs/quickstart.py") -> Grid:
+    return Grid(
+        title="Adapters",
+        base=base,
+        common=depth_encoder(base_config(base)) | {"model.visual.trainable": False},
+        variants={
+            **{kind: {"model.adapter.kind": kind} for kind in KINDS},
+            "none, linear head": {"model.adapter.kind": "none", "model.head.kind": "linear"},
+        },
+        reference="spectral_moe",
+    )

@@ -1,0 +1,40 @@
+"""From the publication's reading to the released code's, one switch at a time, and all at once.
+
+Every switch that the base sets itself is unset first.
+
+  spectralmoe ablate configs/ablations/switches.py --workdir runs/switches
+"""
+
+from spectralmoe_jax.ablation import Grid, base_config, depth_encoder
+
+RELEASED = {
+    "distance": "l2",
+    "token_map": "sum_product",
+    "combination": "log_sum_exp",
+    "fusion": "diagonal",
+    "balance": "importance_and_load",
+    "balance_over_modalities": "sum",
+    "balance_weight": 1e3,
+}
+
+
+def get_grid(base: str = "configs/quickstart.py") -> Grid:
+    unset = {f"model.adapter.{switch}": None for switch in (*RELEASED, "fusion_value")}
+    alone = {
+        f"{switch} = {value:g}" if switch == "balance_weight" else f"{switch} = {value}": {
+            f"model.adapter.{switch}": value
+        }
+        for switch, value in RELEASED.items()
+    }
+    return Grid(
+        title="Each switch between the two readings alone",
+        base=base,
+        common=depth_encoder(base_config(base)) | {"model.adapter.preset": "paper"} | unset,
+        variants={
+            "paper": {},
+            **alone,
+            "fusion_value = visual": {"model.adapter.fusion_value": "visual"},
+            "released": {"model.adapter.preset": "released"},
+        },
+        reference="paper",
+    )

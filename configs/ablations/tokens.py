@@ -1,0 +1,19 @@
+"""How many tokens an expert has, which is also how many queries the head has: half to eight times the base's.
+
+spectralmoe ablate configs/ablations/tokens.py --workdir runs/tokens
+"""
+
+from spectralmoe_jax.ablation import Grid, base_config
+
+
+def get_grid(base: str = "configs/quickstart.py") -> Grid:
+    own = base_config(base).model.adapter.num_tokens
+    return Grid(
+        title="Tokens an expert, and queries",
+        base=base,
+        variants={
+            f"m = {tokens}": {"model.adapter.num_tokens": tokens, "model.head.num_queries": tokens}
+            for tokens in (own // 2, own, 2 * own, 4 * own, 8 * own)
+        },
+        reference=f"m = {own}",
+    )

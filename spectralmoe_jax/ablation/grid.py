@@ -1,0 +1,166 @@
+"""What is compared: a grid of variants and seeds, read from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.configuration import apply_overrides, call_in_file, choose, load_config, require
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.build import segmenter_config
+
+Settings = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Named variants of one configuration, each trained with every seed.
+
+    Attributes:
+      base: the configuration that is varied, `FILE[:args]`.
+      variants: settings by name of the variant: dotted keys without `config.` and their values, such as
+        `{"model.adapter.num_experts": 3}`; a dictionary as a value replaces a whole section, None unsets.
+      reference: the variant that the others are compared with.
+      common: settings of all variants; a variant's own win over them.
+      seeds: of the runs of each variant.
+      title: of the table, one line.
+    """
+
+    base: str
+    variants: Mapping[str, Settings]
+    reference: str
+    common: Settings = dataclasses.field(default_factory=dict)
+    seeds: Sequence[int] = (0, 1, 2)
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        require(bool(self.variants), "variants", "a grid needs at least one")
+        choose("reference", self.reference, self.variants)
+        seeds = tuple(self.seeds)
+        whole = all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+        require(bool(seeds) and whole and len(set(seeds)) == len(seeds), "seeds",
+                f"is {self.seeds!r}: give different whole numbers from 0")  # fmt: skip
+        folders: dict[str, str] = {}
+        for name in self.variants:
+            other = folders.setdefault(folder_of(name), name)
+            require(other == name, "variants", f"{name!r} and {other!r} would share a folder: rename one")
+
+    def config(self, variant: str, seed: int, overrides: Sequence[str] = ()) -> ConfigDict:
+        """The configuration of one run; `overrides` are of the command line, over `common` and under the
+        variant's own settings.
+
+        Raises UserError naming the variant and the key that is wrong.
+        """
+        try:
+            config = apply_overrides(with_settings(load_config(self.base), self.common), overrides)
+            return with_settings(config, {**self.variants[variant], "seed": seed})
+        except UserError as problem:
+            raise UserError(f"variant {variant!r}: {problem}") from None
+
+
+class Cell(NamedTuple):
+    """One run of a grid. number: from 0, over variants and within them over seeds."""
+
+    number: int
+    variant: str
+    seed: int
+    folder: Path
+    config: ConfigDict
+
+
+def cells(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[Cell]:
+    """Every run of a grid, with its folder below `workdir`.
+
+    Raises UserError for a variant that is not a configuration, before anything is run.
+    """
+    found: list[Cell] = []
+    for variant in grid.variants:
+        for seed in grid.seeds:
+            config = grid.config(variant, seed, overrides)
+            folder = workdir / "runs" / folder_of(variant) / f"seed{seed}"
+            found.append(Cell(len(found), variant, seed, folder, config))
+        try:
+            segmenter_config(config)
+        except UserError as problem:
+            raise UserError(f"variant {variant!r}: {problem}") from None
+    return found
+
+
+def with_settings(config: ConfigDict, settings: Settings) -> ConfigDict:
+    """A locked copy of a configuration with values by dotted key."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            config = _with_section(config, key, value)
+        else:
+            config = apply_overrides(config, [f"--config.{key}={_text(value)}"])
+    return config
+
+
+def _with_section(config: ConfigDict, key: str, value: Mapping[str, Any]) -> ConfigDict:
+    config = ConfigDict(config.to_dict())
+    *places, last = key.split(".")
+    section = config
+    for place in places:
+        section = section.get(place)
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"config.{key}: there is no section config.{'.'.join(places)}")
+    with section.ignore_type():
+        section[last] = ConfigDict(dict(value))
+    return config.lock()
+
+
+def _text(value: Any) -> str:
+    """A value as on the command line."""
+    if isinstance(value, str):
+        return value
+    return repr(value).lower() if value is None or isinstance(value, bool) else repr(value)
+
+
+def folder_of(variant: str) -> str:
+    """A variant's name as that of a folder."""
+    return re.sub(r"[^A-Za-z0-9.+=-]+", "_", variant).strip("_.") or "_"
+
+
+def load_grid(spec: str, base: str | None = None, seeds: int | None = None) -> Grid:
+    """Reads `FILE[:BASE]`: the `get_grid(base)` of a Python file.
+
+    Args:
+      spec: path of the file, or the name of one that is shipped; after a colon the configuration to vary.
+      base: the same, and wins. seeds: so many instead of the grid's own, from 0.
+
+    Raises UserError naming the file and what is wrong with it.
+    """
+    file, _, argument = spec.partition(":")
+    base = base or argument
+    path = _find(file)
+    grid = call_in_file(path, "get_grid", base)
+    require(isinstance(grid, Grid), str(path), "get_grid() has to return a spectralmoe_jax.ablation.Grid")
+    if seeds is not None:
+        require(seeds > 0, "--seeds", f"is {seeds}: give 1 or more")
+        grid = dataclasses.replace(grid, seeds=tuple(range(seeds)))
+    return grid
+
+
+def shipped_grids() -> dict[str, Path]:
+    """The grids that come with the installation, by file name."""
+    found = importlib.util.find_spec("configs.ablations")
+    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
+    return {file.name: file for file in files if not file.name.startswith("_")}
+
+
+def _find(file: str) -> Path:
+    if Path(file).is_file():
+        return Path(file)
+    shipped, name = shipped_grids(), Path(file).name
+    is_bare = Path(file).parent in (Path("."), Path("configs/ablations"))
+    if is_bare and (found := shipped.get(name) or shipped.get(f"{name}.py")):
+        return found
+    listed = ", ".join(f"configs/ablations/{name}" for name in shipped) or "none"
+    raise UserError(f"grid {file} does not exist; shipped: {listed}")

@@ -1,0 +1,223 @@
+"""Grids that really run, tiny: one run in this process; and a grid that is killed three times."""
+
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectralmoe_jax.ablation.cell import record_failure
+from spectralmoe_jax.ablation.command import run_task
+from spectralmoe_jax.ablation.grid import cells, load_grid
+from spectralmoe_jax.ablation.schedule import device_groups, run_all
+from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.command import evaluate
+from spectralmoe_jax.prediction.pictures import read_pictures
+from spectralmoe_jax.prediction.routing import expert_maps
+from tests.ablation.tiny import STEPS, write_grid
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> tuple[Path, Path]:
+    """The file of the grid, and its folder with one run done and one failed."""
+    folder = tmp_path_factory.mktemp("grid")
+    file = write_grid(folder)
+    assert run_task(str(file), folder / "runs", 0)
+    with pytest.raises(UserError, match=r"nowhere\.safetensors"):
+        run_task(str(file), folder / "runs", 2)
+    return file, folder / "runs"
+
+
+def test_one_run(grid, capsys, tmp_path):
+    file, workdir = grid
+    assert main(["ablate", str(file), "--workdir", str(workdir), "--collect"]) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    (run,) = results["variants"]["full"]["runs"]
+    assert run["step"] == STEPS
+    assert [(entry["layer"], entry["modality"]) for entry in run["nmi"]] == [
+        (layer, modality) for layer in (1, 2, 3, 4) for modality in ("visual", "depth")
+    ]
+    (failed,) = results["variants"]["lost weights"]["runs"]
+    assert "nowhere.safetensors" in failed["error"]
+    assert results["variants"]["no depth"]["runs"] == [{"seed": 0}]
+    assert results["images"] == 3
+    assert "Failed:" in capsys.readouterr().out
+
+    cell = cells(load_grid(str(file)), workdir)[0]
+    report = evaluate(cell.folder, cell.config)  # what was kept is what `spectralmoe evaluate` says
+    assert run["miou"] == report["miou"]
+    assert [entry["nmi"] for entry in run["nmi"]] == [entry["nmi"] for entry in report["routing"]]
+    assert run_task(str(file), workdir, 0)  # done is done
+    assert len((cell.folder / "attempts.jsonl").read_text().splitlines()) == 2
+
+
+def test_pictures_are_of_the_model(grid):
+    from data_pipelines.splits import open_splits
+    from spectralmoe_jax.checkpoints.trained import load_trained
+
+    file, workdir = grid
+    cell = cells(load_grid(str(file)), workdir)[0]
+    scenes = read_pictures(cell.folder)
+    splits = open_splits(cell.config)
+    segmenter = load_trained(cell.folder, cell.config)
+    assert [scene.name for scene in scenes] == [record.name for record in splits.target.records]
+    for scene, (_, _, image, label) in zip(scenes, splits.examples("target"), strict=True):
+        corners = [(r, c) for r in (0, 32) for c in (0, 32)]
+        (row, column), = [(r, c) for r, c in corners
+                          if (label[r : r + 32, c : c + 32] == scene.truth).all()][:1]  # fmt: skip
+        maps = expert_maps(segmenter, image[row : row + 32, column : column + 32], 32)
+        np.testing.assert_array_equal(scene.experts, maps)
+        assert scene.image.shape == (32, 32, 3)
+        assert scene.prediction.max() < 6
+        assert scene.depth_layers.tolist() == [1, 2, 4]
+        assert scene.depth.shape == (3, 4, 4, 3)
+
+
+def test_report_of_a_run_and_of_a_grid(grid, capsys):
+    file, workdir = grid
+    assert main(["ablate", str(file), "--workdir", str(workdir), "--collect"]) == 0
+    run = workdir / "runs" / "full" / "seed0"
+    (run / "evaluation.json").unlink()  # as after `spectralmoe train` alone
+    assert main(["report", str(run)]) == 0
+    assert (run / "evaluation.json").is_file()
+    page = (run / "report.html").read_text()
+    for heading in ("Curves", "Confusion on the target", "Depth features", "Experts over training"):
+        assert heading in page
+    assert main(["report", str(workdir), "--output", str(workdir / "grid.html")]) == 0
+    page = (workdir / "grid.html").read_text()
+    assert "lost weights</strong> failed: " in page
+    assert "full (reference)" in page
+    assert str(workdir / "grid.html") in capsys.readouterr().out
+
+
+def test_devices_are_shared_evenly(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert [group["CUDA_VISIBLE_DEVICES"] for group in device_groups(None)] == ["0", "1", "2", "3"]
+    assert [group["CUDA_VISIBLE_DEVICES"] for group in device_groups(2)] == ["0,1", "2,3"]
+    with pytest.raises(UserError, match="is 3, which cannot share 4 GPUs evenly"):
+        device_groups(3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_groups(None) == [{}]
+    assert device_groups(2) == [{}, {}]
+    with pytest.raises(UserError, match="--side-by-side: is -1"):
+        device_groups(-1)
+
+
+CHILD = """
+import pathlib, sys, time
+here, number = pathlib.Path(sys.argv[1]), int(sys.argv[3])
+(here / f"seen{number}").touch()
+if number == 1:
+    while not (here / "seen0").exists():
+        time.sleep(0.01)
+    sys.exit("error: it went wrong")
+if number == 2:
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+while not (here / "seen1").exists():
+    time.sleep(0.01)
+(here / "runs" / "full" / "seed0" / "evaluation.json").write_text("{}")
+"""
+
+
+def test_runs_side_by_side_and_past_failures(tmp_path, capsys):
+    """The first two wait for each other; the last two fail, one by a signal."""
+    found = cells(load_grid(str(write_grid(tmp_path))), tmp_path)
+    record_failure(found[2], "before")
+    assert run_all(found, [sys.executable, "-c", CHILD, str(tmp_path)], [{}, {}])
+    said = capsys.readouterr().out
+    assert "full, seed 0: done in" in said
+    assert "no depth, seed 0: failed: it went wrong" in said
+    assert "lost weights, seed 0: failed: killed by SIGKILL" in said
+    assert not (found[0].folder / "failure.json").exists()
+
+
+def test_asked_to_stop_it_passes_that_on(tmp_path, capsys):
+    """The running one saves and ends; the next is not begun."""
+    script = "import signal; print('ready', flush=True); signal.sigwait([signal.SIGTERM])"
+    script = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); {script}"
+    found = cells(load_grid(str(write_grid(tmp_path))), tmp_path)
+
+    def stop():
+        while "ready" not in _text(found[0].folder / "log.txt"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    assert not run_all(found, [sys.executable, "-c", script], [{}])
+    assert "full, seed 0: interrupted; the same command goes on" in capsys.readouterr().out
+    assert not found[1].folder.exists()
+    assert not (found[0].folder / "failure.json").exists()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_run_ends_with_its_grid():
+    script = (
+        "from spectralmoe_jax.ablation.cell import *; end_with_parent(); print(1, flush=True); time.sleep(99)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes)
+    assert process.stdout.readline() == b"1\n"
+    process.stdin.close()
+    assert process.wait(timeout=30) == 75
+    process.stdout.close()
+
+
+def test_one_process_at_a_run(tmp_path, monkeypatch):
+    file = write_grid(tmp_path)
+    folder = cells(load_grid(str(file)), tmp_path)[0].folder
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("spectralmoe_jax.ablation.cell._LOCK_SECONDS", 0.2)
+    with (folder / ".running").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at this run"):
+            run_task(str(file), tmp_path, 0)
+    assert [path.name for path in folder.iterdir()] == [".running"]
+
+
+@pytest.mark.slow
+def test_killed_three_times_at_random_the_results_are_the_same(tmp_path):
+    file = write_grid(tmp_path)
+
+    def start(workdir: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "spectralmoe_jax", "ablate", str(file), "--workdir", workdir]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(str(tmp_path / "whole")).wait(timeout=900) == 1  # one variant fails, and is said to
+    again = tmp_path / "again"
+    wanted = sorted(random.sample(range(1, 2 * STEPS), 3))  # of the steps of the two that train
+    print(f"killed after steps {wanted}")
+    for steps in wanted:
+        process = start(str(again))
+        deadline = time.monotonic() + 300
+        while _steps_logged(again) < steps and process.poll() is None:
+            assert time.monotonic() < deadline, "the step was not logged in five minutes"
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert start(str(again)).wait(timeout=900) == 1
+    expected, found = ((tmp_path / name / "results.json").read_bytes() for name in ("whole", "again"))
+    assert found == expected
+    assert json.loads(found)["variants"]["no depth"]["difference"]["mean"] is not None
+    starts = [entry["starts"] for entry in json.loads((again / "timings.json").read_text()).values()]
+    assert sum(starts) > len(starts)
+    assert not [path for path in os.listdir(again) if path.startswith(".")]
+
+
+def _steps_logged(workdir: Path) -> int:
+    logs = (_text(path) for path in workdir.glob("runs/*/seed0/metrics.jsonl"))
+    return sum(log.count('"kind": "train"') for log in logs)

@@ -1,0 +1,186 @@
+"""What the shipped grids vary, and what is said of grids that are wrong."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from spectralmoe_jax.ablation.grid import Grid, cells, folder_of, load_grid, shipped_grids
+from spectralmoe_jax.adapters.settings import PRESETS, AdapterConfig
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.build import segmenter_config
+from spectralmoe_jax.optional_keys import OPTIONAL
+
+PAPERS_ROWS = ["full", "one expert", "shared gate", "no depth", "addition"]
+
+
+def models(name: str, base: str | None = None) -> dict:
+    """The segmenter's settings of every variant."""
+    grid = load_grid(f"configs/ablations/{name}.py", base)
+    return {variant: segmenter_config(grid.config(variant, 0)) for variant in grid.variants}
+
+
+def different(one: AdapterConfig, other: AdapterConfig) -> dict:
+    """The fields in which two differ, as they are in the second."""
+    return {f.name: getattr(other, f.name) for f in dataclasses.fields(one)
+            if getattr(one, f.name) != getattr(other, f.name)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(path.removesuffix(".py") for path in shipped_grids()))
+def test_every_variant_is_a_configuration(name):
+    """Those of adapters and heads that this version does not have are refused by name."""
+    grid = load_grid(f"configs/ablations/{name}.py")
+    keys = {key for variant in grid.variants.values() for key in variant}
+    unknown = {key for key in keys if key.endswith(".kind") and key not in OPTIONAL}
+    if unknown:
+        with pytest.raises(UserError, match=r"variant '.*': config\.model\.\w+\.kind is not a known key"):
+            cells(grid, Path("runs"))
+        return
+    found = cells(grid, Path("runs"))
+    assert [cell.number for cell in found] == list(range(len(grid.variants) * 3))
+    assert len({cell.folder for cell in found}) == len(found)
+    assert {cell.config.seed for cell in found} == {0, 1, 2}
+    assert grid.title
+
+
+def test_every_grid_that_was_asked_for():
+    wanted = {"components", "experts", "rank", "top_k", "tokens", "gating", "semantics", "switches", "peers",
+              "backbones", "depth_encoders", "balance_weight"}  # fmt: skip
+    assert {path.removesuffix(".py") for path in shipped_grids()} == wanted
+
+
+def test_rows_of_the_publication():
+    found = models("components")
+    assert list(found) == PAPERS_ROWS
+    full = found["full"].adapter
+    assert full.use_depth
+    assert full.fusion == "cross_attention"
+    changed = [different(full, found[name].adapter) for name in PAPERS_ROWS[1:]]
+    assert changed == [
+        {"num_experts": 1}, {"router": "shared"}, {"use_depth": False, "fusion": "none"}, {"fusion": "add"},
+    ]  # fmt: skip
+
+
+def test_each_switch_alone():
+    found = models("switches")
+    paper = found["paper"].adapter
+    assert {key: getattr(paper, key) for key in PRESETS["paper"]} == PRESETS["paper"]
+    alone = [different(paper, settings.adapter) for settings in list(found.values())[1:-2]]
+    assert alone == [{key: value} for key, value in PRESETS["released"].items()]
+    assert different(paper, found["fusion_value = visual"].adapter) == {"fusion_value": "visual"}
+    assert different(paper, found["released"].adapter) == {"preset": "released", **PRESETS["released"]}
+
+
+def test_semantics_are_the_two_presets():
+    found = models("semantics")
+    assert {
+        name: {key: getattr(settings.adapter, key) for key in PRESETS[name]}
+        for name, settings in found.items()
+    } == PRESETS
+
+
+def test_sizes_go_together():
+    assert [s.adapter.num_experts for s in models("experts").values()] == list(range(1, 13))
+    for settings in models("tokens").values():
+        assert settings.adapter.num_tokens == settings.head.num_queries
+    assert [s.adapter.top_k for s in models("top_k", "dubai").values()] == list(range(1, 7))
+
+
+def test_a_published_base_gets_published_encoders():
+    found = models("backbones", "fbp_cross_sensor")
+    assert list(found) == ["dinov3_l", "dinov2_l", "dofa_l", "clip_l14", "eva02_l", "sam_l"]
+    assert {(s.visual.width, s.visual.layers, s.visual.patch_size) for s in found.values()} == {
+        (1024, 24, 16)
+    }
+    found = models("depth_encoders", "configs/fbp_cross_sensor.py:experts=3")
+    assert {s.adapter.num_experts for s in found.values()} == {3}
+    assert [s.depth.kind for s in found.values() if s.depth] == ["dinov2"] * 3 + ["dinov3"]
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    found = cells(load_grid(str(tmp_path / "mine.py")), tmp_path)
+    assert len(found) == 12
+    assert found[-1].config.train.learning_rate == 2e-3
+    assert {cell.config.train.steps for cell in found} == {600}
+
+
+def test_the_base_after_the_colon_or_as_an_option():
+    for grid in (load_grid("experts.py:cloud_shadow"), load_grid("experts", "cloud_shadow")):
+        assert grid.base == "cloud_shadow"
+        assert grid.config("E = 3", 1).name == "cloud_shadow"
+    assert load_grid("experts", seeds=5).seeds == (0, 1, 2, 3, 4)
+
+
+def test_overrides_yield_to_the_variant():
+    grid = load_grid("experts")
+    config = grid.config("E = 3", 2, ["--config.model.adapter.num_experts=9", "--config.train.steps=7"])
+    assert (config.model.adapter.num_experts, config.train.steps, config.seed) == (3, 7, 2)
+
+
+def test_sections_and_unset_values():
+    base = "configs/quickstart.py"
+    section = {"kind": "dinov2", "width": 64, "layers": 4, "heads": 2, "patch_size": 4}
+    grid = Grid(base, {"a": {"model.depth": section, "train.clip_norm": None, "data.source": ("x",)}}, "a")
+    config = grid.config("a", 0)
+    assert config.model.depth.to_dict() == section
+    assert config.train.clip_norm is None
+    assert config.data.source == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"variants": {}}, "variants: a grid needs at least one"),
+        ({"reference": "b"}, "reference is 'b'; allowed: 'a'"),
+        ({"seeds": (1, 1)}, "seeds: is .* give different whole numbers"),
+        ({"seeds": ()}, "seeds: is .* give different whole numbers"),
+        ({"variants": {"a": {}, "a!": {}}}, "'a!' and 'a' would share a folder"),
+    ],
+)
+def test_bad_grids(values, message):
+    good = {"base": "configs/quickstart.py", "variants": {"a": {}}, "reference": "a"}
+    with pytest.raises(UserError, match=message):
+        Grid(**(good | values))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model.adapter.num_expert": 3}, r"variant 'a': config\.model\.adapter\.num_expert is not a known"),
+        ({"model.adapter.top_k": 9}, r"variant 'a': config\.model\.adapter\.top_k = 9"),
+        ({"model.adapter.rank": "x"}, r"variant 'a': config\.model\.adapter\.rank"),
+        ({"model.deep.section": {}}, r"variant 'a': config\.model\.deep\.section: there is no section"),
+        ({"data.target": ()}, None),
+    ],
+)
+def test_bad_variants_are_said_before_anything_runs(settings, message, tmp_path):
+    grid = Grid("configs/quickstart.py", {"a": settings}, "a", seeds=(0,))
+    if message is None:
+        assert cells(grid, tmp_path)[0].config.data.target == ()
+        return
+    with pytest.raises(UserError, match=message):
+        cells(grid, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files(tmp_path):
+    (tmp_path / "grid.py").write_text("def get_grid(base=''):\n    return 3\n")
+    with pytest.raises(UserError, match=r"get_grid\(\) has to return"):
+        load_grid(str(tmp_path / "grid.py"))
+    (tmp_path / "grid.py").write_text("x = 1 / 0\n")
+    with pytest.raises(UserError, match=r"grid\.py:1: ZeroDivisionError"):
+        load_grid(str(tmp_path / "grid.py"))
+    with pytest.raises(UserError, match=r"grid nowhere does not exist; shipped: configs/ablations/backb"):
+        load_grid("nowhere")
+    with pytest.raises(UserError, match="--seeds: is 0"):
+        load_grid("experts", seeds=0)
+
+
+def test_names_of_folders():
+    assert [folder_of(name) for name in ("E = 3", "fusion, add/none", "..", "?")] == [
+        "E_=_3", "fusion_add_none", "_", "_",
+    ]  # fmt: skip

@@ -1,0 +1,162 @@
+"""From runs to tables, on runs that were written by hand."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectralmoe_jax.ablation.cell import ATTEMPTS, check_folder, record_failure
+from spectralmoe_jax.ablation.command import write_results
+from spectralmoe_jax.ablation.grid import Grid, cells
+from spectralmoe_jax.ablation.results import collect
+from spectralmoe_jax.ablation.tables import latex, markdown
+from spectralmoe_jax.configuration import save_config
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.judged import EVALUATION, IMAGES
+from spectralmoe_jax.evaluation.report import make_report, write_report
+from spectralmoe_jax.evaluation.tally import ImageCounts, Tally, write_images
+
+NAMES = ["field", "wood & water"]
+SKILL = {"full": (0.9, 0.8, 0.85), "one_expert": (0.6, 0.5), "50 % less": ()}
+
+
+def finish(cell, skill: float, images: int = 6) -> float:
+    """Leaves in a run's folder what judging it leaves; returns its mIoU."""
+    cell.folder.mkdir(parents=True)
+    tally = Tally(NAMES)
+    right = round(100 * skill)
+    for i in range(images):
+        counts = np.array([[right + i, 100 - right], [100 - right, right + 5 * i]])
+        tally.images.append(ImageCounts("north" if i < 3 else "south", f"image {i}", counts))
+    report = make_report(tally) | {"trainable": 1234, "step": 9}
+    write_images(tally.images, cell.folder / IMAGES)
+    write_report(report, cell.folder / EVALUATION)
+    return report["miou"]
+
+
+@pytest.fixture
+def grid() -> Grid:
+    variants = {name: {"model.adapter.top_k": i + 1} for i, name in enumerate(SKILL)}
+    return Grid("configs/quickstart.py", variants, "full", title="By hand")
+
+
+@pytest.fixture
+def found(grid, tmp_path):
+    return cells(grid, tmp_path)
+
+
+def test_means_differences_and_failures(grid, found):
+    scores = {}
+    for cell in found:
+        if cell.seed < len(SKILL[cell.variant]):
+            scores[cell.variant, cell.seed] = finish(cell, SKILL[cell.variant][cell.seed])
+    record_failure(found[5], "out of memory")
+    results = collect(grid, found)
+    full = [scores["full", seed] for seed in range(3)]
+    one = [scores["one_expert", seed] for seed in range(2)]
+    variants = results["variants"]
+    assert variants["full"]["miou"] == {
+        "mean": pytest.approx(statistics.mean(full)), "std": pytest.approx(statistics.stdev(full)), "runs": 3,
+    }  # fmt: skip
+    assert variants["full"]["difference"] is None
+    difference = variants["one_expert"]["difference"]  # over the two seeds that both have
+    by_seed = [a - b for a, b in zip(one, full, strict=False)]
+    assert difference["by_seed"] == pytest.approx(by_seed)
+    assert difference["mean"] == pytest.approx(statistics.mean(by_seed))
+    low, high = difference["interval"]
+    assert low < difference["mean"] < high < 0
+    assert variants["one_expert"]["runs"][2] == {"seed": 2, "error": "out of memory"}
+    assert variants["50 % less"]["runs"] == [{"seed": seed} for seed in range(3)]
+    assert variants["50 % less"]["miou"] == {"mean": None, "std": None, "runs": 0}
+    assert variants["50 % less"]["difference"] is None
+    assert results["images"] == 6
+
+
+def test_files(grid, found, tmp_path):
+    scores = [finish(cell, SKILL[cell.variant][cell.seed]) for cell in found[:5]]
+    record_failure(found[5], "config.x_y = 3: 50 % too much & more")
+    (found[0].folder / ATTEMPTS).write_text(
+        '{"what": "started", "time": 5.0, "host": "h", "processors": 2}\n'
+        '{"what": "started", "time": 10.0, "host": "h", "processors": 2}\n'
+        '{"what": "done", "time": 12.5, "host": "h", "processors": 2}\n'
+    )
+    results = write_results(grid, found, tmp_path)
+    first = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert {path.name for path in first} == {
+        "results.json", "timings.json", "grid.json", "table.md", "table.tex", "table.csv",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert json.loads((tmp_path / "timings.json").read_text()) == {
+        "full, seed 0": {"seconds": 2.5, "starts": 2, "host": "h", "processors": 2}
+    }
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        f"{name}.{kind}" for name in ("scores", "classes") for kind in ("png", "pdf")
+    }
+    write_results(grid, found, tmp_path)
+    assert {path: path.read_bytes() for path in first} == first
+
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert len(rows) == 9
+    assert float(rows[3]["miou"]) == results["variants"]["one_expert"]["runs"][0]["miou"]
+    assert rows[3]["iou wood & water"]
+    assert rows[5]["error"] == "config.x_y = 3: 50 % too much & more"
+
+    lines = [line for line in markdown(results).splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[0] == (
+        "| variant | trainable | runs | mIoU | ± std | mIoU north | mIoU south | difference | 95 % interval |"
+    )
+    assert lines[2].startswith(f"| **full** | 1,234 | 3/3 | {100 * statistics.mean(scores[:3]):.2f} |")
+    assert lines[4] == "| 50 % less | - | 0/3 | - | - | - | - | - | - |"
+    assert "- one_expert: config.x_y = 3: 50 % too much & more" in markdown(results)
+
+    body = [line for line in latex(results).splitlines() if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") for line in body} == {8}
+    assert body[2].startswith(r"one\_expert & 1,234 & 2/3 & ")
+    assert body[3].startswith(r"50 \% less & - & 0/3")
+    assert "$-" in body[2]
+
+
+def test_nothing_is_done_yet(grid, found, tmp_path):
+    results = write_results(grid, found, tmp_path)
+    assert results["classes"] == []
+    assert "| **full** | - | 0/3 |" in markdown(results)
+    assert not (tmp_path / "plots").exists()
+
+
+def test_runs_on_other_images_are_not_compared(grid, found):
+    finish(found[0], 0.9)
+    finish(found[3], 0.9, images=5)
+    with pytest.raises(UserError, match="'one_expert' and 'full' were evaluated on different images"):
+        collect(grid, found)
+
+
+def test_a_folder_of_other_settings_is_refused(grid, found, tmp_path):
+    cell = found[0]
+    cell.folder.mkdir(parents=True)
+    save_config(cell.config, cell.folder / "config.json")
+    check_folder(cell)
+    (moved,) = [c for c in cells(grid, tmp_path, ["--config.data.workers=3"]) if c.number == 0]
+    check_folder(moved)  # where data lies and how it is read may change
+    (other,) = [c for c in cells(grid, tmp_path, ["--config.train.steps=7"]) if c.number == 0]
+    with pytest.raises(UserError, match=r"runs/full/seed0 holds a run of other settings: config\.train\.st"):
+        check_folder(other)
+
+
+def test_a_grid_without_a_folder(tmp_path, capsys):
+    from spectralmoe_jax.cli.main import main
+
+    missing = str(tmp_path / "missing")
+    assert main(["ablate", "experts", "--workdir", missing, "--collect"]) == 2
+    assert "missing does not exist: run the grid first" in capsys.readouterr().err
+    assert main(["ablate", "experts", "--workdir", missing, "--list", "--seeds", "1"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed == [str(Path(missing) / "runs" / f"E_=_{n}" / "seed0") for n in range(1, 13)]
+    assert main(["ablate", "experts", "--workdir", missing, "--task", "36"]) == 2
+    assert "--task: is 36: the grid's runs are numbered 0..35" in capsys.readouterr().err
+    assert main(["ablate", "experts", "--workdir", missing, "--only", "E = 99"]) == 2
+    assert "--only is 'E = 99'; allowed: 'E = 1'" in capsys.readouterr().err
+    assert not Path(missing).exists()
