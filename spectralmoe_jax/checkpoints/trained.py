@@ -27,7 +27,6 @@ from spectralmoe_jax.checkpoints.released import (
 from spectralmoe_jax.checkpoints.sources import Source, open_source
 from spectralmoe_jax.checkpoints.store import CONFIG_FILE, CheckpointStore, read_run_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.mask2former.head import semantic_scores
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
@@ -301,11 +300,7 @@ def make_predict_step(structure: Segmenter, layout: Layout | None = None, expert
 
     def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> Any:
         model = join(structure, trainable, frozen)
-        if not experts:
-            return model.scores(pixels)
-        out = model(model.normalise(pixels), all_layers=False)
-        size = (pixels.shape[1], pixels.shape[2])
-        return semantic_scores(out.class_logits[-1], out.mask_logits[-1], size), out.experts
+        return model.scores_and_experts(pixels) if experts else model.scores(pixels)
 
     if layout is None:
         return jax.jit(scores)

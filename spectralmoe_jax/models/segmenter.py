@@ -163,10 +163,14 @@ class Segmenter(nnx.Module):
 
     def scores(self, pixels: Array) -> Array:
         """Class scores (B, H, W, classes), float32 and not negative, of raw pixels (B, H, W, C)."""
+        return self.scores_and_experts(pixels)[0]
+
+    def scores_and_experts(self, pixels: Array) -> tuple[Array, Array | None]:
+        """`scores`, and the experts of `Features`."""
         out, size = self(self.normalise(pixels), all_layers=False), (pixels.shape[1], pixels.shape[2])
         if isinstance(out, PixelOutput):
-            return pixel_scores(out.logits, size)
-        return semantic_scores(out.class_logits[-1], out.mask_logits[-1], size)
+            return pixel_scores(out.logits, size), out.experts
+        return semantic_scores(out.class_logits[-1], out.mask_logits[-1], size), out.experts
 
 
 def _make_head(config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs) -> Mask2FormerHead | LinearHead:
