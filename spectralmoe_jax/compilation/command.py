@@ -43,7 +43,8 @@ def compile_steps(config: ConfigDict, topology: str = LOCAL, steps: Sequence[str
       `{"topology", "devices", "memory": bytes of one device or None, "mesh", "jax"}` and for each step
       `{"arguments", "outputs", "aliased", "temporaries", "code", "total": bytes a device, "fits": bool or
       None, "flops": of the products of one step over all devices, "seconds": to compile, "collectives":
-      [{"kind", "axes", "count", "bytes"}]}`, bytes those that one device receives in a step.
+      [{"kind", "axes", "count", "bytes"}]}`, bytes those that one device receives in a step; None where the
+      program cannot be read.
 
     Raises:
       UserError: a configuration, mesh or topology that cannot be.
@@ -122,17 +123,27 @@ def _figures(compiled: Any, memory: int | None, layout: Layout) -> dict[str, Any
         "code": analysis.generated_code_size_in_bytes,
     }
     total = sum(parts.values()) - 2 * parts["aliased"]
-    moved: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for item in collectives(compiled.as_text(), layout.mesh):
-        sums = moved.setdefault((item.kind, item.axes), [0, 0])
-        sums[0] += item.times
-        sums[1] += item.bytes
     return {
         **parts,
         "total": total,
         "fits": None if memory is None else total <= memory,
-        "collectives": [
-            {"kind": kind, "axes": list(axes), "count": count, "bytes": size}
-            for (kind, axes), (count, size) in sorted(moved.items())
-        ],
+        "collectives": _moved(compiled, layout),
     }
+
+
+def _moved(compiled: Any, layout: Layout) -> list[dict[str, Any]] | None:
+    """What crosses between devices; None where jaxlib cannot write out the program that it compiled, as 0.10.2
+    cannot some for v6e."""
+    try:
+        program = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
+    moved: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for item in collectives(program, layout.mesh):
+        sums = moved.setdefault((item.kind, item.axes), [0, 0])
+        sums[0] += item.times
+        sums[1] += item.bytes
+    return [
+        {"kind": kind, "axes": list(axes), "count": count, "bytes": size}
+        for (kind, axes), (count, size) in sorted(moved.items())
+    ]

@@ -60,15 +60,20 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     table.add_row("TFLOP a step, all devices", *(f"{report[name]['flops'] / 1e12:.3g}" for name in steps))
     table.add_row("seconds to compile", *(f"{report[name]['seconds']:.1f}" for name in steps))
     table.add_section()
-    crossing = {(c["kind"], tuple(c["axes"])) for name in steps for c in report[name]["collectives"]}
+    crossing = {(c["kind"], tuple(c["axes"])) for name in steps for c in report[name]["collectives"] or ()}
     for kind, axes in sorted(crossing):
         title = f"{kind} along {', '.join(axes) or 'none'}"
         table.add_row(title, *(_moved(report[name], kind, axes) for name in steps))
     console.print(table)
+    unread = [name for name in steps if report[name]["collectives"] is None]
+    if unread:
+        console.print(
+            f"what crosses between devices is not known: jaxlib cannot show the {unread[0]} program"
+        )
 
 
 def _moved(step: dict[str, Any], kind: str, axes: tuple[str, ...]) -> str:
-    found = [c for c in step["collectives"] if c["kind"] == kind and tuple(c["axes"]) == axes]
+    found = [c for c in step["collectives"] or () if c["kind"] == kind and tuple(c["axes"]) == axes]
     return f"{found[0]['count']} x, {_size(found[0]['bytes'])}" if found else "-"
 
 

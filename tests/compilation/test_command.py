@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from spectralmoe_jax.cli.main import main
@@ -29,6 +30,18 @@ def test_the_device_here(tmp_path, capsys):
     assert train["aliased"] > 0  # the state is renewed in place
     assert train["arguments"] > predict["arguments"]  # moments of the optimizer
     assert train["flops"] / 2 > predict["flops"] / 4  # an image, with its gradient
+
+
+def test_a_program_that_cannot_be_shown(monkeypatch, capsys):
+    def refuse(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", refuse)
+    tiny = [f"--config.{value}" for value in SIZES]
+    assert main(["compile", *CONFIG, *tiny, "--step", "predict"]) == 0
+    table = capsys.readouterr().out
+    assert "in all" in table
+    assert "what crosses between devices is not known: jaxlib cannot show the predict program" in table
 
 
 @pytest.mark.slow
