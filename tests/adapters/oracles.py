@@ -35,17 +35,14 @@ def rein(p, f, depth=None):
 
 
 def set_layer(p, f, grid):
-    """The sums of the two-dimensional Fourier transform and its inverse, written out."""
     h, w = grid
-    rows, columns = (np.exp(-2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n) / n**0.5 for n in (h, w))
-    image = f.reshape(h, w, -1)
-    spectrum = np.einsum("uy,vx,yxd->uvd", rows, columns, image).reshape(h * w, -1)
+    spectrum = np.fft.fft2(f.reshape(h, w, -1), axes=(0, 1), norm="ortho").reshape(h * w, -1)
     spectrum.imag[np.abs(spectrum.imag) < 1e-12] = 0  # real by symmetry: its sign is rounding
     phase, amplitude = np.angle(spectrum), np.abs(spectrum)
     phase = rein_change(p["content"], phase)
     amplitude = rein_change(p["style"], amplitude, norm="logits")
     back = (amplitude * (np.cos(phase) + 1j * np.sin(phase))).reshape(h, w, -1)
-    change = np.einsum("uy,vx,uvd->yxd", rows.conj(), columns.conj(), back).real
+    change = np.fft.ifft2(back, axes=(0, 1), norm="ortho").real
     return f + p["scale"] * change.reshape(h * w, -1)
 
 
