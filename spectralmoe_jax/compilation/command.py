@@ -132,8 +132,7 @@ def _figures(compiled: Any, memory: int | None, layout: Layout) -> dict[str, Any
 
 
 def _moved(compiled: Any, layout: Layout) -> list[dict[str, Any]] | None:
-    """What crosses between devices; None where jaxlib cannot write out the program that it compiled, as 0.10.2
-    cannot some for v6e."""
+    """What crosses between devices; None where jaxlib cannot show what it compiled, as 0.10.2 for v6e."""
     try:
         program = compiled.as_text()
     except jax.errors.JaxRuntimeError:
