@@ -8,8 +8,6 @@ line that names the full key, as in `config.train.batch_size`.
 import ast
 import dataclasses
 import difflib
-import importlib.util
-import inspect
 import json
 import math
 import os
@@ -21,6 +19,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from spectralmoe_jax.config_files import call_in_file, find_file
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.optional_keys import CHOICES, keys_of_kind, optional_in, optional_key
 
@@ -44,7 +43,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         the wrong type.
     """
     file, _, arguments = spec.partition(":")
-    config = _call_get_config(_find(file), arguments)
+    config = _call_get_config(find_file(file, "configs"), arguments)
     return apply_overrides(config, overrides)
 
 
@@ -107,14 +106,6 @@ def _change_kinds(config: ConfigDict, overrides: Sequence[str]) -> dict[str, str
             for key in [key for key in section if key != "kind" and key not in known]:
                 del section[key]
     return kinds
-
-
-def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with the installation, by file name."""
-    found = importlib.util.find_spec("configs")
-    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
-    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
-    return {file.name: file for file in files if not file.name.startswith("_")}
 
 
 def require(condition: bool, key: str, message: str) -> None:
@@ -200,62 +191,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _find(file: str) -> Path:
-    if Path(file).is_file():
-        return Path(file)
-    shipped = shipped_configs()
-    name = Path(file).name
-    is_bare = Path(file).parent in (Path("."), Path("configs"))
-    if is_bare and (found := shipped.get(name) or shipped.get(f"{name}.py")):
-        return found
-    listed = ", ".join(f"configs/{name}" for name in shipped) or "none"
-    raise UserError(f"configuration {file} does not exist; shipped: {listed}")
-
-
-def call_in_file(file: Path, function: str, argument: str = "") -> Any:
-    """Runs a Python file and what `function` of it returns, for an argument where there is one.
-
-    Raises:
-      UserError: whatever goes wrong in there, with the line; or there is no such function, or it takes no
-        argument.
-    """
-    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"configuration {file} is not a Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        called = getattr(module, function, None)
-        if called is None:
-            raise UserError(f"configuration {file} has no function {function}()")
-        takes_arguments = bool(inspect.signature(called).parameters)
-        if argument and not takes_arguments:
-            raise UserError(f"configuration {file} takes no arguments, but got {argument!r} after the colon")
-        return called(argument) if argument else called()
-    except UserError:
-        raise
-    except Exception as error:
-        line = getattr(error, "lineno", None) or _line_in(file, error)
-        where = f"{file}:{line}" if line else str(file)
-        raise UserError(f"configuration {where}: {type(error).__name__}: {_one_line(error)}") from error
-
-
 def _call_get_config(file: Path, arguments: str) -> ConfigDict:
     config = call_in_file(file, "get_config", arguments)
     require(
         isinstance(config, ConfigDict), str(file), "get_config() has to return an ml_collections.ConfigDict"
     )
     return config
-
-
-def _line_in(file: Path, error: Exception) -> int | None:
-    """The line of `file` in which the error was raised or passed through, if any."""
-    line, frame = None, error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == str(file):
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line
 
 
 def _plain(keys: Sequence[str]) -> str:

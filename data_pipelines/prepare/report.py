@@ -15,7 +15,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from data_pipelines.prepare.plan import Piece, Plan
 from data_pipelines.sheet import counted
-from spectralmoe_jax.configuration import load_config, shipped_configs
+from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.configuration import load_config
 
 _PLAIN_SECONDS = 15.0  # between lines that do not go to a terminal
 _SHOWN = 20  # lines about missing files
@@ -113,7 +114,7 @@ class Report:
 
 def _as_published(benchmark: str, key: str) -> str:
     """A comment with what the shipped configuration of a benchmark has instead; empty where there is none."""
-    path = shipped_configs().get(f"{benchmark}.py")
+    path = shipped_files("configs").get(f"{benchmark}.py")
     if path is None:
         return ""
     values = tuple(load_config(str(path)).model[key])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from spectralmoe_jax.configuration import apply_overrides, call_in_file, choose, load_config, require
+from spectralmoe_jax.config_files import call_in_file, find_file
+from spectralmoe_jax.configuration import apply_overrides, choose, load_config, require
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config
 
@@ -138,29 +138,10 @@ def load_grid(spec: str, base: str | None = None, seeds: int | None = None) -> G
     """
     file, _, argument = spec.partition(":")
     base = base or argument
-    path = _find(file)
+    path = find_file(file, "configs.ablations", "grid")
     grid = call_in_file(path, "get_grid", base)
     require(isinstance(grid, Grid), str(path), "get_grid() has to return a spectralmoe_jax.ablation.Grid")
     if seeds is not None:
         require(seeds > 0, "--seeds", f"is {seeds}: give 1 or more")
         grid = dataclasses.replace(grid, seeds=tuple(range(seeds)))
     return grid
-
-
-def shipped_grids() -> dict[str, Path]:
-    """The grids that come with the installation, by file name."""
-    found = importlib.util.find_spec("configs.ablations")
-    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
-    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
-    return {file.name: file for file in files if not file.name.startswith("_")}
-
-
-def _find(file: str) -> Path:
-    if Path(file).is_file():
-        return Path(file)
-    shipped, name = shipped_grids(), Path(file).name
-    is_bare = Path(file).parent in (Path("."), Path("configs/ablations"))
-    if is_bare and (found := shipped.get(name) or shipped.get(f"{name}.py")):
-        return found
-    listed = ", ".join(f"configs/ablations/{name}" for name in shipped) or "none"
-    raise UserError(f"grid {file} does not exist; shipped: {listed}")

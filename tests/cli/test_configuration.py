@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from spectralmoe_jax.config_files import shipped_files
 from spectralmoe_jax.configuration import (
     apply_overrides,
     from_config,
     load_config,
     read_config,
     save_config,
-    shipped_configs,
 )
 from spectralmoe_jax.errors import UserError
 
@@ -115,8 +115,8 @@ def test_arguments_after_the_colon_reach_get_config(tmp_path):
 
 def test_shipped_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shipped_configs()
-    for name in shipped_configs():
+    assert shipped_files("configs")
+    for name in shipped_files("configs"):
         assert load_config(f"configs/{name}") == load_config(name.removesuffix(".py"))
 
 

@@ -20,7 +20,8 @@ from data_pipelines.prepare.run import prepare
 from data_pipelines.sources.opening import KINDS
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.configuration import load_config, save_config, shipped_configs
+from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.configuration import load_config, save_config
 from spectralmoe_jax.evaluation.command import evaluate
 from spectralmoe_jax.training.run import train
 from tests.benchmarks.lookalikes import WRITERS, write
@@ -93,7 +94,7 @@ def test_held_out_images_of_every_kind_of_data_are_judged():
 
 def test_no_configuration_is_forgotten():
     named = {name.partition(":")[0] for name in (*REAL, *WRITERS, *DOFA, "quickstart")}
-    assert {f"{name}.py" for name in named} == set(shipped_configs())
+    assert {f"{name}.py" for name in named} == set(shipped_files("configs"))
 
 
 def test_quickstart(tmp_path):

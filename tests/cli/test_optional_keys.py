@@ -12,12 +12,12 @@ import data_pipelines
 import spectralmoe_jax
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.config_files import shipped_files
 from spectralmoe_jax.configuration import (
     apply_overrides,
     load_config,
     read_config,
     save_config,
-    shipped_configs,
 )
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.losses.settings import LossConfig
@@ -195,5 +195,5 @@ def test_what_is_refused(override, message):
 
 def test_shipped_configurations_take_all_that_messages_advise():
     advised = ("data.corrupt=skip", "data.min_labelled=0.1", "sensor=none", "data.holdout_domains=none")
-    for name in shipped_configs():
+    for name in shipped_files("configs"):
         load_config(name, [f"--config.{override}" for override in advised])

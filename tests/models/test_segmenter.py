@@ -9,7 +9,8 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from spectralmoe_jax.configuration import from_config, load_config, shipped_configs
+from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.configuration import from_config, load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
@@ -67,7 +68,7 @@ def test_unequal_ranks_count_what_they_use():
     assert sizes[0] - sizes[1] == 4 * (6 + 16)  # layers x (tokens + width) of one rank
 
 
-@pytest.mark.parametrize("name", sorted(shipped_configs()))
+@pytest.mark.parametrize("name", sorted(shipped_files("configs")))
 def test_shipped_configs_describe_a_model(name):
     config = load_config(f"configs/{name}")
     trainable, _ = split(abstract_segmenter(segmenter_config(config)))

@@ -1,0 +1,34 @@
+"""How large the crop, the width and the depth of the small encoder of configs/dubai.py: one at a time.
+
+A third of its steps, one seed. The choice is by the held-out tenth of the source, `miou` of kind `evaluate`
+in each run's metrics.jsonl; the table is of the target, as always.
+
+spectralmoe ablate configs/ablations/dubai_size.py --workdir runs/dubai_size --config.data.root=PATH/dubai
+"""
+
+from spectralmoe_jax.ablation import Grid
+
+
+def get_grid(base: str = "configs/dubai.py") -> Grid:
+    def crop(side: int) -> dict:
+        return {"data.crop": side, "evaluate.window": side, "evaluate.overlap": side // 3}
+
+    def layers(count: int, taken: tuple[int, ...]) -> dict:
+        return {"model.visual.layers": count, "model.out_layers": taken}
+
+    return Grid(
+        title="Crop, width and depth on Dubai",
+        base=base,
+        common={"train.steps": 400, "train.evaluate_every": 400, "train.checkpoint_every": 400},
+        variants={
+            "crop 192, width 128, 4 layers": {},
+            "crop 96": crop(96),
+            "crop 288": crop(288),
+            "width 64": {"model.visual.width": 64},
+            "width 192": {"model.visual.width": 192},
+            "2 layers": layers(2, (0, 0, 1, 1)),
+            "6 layers": layers(6, (0, 1, 3, 5)),
+        },
+        reference="crop 192, width 128, 4 layers",
+        seeds=(0,),
+    )

@@ -1,0 +1,72 @@
+"""Python files that configure: found by path or among those that are shipped, and called."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any
+
+from spectralmoe_jax.errors import UserError
+
+
+def shipped_files(package: str) -> dict[str, Path]:
+    """The files that come with the installation in `configs` or `configs.ablations`, by file name."""
+    found = importlib.util.find_spec(package)
+    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
+    return {file.name: file for file in files if not file.name.startswith("_")}
+
+
+def find_file(file: str, package: str, what: str = "configuration") -> Path:
+    """The file at a path, or the shipped one of a bare name.
+
+    Raises:
+      UserError: there is none; names those that are shipped.
+    """
+    if Path(file).is_file():
+        return Path(file)
+    shipped, name, folder = shipped_files(package), Path(file).name, package.replace(".", "/")
+    is_bare = Path(file).parent in (Path("."), Path(folder))
+    if is_bare and (found := shipped.get(name) or shipped.get(f"{name}.py")):
+        return found
+    listed = ", ".join(f"{folder}/{name}" for name in shipped) or "none"
+    raise UserError(f"{what} {file} does not exist; shipped: {listed}")
+
+
+def call_in_file(file: Path, function: str, argument: str = "") -> Any:
+    """Runs a Python file and what `function` of it returns, for an argument where there is one.
+
+    Raises:
+      UserError: whatever goes wrong in there, with the line; or there is no such function, or it takes no
+        argument.
+    """
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"configuration {file} is not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        called = getattr(module, function, None)
+        if called is None:
+            raise UserError(f"configuration {file} has no function {function}()")
+        takes_arguments = bool(inspect.signature(called).parameters)
+        if argument and not takes_arguments:
+            raise UserError(f"configuration {file} takes no arguments, but got {argument!r} after the colon")
+        return called(argument) if argument else called()
+    except UserError:
+        raise
+    except Exception as error:
+        line = getattr(error, "lineno", None) or _line_in(file, error)
+        where, said = f"{file}:{line}" if line else str(file), " ".join(str(error).split())
+        raise UserError(f"configuration {where}: {type(error).__name__}: {said}") from error
+
+
+def _line_in(file: Path, error: Exception) -> int | None:
+    """The line of `file` in which the error was raised or passed through, if any."""
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(file):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line
