@@ -27,7 +27,6 @@ from rich.table import Table
 
 from spectralmoe_jax.checkpoints import format_rules as rows
 from spectralmoe_jax.checkpoints.encoder_file import stored_leaves
-from spectralmoe_jax.checkpoints.names import named_leaves
 from spectralmoe_jax.checkpoints.rules import Shape, written_shapes
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.checkpoints.write import write_safetensors
@@ -36,6 +35,7 @@ from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segm
 from spectralmoe_jax.models.encoder import EncoderConfig
 from spectralmoe_jax.models.presets import preset
 from spectralmoe_jax.models.state import split
+from spectralmoe_jax.names import named_leaves
 
 CONFIG = "configs/fbp_cross_sensor.py"
 MEGABYTE = 1e6

@@ -28,10 +28,10 @@ import jax
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from spectralmoe_jax.checkpoints.names import from_named_leaves, named_leaves
 from spectralmoe_jax.configuration import flatten, read_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.presets import takes_wavelengths
+from spectralmoe_jax.names import from_named_leaves, named_leaves
 from spectralmoe_jax.optional_keys import CHOICES
 
 CONFIG_FILE = "config.json"

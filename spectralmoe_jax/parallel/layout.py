@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spectralmoe_jax.checkpoints.names import from_named_leaves, named_leaves
+from spectralmoe_jax.names import from_named_leaves, named_leaves
 from spectralmoe_jax.parallel.axes import axes_of_parameter
 from spectralmoe_jax.parallel.settings import MESH_AXES, RULES, ParallelSettings, axes_of
 

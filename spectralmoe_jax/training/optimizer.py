@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spectralmoe_jax.checkpoints.names import from_named_leaves, named_leaves
 from spectralmoe_jax.configuration import require
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.names import from_named_leaves, named_leaves
 
 Rule = tuple[str, float, float]  # (regular expression, factor on weight decay, factor on learning rate)
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import rasterio
 
-from spectralmoe_jax.checkpoints.names import named_leaves
 from spectralmoe_jax.checkpoints.store import CheckpointStore, read_run_config
 from spectralmoe_jax.checkpoints.trained import initial_segmenter
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.evaluation.tally import read_images
 from spectralmoe_jax.models.state import split
+from spectralmoe_jax.names import named_leaves
 from tests.tiny_run import SIZES
 
 STEPS = 8

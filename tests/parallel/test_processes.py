@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectralmoe_jax.checkpoints.names import named_leaves
 from spectralmoe_jax.checkpoints.store import CheckpointStore, read_run_config
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.state import split
+from spectralmoe_jax.names import named_leaves
 from tests.tiny_run import SIZES
 
 pytestmark = pytest.mark.slow

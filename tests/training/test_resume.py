@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from spectralmoe_jax.checkpoints.names import named_leaves
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.names import named_leaves
 from spectralmoe_jax.training.loop import TrainSettings
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.run import run_experiment
