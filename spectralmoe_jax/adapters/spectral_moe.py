@@ -108,7 +108,7 @@ class SpectralMoE(nnx.Module):
             + self.delta_to_feature.bias[...]
         )  # fmt: skip
         refined = visual + (self.scale[...] * change).astype(dtype)
-        strongest = jnp.stack([jnp.argmax(r.gates, axis=-1).astype(jnp.int32) for r in routings])
+        strongest = jnp.stack([r.indices[..., 0] for r in routings])
         return LayerOutput(refined, gating.balance_loss(routings, config), strongest)
 
     def queries(self) -> Array:

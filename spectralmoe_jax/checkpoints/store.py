@@ -63,8 +63,9 @@ def model_part(config: ConfigDict) -> dict[str, Any]:
     sections = {key: config[key] for key in _MODEL_SECTIONS if key in config}
     free = _COMPUTATION_KEYS + (_SENSOR_KEYS if _any_bands(config) else ())
     flat = {key: value for key, value in flatten(sections).items() if key not in free}
-    # a default that is written out is the same model
-    flat = {key: value for key, value in flat.items() if _DEFAULT_KINDS.get(key) != value}
+    for key, default in _DEFAULT_KINDS.items():
+        if flat.get(key) == default:
+            del flat[key]  # written out it is the same model
     return json.loads(json.dumps(flat))
 
 

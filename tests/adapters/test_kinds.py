@@ -89,6 +89,13 @@ def test_a_default_that_is_written_out_is_the_same_model():
     assert other["model.adapter.kind"] == "rein"
 
 
+def test_checkpoints_from_before_there_were_kinds_are_still_read():
+    """What is stored with them, of a configuration without depth, is what is compared today."""
+    part = model_part(load_config("configs/dubai.py"))
+    assert part["model.depth"] is None
+    assert not any(key.endswith(".kind") for key in part if "adapter" in key or "head" in key)
+
+
 def test_every_builtin_has_a_table_of_keys():
     for kind in BUILTIN:
         cls = adapter_class(kind).Config

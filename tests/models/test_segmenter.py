@@ -111,8 +111,9 @@ def test_frozen_weights_never_meet_the_optimizer(lowered):
     optimizer_count = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
     assert optimizer_count < 2 * trainable_count + 10
     assert sum(leaf.size for leaf in jax.tree.leaves(frozen)) > 6e8
-    returned = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(traced.out_info))
-    assert returned < 3 * trainable_count + 100
+    returned, metrics = (sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(out)) for out in traced.out_info)
+    assert returned < 3 * trainable_count + 10
+    assert metrics < 1000
 
 
 def test_remat_changes_nothing():
