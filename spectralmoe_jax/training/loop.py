@@ -105,8 +105,9 @@ def fit(
     place = jax.device_put if layout is None else layout.place_batch
     key = key if layout is None else layout.place(key)
     speaks = jax.process_index() == 0
-    learning_rate = make_schedule(settings)
     start = int(state.step)
+    learning_rate = jax.jit(make_schedule(settings))
+    learning_rate(start)  # compiled before the first step, not between two
 
     with (
         StopRequest() as stop,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 
 _AHEAD = 2
+_END = object()
 
 
 def prefetch(
@@ -16,30 +18,29 @@ def prefetch(
 ) -> Generator[Any]:
     """The same batches, as arrays on the device, `ahead` of them at most before they are asked for.
 
-    The copy of one batch runs while the step computes on the one before. An error is raised where its batch
-    would have come, after those before it; closing the generator closes `batches`, if it can be closed.
+    A thread takes them from `batches` and starts their copies: neither costs the loop time, even where the
+    call of a step returns when the step is done, as on a CPU. An error is raised where its batch would have
+    come, after those before it; closing the generator waits for the batch that is being made and closes
+    `batches`, if it can be closed.
 
     Args:
       batches: pytrees of arrays. ahead: at least 1. place: starts to copy one to where it is needed.
     """
-    ready: deque[Any] = deque()
-    problem: Exception | None = None
-    exhausted = False
+
+    def take() -> Any:
+        batch = next(batches, _END)
+        return batch if batch is _END else place(batch)
+
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    ready: deque[Future[Any]] = deque()
     try:
         while True:
-            while len(ready) < ahead and problem is None and not exhausted:
-                try:
-                    ready.append(place(next(batches)))
-                except StopIteration:
-                    exhausted = True
-                except Exception as error:
-                    problem = error
-            if ready:
-                yield ready.popleft()
-            elif problem is not None:
-                raise problem
-            else:
+            ready.extend(thread.submit(take) for _ in range(ahead - len(ready)))
+            batch = ready.popleft().result()
+            if batch is _END:
                 return
+            yield batch
     finally:
+        thread.shutdown(wait=True, cancel_futures=True)
         if hasattr(batches, "close"):
             batches.close()

@@ -1,5 +1,7 @@
 """Double buffering: order, how far ahead, errors and the end."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -35,6 +37,9 @@ def test_order_and_distance(ahead):
     assert source.asked == 0
     for number in range(10):
         batch = next(batches)
+        deadline = time.monotonic() + 10
+        while source.asked < number + ahead and time.monotonic() < deadline:
+            time.sleep(0.001)  # a thread asks
         assert source.asked == number + ahead
         assert isinstance(batch["sensor"]["image"], jax.Array)
         assert batch["sensor"]["image"].dtype == np.uint8

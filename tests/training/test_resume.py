@@ -77,9 +77,9 @@ def test_sigterm_saves_and_returns(standin, uninterrupted, tmp_path):
 
     config = standin.make_config(checkpoint_every=100, evaluate_every=100)
     result = run_experiment(standin.make_experiment(terminate_at_11), config, tmp_path)
-    assert result["step"] == 11  # batch 11 is drawn one step ahead, while batch 10 is handed out
+    assert 10 <= result["step"] < 30  # a thread draws batch 11 while batch 9 or a later one is trained on
     with CheckpointStore(tmp_path, config) as store:
-        assert store.last == 11
+        assert store.last == result["step"]
     run_experiment(standin.make_experiment(), config, tmp_path)
     assert final_state(standin, tmp_path) == final_state(standin, uninterrupted)
 
