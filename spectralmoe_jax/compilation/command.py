@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,7 +47,7 @@ def compile_steps(config: ConfigDict, topology: str = LOCAL, steps: Sequence[str
       `{"arguments", "outputs", "aliased", "temporaries", "code", "total": bytes a device, "fits": bool or
       None, "flops": of the products of one step over all devices, "seconds": to compile, "collectives":
       [{"kind", "axes", "count", "bytes"}]}`, bytes those that one device receives in a step; None where the
-      program cannot be read.
+      compiler did not write the program down.
 
     Raises:
       UserError: a configuration, mesh or topology that cannot be.
@@ -64,8 +67,8 @@ def compile_steps(config: ConfigDict, topology: str = LOCAL, steps: Sequence[str
     for step in steps:
         start = time.monotonic()
         traced = lower[step](config, layout)
-        compiled = traced.lower().compile()
-        report[step] = _figures(compiled, machine.memory, layout)
+        compiled, program = _compiled(traced.lower(), is_here=topology == LOCAL)
+        report[step] = _figures(compiled, program, machine.memory, layout)
         report[step] |= {
             "flops": product_flops(traced.jaxpr.jaxpr),
             "seconds": round(time.monotonic() - start, 1),
@@ -113,7 +116,32 @@ def _batch(layout: Layout, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
 
 
-def _figures(compiled: Any, memory: int | None, layout: Layout) -> dict[str, Any]:
+def _compiled(lowered: Any, is_here: bool) -> tuple[Any, str | None]:
+    """The compiled step and its program as text; None where there is no such text.
+
+    What libtpu compiles, it writes down itself: asked for it afterwards, jaxlib 0.10.2 fails for v6e and v5p.
+    """
+    if is_here:
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory() as folder, _without_cache():
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        written = sorted(Path(folder).glob("*.after_codegen.txt"), key=lambda file: file.stat().st_size)
+        return compiled, written[-1].read_text() if written else None
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """What comes from the cache is not written down, and cannot be read without the machine it is for."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def _figures(compiled: Any, program: str | None, memory: int | None, layout: Layout) -> dict[str, Any]:
     analysis = compiled.memory_analysis()
     parts = {
         "arguments": analysis.argument_size_in_bytes,
@@ -127,16 +155,12 @@ def _figures(compiled: Any, memory: int | None, layout: Layout) -> dict[str, Any
         **parts,
         "total": total,
         "fits": None if memory is None else total <= memory,
-        "collectives": _moved(compiled, layout),
+        "collectives": None if program is None else _moved(program, layout),
     }
 
 
-def _moved(compiled: Any, layout: Layout) -> list[dict[str, Any]] | None:
-    """What crosses between devices; None where jaxlib cannot show what it compiled, as 0.10.2 for v6e."""
-    try:
-        program = compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        return None
+def _moved(program: str, layout: Layout) -> list[dict[str, Any]]:
+    """What crosses between devices, summed by kind and axes."""
     moved: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for item in collectives(program, layout.mesh):
         sums = moved.setdefault((item.kind, item.axes), [0, 0])

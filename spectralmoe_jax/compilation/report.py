@@ -68,7 +68,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     unread = [name for name in steps if report[name]["collectives"] is None]
     if unread:
         console.print(
-            f"what crosses between devices is not known: jaxlib cannot show the {unread[0]} program"
+            f"what crosses between devices is not known: the compiler did not write down {', '.join(unread)}"
         )
 
 
