@@ -133,7 +133,7 @@ def _compiled(lowered: Any, is_here: bool) -> tuple[Any, str | None]:
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
     """What comes from the cache is not written down, and cannot be read without the machine it is for."""
-    before = jax.config.read("jax_enable_compilation_cache")
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
