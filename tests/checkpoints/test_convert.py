@@ -224,6 +224,7 @@ def test_nothing_half_written(folders, tmp_path, monkeypatch):
 def test_one_line_for_what_is_wrong(arguments, message, folders, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = str(folders("dinov2"))
+    capsys.readouterr()  # the library that makes the folder shows its progress
     assert main(["convert", *(source if argument == "SOURCE" else argument for argument in arguments)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
