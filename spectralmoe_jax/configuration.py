@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from spectralmoe_jax.config_files import call_in_file, find_file
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.files import replacing
 from spectralmoe_jax.optional_keys import CHOICES, keys_of_kind, optional_in, optional_key
 
 T = TypeVar("T")
@@ -157,13 +158,8 @@ def from_config(cls: type[T], section: ConfigDict, prefix: str) -> T:
 
 def save_config(config: ConfigDict, path: str | os.PathLike[str]) -> None:
     """Writes the configuration as JSON, whole or not at all."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(Path(path)) as aside:
         aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_config(path: str | os.PathLike[str]) -> ConfigDict:

@@ -6,16 +6,9 @@ Every switch that the base sets itself is unset first.
 """
 
 from spectralmoe_jax.ablation import Grid, base_config, depth_encoder
+from spectralmoe_jax.adapters.settings import PRESETS
 
-RELEASED = {
-    "distance": "l2",
-    "token_map": "sum_product",
-    "combination": "log_sum_exp",
-    "fusion": "diagonal",
-    "balance": "importance_and_load",
-    "balance_over_modalities": "sum",
-    "balance_weight": 1e3,
-}
+RELEASED = PRESETS["released"]
 
 
 def get_grid(base: str = "configs/quickstart.py") -> Grid:

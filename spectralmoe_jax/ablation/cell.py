@@ -26,6 +26,7 @@ from spectralmoe_jax.checkpoints.store import CONFIG_FILE, describe_differences,
 from spectralmoe_jax.configuration import flatten
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.judged import EVALUATION
+from spectralmoe_jax.files import replacing
 
 FAILURE, ATTEMPTS, LOG = "failure.json", "attempts.jsonl", "log.txt"
 LOST = 75  # exit status: another process was lost
@@ -152,9 +153,5 @@ def end_with_parent() -> None:
 
 def write_json(value: Any, path: Path) -> None:
     """Whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as aside:
         aside.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from spectralmoe_jax.ablation.results import Results, collect, timings
 from spectralmoe_jax.ablation.schedule import device_groups, own_command, run_all
 from spectralmoe_jax.ablation.tables import comma_separated, latex, markdown
 from spectralmoe_jax.configuration import choose, require
+from spectralmoe_jax.files import replacing
 
 RESULTS, TIMINGS, GRID_FILE = "results.json", "timings.json", "grid.json"
 _TABLES: dict[str, Callable[[Results], str]] = {
@@ -103,8 +104,7 @@ def write_results(grid: Grid, found: Sequence[Cell], workdir: Path) -> Results:
     }
     write_json({"title": grid.title, "runs": folders}, workdir / GRID_FILE)
     for name, make in _TABLES.items():
-        aside = workdir / f".{name}"
-        aside.write_text(make(results))
-        aside.replace(workdir / name)
+        with replacing(workdir / name) as aside:
+            aside.write_text(make(results))
     write_plots(results, workdir / "plots")
     return results

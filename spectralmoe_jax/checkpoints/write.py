@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.files import replacing
 
 DTYPE = np.dtype("<f4")
 
@@ -28,14 +27,8 @@ def aside(destination: Path) -> Iterator[Path]:
         raise UserError(f"{destination}: exists already; remove it or choose another name")
     if not destination.parent.is_dir():
         raise UserError(f"{destination.parent}: no such folder; make it first")
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
-    try:
+    with replacing(destination) as temporary:
         yield temporary
-        os.replace(temporary, destination)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
 
 
 def require_suffix(target: Path, *suffixes: str) -> None:

@@ -18,6 +18,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
 from spectralmoe_jax.evaluation.routing import routing_report
 from spectralmoe_jax.evaluation.tally import Tally
+from spectralmoe_jax.files import replacing
 from spectralmoe_jax.prediction.windows import Predict, WindowSettings
 
 Report = dict[str, Any]
@@ -89,15 +90,11 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     Raises UserError where the folder cannot be written.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(_without_nan(report), indent=2) + "\n")
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            aside.write_text(json.dumps(_without_nan(report), indent=2) + "\n")
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None
-    finally:
-        if aside.exists():
-            aside.unlink()
 
 
 def print_table(report: Report, title: str = "", console: Console | None = None) -> None:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.sources.records import IGNORE
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
 from spectralmoe_jax.evaluation.routing import RoutedPredict, RoutingCounts
+from spectralmoe_jax.files import replacing
 from spectralmoe_jax.prediction.windows import (
     Predict,
     WindowSettings,
@@ -20,8 +22,6 @@ from spectralmoe_jax.prediction.windows import (
     predict_image,
     window_starts,
 )
-
-IGNORE = 255
 
 
 class Tally:
@@ -102,19 +102,16 @@ def write_images(images: Sequence[ImageCounts], path: str | os.PathLike[str]) ->
     Raises UserError where the folder cannot be written.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
-        np.savez_compressed(
-            aside,
-            domain=np.array([image.domain for image in images]),
-            name=np.array([image.name for image in images]),
-            confusion=np.stack([image.counts for image in images]),
-        )
-        os.replace(aside, path)
+        with replacing(path) as aside, aside.open("wb") as file:
+            np.savez_compressed(
+                file,
+                domain=np.array([image.domain for image in images]),
+                name=np.array([image.name for image in images]),
+                confusion=np.stack([image.counts for image in images]),
+            )
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --images") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_images(path: str | os.PathLike[str]) -> list[ImageCounts]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.sources.records import Record
+from data_pipelines.sources.records import IGNORE, Record
 from data_pipelines.splits import Splits
+from spectralmoe_jax.files import replacing
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.models.state import join, split
 from spectralmoe_jax.prediction.panel import stretch
@@ -23,7 +23,6 @@ PICTURES = "pictures.npz"
 SCENES = 3
 LONGEST = 256
 """Pixels of a kept picture's edge; larger windows keep every second pixel, or third, ..."""
-_IGNORE = 255
 
 
 class Scene(NamedTuple):
@@ -57,15 +56,10 @@ def keep_pictures(workdir: Path, config: ConfigDict, segmenter: Segmenter, step:
       step: the segmenter's; see `checkpoints.trained.make_routed_step`.
     """
     scenes = make_pictures(config, segmenter, step, splits)
-    path = workdir / PICTURES
-    aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
+    with replacing(workdir / PICTURES) as aside:
         fields = {f"{i}/{field}": np.asarray(value)
                   for i, scene in enumerate(scenes) for field, value in scene._asdict().items()}  # fmt: skip
         np.savez_compressed(aside, allow_pickle=False, **fields)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return scenes
 
 
@@ -134,7 +128,7 @@ def most_varied(label: np.ndarray, window: int) -> tuple[int, int]:
 
     def mixture(start: tuple[int, int]) -> float:
         part = label[start[0] : start[0] + window, start[1] : start[1] + window]
-        counts = np.bincount(part[part != _IGNORE].ravel())
+        counts = np.bincount(part[part != IGNORE].ravel())
         shares = counts[counts > 0] / part.size
         return float(-(shares * np.log(shares)).sum())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from spectralmoe_jax.checkpoints.store import read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.judged import best_step, judge, read_judged
+from spectralmoe_jax.files import replacing
 from spectralmoe_jax.prediction.pictures import PICTURES
 from spectralmoe_jax.reporting.page import grid_page, run_page
 from spectralmoe_jax.reporting.records import is_grid, read_grid, read_run
@@ -36,14 +37,11 @@ def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | Non
         _judge_anew(workdir)
         page = run_page(read_run(workdir), str(workdir))
     path = workdir / REPORT if output is None else Path(output)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(page, encoding="utf-8")
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            aside.write_text(page, encoding="utf-8")
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

@@ -24,37 +24,33 @@ def run_page(run: Run, shown: str) -> str:
     """The page of a run; `shown` says where it lies."""
     names, palette = run.config.classes.names, palette_of(run.config)
     evaluation = run.evaluation
-    return (
-        _environment()
-        .get_template("run.html")
-        .render(
-            version=__version__,
-            title=f"{run.name}: report of a run",
-            shown=shown,
-            run=run,
-            facts=_facts(run),
-            names=names,
-            palette=palette,
-            experts=figures.experts_of(run),
-            expert_colours=encode.EXPERTS,
-            curves=figures.curves(run),
-            evaluation=evaluation,
-            class_rows=_class_rows(evaluation) if evaluation else [],
-            confusion=_confusion(evaluation) if evaluation else [],
-            scenes=[
-                {
-                    "scene": scene,
-                    "panels": figures.panels(scene, names, palette),
-                    "experts": figures.expert_maps(scene),
-                    "depth": figures.depth_pictures(scene),
-                }
-                for scene in run.scenes
-            ],
-            usage=figures.usage(run),
-            specialisation=figures.specialisation(run),
-            routing=figures.routing_tables(run),
-            configuration=[f"config.{key} = {value!r}" for key, value in flatten(run.config).items()],
-        )
+    return _rendered(
+        "run.html",
+        title=f"{run.name}: report of a run",
+        shown=shown,
+        run=run,
+        facts=_facts(run),
+        names=names,
+        palette=palette,
+        experts=figures.experts_of(run),
+        expert_colours=encode.EXPERTS,
+        curves=figures.curves(run),
+        evaluation=evaluation,
+        class_rows=_class_rows(evaluation) if evaluation else [],
+        confusion=_confusion(evaluation) if evaluation else [],
+        scenes=[
+            {
+                "scene": scene,
+                "panels": figures.panels(scene, names, palette),
+                "experts": figures.expert_maps(scene),
+                "depth": figures.depth_pictures(scene),
+            }
+            for scene in run.scenes
+        ],
+        usage=figures.usage(run),
+        specialisation=figures.specialisation(run),
+        routing=figures.routing_tables(run),
+        configuration=[f"config.{key} = {value!r}" for key, value in flatten(run.config).items()],
     )
 
 
@@ -62,25 +58,21 @@ def grid_page(grid: GridRecord, shown: str) -> str:
     """The page of a grid: its table, and of each variant the first run that is done."""
     results = grid.results
     first = next(iter(grid.runs.values()), None)
-    return (
-        _environment()
-        .get_template("grid.html")
-        .render(
-            version=__version__,
-            title=f"{results['title'] or 'Ablation'}: report of a grid",
-            shown=shown,
-            results=results,
-            caption=caption(results),
-            header=header(results),
-            rows=rows(results),
-            scores=Markup(_scores(results)),
-            names=first.config.classes.names if first else [],
-            palette=palette_of(first.config) if first else [],
-            expert_colours=encode.EXPERTS,
-            experts=max((figures.experts_of(run) for run in grid.runs.values()), default=0),
-            scenes=_given(first) if first else [],
-            variants=[_variant(grid, name, run) for name, run in grid.runs.items()],
-        )
+    return _rendered(
+        "grid.html",
+        title=f"{results['title'] or 'Ablation'}: report of a grid",
+        shown=shown,
+        results=results,
+        caption=caption(results),
+        header=header(results),
+        rows=rows(results),
+        scores=Markup(_scores(results)),
+        names=first.config.classes.names if first else [],
+        palette=palette_of(first.config) if first else [],
+        expert_colours=encode.EXPERTS,
+        experts=max((figures.experts_of(run) for run in grid.runs.values()), default=0),
+        scenes=_given(first) if first else [],
+        variants=[_variant(grid, name, run) for name, run in grid.runs.items()],
     )
 
 
@@ -175,7 +167,7 @@ def _css(palette: Sequence[Sequence[int]]) -> list[str]:
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in palette]
 
 
-def _environment() -> jinja2.Environment:
+def _rendered(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spectralmoe_jax.reporting"),
         autoescape=True,
@@ -185,4 +177,4 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["percent"] = percent
     environment.filters["css"] = _css
-    return environment
+    return environment.get_template(template).render(version=__version__, **values)

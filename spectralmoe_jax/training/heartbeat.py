@@ -11,6 +11,7 @@ from typing import Self
 import jax
 
 from spectralmoe_jax.errors import naming
+from spectralmoe_jax.files import replacing
 
 FOLDER = "heartbeat"
 EVERY = 10.0  # seconds
@@ -41,7 +42,5 @@ class Heartbeat:
             return
         self._next = time.monotonic() + EVERY
         life = {"step": step, "time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
-        aside = self.path.with_suffix(f".{os.getpid()}")
-        with naming(aside):
+        with naming(self.path), replacing(self.path) as aside:
             aside.write_text(json.dumps(life) + "\n")
-        os.replace(aside, self.path)

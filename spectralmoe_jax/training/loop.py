@@ -14,13 +14,14 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from spectralmoe_jax.adapters.protocol import Rule
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.configuration import require
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.training.heartbeat import Heartbeat
 from spectralmoe_jax.training.metrics import MetricsLog
-from spectralmoe_jax.training.optimizer import OptimizerSettings, Rule, make_optimizer, make_schedule
+from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from spectralmoe_jax.training.prefetch import prefetch
 from spectralmoe_jax.training.progress import ProgressReport
 from spectralmoe_jax.training.state import NEVER, TrainState, init_state

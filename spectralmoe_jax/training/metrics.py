@@ -5,11 +5,12 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from spectralmoe_jax.errors import naming
+from spectralmoe_jax.files import replacing
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -55,21 +56,26 @@ class MetricsLog:
             return
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        with naming(self._file.name):
-            self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
-            self._file.flush()
+        self._append({"step": step, "kind": kind, **finite})
         for name, value in numbers.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def write_arrays(self, step: int, kind: str, values: Mapping[str, np.ndarray]) -> None:
-        """Writes one such record of nested lists, to four decimals, into the file; none without values."""
+        """Writes one such record of nested lists, to four decimals, into the file; none without values.
+
+        Raises OSError, with the file's name, where it cannot be written.
+        """
         if self._silent or not values:
             return
         rounded = {
             name: np.round(np.asarray(value, np.float64), 4).tolist() for name, value in values.items()
         }
-        self._file.write(json.dumps({"step": step, "kind": kind, **rounded}) + "\n")
-        self._file.flush()
+        self._append({"step": step, "kind": kind, **rounded})
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with naming(self._file.name):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
 
 def _keep_until(path: Path, step: int) -> None:
@@ -77,12 +83,8 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as aside:
         aside.write_text("".join(line + "\n" for line in kept))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _step_of(line: str) -> float:
