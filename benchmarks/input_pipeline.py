@@ -2,12 +2,14 @@
 
   python benchmarks/input_pipeline.py                  # three cases, in one process and with 2 workers
   python benchmarks/input_pipeline.py --case flip      # one of them
-  python benchmarks/input_pipeline.py --workers 2      # one number of workers
+  python benchmarks/input_pipeline.py --setting "2 threads"  # one way to prepare batches
   python benchmarks/input_pipeline.py --memory         # memory over 10,000 tiles as well
 
 Files are GeoTIFFs of 512 x 512 pixels that the script writes, smooth textures with noise. The DataLoader
 reads them through rasterio and transforms them with OpenCV as the published PyTorch training does: the whole
 tile is resized, then cropped by the rule on the share of one class, flipped, and distorted in float32.
+Its workers are processes. Ours are processes (`data.workers`), or threads of the training's own process
+(`data.threads`); "one process" is our default, 2 threads, beside a DataLoader without workers.
 Nothing decoded is kept on any side: GDAL's cache of blocks, which serves files that stay open, is a few
 megabytes for all of them, workers included, a hundredth of the files. They themselves lie in the system's
 memory. Ratios are medians of rounds in which all sides take turns; PyTorch is optional.
@@ -55,6 +57,22 @@ COLUMNS = (
 )  # fmt: skip
 
 
+class Setting(NamedTuple):
+    """Who prepares batches: our processes and threads in each, and the processes of the other sides."""
+
+    name: str
+    workers: int
+    threads: int
+    theirs: int
+
+
+SETTINGS = (
+    Setting("one process", 0, 2, 0),
+    Setting("2 processes", 2, 2, 2),
+    Setting("2 threads", 0, 2, 2),
+)
+
+
 class Measured(NamedTuple):
     """Tiles a second, and seconds of processor time a tile."""
 
@@ -98,7 +116,7 @@ def main() -> None:
     parser.add_argument("--case", help="cases whose name holds this")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    parser.add_argument("--workers", type=int, help="only so many; default 0 and then 2")
+    parser.add_argument("--setting", choices=[each.name for each in SETTINGS], help="default all")
     parser.add_argument("--memory", action="store_true", help="memory over 10,000 tiles as well")
     arguments = parser.parse_args()
     chosen = [case for case in CASES if not arguments.case or arguments.case in case.name]
@@ -108,25 +126,26 @@ def main() -> None:
     )
     table = Table(box=None, pad_edge=False, title="tiles a second", title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "case" else "right")
+        table.add_column(column, justify="left" if column in ("case", "workers") else "right")
     with tempfile.TemporaryDirectory() as folder:
         for case in chosen:
             root = write_files(case, Path(folder) / case.name.replace(" ", "_"))
-            for workers in (0, 2) if arguments.workers is None else (arguments.workers,):
-                row = compare(case, root, workers, arguments)
-                console.print(f"{case.name}, {workers} workers: {', '.join(row)}", style="dim")
-                table.add_row(case.name, str(workers), *row)
+            for setting in SETTINGS:
+                if arguments.setting in (None, setting.name):
+                    row = compare(case, root, setting, arguments)
+                    console.print(f"{case.name}, {setting.name}: {', '.join(row)}", style="dim")
+                    table.add_row(case.name, setting.name, *row)
         console.print(table)
         if arguments.memory:
             print_memory(console, chosen[-1], Path(folder) / chosen[-1].name.replace(" ", "_"))
 
 
-def compare(case: Case, root: Path, workers: int, arguments: argparse.Namespace) -> list[str]:
+def compare(case: Case, root: Path, setting: Setting, arguments: argparse.Namespace) -> list[str]:
     """One row of the table: rates, processor times and their ratios, medians over the rounds."""
     sides: dict[str, Callable[[], Measured]] = {
-        "ours": lambda: measure(ours(case, root, workers), workers, arguments.seconds),
-        "theirs": lambda: measure(theirs(case, root, workers), workers, arguments.seconds),
-        "read": lambda: measure_reading(root, workers, arguments.seconds),
+        "ours": lambda: measure(ours(case, root, setting), setting.workers, arguments.seconds),
+        "theirs": lambda: measure(theirs(case, root, setting.theirs), setting.theirs, arguments.seconds),
+        "read": lambda: measure_reading(root, setting.theirs, arguments.seconds),
     }
     try:
         import torch  # noqa: F401
@@ -182,11 +201,14 @@ def _write(path: Path, bands: np.ndarray) -> None:
         file.write(bands)
 
 
-def ours(case: Case, root: Path, workers: int) -> Iterator[dict[str, np.ndarray]]:
+def ours(case: Case, root: Path, setting: Setting) -> Iterator[dict[str, np.ndarray]]:
     source = GeoTiffTiles(
         root, bands=case.bands, labels=RasterLabels(ValueCode(range(CLASSES))), classes=CLASSES, cache_bytes=0
     )
-    return train_batches(TileIndex(source, SIDE), case.augment, batch_size=BATCH, seed=0, workers=workers)
+    return train_batches(
+        TileIndex(source, SIDE), case.augment,
+        batch_size=BATCH, seed=0, workers=setting.workers, threads=setting.threads,
+    )  # fmt: skip
 
 
 def theirs(case: Case, root: Path, workers: int) -> Iterator[dict[str, np.ndarray]]:
@@ -323,7 +345,7 @@ def _read_for(paths: list[Path], first: int, seconds: float) -> Measured:
 
 def print_memory(console: Console, case: Case, root: Path) -> None:
     """Memory of this process and its workers, in MB, every 1,000 of 10,000 tiles."""
-    batches = ours(case, root, workers=2)
+    batches = ours(case, root, SETTINGS[1])
     seen = []
     for number in range(10_000 // BATCH + 1):
         next(batches)

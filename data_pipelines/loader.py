@@ -19,7 +19,7 @@ from spectralmoe_jax.host_memory import keep_freed_memory
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Any, np.random.Generator], Batch]
-_THREADS = 2  # decoding releases the interpreter lock; more threads than that only wait for it
+THREADS = 2  # decoding releases the interpreter lock; where transforms are heavy, more only wait for it
 _BUFFERED_BATCHES = 4
 _ELEMENTS = 1 << 48  # as good as endless; Grain counts elements in floats, which overflow at 2**63
 _TRIES = 20  # to replace a tile that cannot be read
@@ -55,6 +55,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     workers: int = 0,
+    threads: int = THREADS,
     host_index: int = 0,
     host_count: int = 1,
     corrupt: str = "stop",
@@ -65,8 +66,8 @@ def train_batches(
     endless stream is drawn from a shuffle of its epoch's own, with a generator seeded by i; batch t holds
     elements t * batch_size onwards, and host h the h-th of `host_count` equal consecutive parts of it. So
     concatenating the hosts' parts gives the same batch for any `host_count`, no state needs saving but the
-    step, and the number of workers may change on a restart. Batches run across the ends of epochs: a
-    source smaller than a batch works, and no element is dropped.
+    step, and the numbers of workers and threads may change on a restart. Batches run across the ends of
+    epochs: a source smaller than a batch works, and no element is dropped.
 
     Args:
       source: picklable; its elements are what `transform` takes.
@@ -74,7 +75,8 @@ def train_batches(
       batch_size: of all hosts together.
       seed: 0 to 2**32 - 1.
       start_step: number of the first batch.
-      workers: processes that prepare batches; 0 prepares them in threads of this one.
+      workers: processes that prepare batches; 0 prepares them in this one.
+      threads: in each of these processes, a batch at a time each.
       host_index, host_count: which host this is, of how many.
       corrupt: what a `UserError` of `transform`, as of a file that cannot be read, leads to: `stop` raises
         it, `skip` takes another element, chosen by the element's generator, and logs the error once and the
@@ -87,13 +89,13 @@ def train_batches(
     Raises:
       UserError: a batch that the hosts cannot share equally, an empty source, or a value out of range.
     """
-    _check(source, batch_size, seed, start_step, workers, host_index, host_count, corrupt)
+    _check(source, batch_size, seed, start_step, workers, threads, host_index, host_count, corrupt)
     if corrupt == "skip":
         transform = _Skipping(transform, source.sources if isinstance(source, Mixture) else (source,))
     elements = _elements(source, seed).random_map(transform)[:_ELEMENTS]
     # Part n belongs to batch n // host_count and to host n % host_count.
     parts = elements.batch(batch_size // host_count)
-    return drain(to_batches(parts[host_index::host_count][start_step:], workers), workers)
+    return drain(to_batches(parts[host_index::host_count][start_step:], workers, threads), workers)
 
 
 def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
@@ -108,11 +110,10 @@ def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
     return grain.MapDataset.mix(endless, [weight / total for weight in source.weights]).seed(seed)
 
 
-def to_batches(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """The elements of a dataset in order, prepared ahead by threads, or by `workers` processes."""
-    ahead = batches.to_iter_dataset(
-        grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
-    )
+def to_batches(batches: grain.MapDataset, workers: int, threads: int = THREADS) -> grain.IterDataset:
+    """The elements of a dataset in order, prepared ahead by threads, here or in `workers` processes."""
+    buffered = max(_BUFFERED_BATCHES, threads)
+    ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
     if not workers:
         return ahead
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
@@ -190,7 +191,7 @@ class _Skipped:
             )
 
 
-def _check(source, batch_size, seed, start_step, workers, host_index, host_count, corrupt) -> None:
+def _check(source, batch_size, seed, start_step, workers, threads, host_index, host_count, corrupt) -> None:
     sources = source.sources if isinstance(source, Mixture) else (source,)
     if not sources or not all(len(part) for part in sources):
         raise UserError("the training split is empty: name at least one domain with images in data.source")
@@ -212,6 +213,8 @@ def _check(source, batch_size, seed, start_step, workers, host_index, host_count
         raise UserError(f"seed={seed}: give a number from 0 to {2**32 - 1}")
     if start_step < 0 or workers < 0:
         raise UserError(f"data.workers={workers}, step {start_step}: neither can be below 0")
+    if threads < 1:
+        raise UserError(f"data.threads={threads}: give 1 or more")
     check_corrupt(corrupt)
 
 

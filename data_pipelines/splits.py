@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.loader import Batch, Mixture, train_batches
+from data_pipelines.loader import THREADS, Batch, Mixture, train_batches
 from data_pipelines.sources.opening import open_source
 from data_pipelines.sources.records import Record, Source, examples, split_holdout
 from data_pipelines.sources.sampling import ClassBalancedIndex
@@ -152,6 +152,7 @@ def training_batches(
         seed=config.seed,
         start_step=start_step,
         workers=config.data.workers,
+        threads=config.data.get("threads", THREADS),
         host_index=host_index,
         host_count=host_count,
         corrupt=config.data.get("corrupt", "stop"),

@@ -49,6 +49,7 @@ _DATA = {
     "scenes_source": Key(int, 24),
     "scenes_target": Key(int, 8),
     "sensors": Key(Names | None),
+    "threads": Key(int, 2),
     "tile": Key(int | None),
     "weights": Key(Numbers | None),
     "workers": Key(int, 0),

@@ -33,8 +33,8 @@ LOST = 75  # exit status: another process was lost
 _LOCK = ".running"
 _LOCK_SECONDS = 20.0
 # Where data lies and how fast it is read may change between the starts of a grid, and files may state more.
-_FREE = ("data.root", "data.workers", "data.cache_bytes", "stated_wavelengths", "parallel", "model.dtype",
-         "model.remat", "model.adapter.strategy")  # fmt: skip
+_FREE = ("data.root", "data.workers", "data.threads", "data.cache_bytes", "stated_wavelengths", "parallel",
+         "model.dtype", "model.remat", "model.adapter.strategy")  # fmt: skip
 
 
 def is_done(cell: Cell) -> bool:

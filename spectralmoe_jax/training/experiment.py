@@ -69,7 +69,7 @@ def build_experiment(config: ConfigDict, layout: Layout | None = None) -> Experi
 
 
 def check_sizes(config: ConfigDict, patch_size: int) -> None:
-    """Checks `config.evaluate`, the sizes that the model takes, and the number of workers.
+    """Checks `config.evaluate`, the sizes that the model takes, and the numbers of workers and threads.
 
     Raises:
       UserError: names the key; without this it would be found in the middle of a run.
@@ -81,10 +81,12 @@ def check_sizes(config: ConfigDict, patch_size: int) -> None:
             key,
             f"is {side!r}: give a multiple of config.model.visual.patch_size = {patch_size}",
         )
-    workers = config.data.workers
-    require(
-        isinstance(workers, int) and workers >= 0, "config.data.workers", f"is {workers!r}: give 0 or more"
-    )
+    for key, count, least in (
+        ("workers", config.data.workers, 0),
+        ("threads", config.data.get("threads", 1), 1),
+    ):
+        enough = isinstance(count, int) and count >= least
+        require(enough, f"config.data.{key}", f"is {count!r}: give {least} or more")
 
 
 def _stream(segmenter: Segmenter, name: str, config: ConfigDict) -> Segmenter:

@@ -136,6 +136,7 @@ def test_checkpoint_of_another_model(run, capsys):
         ("data.crop=30", "config.data.crop: is 30: give a multiple of config.model.visual.patch_size = 8"),
         ("data.crop=0", "config.data.crop: is 0"),
         ("data.workers=-1", "config.data.workers: is -1: give 0 or more"),
+        ("data.threads=0", "config.data.threads: is 0: give 1 or more"),
         ("data.workers=none", "config.data.workers: takes a whole number, not None"),
         ("augment.flip=2.0", "augment.flip=2.0"),
         ("loss.num_points=0", "config.loss.num_points"),

@@ -104,6 +104,7 @@ OVERRIDES = [
     ("data.label_values", "1,2,(3,4)", (1, 2, (3, 4))),
     ("data.label_values", "forest,water", ("forest", "water")),
     ("data.cache_bytes", "0", 0),
+    ("data.threads", "8", 8),
     ("data.tile", "256", 256),
     ("model.visual.wavelengths", "0.49,0.56", (0.49, 0.56)),
     ("model.weights", "a.pth,b.pth", "a.pth,b.pth"),

@@ -114,7 +114,7 @@ def digests(source, count, augment=AUGMENT, **settings):
 
 @pytest.mark.parametrize("kind", ["mixture", "geotiffs", "prepared"])
 def test_two_hundred_batches_are_the_same_everywhere(kind, request):
-    """For 0 to 3 workers, for 1, 2 and 4 hosts, and from step 100 on with another number of workers.
+    """For 0 to 3 workers, for 1, 2 and 4 hosts, and from step 100 on with others of them or of threads.
 
     Of arrays of two domains with one that cannot be read, of GeoTIFFs with polygons, and of prepared tiles.
     """
@@ -124,8 +124,8 @@ def test_two_hundred_batches_are_the_same_everywhere(kind, request):
     assert len(set(straight)) == 200
     for workers in (1, 2, 3):
         assert draw(200, workers=workers)[0] == straight
-    for workers in (0, 2):
-        assert draw(100, workers=workers, start_step=100)[0] == straight[100:]
+    for workers, threads in ((0, 2), (2, 2), (0, 5)):
+        assert draw(100, workers=workers, threads=threads, start_step=100)[0] == straight[100:]
     for hosts in (2, 4):
         parts = [draw(200, host_index=host, host_count=hosts)[1] for host in range(hosts)]
         for number, batch in enumerate(batches):
