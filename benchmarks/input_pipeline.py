@@ -203,8 +203,9 @@ def _write(path: Path, bands: np.ndarray) -> None:
 
 def ours(case: Case, root: Path, setting: Setting) -> Iterator[dict[str, np.ndarray]]:
     source = GeoTiffTiles(
-        root, bands=case.bands, labels=RasterLabels(ValueCode(range(CLASSES))), classes=CLASSES, cache_bytes=0
-    )
+        root, bands=case.bands, file_bands=case.bands, labels=RasterLabels(ValueCode(range(CLASSES))),
+        classes=CLASSES, cache_bytes=0,
+    )  # fmt: skip
     return train_batches(
         TileIndex(source, SIDE), case.augment,
         batch_size=BATCH, seed=0, workers=setting.workers, threads=setting.threads,

@@ -1,7 +1,8 @@
 """How large the crop, the width and the depth of the small encoder of configs/dubai.py: one at a time.
 
-A third of its steps, one seed. The choice is by the held-out tenth of the source, `miou` of kind `evaluate`
-in each run's metrics.jsonl; the table is of the target, as always.
+A third of its steps, one seed; crops of another size get as many steps as make the same number of pixels.
+The choice is by the held-out tenth of the source, `miou` of kind `evaluate` in each run's metrics.jsonl; the
+table is of the target, as always. Measured: docs/results.md.
 
 spectralmoe ablate configs/ablations/dubai_size.py --workdir runs/dubai_size --config.data.root=PATH/dubai
 """
@@ -10,8 +11,12 @@ from spectralmoe_jax.ablation import Grid
 
 
 def get_grid(base: str = "configs/dubai.py") -> Grid:
+    def length(steps: int) -> dict:
+        return {f"train.{key}": steps for key in ("steps", "evaluate_every", "checkpoint_every")}
+
     def crop(side: int) -> dict:
-        return {"data.crop": side, "evaluate.window": side, "evaluate.overlap": side // 3}
+        sizes = {"data.crop": side, "evaluate.window": side, "evaluate.overlap": side // 3}
+        return sizes | length(round(400 * (192 / side) ** 2))
 
     def layers(count: int, taken: tuple[int, ...]) -> dict:
         return {"model.visual.layers": count, "model.out_layers": taken}
@@ -19,7 +24,7 @@ def get_grid(base: str = "configs/dubai.py") -> Grid:
     return Grid(
         title="Crop, width and depth on Dubai",
         base=base,
-        common={"train.steps": 400, "train.evaluate_every": 400, "train.checkpoint_every": 400},
+        common=length(400),
         variants={
             "crop 192, width 128, 4 layers": {},
             "crop 96": crop(96),

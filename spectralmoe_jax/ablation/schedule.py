@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Self
 from spectralmoe_jax.ablation.cell import LOG, LOST, failure_of, is_done, record_failure
 from spectralmoe_jax.ablation.grid import Cell
 from spectralmoe_jax.configuration import require
+
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def device_groups(side_by_side: int | None) -> list[dict[str, str]]:
@@ -50,7 +53,10 @@ def visible_gpus() -> list[str]:
 
 
 def run_all(cells: Sequence[Cell], command: Sequence[str], groups: Sequence[dict[str, str]]) -> bool:
-    """Run those that are not done, a process each, in order; one that fails does not stop the others.
+    """Run those that are not done, a process each; one that fails does not stop the others.
+
+    The first seed of every variant comes first: a whole, if rough, table early. The seeds that follow find
+    the programs compiled, in a folder that the runs share and that is removed at the end.
 
     Args:
       command: to which `--task INDEX` is added for a run.
@@ -58,15 +64,16 @@ def run_all(cells: Sequence[Cell], command: Sequence[str], groups: Sequence[dict
 
     Returns: whether all were tried; False after SIGTERM, at which the running ones save and end.
     """
-    waiting = [cell for cell in cells if not is_done(cell)]
+    waiting = [cell for cell in _by_seed(cells) if not is_done(cell)]
     if len(waiting) < len(cells):
         _say(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
     running: dict[int, _Running] = {}
-    with _Stop() as stop:
+    with _Stop() as stop, tempfile.TemporaryDirectory(prefix="spectralmoe_compiled_") as compiled:
+        cache = {_CACHE: os.environ.get(_CACHE) or compiled}
         while running or (waiting and not stop.requested):
             for slot, environment in enumerate(groups):
                 if slot not in running and waiting and not stop.requested:
-                    running[slot] = _Running(waiting.pop(0), command, environment)
+                    running[slot] = _Running(waiting.pop(0), command, environment | cache)
             for slot in list(running):
                 if stop.requested:
                     running[slot].ask_to_stop()
@@ -74,6 +81,12 @@ def run_all(cells: Sequence[Cell], command: Sequence[str], groups: Sequence[dict
                     del running[slot]
             time.sleep(0.05)
         return not stop.requested
+
+
+def _by_seed(cells: Sequence[Cell]) -> list[Cell]:
+    """One seed of every variant after the other, in the grid's order of both."""
+    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    return sorted(cells, key=lambda cell: seeds.index(cell.seed))
 
 
 class _Running:

@@ -143,6 +143,27 @@ def test_runs_side_by_side_and_past_failures(tmp_path, capsys):
     assert not (found[0].folder / "failure.json").exists()
 
 
+def test_first_seeds_first_with_what_the_others_compiled(tmp_path, monkeypatch):
+    """Every run finds the same folder for compiled programs, which is gone after, or the user's own."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    seen = tmp_path / "seen"
+    script = (
+        "import os, sys; folder = os.environ['JAX_COMPILATION_CACHE_DIR']\n"
+        f"with open({str(seen)!r}, 'a') as file: print(sys.argv[2], os.path.isdir(folder), folder, file=file)"
+    )
+    found = cells(load_grid(str(write_grid(tmp_path)), seeds=2), tmp_path)
+    run_all(found, [sys.executable, "-c", script], [{}])
+    lines = [line.split(" ", 2) for line in seen.read_text().splitlines()]
+    assert [found[int(number)].seed for number, *_ in lines] == [0, 0, 0, 1, 1, 1]
+    assert {there for _, there, _ in lines} == {"True"}
+    (folder,) = {folder for *_, folder in lines}
+    assert not Path(folder).exists()
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    run_all(found[:1], [sys.executable, "-c", script], [{}])
+    assert seen.read_text().endswith(f"True {tmp_path}\n")
+
+
 def test_asked_to_stop_it_passes_that_on(tmp_path, capsys):
     """The running one saves and ends; the next is not begun."""
     script = "import signal; print('ready', flush=True); signal.sigwait([signal.SIGTERM])"
