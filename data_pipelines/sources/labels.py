@@ -64,17 +64,19 @@ class ValueCode:
             raise UserError(f"data.label_values names {len(values)} classes: give 1 to {_UNKNOWN}")
         self.ids: Mapping[Any, int] = {**stored, **dict.fromkeys(ignore, IGNORE)}
         self._table = np.full(256, IGNORE, np.uint8)  # of the values that fit into 8 bits
-        self._known = np.zeros(256, bool)
+        self._known = np.zeros(256, np.uint8)
         for value, label in self.ids.items():
             if isinstance(value, int | float) and value in range(256):
-                self._table[int(value)], self._known[int(value)] = label, True
+                self._table[int(value)], self._known[int(value)] = label, 1
 
     def from_values(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
         """Ids (H, W) uint8 of stored numbers (H, W), and the pixel count of each unknown one."""
         if mask.dtype == np.uint8:
             mask = np.ascontiguousarray(mask)
+            if cv2.countNonZero(cv2.LUT(mask, self._known)) == mask.size:
+                return cv2.LUT(mask, self._table), Counter()  # counting takes several times as long
             counts = np.bincount(mask.ravel(), minlength=256)
-            foreign = np.flatnonzero((counts > 0) & ~self._known)
+            foreign = np.flatnonzero((counts > 0) & (self._known == 0))
             return cv2.LUT(mask, self._table), Counter({int(v): int(counts[v]) for v in foreign})
         label = np.full(mask.shape, IGNORE, np.uint8)
         unknown: Counter = Counter()
