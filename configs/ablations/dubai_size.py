@@ -1,6 +1,6 @@
 """How large the crop, the width and the depth of the small encoder of configs/dubai.py: one at a time.
 
-A third of its steps, one seed; crops of another size get as many steps as make the same number of pixels.
+A fifth of its steps, one seed; crops of another size get as many steps as make the same number of pixels.
 The choice is by the held-out tenth of the source, `miou` of kind `evaluate` in each run's metrics.jsonl; the
 table is of the target, as always. Measured: docs/results.md.
 
@@ -16,7 +16,7 @@ def get_grid(base: str = "configs/dubai.py") -> Grid:
 
     def crop(side: int) -> dict:
         sizes = {"data.crop": side, "evaluate.window": side, "evaluate.overlap": side // 3}
-        return sizes | length(round(400 * (192 / side) ** 2))
+        return sizes | length(round(240 * (192 / side) ** 2))
 
     def layers(count: int, taken: tuple[int, ...]) -> dict:
         return {"model.visual.layers": count, "model.out_layers": taken}
@@ -24,7 +24,7 @@ def get_grid(base: str = "configs/dubai.py") -> Grid:
     return Grid(
         title="Crop, width and depth on Dubai",
         base=base,
-        common=length(400),
+        common=length(240),
         variants={
             "crop 192, width 128, 4 layers": {},
             "crop 96": crop(96),
