@@ -10,7 +10,7 @@ from spectralmoe_jax.ablation.cell import check_folder, end_with_parent, run_cel
 from spectralmoe_jax.ablation.grid import Cell, Grid, cells, load_grid
 from spectralmoe_jax.ablation.plots import write_plots
 from spectralmoe_jax.ablation.results import Results, collect, timings
-from spectralmoe_jax.ablation.schedule import device_groups, own_command, run_all
+from spectralmoe_jax.ablation.schedule import own_command, run_all, shares
 from spectralmoe_jax.ablation.tables import comma_separated, latex, markdown
 from spectralmoe_jax.configuration import choose, require
 from spectralmoe_jax.files import replacing
@@ -43,12 +43,12 @@ def ablate(spec: str, workdir: str | os.PathLike[str], overrides: Sequence[str] 
     grid, found, workdir = _open(spec, workdir, overrides, base, seeds)
     for variant in only:
         choose("--only", variant, grid.variants)
-    groups = device_groups(side_by_side)
+    slots = shares(side_by_side)
     for cell in found:
         check_folder(cell)
     workdir.mkdir(parents=True, exist_ok=True)
     command = own_command(_arguments(spec, workdir, overrides, base, seeds))
-    run_all([cell for cell in found if not only or cell.variant in only], command, groups)
+    run_all([cell for cell in found if not only or cell.variant in only], command, slots)
     return write_results(grid, found, workdir)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import NamedTuple, Self
 
 from spectralmoe_jax.ablation.cell import LOG, LOST, failure_of, is_done, record_failure
 from spectralmoe_jax.ablation.grid import Cell
@@ -21,24 +22,43 @@ from spectralmoe_jax.configuration import require
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
-def device_groups(side_by_side: int | None) -> list[dict[str, str]]:
-    """What the environment of each process that runs at a time has to say, one entry a process.
+class Share(NamedTuple):
+    """What one of the processes that run at a time gets: its environment, and its CPU cores; None, all."""
+
+    environment: dict[str, str]
+    cores: frozenset[int] | None = None
+
+
+def shares(side_by_side: int | None) -> list[Share]:
+    """One entry for each process that runs at a time.
 
     GPUs are shared evenly: by default one a process. Without GPUs (a CPU, or a TPU, whose chips are not
-    shared) a process has the machine to itself, unless more are asked for.
+    shared) a process has the machine to itself, unless more are asked for: then each has cores of its own,
+    since threads of two runs that share cores wait for each other, and small models train hardly slower on
+    one core.
 
     Raises UserError where so many cannot share the GPUs.
     """
     gpus = visible_gpus()
-    count = side_by_side or max(1, len(gpus))
-    require(count > 0, "--side-by-side", f"is {side_by_side}: give 1 or more")
+    count = max(1, len(gpus)) if side_by_side is None else side_by_side
+    require(count > 0, "--side-by-side", f"is {count}: give 1 or more")
     if not gpus:
-        return [{} for _ in range(count)]
+        return [Share({}, cores) for cores in _divided_cores(count)]
     require(len(gpus) % count == 0, "--side-by-side",
             f"is {count}, which cannot share {len(gpus)} GPUs evenly: choose a divisor, or hide some in "
             "CUDA_VISIBLE_DEVICES")  # fmt: skip
     share = len(gpus) // count
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(count)]
+    return [
+        Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])}) for i in range(count)
+    ]
+
+
+def _divided_cores(count: int) -> list[frozenset[int] | None]:
+    """The cores that this process may use in `count` parts, or None where they cannot be divided."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if count == 1 or len(cores) < count:
+        return [None] * count
+    return [frozenset(cores[len(cores) * i // count : len(cores) * (i + 1) // count]) for i in range(count)]
 
 
 def visible_gpus() -> list[str]:
@@ -52,7 +72,7 @@ def visible_gpus() -> list[str]:
     return found.stdout.split() if found.returncode == 0 else []
 
 
-def run_all(cells: Sequence[Cell], command: Sequence[str], groups: Sequence[dict[str, str]]) -> bool:
+def run_all(cells: Sequence[Cell], command: Sequence[str], slots: Sequence[Share]) -> bool:
     """Run those that are not done, a process each; one that fails does not stop the others.
 
     The first seed of every variant comes first: a whole, if rough, table early. The seeds that follow find
@@ -60,7 +80,7 @@ def run_all(cells: Sequence[Cell], command: Sequence[str], groups: Sequence[dict
 
     Args:
       command: to which `--task INDEX` is added for a run.
-      groups: see `device_groups`.
+      slots: what each of those that run at a time gets.
 
     Returns: whether all were tried; False after SIGTERM, at which the running ones save and end.
     """
@@ -68,12 +88,15 @@ def run_all(cells: Sequence[Cell], command: Sequence[str], groups: Sequence[dict
     if len(waiting) < len(cells):
         _say(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
     running: dict[int, _Running] = {}
-    with _Stop() as stop, tempfile.TemporaryDirectory(prefix="spectralmoe_compiled_") as compiled:
+    with (
+        _Stop() as stop,
+        tempfile.TemporaryDirectory(prefix="spectralmoe_compiled_", ignore_cleanup_errors=True) as compiled,
+    ):
         cache = {_CACHE: os.environ.get(_CACHE) or compiled}
         while running or (waiting and not stop.requested):
-            for slot, environment in enumerate(groups):
+            for slot, share in enumerate(slots):
                 if slot not in running and waiting and not stop.requested:
-                    running[slot] = _Running(waiting.pop(0), command, environment | cache)
+                    running[slot] = _Running(waiting.pop(0), command, share, cache)
             for slot in list(running):
                 if stop.requested:
                     running[slot].ask_to_stop()
@@ -92,14 +115,15 @@ def _by_seed(cells: Sequence[Cell]) -> list[Cell]:
 class _Running:
     """The process of one run."""
 
-    def __init__(self, cell: Cell, command: Sequence[str], environment: dict[str, str]):
+    def __init__(self, cell: Cell, command: Sequence[str], share: Share, cache: dict[str, str]):
         cell.folder.mkdir(parents=True, exist_ok=True)
         self._cell, self._asked, self._since = cell, False, time.monotonic()
-        with (cell.folder / LOG).open("ab") as log:
+        with (cell.folder / LOG).open("ab") as log, _on_cores(share.cores):
             # its standard input ends with this process: see `cell.end_with_parent`
             self._process = subprocess.Popen(
                 [*command, "--task", str(cell.number), "--end-with-parent"],
-                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment,
+                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+                env=os.environ | share.environment | cache,
             )  # fmt: skip
         _say(f"{_name(cell)}: started, log in {cell.folder / LOG}")
 
@@ -127,6 +151,20 @@ class _Running:
                 record_failure(cell, _last_line(cell.folder / LOG) or f"ended with status {status}")
             _say(f"{_name(cell)}: failed: {failure_of(cell)}")
         return True
+
+
+@contextlib.contextmanager
+def _on_cores(cores: frozenset[int] | None) -> Iterator[None]:
+    """A process that is started within inherits the `cores` of this thread."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class _Stop:

@@ -17,7 +17,7 @@ import pytest
 from spectralmoe_jax.ablation.cell import record_failure
 from spectralmoe_jax.ablation.command import run_task
 from spectralmoe_jax.ablation.grid import cells, load_grid
-from spectralmoe_jax.ablation.schedule import device_groups, run_all
+from spectralmoe_jax.ablation.schedule import Share, run_all, shares
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.command import evaluate
@@ -103,15 +103,30 @@ def test_report_of_a_run_and_of_a_grid(grid, capsys):
 
 def test_devices_are_shared_evenly(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert [group["CUDA_VISIBLE_DEVICES"] for group in device_groups(None)] == ["0", "1", "2", "3"]
-    assert [group["CUDA_VISIBLE_DEVICES"] for group in device_groups(2)] == ["0,1", "2,3"]
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares(None)] == ["0", "1", "2", "3"]
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares(2)] == ["0,1", "2,3"]
     with pytest.raises(UserError, match="is 3, which cannot share 4 GPUs evenly"):
-        device_groups(3)
+        shares(3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert device_groups(None) == [{}]
-    assert device_groups(2) == [{}, {}]
-    with pytest.raises(UserError, match="--side-by-side: is -1"):
-        device_groups(-1)
+    assert shares(None) == [Share({})]
+    for none in (0, -1):
+        with pytest.raises(UserError, match=f"--side-by-side: is {none}"):
+            shares(none)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no choice of cores")
+def test_cores_are_divided(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    mine = os.sched_getaffinity(0)
+    script = f"import os; open({str(tmp_path / 'seen')!r}, 'w').write(str(os.sched_getaffinity(0)))"
+    found = cells(load_grid(str(write_grid(tmp_path))), tmp_path)[:1]
+    run_all(found, [sys.executable, "-c", script], [Share({}, frozenset({min(mine)}))])
+    assert (tmp_path / "seen").read_text() == str({min(mine)})
+    assert os.sched_getaffinity(0) == mine
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3, 4, 6, 7})
+    assert [share.cores for share in shares(2)] == [{1, 3}, {4, 6, 7}]
+    assert [share.cores for share in shares(6)] == [None] * 6  # more than there are: all share all
 
 
 CHILD = """
@@ -135,7 +150,7 @@ def test_runs_side_by_side_and_past_failures(tmp_path, capsys):
     """The first two wait for each other; the last two fail, one by a signal."""
     found = cells(load_grid(str(write_grid(tmp_path))), tmp_path)
     record_failure(found[2], "before")
-    assert run_all(found, [sys.executable, "-c", CHILD, str(tmp_path)], [{}, {}])
+    assert run_all(found, [sys.executable, "-c", CHILD, str(tmp_path)], [Share({}), Share({})])
     said = capsys.readouterr().out
     assert "full, seed 0: done in" in said
     assert "no depth, seed 0: failed: it went wrong" in said
@@ -152,7 +167,7 @@ def test_first_seeds_first_with_what_the_others_compiled(tmp_path, monkeypatch):
         f"with open({str(seen)!r}, 'a') as file: print(sys.argv[2], os.path.isdir(folder), folder, file=file)"
     )
     found = cells(load_grid(str(write_grid(tmp_path)), seeds=2), tmp_path)
-    run_all(found, [sys.executable, "-c", script], [{}])
+    run_all(found, [sys.executable, "-c", script], [Share({})])
     lines = [line.split(" ", 2) for line in seen.read_text().splitlines()]
     assert [found[int(number)].seed for number, *_ in lines] == [0, 0, 0, 1, 1, 1]
     assert {there for _, there, _ in lines} == {"True"}
@@ -160,7 +175,7 @@ def test_first_seeds_first_with_what_the_others_compiled(tmp_path, monkeypatch):
     assert not Path(folder).exists()
 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    run_all(found[:1], [sys.executable, "-c", script], [{}])
+    run_all(found[:1], [sys.executable, "-c", script], [Share({})])
     assert seen.read_text().endswith(f"True {tmp_path}\n")
 
 
@@ -176,7 +191,7 @@ def test_asked_to_stop_it_passes_that_on(tmp_path, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
-    assert not run_all(found, [sys.executable, "-c", script], [{}])
+    assert not run_all(found, [sys.executable, "-c", script], [Share({})])
     assert "full, seed 0: interrupted; the same command goes on" in capsys.readouterr().out
     assert not found[1].folder.exists()
     assert not (found[0].folder / "failure.json").exists()
