@@ -1,12 +1,13 @@
 """Which visual encoder: published ones of the base's size, or else families at random in its sizes.
 
-Weights of published encoders: name the files in WEIGHTS, in a copy of this file.
+Weights of published encoders: name the files in WEIGHTS, in a copy of this file; those of the base's own
+encoder are taken from there.
 
   spectralmoe ablate configs/ablations/backbones.py --workdir runs/backbones
 """
 
 from spectralmoe_jax.ablation import Grid, base_config, sizes_of
-from spectralmoe_jax.ablation.bases import random_encoder
+from spectralmoe_jax.ablation.bases import own_weights, random_encoder
 
 FAMILIES = ("dinov3", "dinov2", "dofa", "clip", "eva02", "sam")
 PUBLISHED = {
@@ -20,10 +21,12 @@ WEIGHTS = dict.fromkeys((name for names in PUBLISHED.values() for name in names)
 def get_grid(base: str = "configs/quickstart.py") -> Grid:
     config = base_config(base)
     sizes, trainable = sizes_of(config), config.model.visual.get("trainable", False)
+    own = own_weights(config.model.get("visual"))
     if sizes.published:
         place = {"patch_size": sizes.patch_size, "table_size": sizes.grid, "trainable": trainable}
         sections = {
-            name: {"preset": name, "weights": WEIGHTS[name], **place} for name in PUBLISHED[sizes.published]
+            name: {"preset": name, "weights": WEIGHTS[name] or own.get(name, ""), **place}
+            for name in PUBLISHED[sizes.published]
         }
     else:
         sections = {kind: random_encoder(kind, sizes) | {"trainable": trainable} for kind in FAMILIES}

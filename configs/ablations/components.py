@@ -1,18 +1,19 @@
 """The publication's ablation: what each part of the adapter is worth (its five rows).
 
+Of its own reading: every switch that the base sets itself is unset.
 A base without a depth encoder gets one of random weights; see `depth_encoder`.
 
   spectralmoe ablate configs/ablations/components.py --workdir runs/components
 """
 
-from spectralmoe_jax.ablation import Grid, base_config, depth_encoder
+from spectralmoe_jax.ablation import PAPER, Grid, base_config, depth_encoder
 
 
 def get_grid(base: str = "configs/quickstart.py") -> Grid:
     return Grid(
         title="Components of the adapter",
         base=base,
-        common=depth_encoder(base_config(base)),
+        common=depth_encoder(base_config(base)) | PAPER,
         variants={
             "full": {},
             "one expert": {"model.adapter.num_experts": 1},

@@ -1,12 +1,13 @@
 """Which depth encoder: published ones of the base's size, or else families at random in its sizes; and none.
 
-Weights of published encoders: name the files in WEIGHTS, in a copy of this file.
+Weights of published encoders: name the files in WEIGHTS, in a copy of this file; those of the base's own
+encoder are taken from there.
 
   spectralmoe ablate configs/ablations/depth_encoders.py --workdir runs/depth_encoders
 """
 
 from spectralmoe_jax.ablation import Grid, base_config, sizes_of
-from spectralmoe_jax.ablation.bases import random_encoder
+from spectralmoe_jax.ablation.bases import own_weights, random_encoder
 
 FAMILIES = ("dinov3", "dinov2", "clip")
 PUBLISHED = {
@@ -18,14 +19,19 @@ WEIGHTS = dict.fromkeys((name for names in PUBLISHED.values() for name in names)
 
 
 def get_grid(base: str = "configs/quickstart.py") -> Grid:
-    sizes = sizes_of(base_config(base))
+    config = base_config(base)
+    sizes, bands = sizes_of(config), (config.model.get("depth") or {}).get("bands")
+    own = own_weights(config.model.get("depth"))
     if sizes.published:
         place = {"patch_size": sizes.patch_size, "table_size": sizes.grid}
         sections = {
-            name: {"preset": name, "weights": WEIGHTS[name], **place} for name in PUBLISHED[sizes.published]
+            name: {"preset": name, "weights": WEIGHTS[name] or own.get(name, ""), **place}
+            for name in PUBLISHED[sizes.published]
         }
     else:
         sections = {kind: random_encoder(kind, sizes) for kind in FAMILIES}
+    if bands is not None:
+        sections = {name: section | {"bands": bands} for name, section in sections.items()}
     variants = {
         name: {"model.depth": section, "model.adapter.use_depth": True} for name, section in sections.items()
     }

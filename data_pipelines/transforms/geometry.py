@@ -25,7 +25,7 @@ def resized_crop(
     max_edge: int = 1024,
     max_class_share: float = 0.75,
 ) -> Example:
-    """A random crop of a randomly resized image: shortest edge, then crop, of method.md's "Training".
+    """A random crop of a randomly resized image: shortest edge, then crop, as in the released training.
 
     The pixels are those of the published order: the whole image resized by OpenCV (bilinear, labels by
     nearest), then a crop on the grid of the resized image. Only what survives is read and resized.

@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from spectralmoe_jax.adapters.settings import PRESETS
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.models.build import segmenter_config
 
-QUICKSTART = "configs/quickstart.py"
+PAPER: dict[str, Any] = {"model.adapter.preset": "paper"} | {
+    f"model.adapter.{switch}": None for switch in (*PRESETS["paper"], "fusion_value")
+}
+"""Settings of the publication's reading, whatever a configuration says of the switches between the two."""
 
 
 class Sizes(NamedTuple):
@@ -50,6 +54,12 @@ def depth_encoder(config: ConfigDict) -> dict[str, Any]:
     if config.model.get("depth") is not None:
         return use
     return {"model.depth": random_encoder("dinov3", sizes_of(config)), **use}
+
+
+def own_weights(section: ConfigDict | None) -> dict[str, str]:
+    """Weights by preset: those that an encoder of the base has of its own, where it names any."""
+    section = section or ConfigDict()
+    return {section.preset: section.weights} if section.get("preset") and section.get("weights") else {}
 
 
 def random_encoder(kind: str, sizes: Sizes) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from spectralmoe_jax.ablation.grid import Cell
 from spectralmoe_jax.checkpoints.store import CONFIG_FILE, describe_differences, read_run_config
 from spectralmoe_jax.configuration import flatten
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.judged import EVALUATION
+from spectralmoe_jax.evaluation.judged import read_judged
 from spectralmoe_jax.files import replacing
 
 FAILURE, ATTEMPTS, LOG = "failure.json", "attempts.jsonl", "log.txt"
@@ -34,12 +34,16 @@ _LOCK = ".running"
 _LOCK_SECONDS = 20.0
 # Where data lies and how fast it is read may change between the starts of a grid, and files may state more.
 _FREE = ("data.root", "data.workers", "data.threads", "data.cache_bytes", "stated_wavelengths", "parallel",
-         "model.dtype", "model.remat", "model.adapter.strategy")  # fmt: skip
+         "model.remat", "model.adapter.strategy")  # fmt: skip
 
 
 def is_done(cell: Cell) -> bool:
-    """Whether its scores are there, which are written last."""
-    return (cell.folder / EVALUATION).is_file()
+    """Whether its scores are there, which are written last, and are those of the whole training.
+
+    `spectralmoe report` may have judged a run that was not trained to its end.
+    """
+    judged = read_judged(cell.folder)
+    return judged is not None and judged.get("trained", 0) >= cell.config.train.steps
 
 
 def failure_of(cell: Cell) -> str | None:
@@ -68,14 +72,15 @@ def run_cell(cell: Cell) -> bool:
 
     Returns: whether it is done; False where it was asked to stop and saved.
 
-    Raises UserError where it cannot be run or another process is at it; any exception is also recorded.
+    Raises UserError where the folder is another run's or another process is at it; and whatever the run
+    raises, which is also recorded.
     """
     check_folder(cell)
     cell.folder.mkdir(parents=True, exist_ok=True)
     with _locked(cell.folder):
         if is_done(cell):
             return True
-        (cell.folder / FAILURE).unlink(missing_ok=True)
+        forget_failure(cell)
         _note(cell, "started")
         try:
             done = _run(cell)
@@ -98,6 +103,11 @@ def _run(cell: Cell) -> bool:
         return False
     judge(cell.folder, cell.config)
     return True
+
+
+def forget_failure(cell: Cell) -> None:
+    """What it failed of before is not what it fails of now."""
+    (cell.folder / FAILURE).unlink(missing_ok=True)
 
 
 def record_failure(cell: Cell, error: str) -> None:

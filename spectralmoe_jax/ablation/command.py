@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from spectralmoe_jax.ablation.grid import Cell, Grid, cells, load_grid
 from spectralmoe_jax.ablation.plots import write_plots
 from spectralmoe_jax.ablation.results import Results, collect, timings
 from spectralmoe_jax.ablation.schedule import own_command, run_all, shares
-from spectralmoe_jax.ablation.tables import comma_separated, latex, markdown
+from spectralmoe_jax.ablation.tables import comma_separated, comma_separated_runs, latex, markdown
 from spectralmoe_jax.configuration import choose, require
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import replacing
 
 RESULTS, TIMINGS, GRID_FILE = "results.json", "timings.json", "grid.json"
@@ -20,6 +22,7 @@ _TABLES: dict[str, Callable[[Results], str]] = {
     "table.md": markdown,
     "table.tex": latex,
     "table.csv": comma_separated,
+    "runs.csv": comma_separated_runs,
 }
 
 
@@ -44,9 +47,12 @@ def ablate(spec: str, workdir: str | os.PathLike[str], overrides: Sequence[str] 
     for variant in only:
         choose("--only", variant, grid.variants)
     slots = shares(side_by_side)
-    for cell in found:
-        check_folder(cell)
+    _check_workdir(found, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    _name_runs(grid, found, workdir)
+    if at_random := _on_random_encoders(found):
+        print(f"note: {', '.join(at_random)}: the frozen visual encoder has random weights, on which little "
+              "is learnt: name a file in config.model.visual.weights", flush=True)  # fmt: skip
     command = own_command(_arguments(spec, workdir, overrides, base, seeds))
     run_all([cell for cell in found if not only or cell.variant in only], command, slots)
     return write_results(grid, found, workdir)
@@ -74,6 +80,7 @@ def collect_results(spec: str, workdir: str | os.PathLike[str], overrides: Seque
     """Write the tables of what is done, and run nothing."""
     grid, found, workdir = _open(spec, workdir, overrides, base, seeds)
     require(workdir.is_dir(), "--workdir", f"{workdir} does not exist: run the grid first")
+    _check_workdir(found, workdir)
     return write_results(grid, found, workdir)
 
 
@@ -84,6 +91,41 @@ def _open(
     grid = load_grid(spec, base, seeds)
     workdir = Path(workdir)
     return grid, cells(grid, workdir, overrides), workdir
+
+
+def _on_random_encoders(found: Sequence[Cell]) -> list[str]:
+    """Variants that adapt a frozen visual encoder without weights."""
+    models = {cell.variant: cell.config.model for cell in found}
+    return [
+        variant
+        for variant, model in models.items()
+        if not (model.get("weights") or model.visual.get("weights") or model.visual.get("trainable"))
+        and model.adapter.get("kind") != "full"
+    ]
+
+
+def _check_workdir(found: Sequence[Cell], workdir: Path) -> None:
+    """Raises UserError where the folder is of another grid, or holds a run of other settings."""
+    file = workdir / GRID_FILE
+    if file.is_file():
+        there = json.loads(file.read_text())
+        if there["runs"].keys().isdisjoint(_places(found, workdir)):
+            raise UserError(f"{workdir} holds another grid, {there['title']!r}: choose another --workdir")
+    for cell in found:
+        check_folder(cell)
+
+
+def _places(found: Sequence[Cell], workdir: Path) -> dict[str, Cell]:
+    """The runs by their folders below `workdir`."""
+    return {cell.folder.relative_to(workdir).as_posix(): cell for cell in found}
+
+
+def _name_runs(grid: Grid, found: Sequence[Cell], workdir: Path) -> None:
+    """Says in the folder what its runs are."""
+    runs = {
+        place: {"variant": cell.variant, "seed": cell.seed} for place, cell in _places(found, workdir).items()
+    }
+    write_json({"title": grid.title, "runs": runs}, workdir / GRID_FILE)
 
 
 def _arguments(
@@ -98,11 +140,7 @@ def write_results(grid: Grid, found: Sequence[Cell], workdir: Path) -> Results:
     results = collect(grid, found)
     write_json(results, workdir / RESULTS)
     write_json(timings(found), workdir / TIMINGS)
-    folders = {
-        cell.folder.relative_to(workdir).as_posix(): {"variant": cell.variant, "seed": cell.seed}
-        for cell in found
-    }
-    write_json({"title": grid.title, "runs": folders}, workdir / GRID_FILE)
+    _name_runs(grid, found, workdir)
     for name, make in _TABLES.items():
         with replacing(workdir / name) as aside:
             aside.write_text(make(results))

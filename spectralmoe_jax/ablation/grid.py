@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.config_files import call_in_file, find_file
-from spectralmoe_jax.configuration import apply_overrides, choose, load_config, require
+from spectralmoe_jax.configuration import apply_overrides, choose, from_config, load_config, require
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.losses.settings import LossConfig
 from spectralmoe_jax.models.build import segmenter_config
+from spectralmoe_jax.prediction.windows import WindowSettings
+from spectralmoe_jax.training.loop import TrainSettings
 
 Settings = Mapping[str, Any]
 
@@ -86,20 +89,28 @@ def cells(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[Cell
             folder = workdir / "runs" / folder_of(variant) / f"seed{seed}"
             found.append(Cell(len(found), variant, seed, folder, config))
         try:
-            segmenter_config(config)
+            _check(config)
         except UserError as problem:
             raise UserError(f"variant {variant!r}: {problem}") from None
     return found
 
 
+def _check(config: ConfigDict) -> None:
+    """Raises UserError for what a run would stop at before it reads any data."""
+    segmenter_config(config)
+    from_config(TrainSettings, config.train, "train")
+    from_config(LossConfig, config.loss, "loss")
+    from_config(WindowSettings, config.evaluate, "evaluate")
+
+
 def with_settings(config: ConfigDict, settings: Settings) -> ConfigDict:
-    """A locked copy of a configuration with values by dotted key."""
+    """A locked copy of a configuration with values by dotted key: whole sections first, then all others at
+    once, so that their order does not matter."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             config = _with_section(config, key, value)
-        else:
-            config = apply_overrides(config, [f"--config.{key}={_text(value)}"])
-    return config
+    single = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+    return apply_overrides(config, [f"--config.{key}={_text(value)}" for key, value in single.items()])
 
 
 def _with_section(config: ConfigDict, key: str, value: Mapping[str, Any]) -> ConfigDict:

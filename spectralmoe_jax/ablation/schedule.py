@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, Self
 
-from spectralmoe_jax.ablation.cell import LOG, LOST, failure_of, is_done, record_failure
+from spectralmoe_jax.ablation.cell import LOG, LOST, failure_of, forget_failure, is_done, record_failure
 from spectralmoe_jax.ablation.grid import Cell
 from spectralmoe_jax.configuration import require
 
@@ -117,6 +117,7 @@ class _Running:
 
     def __init__(self, cell: Cell, command: Sequence[str], share: Share, cache: dict[str, str]):
         cell.folder.mkdir(parents=True, exist_ok=True)
+        forget_failure(cell)
         self._cell, self._asked, self._since = cell, False, time.monotonic()
         with (cell.folder / LOG).open("ab") as log, _on_cores(share.cores):
             # its standard input ends with this process: see `cell.end_with_parent`

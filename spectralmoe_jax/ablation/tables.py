@@ -115,6 +115,13 @@ def _number(cell: str) -> str:
 
 
 def comma_separated(results: Results) -> str:
+    """The table as it is shown, a line a variant."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([header(results), *(row.cells for row in rows(results))])
+    return out.getvalue()
+
+
+def comma_separated_runs(results: Results) -> str:
     """One line a run, with full precision and every class: for other programs."""
     classes: list[str] = results["classes"]
     domains = domains_of(results)

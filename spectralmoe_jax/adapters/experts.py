@@ -2,7 +2,7 @@
 
 Expert e holds m tokens T_e = A_e B_e of rank r. Everything it can add to a feature lies in the span
 of the r rows of B_e W_t and of the bias b_t, so a token's update is kept as r numbers an expert plus
-one: E*r + 1 coordinates instead of d (method.md, "Cheap, exact evaluation").
+one: E*r + 1 coordinates instead of d, with the same result.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class AdaptFormerConfig:
 
 
 class AdaptFormer(NoAdapter):
-    """x <- x + MLP(LN(x)) + s ReLU(LN(x) W_down + b_down) W_up + b_up (arXiv 2205.13535, section 3.2).
+    """x <- x + MLP(LN(x)) + s (ReLU(LN(x) W_down + b_down) W_up + b_up) (arXiv 2205.13535, section 3.2).
 
     The branch reads the normalised tokens, as in the publication; the authors' code gives it the tokens as
     they are by default. LayerScale, where the encoder has it, is not applied to the branch. The weights are

@@ -54,5 +54,6 @@ def run(arguments: Namespace, overrides: Sequence[str]) -> int:
             *given, overrides, only=arguments.only, side_by_side=arguments.side_by_side, **options
         )
     print(markdown(results))
-    runs = [run for variant in results["variants"].values() for run in variant["runs"]]
-    return 0 if all("miou" in run for run in runs) or arguments.only or arguments.collect else 1
+    asked = arguments.only or results["variants"]
+    done = all("miou" in run for variant in asked for run in results["variants"][variant]["runs"])
+    return 0 if done or arguments.collect else 1

@@ -24,9 +24,9 @@ EVALUATION, IMAGES = "evaluation.json", "evaluation.npz"
 def judge(workdir: Path, config: ConfigDict) -> None:
     """Evaluate a run's best checkpoint on the target, and keep all of it in the run's folder.
 
-    `evaluation.json` is what `spectralmoe evaluate` gives and the number of trainable parameters, and the
-    `step` of the checkpoint; `evaluation.npz` the confusion matrix of every image; see also
-    `prediction.pictures`. The scores are written last.
+    `evaluation.json` is what `spectralmoe evaluate` gives and the number of trainable parameters, the `step`
+    of the checkpoint and the one that is `trained` to; `evaluation.npz` the confusion matrix of every image;
+    see also `prediction.pictures`. The scores are written last.
 
     Raises UserError naming the file or key that is wrong.
     """
@@ -39,14 +39,16 @@ def judge(workdir: Path, config: ConfigDict) -> None:
     trainable = sum(part.trainable for part in count(segmenter, segmenter.config))
     keep_pictures(workdir, config, segmenter, step, splits)
     write_images(tally.images, workdir / IMAGES)
-    more = {"trainable": trainable, "step": best_step(workdir, config)}
+    best, last = steps_of(workdir, config)
+    more = {"trainable": trainable, "step": best, "trained": last}
     write_report(report | more, workdir / EVALUATION)
 
 
-def best_step(workdir: Path, config: ConfigDict) -> int | None:
-    """The step of the checkpoint that is judged: the best one, or the last where none was scored."""
+def steps_of(workdir: Path, config: ConfigDict) -> tuple[int | None, int | None]:
+    """The step of the checkpoint that is judged, the best one or the last where none was scored; and the last
+    one's. None where there is none."""
     with CheckpointStore(workdir, config) as store:
-        return store.best if store.best is not None else store.last
+        return store.best if store.best is not None else store.last, store.last
 
 
 def read_judged(workdir: Path) -> dict[str, Any] | None:

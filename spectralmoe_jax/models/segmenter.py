@@ -89,6 +89,20 @@ class SegmenterConfig:
         return uses_depth(self.adapter)
 
     @property
+    def num_experts(self) -> int:
+        """Experts of the adapter.
+
+        Raises UserError where its Config does not say how many, and it yet tells which each token used.
+        """
+        count = getattr(self.adapter, "num_experts", None)
+        if count is None:
+            raise UserError(
+                f"config.model.adapter.kind = {self.adapter_kind!r}: it returns the expert of each token, so "
+                "its Config has to have num_experts"
+            )
+        return count
+
+    @property
     def compute_dtype(self) -> jnp.dtype:
         return DTYPES[self.dtype]
 
@@ -151,6 +165,8 @@ class Segmenter(nnx.Module):
         with _precision(self.config.dtype):
             features = self.backbone(image, key=key)
             rest = (features.auxiliary_loss, features.experts)
+            if features.experts is not None and features.experts.size:
+                self.config.num_experts  # noqa: B018  raises where it does not say
             if isinstance(self.head, LinearHead):
                 maps, _ = self.backbone.refine_maps(features.maps, (1.0,) * len(features.maps))
                 return PixelOutput(self.head(maps), *rest)

@@ -29,7 +29,7 @@ class Scene(NamedTuple):
     """A window of an image of the target.
 
     image: (h, w, 3) uint8, for the eye. truth, prediction: (h, w) uint8, 255 where not labelled. experts:
-    (L, J, th, tw) uint8 from 0, one entry a token; J is 0 without experts. depth: (D, th, tw, 3) uint8, the
+    (L, J, th, tw) uint16 from 0, one entry a token; J is 0 without experts. depth: (D, th, tw, 3) uint8, the
     first three principal components of depth tokens of layers `depth_layers`, from 1; D is 0 without.
     """
 
@@ -103,7 +103,7 @@ def make_pictures(config: ConfigDict, segmenter: Segmenter, step: RoutedStep, sp
                 image=np.rint(255 * stretch(tile[here], shown)).astype(np.uint8),
                 truth=label[here].astype(np.uint8),
                 prediction=scores[i].argmax(axis=-1)[here].astype(np.uint8),
-                experts=maps[:, :, :rows, :columns].astype(np.uint8),
+                experts=maps[:, :, :rows, :columns].astype(np.uint16),
                 depth=depth[i][:, :rows, :columns],
                 depth_layers=layers,
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spectralmoe_jax.checkpoints.store import read_run_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.judged import best_step, judge, read_judged
+from spectralmoe_jax.evaluation.judged import judge, read_judged, steps_of
 from spectralmoe_jax.files import replacing
 from spectralmoe_jax.prediction.pictures import PICTURES
 from spectralmoe_jax.reporting.page import grid_page, run_page
@@ -46,10 +46,11 @@ def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | Non
 
 
 def _judge_anew(workdir: Path) -> None:
-    """Evaluate a run where it was not, or where a better checkpoint came since."""
+    """Evaluate a run where it was not, or where checkpoints came since."""
     config = read_run_config(workdir)
-    step, known = best_step(workdir, config), read_judged(workdir)
+    (step, last), known = steps_of(workdir, config), read_judged(workdir)
     if step is None:
         raise UserError(f"{workdir}: holds no checkpoint yet; train first")
-    if known is None or known.get("step") != step or not (workdir / PICTURES).is_file():
+    judged = known and (known.get("step"), known.get("trained"))
+    if judged != (step, last) or not (workdir / PICTURES).is_file():
         judge(workdir, config)

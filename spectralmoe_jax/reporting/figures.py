@@ -73,9 +73,8 @@ def usage(run: Run, layers: Sequence[int] | None = None) -> list[Chart]:
     kept = [records[i] for i in thin(len(records), 40)]
     shares = np.array([record["expert_usage"] for record in kept])  # (n, L, J, E)
     steps = [record["step"] for record in kept]
-    count = shares.shape[1]
     found = []
-    for layer in range(1, count + 1) if layers is None else [n % (count + 1) for n in layers]:
+    for layer in _numbers(layers, shares.shape[1]):
         for modality in range(shares.shape[2]):
             one = shares[:, layer - 1, modality]
             one = one / np.maximum(one.sum(axis=1, keepdims=True), 1e-9)
@@ -110,10 +109,12 @@ class RoutingTable(NamedTuple):
     rows: list[tuple[str, list[float | None]]]
 
 
-def routing_tables(run: Run) -> list[RoutingTable]:
-    """Of each layer and modality."""
+def routing_tables(run: Run, layers: Sequence[int] | None = None) -> list[RoutingTable]:
+    """Of each layer and modality; `layers` as in `usage`."""
+    entries = (run.evaluation or {}).get("routing") or ()
+    shown = _numbers(layers, max((entry["layer"] for entry in entries), default=0))
     found = []
-    for entry in (run.evaluation or {}).get("routing") or ():
+    for entry in [entry for entry in entries if entry["layer"] in shown]:
         counts = np.array(entry["counts"])
         totals = counts.sum(axis=0)
         rows = [
@@ -150,7 +151,7 @@ def expert_maps(scene: Scene, layers: Sequence[int] | None = None) -> list[Pictu
     """Which expert each token went to, a picture a layer and modality; `layers` as in `usage`."""
     count, modalities = scene.experts.shape[:2]
     found = []
-    for layer in range(1, count + 1) if layers is None else [n % (count + 1) for n in layers]:
+    for layer in _numbers(layers, count):
         for modality in range(modalities):
             numbers = scene.experts[layer - 1, modality]
             caption = f"layer {layer}, {modality_name(modality)}"
@@ -168,6 +169,11 @@ def depth_pictures(scene: Scene) -> list[Picture]:
                 tokens=True)
         for layer, picture in zip(scene.depth_layers.tolist(), scene.depth, strict=True)
     ]  # fmt: skip
+
+
+def _numbers(layers: Sequence[int] | None, count: int) -> list[int]:
+    """Layers from 1 to `count`, all of them for None; negative ones count from the last."""
+    return list(range(1, count + 1)) if layers is None else [n % (count + 1) for n in layers]
 
 
 def experts_of(run: Run) -> int:

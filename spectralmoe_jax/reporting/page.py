@@ -83,24 +83,29 @@ def _given(run: Run) -> list[dict[str, Any]]:
 
 
 def _variant(grid: GridRecord, name: str, run: Run) -> dict[str, Any]:
+    """Of the reference the experts of all layers, of the others those of the last: the page stays small."""
+    is_reference = name == grid.results["reference"]
+    layers = None if is_reference else _LAST
     names, palette = run.config.classes.names, palette_of(run.config)
     return {
         "name": name,
         "run": run,
-        "is_reference": name == grid.results["reference"],
+        "is_reference": is_reference,
         "settings": grid.results["variants"][name]["settings"],
         "curves": figures.curves(run)[:2],
         "scenes": [
             {
                 "scene": scene,
                 "panels": figures.panels(scene, names, palette, given=False),
-                "experts": figures.expert_maps(scene, _LAST),
+                "experts": figures.expert_maps(scene, layers),
                 "depth": figures.depth_pictures(scene)[-1:],
             }
             for scene in run.scenes
         ],
-        "usage": figures.usage(run, _LAST),
+        "confusion": _confusion(run.evaluation) if run.evaluation else [],
+        "usage": figures.usage(run, layers),
         "specialisation": figures.specialisation(run),
+        "routing": figures.routing_tables(run, layers),
     }
 
 

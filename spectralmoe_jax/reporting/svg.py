@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spectralmoe_jax.reporting.encode import EXPERTS
+
 WIDTH, HEIGHT = 340, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 40
 SERIES = 8
@@ -58,7 +60,7 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, *, y_range: tupl
 
 def stacked_chart(shares: np.ndarray, x: Sequence[float], title: str, x_label: str) -> str:
     """Shares (n, E) that add up to one, as bands over x (n,), the first at the bottom; their classes are
-    `e0`, `e1`, ..."""
+    `e0`, `e1`, ..., as many as there are colours."""
     x_low, x_high = _span(x)
     height = 120
     x_of = lambda v: _LEFT + (v - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
@@ -68,7 +70,7 @@ def stacked_chart(shares: np.ndarray, x: Sequence[float], title: str, x_label: s
     for i in range(shares.shape[1]):
         top = [(x_of(v), y_of(edge)) for v, edge in zip(x, edges[:, i + 1], strict=True)]
         bottom = [(x_of(v), y_of(edge)) for v, edge in zip(x, edges[:, i], strict=True)]
-        parts.append(f'<path class="e{i}" d="{_path([*top, *reversed(bottom)])}Z"/>')
+        parts.append(f'<path class="e{i % len(EXPERTS)}" d="{_path([*top, *reversed(bottom)])}Z"/>')
     for tick in (0.0, 1.0):
         parts.append(f'<text x="{_LEFT - 6}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:.0%}</text>')
     for tick in ticks(x_low, x_high):

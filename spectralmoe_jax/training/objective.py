@@ -31,9 +31,12 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         noise_key, point_key = jax.random.split(key)
         out = model(model.normalise(batch["image"]), key=noise_key)
         labels = batch["label"].astype(jnp.int32)
+        metrics: Metrics = {"loss_balance": out.auxiliary_loss}
+        if out.experts is not None and out.experts.size:
+            metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.num_experts)
         if isinstance(out, PixelOutput):
             entropy = pixel_cross_entropy(out.logits, labels)
-            return entropy + out.auxiliary_loss, {"loss_cls": entropy, "loss_balance": out.auxiliary_loss}
+            return entropy + out.auxiliary_loss, metrics | {"loss_cls": entropy}
         loss = mask2former_loss(out.class_logits, out.mask_logits, labels, config=config, key=point_key)
         sums = {
             name: jnp.stack([value for term, value in loss.terms.items() if term.endswith(name)]).sum()
@@ -41,10 +44,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         }
         # a matching on costs that are not finite would go unnoticed: let the loop see it
         total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.auxiliary_loss
-        metrics = sums | {"loss_balance": out.auxiliary_loss}
-        if out.experts is not None and out.experts.size:
-            metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.adapter.num_experts)
-        return total, metrics
+        return total, metrics | sums
 
     return loss_fn
 

@@ -142,7 +142,7 @@ if number == 2:
     os.kill(os.getpid(), signal.SIGKILL)
 while not (here / "seen1").exists():
     time.sleep(0.01)
-(here / "runs" / "full" / "seed0" / "evaluation.json").write_text("{}")
+(here / "runs" / "full" / "seed0" / "evaluation.json").write_text('{"trained": 4}')
 """
 
 

@@ -1,15 +1,20 @@
 """What the shipped grids vary, and what is said of grids that are wrong."""
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
 from spectralmoe_jax.ablation.grid import Grid, cells, folder_of, load_grid
+from spectralmoe_jax.adapters.kinds import BUILTIN
 from spectralmoe_jax.adapters.settings import PRESETS, AdapterConfig
 from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.linear_head import LinearConfig
+from spectralmoe_jax.mask2former.head import HeadConfig
 from spectralmoe_jax.models.build import segmenter_config
 
 PAPERS_ROWS = ["full", "one expert", "shared gate", "no depth", "addition"]
@@ -46,12 +51,13 @@ def test_every_grid_that_was_asked_for():
     assert wanted <= SHIPPED
 
 
-def test_rows_of_the_publication():
-    found = models("components")
+@pytest.mark.parametrize("base", ["configs/quickstart.py", "fbp_cross_sensor"])  # of either preset
+def test_rows_of_the_publication(base):
+    found = models("components", base)
     assert list(found) == PAPERS_ROWS
     full = found["full"].adapter
     assert full.use_depth
-    assert full.fusion == "cross_attention"
+    assert {key: getattr(full, key) for key in PRESETS["paper"]} == PRESETS["paper"]
     changed = [different(full, found[name].adapter) for name in PAPERS_ROWS[1:]]
     assert changed == [
         {"num_experts": 1}, {"router": "shared"}, {"use_depth": False, "fusion": "none"}, {"fusion": "add"},
@@ -83,6 +89,18 @@ def test_sizes_go_together():
     assert [s.adapter.top_k for s in models("top_k", "dubai").values()] == list(range(1, 7))
 
 
+def test_every_peer_and_every_gate():
+    found = models("peers")
+    assert {(s.adapter_kind, type(s.head)) for s in found.values()} == {
+        *((kind, HeadConfig) for kind in BUILTIN), ("none", LinearConfig),
+    }  # fmt: skip
+    gates = {(s.adapter.gating, s.adapter.full_softmax) for s in models("gating").values()}
+    assert gates == set(itertools.product(("laplace", "gaussian", "softmax"), (False, True)))
+    for name in ("rank", "balance_weight"):
+        values = [getattr(s.adapter, name) for s in models(name).values()]
+        assert len(set(values)) == len(values) >= 4
+
+
 def test_a_published_base_gets_published_encoders():
     found = models("backbones", "fbp_cross_sensor")
     assert list(found) == ["dinov3_l", "dinov2_l", "dofa_l", "clip_l14", "eva02_l", "sam_l"]
@@ -92,6 +110,20 @@ def test_a_published_base_gets_published_encoders():
     found = models("depth_encoders", "configs/fbp_cross_sensor.py:experts=3")
     assert {s.adapter.num_experts for s in found.values()} == {3}
     assert [s.depth.kind for s in found.values() if s.depth] == ["dinov2"] * 3 + ["dinov3"]
+    base = segmenter_config(load_config("whu_ohs"))
+    assert {s.depth_bands for s in models("depth_encoders", "whu_ohs").values() if s.depth} == {
+        base.depth_bands
+    }
+
+
+def test_weights_of_the_base_stay_with_its_encoder(tmp_path):
+    (tmp_path / "base.py").write_text(
+        "from spectralmoe_jax.configuration import load_config\ndef get_config():\n    return load_config("
+        "'configs/fbp_cross_sensor.py', ['--config.model.visual.weights=mine.safetensors'])\n"
+    )
+    grid = load_grid("backbones", str(tmp_path / "base.py"))
+    weights = [grid.config(name, 0).model.visual.weights for name in grid.variants]
+    assert weights == ["mine.safetensors"] + [""] * 5
 
 
 def test_the_example_of_the_documentation(tmp_path):
@@ -115,6 +147,12 @@ def test_overrides_yield_to_the_variant():
     grid = load_grid("experts")
     config = grid.config("E = 3", 2, ["--config.model.adapter.num_experts=9", "--config.train.steps=7"])
     assert (config.model.adapter.num_experts, config.train.steps, config.seed) == (3, 7, 2)
+
+
+def test_the_order_of_settings_does_not_matter():
+    settings = {"model.adapter.bottleneck": 32, "model.adapter.kind": "adaptformer"}
+    grid = Grid("configs/quickstart.py", {"a": settings}, "a")
+    assert segmenter_config(grid.config("a", 0)).adapter.bottleneck == 32
 
 
 def test_sections_and_unset_values():
@@ -150,14 +188,13 @@ def test_bad_grids(values, message):
         ({"model.adapter.top_k": 9}, r"variant 'a': config\.model\.adapter\.top_k = 9"),
         ({"model.adapter.rank": "x"}, r"variant 'a': config\.model\.adapter\.rank"),
         ({"model.deep.section": {}}, r"variant 'a': config\.model\.deep\.section: there is no section"),
-        ({"data.target": ()}, None),
+        ({"train.batch_size": 0}, r"variant 'a': config\.train\.batch_size"),
+        ({"evaluate.overlap": 96}, r"variant 'a': config\.evaluate\.overlap"),
+        ({"loss.num_points": -3}, r"variant 'a': config\.loss\.num_points"),
     ],
 )
 def test_bad_variants_are_said_before_anything_runs(settings, message, tmp_path):
     grid = Grid("configs/quickstart.py", {"a": settings}, "a", seeds=(0,))
-    if message is None:
-        assert cells(grid, tmp_path)[0].config.data.target == ()
-        return
     with pytest.raises(UserError, match=message):
         cells(grid, tmp_path)
     assert list(tmp_path.iterdir()) == []

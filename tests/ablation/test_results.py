@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectralmoe_jax.ablation.cell import ATTEMPTS, check_folder, record_failure
+from spectralmoe_jax.ablation.cell import ATTEMPTS, check_folder, is_done, record_failure
 from spectralmoe_jax.ablation.command import write_results
 from spectralmoe_jax.ablation.grid import Grid, cells
 from spectralmoe_jax.ablation.results import collect
@@ -23,7 +23,7 @@ NAMES = ["field", "wood & water"]
 SKILL = {"full": (0.9, 0.8, 0.85), "one_expert": (0.6, 0.5), "50 % less": ()}
 
 
-def finish(cell, skill: float, images: int = 6) -> float:
+def finish(cell, skill: float, images: int = 6, trained: int = 300) -> float:
     """Leaves in a run's folder what judging it leaves; returns its mIoU."""
     cell.folder.mkdir(parents=True)
     tally = Tally(NAMES)
@@ -31,7 +31,7 @@ def finish(cell, skill: float, images: int = 6) -> float:
     for i in range(images):
         counts = np.array([[right + i, 100 - right], [100 - right, right + 5 * i]])
         tally.images.append(ImageCounts("north" if i < 3 else "south", f"image {i}", counts))
-    report = make_report(tally) | {"trainable": 1234, "step": 9}
+    report = make_report(tally) | {"trainable": 1234, "step": 9, "trained": trained}
     write_images(tally.images, cell.folder / IMAGES)
     write_report(report, cell.folder / EVALUATION)
     return report["miou"]
@@ -87,6 +87,7 @@ def test_files(grid, found, tmp_path):
     first = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert {path.name for path in first} == {
         "results.json", "timings.json", "grid.json", "table.md", "table.tex", "table.csv",
+        "runs.csv",
     }  # fmt: skip
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert json.loads((tmp_path / "timings.json").read_text()) == {
@@ -98,7 +99,11 @@ def test_files(grid, found, tmp_path):
     write_results(grid, found, tmp_path)
     assert {path: path.read_bytes() for path in first} == first
 
-    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    shown = list(csv.reader((tmp_path / "table.csv").open()))
+    assert shown[0][3:5] + shown[0][-2:] == ["mIoU", "± std", "difference", "95 % interval"]
+    assert [row[0] for row in shown[1:]] == list(SKILL)
+    assert shown[1][3:5] == [f"{100 * f(scores[:3]):.2f}" for f in (statistics.mean, statistics.stdev)]
+    rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
     assert len(rows) == 9
     assert float(rows[3]["miou"]) == results["variants"]["one_expert"]["runs"][0]["miou"]
     assert rows[3]["iou wood & water"]
@@ -118,6 +123,14 @@ def test_files(grid, found, tmp_path):
     assert body[2].startswith(r"one\_expert & 1,234 & 2/3 & ")
     assert body[3].startswith(r"50 \% less & - & 0/3")
     assert "$-" in body[2]
+
+
+def test_judged_before_its_end_is_not_done(grid, found):
+    """`spectralmoe report` judges whatever checkpoint there is."""
+    finish(found[0], 0.9, trained=299)
+    finish(found[1], 0.9, trained=300)
+    assert [is_done(cell) for cell in found[:3]] == [False, True, False]
+    assert ["miou" in run for run in collect(grid, found)["variants"]["full"]["runs"]] == [False, True, False]
 
 
 def test_nothing_is_done_yet(grid, found, tmp_path):
@@ -141,9 +154,19 @@ def test_a_folder_of_other_settings_is_refused(grid, found, tmp_path):
     check_folder(cell)
     (moved,) = [c for c in cells(grid, tmp_path, ["--config.data.workers=3"]) if c.number == 0]
     check_folder(moved)  # where data lies and how it is read may change
-    (other,) = [c for c in cells(grid, tmp_path, ["--config.train.steps=7"]) if c.number == 0]
+    (other,) = [c for c in cells(grid, tmp_path, ["--config.train.steps=70"]) if c.number == 0]
     with pytest.raises(UserError, match=r"runs/full/seed0 holds a run of other settings: config\.train\.st"):
         check_folder(other)
+
+
+def test_a_folder_of_another_grid_is_refused(grid, found, tmp_path, capsys):
+    from spectralmoe_jax.cli.main import main
+
+    write_results(grid, found, tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    assert main(["ablate", "experts", "--workdir", str(tmp_path), "--collect"]) == 2
+    assert "holds another grid, 'By hand': choose another --workdir" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_bytes() == before
 
 
 def test_a_grid_without_a_folder(tmp_path, capsys):

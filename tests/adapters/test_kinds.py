@@ -5,6 +5,8 @@ import re
 import typing
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.command import evaluate
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
-from spectralmoe_jax.models.state import leaves
+from spectralmoe_jax.models.state import join, leaves, split
 from spectralmoe_jax.optional_keys import keys_of_kind
 from spectralmoe_jax.prediction.routing import expert_maps
 from spectralmoe_jax.training.run import train
@@ -150,6 +152,26 @@ def test_the_released_layout_has_no_other_kinds(goldens):
         settings = segmenter_config(load_config(FULL, [f"--config.model.{section}.kind={kind}"]))
         with pytest.raises(UserError, match=rf"model\.{section}\.kind = '{kind}' has no released layout"):
             next(stream_segmenter(file, settings, {}, {section}))
+
+
+def test_an_own_adapter_with_experts_says_how_many(example):
+    """Where it does not, the first batch says so instead of failing in a count."""
+    text = (example / "my_adapter.py").read_text()
+    assert "LayerOutput(" in text
+    (example / "my_adapter.py").write_text(
+        text + "\n\nclass Choosing(ScaleAndShift):\n"
+        "    def layer(self, weights, visual, *rest):\n"
+        "        out = super().layer(weights, visual, *rest)\n"
+        "        return out._replace(experts=jnp.zeros((1, *visual.shape[:2]), jnp.int32))\n"
+    )
+    overrides = [f"--config.{size}" for size in SIZES if not size.startswith("model.adapter")]
+    config = load_config(
+        "configs/quickstart.py", [*overrides, "--config.model.adapter.kind=my_adapter.py:Choosing"]
+    )
+    structure = abstract_segmenter(segmenter_config(config))
+    pixels = jnp.zeros((1, 32, 32, 4), jnp.int16)
+    with pytest.raises(UserError, match=r"Choosing.*its Config has to have num_experts"):
+        jax.eval_shape(lambda *parts: join(structure, *parts).scores(pixels), *split(structure))
 
 
 def test_an_own_adapter_from_training_to_scores(example):

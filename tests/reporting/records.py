@@ -44,7 +44,7 @@ def write_run(folder: Path, seed: int = 0) -> None:
         counts[4] = 0  # a class that is never true
         tally.images.append(ImageCounts(("north", "south")[i % 2], f"scene {i}", counts))
     routing = routing_report(rng.integers(0, 900, (LAYERS, MODALITIES, EXPERTS, 6)))
-    report = make_report(tally) | {"routing": routing, "trainable": 5_737_985, "step": 3000}
+    report = make_report(tally) | {"routing": routing, "trainable": 5_737_985, "step": 3000, "trained": 3000}
     write_images(tally.images, folder / IMAGES)
     write_report(report, folder / EVALUATION)
     scenes = [_scene(rng, name) for name in ("north/scene_0", "south <b>/scene_1", "north/scene_2")]

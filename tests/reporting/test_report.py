@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -98,6 +99,16 @@ def test_everything_is_there(pages):
     assert text.count('<tr><th scope="row"><span class="swatch e') == LAYERS * MODALITIES * EXPERTS
 
 
+def test_of_a_grid_too(pages):
+    """Of each variant a confusion matrix; experts of all layers of the reference, and of the others' last."""
+    text = pages["grid"].read_text()
+    assert text.count('aria-label="Confusion matrix of E = ') == 12
+    shown = (LAYERS + 11) * MODALITIES
+    assert text.count('alt="Expert of every token') == 3 * shown
+    assert text.count("Share of tokens by expert over training") == 2 * shown
+    assert text.count('aria-label="Experts and classes, E = ') == shown
+
+
 def test_numbers_are_those_of_the_run(pages):
     run = read_run(pages["run"].parent / "run")
     text = pages["run"].read_text()
@@ -156,7 +167,7 @@ def test_ticks_are_few_round_and_inside(low, high):
 
 @needs_chromium
 @pytest.mark.parametrize("name", ["run", "grid"])
-def test_on_a_phone(pages, name):
+def test_on_a_phone(pages, name, tmp_path):
     """At 360 pixels nothing sticks out of the page, whatever is unfolded, and nothing is fetched."""
     with Page(pages[name], 360) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -172,6 +183,10 @@ def test_on_a_phone(pages, name):
         letters = "[...document.querySelectorAll('svg text')].map(one => one.getBoundingClientRect().height)"
         assert min(page.evaluate(letters)) >= 8
         assert page.requests == [pages[name].as_uri()]
+        page.screenshot(tmp_path / "page.png")
+    height, width, _ = cv2.imread(str(tmp_path / "page.png")).shape
+    assert width == 360
+    assert height > 2000
 
 
 @needs_chromium
