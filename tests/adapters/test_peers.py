@@ -177,6 +177,29 @@ def test_block_equals_its_formula(kind):
             np.testing.assert_allclose(found[image], wanted, rtol=1e-8, atol=1e-8)
 
 
+def test_prompts_are_to_dinov3_what_more_storage_tokens_would_be():
+    """These have no position either; with them the encoder is held against transformers' elsewhere."""
+    few, more = (
+        EncoderConfig(kind="dinov3", width=WIDTH, layers=LAYERS, heads=2, patch_size=4, storage_tokens=count)
+        for count in (1, 3)
+    )
+    with jax.enable_x64(True):
+        encoder, _ = filled(lambda: VisionTransformer(few, rngs=nnx.Rngs(0)))
+        adapter, values = made("vpt", num_prompts=2)
+        layers = encoder.stacked(3, 4)
+        block = jax.tree.map(lambda leaf: leaf[1], layers.weights)
+        tokens = np.random.default_rng(5).normal(size=(BATCH, 2 + 12, WIDTH))
+        weights = jax.tree.map(lambda leaf: leaf[1], adapter.stacked())
+        found = adapter.block(weights, jnp.asarray(tokens), lambda x: layers.apply(x, block, None, None))
+
+        prompts = np.broadcast_to(values["prompts",][1], (BATCH, 2, WIDTH))
+        whole = jnp.asarray(np.concatenate([tokens[:, :2], prompts, tokens[:, 2:]], axis=1))
+        other, _ = filled(lambda: VisionTransformer(more, rngs=nnx.Rngs(0)))
+        wanted = other.stacked(3, 4).apply(whole, block, None, None)
+        np.testing.assert_allclose(found[:, :2], wanted[:, :2], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found[:, 2:], wanted[:, 4:], rtol=1e-9, atol=1e-9)
+
+
 def test_haar_is_orthonormal_and_undone():
     with jax.enable_x64(True):
         image = np.random.default_rng(0).normal(size=(1, 4, 6, 2))
