@@ -23,7 +23,7 @@ NAMES = ["field", "wood & water"]
 SKILL = {"full": (0.9, 0.8, 0.85), "one_expert": (0.6, 0.5), "50 % less": ()}
 
 
-def finish(cell, skill: float, images: int = 6, trained: int = 300) -> float:
+def finish(cell, skill: float, images: int = 6, trained: int = 240) -> float:
     """Leaves in a run's folder what judging it leaves; returns its mIoU."""
     cell.folder.mkdir(parents=True)
     tally = Tally(NAMES)
@@ -127,8 +127,9 @@ def test_files(grid, found, tmp_path):
 
 def test_judged_before_its_end_is_not_done(grid, found):
     """`spectralmoe report` judges whatever checkpoint there is."""
-    finish(found[0], 0.9, trained=299)
-    finish(found[1], 0.9, trained=300)
+    steps = found[0].config.train.steps
+    finish(found[0], 0.9, trained=steps - 1)
+    finish(found[1], 0.9, trained=steps)
     assert [is_done(cell) for cell in found[:3]] == [False, True, False]
     assert ["miou" in run for run in collect(grid, found)["variants"]["full"]["runs"]] == [False, True, False]
 
