@@ -89,20 +89,6 @@ class SegmenterConfig:
         return uses_depth(self.adapter)
 
     @property
-    def num_experts(self) -> int:
-        """Experts of the adapter.
-
-        Raises UserError where its Config does not say how many, and it yet tells which each token used.
-        """
-        count = getattr(self.adapter, "num_experts", None)
-        if count is None:
-            raise UserError(
-                f"config.model.adapter.kind = {self.adapter_kind!r}: it returns the expert of each token, so "
-                "its Config has to have num_experts"
-            )
-        return count
-
-    @property
     def compute_dtype(self) -> jnp.dtype:
         return DTYPES[self.dtype]
 
@@ -165,8 +151,7 @@ class Segmenter(nnx.Module):
         with _precision(self.config.dtype):
             features = self.backbone(image, key=key)
             rest = (features.auxiliary_loss, features.experts)
-            if features.experts is not None and features.experts.size:
-                self.config.num_experts  # noqa: B018  raises where it does not say
+            _check_experts(self.config, features.experts)
             if isinstance(self.head, LinearHead):
                 maps, _ = self.backbone.refine_maps(features.maps, (1.0,) * len(features.maps))
                 return PixelOutput(self.head(maps), *rest)
@@ -209,6 +194,15 @@ def _make_head(config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs) -> M
         config.head, remat=config.remat != "none", own_positions=queries is None,
         own_features=features is None, **kwargs,
     )  # fmt: skip
+
+
+def _check_experts(config: SegmenterConfig, experts: Array | None) -> None:
+    """Raises UserError where an adapter tells the expert of each token and not how many experts it has."""
+    if experts is not None and experts.size and not hasattr(config.adapter, "num_experts"):
+        raise UserError(
+            f"config.model.adapter.kind = {config.adapter_kind!r}: it returns the expert of each token, so "
+            "its Config has to have num_experts"
+        )
 
 
 def _precision(dtype: str):

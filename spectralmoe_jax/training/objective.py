@@ -33,7 +33,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         labels = batch["label"].astype(jnp.int32)
         metrics: Metrics = {"loss_balance": out.auxiliary_loss}
         if out.experts is not None and out.experts.size:
-            metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.num_experts)
+            metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.adapter.num_experts)
         if isinstance(out, PixelOutput):
             entropy = pixel_cross_entropy(out.logits, labels)
             return entropy + out.auxiliary_loss, metrics | {"loss_cls": entropy}

@@ -157,7 +157,6 @@ def test_the_released_layout_has_no_other_kinds(goldens):
 def test_an_own_adapter_with_experts_says_how_many(example):
     """Where it does not, the first batch says so instead of failing in a count."""
     text = (example / "my_adapter.py").read_text()
-    assert "LayerOutput(" in text
     (example / "my_adapter.py").write_text(
         text + "\n\nclass Choosing(ScaleAndShift):\n"
         "    def layer(self, weights, visual, *rest):\n"

@@ -245,7 +245,7 @@ def tiny(kind, head="linear") -> ConfigDict:
         config.model.adapter = ConfigDict({"kind": kind, **SMALL.get(kind, {})})
         if kind in LINKED:
             config.model.adapter.update({"num_tokens": 5, "rank": 2, "query_dim": 8, "scale_init": 0.3})
-        config.model.out_layers = (0, 1) if head == "linear" else (0, 0, 1, 1)
+        config.model.out_layers = (0, 0, 1, 1) if head == "mask2former" or kind == "depthforge" else (0, 1)
         config.model.head = ConfigDict({"kind": head})
         config.model.dtype = "float32"
     if head == "mask2former":
@@ -265,19 +265,16 @@ def leaf_names(tree):
     return {"/".join(path): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 
-SLOW = {"depthforge", "set", "fada"}  # the mask decoder takes its time to compile
+KINDS = [(kind, "linear") for kind in sorted(set(BUILTIN) - {"spectral_moe"})]  # which all other tests train
+WITH_QUERIES = [pytest.param(kind, "mask2former", marks=pytest.mark.slow) for kind in LINKED]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW))
-     for kind in sorted(set(BUILTIN) - {"spectral_moe"})],  # which all other tests train
-)  # fmt: skip
-def test_every_kind_trains_what_it_may_and_predicts(kind):
-    """With every weight random, every parameter that trains has a gradient; with the mask decoder where there
-    are queries to link, as positions and as features."""
-    config = tiny(kind, "mask2former" if kind in LINKED else "linear")
-    if kind in LINKED:
+@pytest.mark.parametrize(("kind", "head"), [*KINDS, *WITH_QUERIES])
+def test_every_kind_trains_what_it_may_and_predicts(kind, head):
+    """With every weight random, every parameter that trains has a gradient; with the mask decoder also those
+    that link queries, as positions and as features."""
+    config = tiny(kind, head)
+    if head == "mask2former":
         config.model.adapter.link_query_features = True
     structure = abstract_segmenter(segmenter_config(config))
     rng = np.random.default_rng(0)
@@ -296,7 +293,10 @@ def test_every_kind_trains_what_it_may_and_predicts(kind):
     assert np.isfinite(total)
     found = leaf_names(gradients)
     assert all(np.all(np.isfinite(leaf)) for leaf in found.values())
-    assert {name for name, leaf in found.items() if not np.any(leaf)} == set()
+    still = {name for name, leaf in found.items() if not np.any(leaf)}
+    assert {name for name in still if not set(name.split("/")) & {"link", "transform", "merge"}} == set()
+    # the linear head has no use for linked queries
+    assert bool(still) == (kind in LINKED and head == "linear")
     match_rules(rules_of(structure), trainable)  # raises for a parameter without one
     encoders = [name for name in found if name.startswith(("backbone/visual/", "backbone/depth/"))]
     assert bool(encoders) == (kind in ("full", "bitfit"))
@@ -304,6 +304,16 @@ def test_every_kind_trains_what_it_may_and_predicts(kind):
     assert kind != "bitfit" or all(name.endswith("bias") for name in encoders)
     scores = jax.eval_shape(lambda *parts: join(structure, *parts).scores(pixels), trainable, frozen)
     assert scores.shape == (2, 32, 32, 5)
+
+
+def test_linked_queries_teach_the_link():
+    adapter, _ = made("set", **TOKENS)
+    values, _ = split(adapter)
+    gradients = jax.jit(jax.grad(lambda values: jnp.sum(join(adapter, values).queries() ** 2)))(values)
+    taught = {name for name, leaf in leaf_names(gradients).items() if np.any(leaf)}
+    assert taught == {f"content/tokens_{x}" for x in "ab"} | {
+        f"link/{part}/{x}" for part in ("transform", "merge") for x in ("kernel", "bias")
+    }
 
 
 @pytest.mark.parametrize("kind", ["depthforge", "none"])
