@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits
 from data_pipelines.synthetic import SyntheticBenchmark
-from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
+from spectralmoe_jax.checkpoints.trained import load_trained, make_predict, make_routed_step
 from spectralmoe_jax.configuration import from_config, load_config
 from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
 from spectralmoe_jax.evaluation.report import print_table, score, write_report
@@ -21,7 +21,7 @@ from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.prediction.command import predict as predict_map
 from spectralmoe_jax.prediction.panel import write_panel
 from spectralmoe_jax.prediction.routing import expert_maps, has_experts
-from spectralmoe_jax.prediction.windows import Predict, WindowSettings, predict_image
+from spectralmoe_jax.prediction.windows import WindowSettings, predict_image
 from spectralmoe_jax.training.run import train
 
 PANEL_SIDE = 192  # pixels of a scene shown in the picture
@@ -61,7 +61,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     benchmark = SyntheticBenchmark(data.scene_seed, data.scenes_source, data.scenes_target, data.scene_size)
     scenes = benchmark.write(workdir, "target")
     predict_map(workdir, config, input=scenes[0], output=workdir / "map.tif", preview=workdir / "map.png")
-    _write_panel(workdir / "panel.png", config, splits, segmenter, predict, settings)
+    _write_panel(workdir / "panel.png", config, splits, segmenter, settings)
 
     summary = {
         "source": reports["holdout"]["miou"],
@@ -88,10 +88,12 @@ def best_constant(splits: Splits, classes: int) -> float:
     return max(matrix.miou for matrix in matrices)
 
 
-def _write_panel(path: Path, config: ConfigDict, splits: Splits, segmenter: Segmenter, predict: Predict,
-                 settings: WindowSettings) -> None:  # fmt: skip
+def _write_panel(
+    path: Path, config: ConfigDict, splits: Splits, segmenter: Segmenter, settings: WindowSettings
+) -> None:
     """Two scenes of each sensor: what the model sees, what is true, what it says, which experts it used."""
     last = segmenter.config.visual.layers
+    predict, routed = make_predict(segmenter), make_routed_step(segmenter)
     shown: dict[str, Any] = {"images": [], "truths": [], "predictions": [], "experts": [], "titles": []}
     for split, sensor in (("holdout", "source sensor"), ("target", "target sensor")):
         for index, (_, name, image, label) in enumerate(splits.examples(split)):
@@ -102,7 +104,9 @@ def _write_panel(path: Path, config: ConfigDict, splits: Splits, segmenter: Segm
             shown["truths"].append(label)
             shown["predictions"].append(predict_image(image, predict, settings).argmax(axis=-1))
             if has_experts(segmenter):
-                maps = expert_maps(segmenter, image, settings.window)[:, 0]
+                maps = expert_maps(routed, image, window=settings.window, batch_size=settings.batch_size)[
+                    :, 0
+                ]
                 shown["experts"].append({"expert, layer 1": maps[0], f"expert, layer {last}": maps[-1]})
             shown["titles"].append(f"{sensor}\n{name.rpartition('/')[2].replace('_', ' ')}")
     shown["experts"] = shown["experts"] or None

@@ -56,10 +56,10 @@ def depth_encoder(config: ConfigDict) -> dict[str, Any]:
     return {"model.depth": random_encoder("dinov3", sizes_of(config)), **use}
 
 
-def own_weights(section: ConfigDict | None) -> dict[str, str]:
+def own_weights(encoder: ConfigDict | None) -> dict[str, str]:
     """Weights by preset: those that an encoder of the base has of its own, where it names any."""
-    section = section or ConfigDict()
-    return {section.preset: section.weights} if section.get("preset") and section.get("weights") else {}
+    encoder = encoder or ConfigDict()
+    return {encoder.preset: encoder.weights} if encoder.get("preset") and encoder.get("weights") else {}
 
 
 def random_encoder(kind: str, sizes: Sizes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -90,7 +91,12 @@ def _on_device(
 ) -> dict[Path, jax.Array]:
     wanted = leaves(abstract)
     if layout is None:
-        return {path: jax.numpy.asarray(value, wanted[path].dtype) for path, value in stream}
+        # Placed as restored ones are: what is compiled for the one then serves the other.
+        device = jax.local_devices()[0]
+        return {
+            path: jax.device_put(jax.numpy.asarray(value, wanted[path].dtype), device)
+            for path, value in stream
+        }
     where = layout.of_parameters(wanted)
     return {
         path: value
@@ -261,7 +267,7 @@ def make_routed_step(
     """As `make_predict`, and beside the scores each token's strongest expert: (L, J, B, N) int32, with J = 0
     for an adapter without experts."""
     trainable, frozen = split(segmenter)
-    step = _spread(make_predict_step(segmenter, layout, experts=True), layout)
+    step = _spread(make_predict_step(segmenter, layout), layout)
 
     def routed(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, experts = step(trainable, frozen, pixels)
@@ -277,7 +283,7 @@ def make_scores(
 ) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
     """(trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
     step = _spread(make_predict_step(structure, layout), layout)
-    return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels))[: len(pixels)]
+    return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels)[0])[: len(pixels)]
 
 
 def _spread(step: Any, layout: Layout | None) -> Any:
@@ -294,13 +300,25 @@ def _spread(step: Any, layout: Layout | None) -> Any:
     return padded
 
 
-def make_predict_step(structure: Segmenter, layout: Layout | None = None, experts: bool = False) -> Any:
-    """The jitted (trainable, frozen, tiles) -> scores; with a layout, of tiles that are spread over it, and
-    whole scores everywhere. With `experts`, (scores, experts (L, J, B, N))."""
+def make_predict_step(structure: Segmenter, layout: Layout | None = None) -> Any:
+    """The jitted (trainable, frozen, tiles) -> (scores, experts (L, J, B, N) or None); with a layout, of
+    tiles that are spread over it, and whole results everywhere.
+
+    Segmenters of equal settings share it, so that a process which trains, evaluates and maps compiles it
+    once for each shape of tiles.
+    """
+    try:
+        return _predict_step(structure.config, layout)
+    except TypeError:  # settings of an adapter of the user's own that have no hash
+        return _predict_step.__wrapped__(structure.config, layout)
+
+
+@functools.lru_cache(maxsize=4)
+def _predict_step(settings: SegmenterConfig, layout: Layout | None) -> Any:
+    structure = abstract_segmenter(settings)
 
     def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> Any:
-        model = join(structure, trainable, frozen)
-        return model.scores_and_experts(pixels) if experts else model.scores(pixels)
+        return join(structure, trainable, frozen).scores_and_experts(pixels)
 
     if layout is None:
         return jax.jit(scores)

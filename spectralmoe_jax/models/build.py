@@ -85,8 +85,8 @@ def abstract_segmenter(config: SegmenterConfig) -> Segmenter:
 def make_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
     """A segmenter with random weights, made inside one jitted call."""
     graph = nnx.graphdef(abstract_segmenter(config))
-    make = jax.jit(lambda: nnx.state(Segmenter(config, rngs=nnx.Rngs(seed))))
-    return nnx.merge(graph, make())
+    make = jax.jit(lambda key: nnx.state(Segmenter(config, rngs=nnx.Rngs(key))))
+    return nnx.merge(graph, make(jax.random.key(seed)))
 
 
 def random_leaves(
@@ -96,16 +96,19 @@ def random_leaves(
     shardings: Mapping[Path, jax.sharding.Sharding] | None = None,
 ) -> dict[Path, jax.Array]:
     """The leaves at `paths` of `make_segmenter(config, seed)`, each made where `shardings` wants it; the
-    others are never made."""
+    others are never made.
+
+    The seed is an argument of what is compiled: a constant would have every seed compiled anew.
+    """
     if not paths:
         return {}
 
-    def make() -> dict[str, jax.Array]:
-        found = leaves(Segmenter(config, rngs=nnx.Rngs(seed)))
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        found = leaves(Segmenter(config, rngs=nnx.Rngs(key)))
         return {"/".join(path): found[path] for path in paths}
 
     where = None if shardings is None else {"/".join(path): shardings[path] for path in paths}
-    made = jax.jit(make, out_shardings=where)()
+    made = jax.jit(make, out_shardings=where)(jax.random.key(seed))
     return {path: made["/".join(path)] for path in paths}
 
 

@@ -32,6 +32,9 @@ class Layout:
     mesh: Mesh
     rules: dict[str, tuple[str, ...]]
 
+    def __hash__(self) -> int:
+        return hash((self.mesh, frozenset(self.rules.items())))
+
     @classmethod
     def make(cls, settings: ParallelSettings, among: Sequence[Any] | None = None) -> Layout:
         """Over the devices `among`, default all there are; they may be those of a topology, described only.

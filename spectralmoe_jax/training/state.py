@@ -50,5 +50,6 @@ def init_state(
         )
 
     if layout is None:
-        return make(params)
+        # placed for good, as what a step returns is: another placing would compile the step again
+        return jax.device_put(make(params), jax.local_devices()[0])
     return jax.jit(make, out_shardings=layout.of_parameters(jax.eval_shape(make, params)))(params)

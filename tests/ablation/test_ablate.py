@@ -64,19 +64,19 @@ def test_one_run(grid, capsys, tmp_path):
 
 def test_pictures_are_of_the_model(grid):
     from data_pipelines.splits import open_splits
-    from spectralmoe_jax.checkpoints.trained import load_trained
+    from spectralmoe_jax.checkpoints.trained import load_trained, make_routed_step
 
     file, workdir = grid
     cell = cells(load_grid(str(file)), workdir)[0]
     scenes = read_pictures(cell.folder)
     splits = open_splits(cell.config)
-    segmenter = load_trained(cell.folder, cell.config)
+    step = make_routed_step(load_trained(cell.folder, cell.config))
     assert [scene.name for scene in scenes] == [record.name for record in splits.target.records]
     for scene, (_, _, image, label) in zip(scenes, splits.examples("target"), strict=True):
         corners = [(r, c) for r in (0, 32) for c in (0, 32)]
         (row, column), = [(r, c) for r, c in corners
                           if (label[r : r + 32, c : c + 32] == scene.truth).all()][:1]  # fmt: skip
-        maps = expert_maps(segmenter, image[row : row + 32, column : column + 32], 32)
+        maps = expert_maps(step, image[row : row + 32, column : column + 32], window=32, batch_size=2)
         np.testing.assert_array_equal(scene.experts, maps)
         assert scene.image.shape == (32, 32, 3)
         assert scene.prediction.max() < 6

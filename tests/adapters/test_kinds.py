@@ -15,7 +15,7 @@ from spectralmoe_jax.checkpoints.convert import convert
 from spectralmoe_jax.checkpoints.released import stream_segmenter
 from spectralmoe_jax.checkpoints.sources import open_source
 from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
-from spectralmoe_jax.checkpoints.trained import load_trained
+from spectralmoe_jax.checkpoints.trained import load_trained, make_routed_step
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.command import evaluate
@@ -196,5 +196,6 @@ def test_an_own_adapter_from_training_to_scores(example):
     with pytest.raises(UserError, match=r"--to released: config\.model\.adapter\.kind = 'my_adapter"):
         convert(str(example / "run"), str(example / "out.pth"), to="released")
     convert(str(example / "run"), str(example / "out.safetensors"))
+    step = make_routed_step(load_trained(example / "run", config))
     with pytest.raises(UserError, match="has no experts"):
-        expert_maps(load_trained(example / "run", config), np.zeros((32, 32, 5), np.uint8), 32)
+        expert_maps(step, np.zeros((32, 32, 5), np.uint8), window=32, batch_size=1)

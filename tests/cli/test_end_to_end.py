@@ -3,13 +3,16 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import rasterio
@@ -151,9 +154,13 @@ def test_a_bad_value_leaves_no_folder(tmp_path, capsys, override, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quickstart(tmp_path, capsys):
+def test_quickstart(tmp_path, capsys, caplog):
     overrides = [f"--config.{value}" for value in TINY]
-    assert main(["quickstart", "--workdir", str(tmp_path), *overrides]) == 0
+    with jax.log_compiles():
+        assert main(["quickstart", "--workdir", str(tmp_path), *overrides]) == 0
+    compiled = Counter(re.findall(r"Compiling jit\((\w+)\)", caplog.text))
+    assert compiled["train_step"] == 1
+    assert compiled["scores"] <= 1  # in training, for both tables, the map and the picture; 0 if it was before
     for name in ("panel.png", "map.png", "map.tif", "report.json", "sensor_b/images/scene_000.tif"):
         assert (tmp_path / name).exists(), name
     report = json.loads((tmp_path / "report.json").read_text())

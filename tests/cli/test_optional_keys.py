@@ -45,6 +45,7 @@ DERIVED = {"in_channels", "band_names", "name", "num_classes", "photometric_band
 VARIABLES = {
     "config": "", "config.data": "data", "data": "data", "config.model": "model", "model": "model",
     "visual": "model.visual", "config.augment": "augment", "section": "", "whole": "model.visual",
+    "encoder": "model.visual",
     "config.get('parallel')": "parallel", "parallel": "parallel",
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from spectralmoe_jax.config_files import shipped_files
 from spectralmoe_jax.configuration import from_config, load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.losses.settings import LossConfig
-from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
+from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.parameters import describe
 from spectralmoe_jax.models.state import join, split
 from spectralmoe_jax.training.loop import TrainSettings
@@ -157,6 +157,15 @@ def test_every_trainable_parameter_learns():
         jax.tree_util.keystr(path) for path, is_moved in jax.tree.leaves_with_path(moved) if not is_moved
     ]
     assert not still
+
+
+def test_a_seed_is_an_argument_of_what_makes_the_weights(caplog):
+    """Were it a constant, every seed of a grid would compile it anew."""
+    settings, place = segmenter_config(tiny()), ("backbone", "visual", "patch_kernel")
+    with jax.log_compiles():
+        made = [random_leaves(settings, seed, [place])[place] for seed in (0, 1)]
+    assert caplog.text.count("Compiling jit(make) with global shapes and types (ShapedArray(key<") == 2
+    assert np.any(np.asarray(made[0]) != np.asarray(made[1]))
 
 
 def test_scores_are_a_share_of_queries():
