@@ -160,7 +160,7 @@ def test_quickstart(tmp_path, capsys, caplog):
         assert main(["quickstart", "--workdir", str(tmp_path), *overrides]) == 0
     compiled = Counter(re.findall(r"Compiling jit\((\w+)\)", caplog.text))
     assert compiled["train_step"] == 1
-    assert compiled["scores"] <= 1  # in training, for both tables, the map and the picture; 0 if it was before
+    assert compiled["scores"] <= 1  # for training, tables, map and picture; 0 where an earlier test did
     for name in ("panel.png", "map.png", "map.tif", "report.json", "sensor_b/images/scene_000.tif"):
         assert (tmp_path / name).exists(), name
     report = json.loads((tmp_path / "report.json").read_text())

@@ -91,10 +91,11 @@ class Step:
         self.batch = batch_of() if self.layout is None else self.layout.place_batch(batch_of())
         self.key = jax.random.key(3) if self.layout is None else self.layout.place(jax.random.key(3))
         loss = make_loss(structure, from_config(LossConfig, config.loss, "loss"))
-        self.function = make_train_step(loss, self.optimizer, self.layout)
+        given = (self.state, self.frozen, self.batch, self.key)
+        self.compiled = make_train_step(loss, self.optimizer, self.layout).lower(*given).compile()
 
     def __call__(self):
-        return self.function(self.state, self.frozen, self.batch, self.key)
+        return self.compiled(self.state, self.frozen, self.batch, self.key)
 
     def hlo(self) -> str:
-        return self.function.lower(self.state, self.frozen, self.batch, self.key).compile().as_text()
+        return self.compiled.as_text()
