@@ -1,7 +1,8 @@
 """Dubai aerial images: train on four places, test on two never seen.
 
 No pretrained weights are needed: the encoder is small and trains too (`config.model.visual.trainable`),
-on two CPU cores. There is no pretrained depth encoder either, so the depth modality is off.
+on two CPU cores; crop, width and depth were chosen by measurement (docs/results.md). There is no pretrained
+depth encoder either, so the depth modality is off.
 
   spectralmoe train --config configs/dubai.py --config.data.root=PATH/dubai --workdir runs/dubai
 
@@ -52,7 +53,7 @@ def get_config() -> ConfigDict:
 
     config.model.visual = ConfigDict()
     config.model.visual.kind = "dinov3"
-    config.model.visual.width = 128
+    config.model.visual.width = 192
     config.model.visual.layers = 4
     config.model.visual.heads = 2
     config.model.visual.patch_size = 12
