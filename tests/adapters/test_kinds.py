@@ -198,4 +198,4 @@ def test_an_own_adapter_from_training_to_scores(example):
     convert(str(example / "run"), str(example / "out.safetensors"))
     step = make_routed_step(load_trained(example / "run", config))
     with pytest.raises(UserError, match="has no experts"):
-        expert_maps(step, np.zeros((32, 32, 5), np.uint8), window=32, batch_size=1)
+        expert_maps(step, np.zeros((32, 32, 4), np.uint8), window=32, batch_size=1)
