@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 8
-    config.train.steps = 240
+    config.train.steps = 180
     config.train.learning_rate = 2e-3
     config.train.weight_decay = 0.05
     config.train.betas = (0.9, 0.999)
@@ -102,8 +102,8 @@ def get_config() -> ConfigDict:
     config.train.warmup_steps = 30
     config.train.clip_norm = 1.0
     config.train.log_every = 10
-    config.train.evaluate_every = 240
-    config.train.checkpoint_every = 120
+    config.train.evaluate_every = 180
+    config.train.checkpoint_every = 90
 
     config.evaluate = ConfigDict()
     config.evaluate.window = 96
