@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from einops import rearrange
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.segmenter import Segmenter
-from spectralmoe_jax.prediction.windows import RoutedStep, padded_tile
+from spectralmoe_jax.prediction.windows import RoutedStep, in_batches, padded_tile
 
 
 def has_experts(segmenter: Segmenter) -> bool:
@@ -32,19 +33,16 @@ def expert_maps(step: RoutedStep, image: np.ndarray, *, window: int, batch_size:
     """
     height, width = image.shape[:2]
     rows, columns = math.ceil(height / window), math.ceil(width / window)
-    places = [(row, column) for row in range(rows) for column in range(columns)]
-    tiles = [padded_tile(image, row * window, column * window, window) for row, column in places]
-    found = []
-    for start in range(0, len(tiles), batch_size):
-        batch = tiles[start : start + batch_size]
-        filled = batch + [batch[-1]] * (batch_size - len(batch))  # one shape compiles once
-        found.append(step(np.stack(filled))[1][:, :, : len(batch)])
-    experts = np.concatenate(found, axis=2)  # (L, J, windows, N)
-    layers, modalities, _, tokens = experts.shape
-    if not modalities:
+    tiles = (
+        ((row, column), padded_tile(image, row * window, column * window, window))
+        for row in range(rows)
+        for column in range(columns)
+    )
+    by_tile = in_batches(tiles, lambda batch: np.moveaxis(step(batch)[1], 2, 0), batch_size)
+    experts = np.stack([found for _, found in by_tile])  # (windows, L, J, N)
+    if not experts.shape[2]:
         raise UserError("config.model.adapter.kind: this adapter has no experts")
-    side = math.isqrt(tokens)
+    side = math.isqrt(experts.shape[3])
     patch = window // side
-    grid = experts.reshape(layers, modalities, rows, columns, side, side).swapaxes(3, 4)
-    whole = grid.reshape(layers, modalities, rows * side, columns * side)
+    whole = rearrange(experts, "(r c) l j (h w) -> l j (r h) (c w)", r=rows, h=side)
     return whole[:, :, : math.ceil(height / patch), : math.ceil(width / patch)]

@@ -23,7 +23,7 @@ NAMES = ["field", "wood & water"]
 SKILL = {"full": (0.9, 0.8, 0.85), "one_expert": (0.6, 0.5), "50 % less": ()}
 
 
-def finish(cell, skill: float, images: int = 6, trained: int = 240) -> float:
+def finish(cell, skill: float, images: int = 6, trained: int | None = None) -> float:
     """Leaves in a run's folder what judging it leaves; returns its mIoU."""
     cell.folder.mkdir(parents=True)
     tally = Tally(NAMES)
@@ -31,6 +31,7 @@ def finish(cell, skill: float, images: int = 6, trained: int = 240) -> float:
     for i in range(images):
         counts = np.array([[right + i, 100 - right], [100 - right, right + 5 * i]])
         tally.images.append(ImageCounts("north" if i < 3 else "south", f"image {i}", counts))
+    trained = cell.config.train.steps if trained is None else trained
     report = make_report(tally) | {"trainable": 1234, "step": 9, "trained": trained}
     write_images(tally.images, cell.folder / IMAGES)
     write_report(report, cell.folder / EVALUATION)
