@@ -18,8 +18,9 @@ def find_images(
     """(domain, path) of every image of `domains`, or of all of them, in a fixed order.
 
     `image_glob` is a pattern of paths below `root`, or several, each of which has to match something; a file
-    matched twice counts once. The path of a file is a pattern, too, and that of one elsewhere if it is
-    absolute; a text file (.txt) stands for its lines.
+    matched twice counts once, and a hidden one (macOS leaves `._NAME` beside NAME) is not meant. The path of
+    a file is a pattern, too, and that of one elsewhere if it is absolute; a text file (.txt) stands for its
+    lines.
 
     The domain of an image is what stands at `{domain}` in its pattern. For a pattern without, it is the first
     folder of its path below `root`, or the image's name without ending if it lies in `root` itself; of an
@@ -106,7 +107,7 @@ def _matching(root: Path, pattern: str) -> list[Path]:
     if (root / pattern).is_file():  # an absolute path stays as it is
         return [root / pattern]
     try:
-        return sorted(path for path in root.glob(pattern) if path.is_file())
+        return sorted(path for path in root.glob(pattern) if path.is_file() and not path.name.startswith("."))
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"data.image_glob={pattern!r} is no pattern below data.root: {error}") from error
 

@@ -1,7 +1,5 @@
 """Generated scenes as GeoTIFF files that open in any GIS."""
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from rasterio.transform import Affine
 
 from data_pipelines.synthetic.scene import SCALE, Domain, Scene
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.files import replacing
 
 _COLOURS = {"red": ColorInterp.red, "green": ColorInterp.green, "blue": ColorInterp.blue}
 
@@ -75,19 +74,13 @@ def _write(path: Path, pixels: np.ndarray, georeference: Mapping[str, Any], fini
     """Writes `pixels` (H, W, bands) aside and then to `path` in one step."""
     height, width, count = pixels.shape
     shape = {"height": height, "width": width, "count": count, "dtype": pixels.dtype}
-    aside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".partial")
-        os.close(handle)
-        with rasterio.open(
-            aside, "w", driver="GTiff", compress="deflate", **shape, **georeference
-        ) as dataset:
+        with (
+            replacing(path) as aside,
+            rasterio.open(aside, "w", driver="GTiff", compress="deflate", **shape, **georeference) as dataset,
+        ):
             finish(dataset)  # before the pixels: colours belong to the file's first part
             dataset.write(np.moveaxis(pixels, -1, 0))
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
     except (OSError, RasterioError) as problem:
-        if aside is not None and os.path.exists(aside):
-            os.unlink(aside)
         raise UserError(f"{path}: cannot be written ({problem}): choose another folder") from problem

@@ -1,7 +1,5 @@
 """One picture of what a model sees, says and does: a row a scene; input, truth, map and experts beside."""
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.files import replacing
 
 EXPERT_COLOURS = (
     (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0),
@@ -192,15 +191,9 @@ def _legends(figure, names, palette, expert_count: int, error: bool) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    aside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".partial")
-        with os.fdopen(handle, "wb") as stream:
-            figure.savefig(stream, format="png", dpi=_DPI)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            figure.savefig(aside, dpi=_DPI)
     except OSError as problem:
-        if aside is not None and os.path.exists(aside):
-            os.unlink(aside)
         raise UserError(f"{path}: cannot be written ({problem}): choose another place") from problem

@@ -101,6 +101,21 @@ def test_report_of_a_run_and_of_a_grid(grid, capsys):
     assert str(workdir / "grid.html") in capsys.readouterr().out
 
 
+def test_a_frozen_encoder_without_weights_is_said(tmp_path, monkeypatch, capsys):
+    """Before anything runs, of the variants that adapt one, and of no other."""
+    monkeypatch.setattr("spectralmoe_jax.ablation.command.run_all", lambda *_: True)
+    arguments = ["ablate", "peers", "--seeds", "1", "--workdir"]
+    assert main([*arguments, str(tmp_path / "random")]) == 1  # nothing was done
+    first = capsys.readouterr().out.partition("\n")[0]
+    names, _, note = first.removeprefix("note: ").partition(": ")
+    assert set(names.split(", ")) >= {"spectral_moe", "none", "lora", "linear head"}
+    assert "full" not in names.split(", ")
+    assert "random weights" in note
+    assert "config.model.visual.weights" in note
+    main([*arguments, str(tmp_path / "given"), "--config.model.visual.weights=encoder.safetensors"])
+    assert "random weights" not in capsys.readouterr().out
+
+
 def test_devices_are_shared_evenly(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares(None)] == ["0", "1", "2", "3"]

@@ -52,6 +52,11 @@ def test_patterns(root, pattern, expected):
     assert [" ".join(place) for place in found(root, pattern)] == expected
 
 
+def test_hidden_files_are_not_meant(root):
+    (root / "a" / "images" / "._1.tif").touch()
+    assert found(root, "a/images/*.tif") == [("a", "a/images/1.tif"), ("a", "a/images/2.tif")]
+
+
 @given(
     st.text("ab", min_size=1, max_size=6),
     st.text("ab*?", min_size=1, max_size=6).filter(lambda pattern: "**" not in pattern),
