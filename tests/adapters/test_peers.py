@@ -306,6 +306,21 @@ def test_every_kind_trains_what_it_may_and_predicts(kind, head):
     assert scores.shape == (2, 32, 32, 5)
 
 
+def test_experts_are_counted_beside_the_linear_head():
+    config = tiny("spectral_moe")
+    with config.ignore_type():
+        config.model.adapter.update({"num_experts": 3, "use_depth": False, "num_tokens": 5, "rank": 2})
+    structure = abstract_segmenter(segmenter_config(config))
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    batch = {"image": pixels, "label": np.zeros((2, 32, 32), np.uint8)}
+    given = (*split(structure), batch, jax.random.key(0))
+    _, metrics = jax.eval_shape(make_loss(structure, LossConfig()), *given)
+    assert metrics["expert_usage"].shape == (2, 1, 3)
+    assert set(metrics) == {"expert_usage", "loss_balance", "loss_cls"}
+    routed = jax.eval_shape(lambda *parts: join(structure, *parts).scores_and_experts(pixels), *given[:2])
+    assert [leaf.shape for leaf in routed] == [(2, 32, 32, 5), (2, 1, 2, 16)]
+
+
 def test_linked_queries_teach_the_link():
     adapter, _ = made("set", **TOKENS)
     values, _ = split(adapter)
