@@ -21,6 +21,7 @@ def _prepare_environment() -> None:
         cache = Path(tempfile.gettempdir())
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "spectralmoe_jax" / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # small programs are many
     if "XLA_FLAGS" not in os.environ:
         os.environ["XLA_FLAGS"] = _quick_compilation()
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -20,6 +20,7 @@ from spectralmoe_jax.ablation.grid import Cell
 from spectralmoe_jax.configuration import require
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+_CACHED_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # 1, left alone: not the many small programs
 
 
 class Share(NamedTuple):
@@ -92,7 +93,7 @@ def run_all(cells: Sequence[Cell], command: Sequence[str], slots: Sequence[Share
         _Stop() as stop,
         tempfile.TemporaryDirectory(prefix="spectralmoe_compiled_", ignore_cleanup_errors=True) as compiled,
     ):
-        cache = {_CACHE: os.environ.get(_CACHE) or compiled}
+        cache = {_CACHE: os.environ.get(_CACHE) or compiled, _CACHED_FROM: os.environ.get(_CACHED_FROM, "0")}
         while running or (waiting and not stop.requested):
             for slot, share in enumerate(slots):
                 if slot not in running and waiting and not stop.requested:
