@@ -22,7 +22,7 @@ SERIES = 8
 
 
 class Line(NamedTuple):
-    """One curve: name, x (n,) and y (n,); NaN breaks it."""
+    """One curve: name, x (n,), whole numbers such as steps, and y (n,); NaN breaks it."""
 
     name: str
     x: Sequence[float]
@@ -46,7 +46,7 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, *, y_range: tupl
         y = y_of(tick)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    for tick in ticks(x_low, x_high):
+    for tick in _whole_ticks(x_low, x_high):
         parts.append(_below(x_of(tick), HEIGHT - _BOTTOM + 16, number(tick)))
     parts.append(_below((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6, escape(x_label)))
     for i, line in enumerate(lines):
@@ -73,7 +73,7 @@ def stacked_chart(shares: np.ndarray, x: Sequence[float], title: str, x_label: s
         parts.append(f'<path class="e{i % len(EXPERTS)}" d="{_path([*top, *reversed(bottom)])}Z"/>')
     for tick in (0.0, 1.0):
         parts.append(f'<text x="{_LEFT - 6}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:.0%}</text>')
-    for tick in ticks(x_low, x_high):
+    for tick in _whole_ticks(x_low, x_high):
         parts.append(_below(x_of(tick), height - _BOTTOM + 16, number(tick)))
     parts.append(_below((_LEFT + WIDTH - _RIGHT) / 2, height - 6, escape(x_label)))
     return _svg(parts, title, height)
@@ -121,6 +121,11 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [
         round(k * step, 10) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     ]
+
+
+def _whole_ticks(low: float, high: float) -> list[float]:
+    """Those of `ticks` that can be a step or a layer: around a single one lie halves."""
+    return [tick for tick in ticks(low, high) if tick == round(tick)]
 
 
 def number(value: float) -> str:

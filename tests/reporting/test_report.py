@@ -13,7 +13,7 @@ from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.reporting.command import report
 from spectralmoe_jax.reporting.page import grid_page, run_page
 from spectralmoe_jax.reporting.records import read_grid, read_run
-from spectralmoe_jax.reporting.svg import ticks
+from spectralmoe_jax.reporting.svg import Line, line_chart, ticks
 from tests.reporting.browser import CHROMIUM, Page
 from tests.reporting.records import EXPERTS, LAYERS, MODALITIES, NASTY, write_grid_folder, write_run
 
@@ -163,6 +163,13 @@ def test_ticks_are_few_round_and_inside(low, high):
     steps = np.diff(found)
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
     assert f"{steps[0]:.0e}"[0] in "125"
+
+
+@pytest.mark.parametrize(("steps", "labels"), [([300], ["300"]), ([1, 2, 3], ["1", "2", "3"])])
+def test_an_axis_of_steps_names_steps(steps, labels):
+    chart = line_chart([Line("mIoU", steps, [0.5] * len(steps))], "scores", "step", y_range=(0, 1))
+    shown = re.findall(r'text-anchor="middle">(\d[^<]*)<', chart)
+    assert shown == labels
 
 
 @needs_chromium
