@@ -1,0 +1,26 @@
+"""Shipped configurations and grids resolve to the stored values.
+
+The values were stored before the configuration had a schema. A change here is a change of what every user's run
+does: change the configuration's reader, or, where a run is meant to differ, the stored file with a line in the
+changelog.
+"""
+
+import pytest
+
+from spectralmoe_jax.config_files import shipped_files
+from tests.config.resolved import CONFIGURATIONS, FOLDER, GRIDS, of_configuration, of_grid, text
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_configuration_resolves_to_the_stored_values(name):
+    assert text(of_configuration(name)) + "\n" == (FOLDER / f"{name}.json").read_text()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grid_resolves_to_the_stored_values(name):
+    assert text(of_grid(name)) + "\n" == (FOLDER / "ablations" / f"{name}.json").read_text()
+
+
+def test_every_shipped_file_is_stored():
+    assert {f"{name}.py" for name in CONFIGURATIONS} == set(shipped_files("configs")) - {"common.py"}
+    assert {f"{name}.py" for name in GRIDS} == set(shipped_files("configs.ablations"))
