@@ -1,7 +1,7 @@
 """Resolved values of the shipped configurations and grids: what a run is built from.
 
-`written` and `resolved` are the only functions that read a configuration. The stored values in `snapshots/` are
-older than any change of how it is read, so they stay as they are.
+`written` and `resolved` are the only functions that read a configuration. The stored values in `snapshots/`
+are older than any change of how it is read, so they stay as they are.
 
   python -m tests.config.resolved     stores the values of new configurations; stored files are left alone
 """

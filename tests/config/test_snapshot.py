@@ -1,7 +1,7 @@
 """Shipped configurations and grids resolve to the stored values.
 
-The values were stored before the configuration had a schema. A change here is a change of what every user's run
-does: change the configuration's reader, or, where a run is meant to differ, the stored file with a line in the
+The values were stored before the configuration had a schema. A change here is a change of what every user's
+run does: correct the reader, or, where a run is meant to differ, change the stored file and say so in the
 changelog.
 """
 
