@@ -13,6 +13,22 @@ class UserError(Exception):
     """
 
 
+_SHOWN = 200  # characters of a value in a message
+
+
+def bad_value(key: str, value: object, must: str) -> UserError:
+    """The error of a value that is not allowed, in the form `KEY = VALUE: must be at least 1`."""
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return UserError(f"{key} = {shown}: {must}")
+
+
+def require(condition: bool, key: str, message: str) -> None:
+    """Raise a UserError that names the key unless the condition holds."""
+    if not condition:
+        raise UserError(f"{key}: {message}")
+
+
 class RunLost(Exception):
     """A run of several processes cannot go on here; started again, it resumes."""
 

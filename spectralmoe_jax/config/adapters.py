@@ -1,0 +1,285 @@
+"""Sections `config.model.adapter`, one for each kind of adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from spectralmoe_jax.config.fields import Section, at_least, one_of, option
+
+
+class AdapterSection(Section):
+    """A section `config.model.adapter`.
+
+    Attributes:
+      kind: what the section's key `kind` names it.
+    """
+
+    place: ClassVar[str] = "config.model.adapter"
+    kind: ClassVar[str]
+
+
+DISPATCH_FROM = 64
+"""Experts from which on `auto` dispatches: at the published rank they span more than a token's width."""
+
+ADAPTER_PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv 2603.13352, sections 3.2 to 3.4; the balance weight is not published
+    "paper": {
+        "distance": "l1",
+        "token_map": "dot",
+        "combination": "gated_sum",
+        "fusion": "cross_attention",
+        "fusion_value": "depth",
+        "balance": "importance",
+        "balance_over_modalities": "mean",
+        "balance_weight": 1.0,
+    },
+    # what the published checkpoints were trained with
+    "released": {
+        "distance": "l2",
+        "token_map": "sum_product",
+        "combination": "log_sum_exp",
+        "fusion": "diagonal",
+        "balance": "importance_and_load",
+        "balance_over_modalities": "sum",
+        "balance_weight": 1e3,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralMoEConfig(AdapterSection):
+    """The dual-gated mixture of low-rank token experts.
+
+    `preset` fills every switch that is none; a switch that is given wins over the preset.
+    """
+
+    kind: ClassVar[str] = "spectral_moe"
+
+    preset: str = option(
+        "paper",
+        "Where the publication and the released code differ, which of them the switches follow.",
+        one_of(*ADAPTER_PRESETS),
+    )
+    num_experts: int = option(6, "Experts E.", at_least(1))
+    top_k: int = option(1, "Experts that a token uses, at most E.")
+    num_tokens: int = option(100, "Tokens M of each expert; equal to `model.head.num_queries`.", at_least(1))
+    rank: int | tuple[int, ...] = option(16, "Rank R of the tokens, or one rank for each expert.")
+    query_dim: int = option(256, "Width of the linked queries; equal to `model.head.width`.", at_least(1))
+    gating: str = option(
+        "laplace",
+        "Gate: `laplace` (distance), `gaussian` (squared Euclidean distance) or `softmax` (product).",
+        one_of("laplace", "gaussian", "softmax"),
+    )
+    distance: str | None = option(None, "Distance of the laplace gate.", one_of("l1", "l2"))
+    token_map: str | None = option(
+        None,
+        "How features meet tokens: `dot` (f . T[t]) or `sum_product` (sum of f times sum of T[t]).",
+        one_of("dot", "sum_product"),
+    )
+    combination: str | None = option(
+        None,
+        "Combination of the chosen experts: `gated_sum`, or `log_sum_exp`, which does not use the gates.",
+        one_of("gated_sum", "log_sum_exp"),
+    )
+    fusion: str | None = option(
+        None,
+        "Fusion of visual and depth features; `none` uses the visual ones only.",
+        one_of("cross_attention", "diagonal", "add", "none"),
+    )
+    fusion_value: str | None = option(
+        None, "Modality that gives the value of the cross-attention.", one_of("depth", "visual")
+    )
+    router: str = option("dual", "One router for each modality, or one for both.", one_of("dual", "shared"))
+    use_depth: bool = option(True, "Use the depth modality.")
+    balance: str | None = option(None, "Balance loss.", one_of("importance", "importance_and_load"))
+    balance_over_modalities: str | None = option(
+        None, "How the balance losses of the modalities are joined.", one_of("mean", "sum")
+    )
+    balance_weight: float | None = option(None, "Weight of the balance loss.")
+    full_softmax: bool = option(
+        False,
+        "Normalise the gates over all E experts before the top-k cut, so that with k = 1 the task's loss "
+        "reaches the router.",
+    )
+    noise_epsilon: float = option(1e-2, "Floor of the noise deviation of the gates in training.")
+    scale_init: float = option(1e-3, "Initial scale of the refinement.")
+    strategy: str = option(
+        "auto",
+        "How the same numbers are computed: `coordinates` (every expert for every token), `dispatch` (tokens "
+        "sorted by the experts they chose), or `auto`, by the number of experts.",
+        one_of("auto", "coordinates", "dispatch"),
+    )
+
+    def __post_init__(self) -> None:
+        """Fill the preset's switches in, and check them."""
+        self.require("preset", self.preset in ADAPTER_PRESETS, f"must be {one_of(*ADAPTER_PRESETS).words}")
+        for key, value in {**ADAPTER_PRESETS[self.preset]}.items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
+        if self.fusion_value is None:
+            object.__setattr__(self, "fusion_value", "depth")
+        if not self.use_depth:
+            object.__setattr__(self, "fusion", "none")
+        if isinstance(self.rank, list):
+            object.__setattr__(self, "rank", tuple(self.rank))
+        super().__post_init__()
+        in_range = 1 <= self.top_k <= self.num_experts
+        self.require("top_k", in_range, f"must be between 1 and num_experts = {self.num_experts}")
+        fits = len(self.ranks) == self.num_experts and min(self.ranks) >= 1
+        must = f"must be one positive rank, or a tuple of num_experts = {self.num_experts} of them"
+        self.require("rank", fits, must)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The rank of each expert."""
+        return self.rank if isinstance(self.rank, tuple) else (self.rank,) * self.num_experts
+
+    @property
+    def num_modalities(self) -> int:
+        """Modalities J: the visual one, and depth where it is used."""
+        return 2 if self.use_depth else 1
+
+    @property
+    def num_routers(self) -> int:
+        """Routers: one for each modality, or one for both."""
+        return self.num_modalities if self.router == "dual" else 1
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the experts combine linearly, so that expert coordinates describe the result."""
+        return self.combination == "gated_sum" or self.top_k == 1
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether tokens go to the experts they chose, rather than every expert to every token."""
+        if self.strategy == "auto":
+            return self.num_experts >= DISPATCH_FROM
+        return self.strategy == "dispatch"
+
+    @property
+    def in_coordinates(self) -> bool:
+        """Whether updates stay in expert coordinates until the last product of a layer."""
+        return self.is_linear and not self.dispatches
+
+
+@dataclasses.dataclass(frozen=True)
+class NoAdapterConfig(AdapterSection):
+    """No adapter: the frozen encoder as it is."""
+
+    kind: ClassVar[str] = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class FullConfig(AdapterSection):
+    """Full fine-tuning: every weight of the visual encoder is trained."""
+
+    kind: ClassVar[str] = "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class BitFitConfig(AdapterSection):
+    """BitFit (arXiv 2106.10199): the biases of the visual encoder are trained."""
+
+    kind: ClassVar[str] = "bitfit"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinConfig(AdapterSection):
+    """Rein (arXiv 2312.04265)."""
+
+    kind: ClassVar[str] = "rein"
+
+    # the first token takes part in the softmax alone
+    num_tokens: int = option(100, "Tokens M of each layer; equal to `model.head.num_queries`.", at_least(2))
+    rank: int = option(16, "Rank R of the tokens T = A B.", at_least(1))
+    query_dim: int = option(256, "Width of the linked queries; equal to `model.head.width`.", at_least(1))
+    scale_init: float = option(1e-3, "Initial scale of the refinement.")
+    link_query_features: bool = option(
+        False, "Make the head's query features from the queries by a linear map, in place of learned ones."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthForgeConfig(ReinConfig):
+    """DepthForge (arXiv 2504.12753): Rein on depth tokens too, with a refinement of the feature maps."""
+
+    kind: ClassVar[str] = "depthforge"
+    use_depth: ClassVar[bool] = True
+
+    gate_width: int = option(64, "Channels inside the refinement's channel gate.", at_least(1))
+    maps: int = option(
+        4, "Feature maps that are refined; equal to the number of `model.out_layers`.", at_least(1)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SETConfig(ReinConfig):
+    """SET (arXiv 2407.18568): Rein on the spectrum of the features."""
+
+    kind: ClassVar[str] = "set"
+
+
+@dataclasses.dataclass(frozen=True)
+class FADAConfig(ReinConfig):
+    """FADA (NeurIPS 2024): Rein on the frequencies of the features."""
+
+    kind: ClassVar[str] = "fada"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig(AdapterSection):
+    """LoRA (arXiv 2106.09685) on the query and the value projections."""
+
+    kind: ClassVar[str] = "lora"
+
+    lora_rank: int = option(8, "Rank of the change.", at_least(1))
+    lora_alpha: float = option(8.0, "The change is scaled by `lora_alpha / lora_rank`.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptFormerConfig(AdapterSection):
+    """AdaptFormer (arXiv 2205.13535): a branch beside the feed-forward block."""
+
+    kind: ClassVar[str] = "adaptformer"
+
+    bottleneck: int = option(64, "Width of the branch.", at_least(1))
+    branch_scale: float = option(0.1, "Factor of the branch's output.")
+
+
+@dataclasses.dataclass(frozen=True)
+class VPTConfig(AdapterSection):
+    """Deep visual prompt tuning (arXiv 2203.12119)."""
+
+    kind: ClassVar[str] = "vpt"
+
+    num_prompts: int = option(150, "Prompt tokens of every layer.", at_least(1))
+
+
+ADAPTERS: dict[str, type[AdapterSection]] = {
+    section.kind: section
+    for section in (
+        SpectralMoEConfig, NoAdapterConfig, FullConfig, BitFitConfig, ReinConfig, DepthForgeConfig, SETConfig,
+        FADAConfig, LoRAConfig, AdaptFormerConfig, VPTConfig,
+    )
+}  # fmt: skip
+"""The settings of every built-in adapter; the first kind is the default one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnAdapterConfig:
+    """The section of a user's own adapter, whose keys are checked when its class is loaded.
+
+    Attributes:
+      kind: `module:Class` or `file.py:Class`.
+      settings: the other keys.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+
+    @property
+    def num_experts(self) -> int:
+        """Experts that the section gives; 1 where it does not say."""
+        return self.settings.get("num_experts", 1)

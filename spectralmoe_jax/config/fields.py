@@ -1,0 +1,320 @@
+"""Fields of a section: documentation and allowed values beside the default, and strict reading of a section.
+
+A section is a frozen dataclass whose fields are made by `option` or `required`:
+
+    steps: int = required("Steps of the whole training.", at_least(1))
+    flip: float = option(0.5, "Probability of a horizontal flip.", between(0, 1))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from spectralmoe_jax.errors import UserError, bad_value
+
+T = TypeVar("T")
+
+
+class Allowed(NamedTuple):
+    """Values that a field may have.
+
+    Attributes:
+      words: what they are, as in "must be at least 1".
+      holds: whether a value is one of them.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(least: float) -> Allowed:
+    """Numbers from `least` on."""
+    return Allowed(f"at least {least}", lambda value: value >= least)
+
+
+def above(bound: float) -> Allowed:
+    """Numbers greater than `bound`."""
+    return Allowed(f"above {bound}", lambda value: value > bound)
+
+
+def between(low: float, high: float) -> Allowed:
+    """Numbers from `low` to `high`, both included."""
+    return Allowed(f"between {low} and {high}", lambda value: low <= value <= high)
+
+
+def one_of(*choices: str) -> Allowed:
+    """The given texts."""
+    return Allowed(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def each(allowed: Allowed) -> Allowed:
+    """Tuples whose every element is allowed."""
+    return Allowed(f"{allowed.words} for each element", lambda values: all(map(allowed.holds, values)))
+
+
+def option(default: Any, doc: str, allowed: Allowed | None = None) -> Any:
+    """A field that a configuration may leave out."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "allowed": allowed})
+
+
+def required(doc: str, allowed: Allowed | None = None) -> Any:
+    """A field that every configuration gives."""
+    return dataclasses.field(metadata={"doc": doc, "allowed": allowed})
+
+
+def subsection(cls: type, doc: str) -> Any:
+    """A section with a default for each of its fields, which a configuration may leave out as a whole."""
+    return dataclasses.field(default_factory=cls, metadata={"doc": doc})
+
+
+def section_of_kind(kinds: Mapping[str, type], doc: str, other: type | None = None) -> Any:
+    """A section whose fields depend on its key `kind`.
+
+    Args:
+      kinds: the class of each kind, the default one first.
+      doc: what the section is about.
+      other: made as `other(kind, section)` for a kind that is not among them; None where there is none.
+    """
+    default = next(iter(kinds.values()))
+    return dataclasses.field(default_factory=default, metadata={"doc": doc, "kinds": kinds, "other": other})
+
+
+def derived(default: Any) -> Any:
+    """A field that no configuration gives: the code fills it in."""
+    return dataclasses.field(default=default, metadata={"derived": True})
+
+
+class Section:
+    """Base class of the sections: checks the allowed values of every field.
+
+    Attributes:
+      place: where the section stands in the configuration.
+      tolerant: whether unknown keys are warned of rather than refused.
+    """
+
+    place: ClassVar[str] = "config"
+    tolerant: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(typing.cast(Any, self)):
+            allowed, value = field.metadata.get("allowed"), getattr(self, field.name)
+            if allowed is not None and value is not None:
+                self.require(field.name, allowed.holds(value), f"must be {allowed.words}")
+
+    def require(self, name: str, holds: bool, must: str) -> None:
+        """Raise the error of a bad value of the field `name` unless the condition holds."""
+        if not holds:
+            raise bad_value(f"{self.place}.{name}", getattr(self, name), must)
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+        """What a configuration gives, with what follows from it filled in."""
+        return given
+
+
+def keys_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a section that a configuration may give, by name."""
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    return {field.name: field for field in fields if field.init and not field.metadata.get("derived")}
+
+
+@functools.cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The type of every field."""
+    return typing.get_type_hints(cls)
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def section_class(hint: Any) -> type | None:
+    """The dataclass that a type stands for, by itself or beside None."""
+    for kind in (hint, *typing.get_args(hint)):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return kind
+    return None
+
+
+def build(cls: type[T], given: Mapping[str, Any], place: str) -> T:
+    """Build a dataclass from a section, strictly.
+
+    Annotations decide what is allowed: int, float (takes an int too), bool, str, tuples, `X | None`,
+    `Literal[...]` for a choice, `Any`, and other dataclasses for subsections.
+
+    Args:
+      cls: a dataclass; fields without a default must be in the section.
+      given: the section, whose keys must all be fields of `cls`.
+      place: where the section stands, as in "config.train".
+
+    Raises:
+      UserError: an unknown key, a missing key or a value of another type, with the full key.
+    """
+    if not isinstance(given, Mapping):
+        raise bad_value(place, given, "must be a section")
+    is_section = issubclass(cls, Section)
+    if is_section:
+        given = cls.completed(given, place)  # type: ignore[attr-defined]
+    known, hints = keys_of(cls), hints_of(typing.cast(type, cls))
+    for key in given:
+        if key not in known:
+            problem = unknown_key(place, key, known)
+            if not (is_section and cls.tolerant):  # type: ignore[attr-defined]
+                raise problem
+            _warn(f"{problem}: ignored")
+    values: dict[str, Any] = {}
+    for name, field in known.items():
+        full = f"{place}.{name}"
+        if name not in given:
+            if is_required(field):
+                raise UserError(f"{full} is missing: give {type_name(hints[name])}")
+        elif "kinds" in field.metadata:
+            values[name] = _of_kind(field, given[name], full)
+        else:
+            values[name] = checked(given[name], hints[name], full)
+    return cls(**values)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Log a warning, once a process."""
+    import logging
+
+    logging.getLogger(__name__).warning("%s", message)
+
+
+def _of_kind(field: dataclasses.Field[Any], given: Any, place: str) -> Any:
+    if not isinstance(given, Mapping):
+        raise bad_value(place, given, "must be a section")
+    kinds, other = field.metadata["kinds"], field.metadata["other"]
+    kind = given.get("kind", next(iter(kinds)))
+    if not isinstance(kind, str):
+        raise bad_value(f"{place}.kind", kind, "must be a text")
+    own = {key: value for key, value in given.items() if key != "kind"}
+    if kind in kinds:
+        return build(kinds[kind], own, place)
+    if other is not None:
+        return other(kind, own)
+    raise bad_value(f"{place}.kind", kind, f"must be {one_of(*kinds).words}")
+
+
+def unknown_key(place: str, key: str, allowed: Collection[str]) -> UserError:
+    """The error of a key that a section does not have, naming the nearest ones or all."""
+    near = difflib.get_close_matches(key, list(allowed), n=3, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}" if near else f"allowed: {', '.join(sorted(allowed)) or 'none'}"
+    return UserError(f"{place}.{key} is not a known key; {hint}")
+
+
+def checked(value: Any, hint: Any, key: str) -> Any:
+    """The value where the type allows it; ints become floats where floats are wanted.
+
+    Raises:
+      UserError: any other value, with the full key.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise bad_value(key, value, f"must be {type_name(hint)}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _checked_union(value, arguments, hint, key)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, key)
+    if hint is tuple or origin is tuple:
+        return _checked_tuple(value, arguments, hint, key)
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not is_finite(value):
+        raise bad_value(key, value, "must be finite")
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(value, typing.get_origin(hint) or hint) and (
+        hint is bool or not isinstance(value, bool)
+    )
+    if not fits:
+        raise bad_value(key, value, f"must be {type_name(hint)}")
+    return value
+
+
+def _checked_union(value: Any, kinds: tuple[Any, ...], hint: Any, key: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    some = [kind for kind in kinds if kind is not type(None)]
+    if len(some) == 1:
+        return checked(value, some[0], key)
+    fitting = [kind for kind in some if isinstance(value, typing.get_origin(kind) or kind)]
+    if not fitting:
+        raise bad_value(key, value, f"must be {type_name(hint)}")
+    return checked(value, fitting[0], key)
+
+
+def _checked_tuple(value: Any, arguments: tuple[Any, ...], hint: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise bad_value(key, value, f"must be {type_name(hint)}")
+    if not arguments:
+        return tuple(value)
+    kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+    if len(kinds) != len(value):
+        raise bad_value(key, value, f"must have {len(kinds)} elements, not {len(value)}")
+    return tuple(
+        checked(v, kind, f"{key}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds, strict=True))
+    )
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value, or everything in a tuple, is finite or no number: comparisons let NaN pass."""
+    if isinstance(value, tuple | list):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+_NAMES = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "truth values"),
+    str: ("a text", "texts"),
+    tuple: ("a tuple", "tuples"),
+    dict: ("a section", "sections"),
+    type(None): ("none", "none"),
+    Any: ("any value", "values"),
+}
+
+
+def type_name(hint: Any, plural: bool = False) -> str:
+    """A type in words, as in "a tuple of 2 numbers"."""
+    if hint in _NAMES:
+        return _NAMES[hint][plural]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_name(argument, plural) for argument in arguments)
+    if origin is tuple:
+        head = "tuples" if plural else "a tuple"
+        if arguments[-1] is Ellipsis:
+            return f"{head} of {type_name(arguments[0], plural=True)}"
+        if len(set(arguments)) == 1:
+            return f"{head} of {len(arguments)} {type_name(arguments[0], plural=True)}"
+        return f"{head} of ({', '.join(type_name(argument) for argument in arguments)})"
+    if origin is not None:
+        return type_name(origin, plural)
+    return "a section" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", str(hint))
+
+
+def choose(key: str, value: T, allowed: Iterable[T]) -> T:
+    """The value where it is among the allowed ones, else a UserError that lists them."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise bad_value(key, value, f"must be one of {', '.join(map(str, allowed))}")
+    return value

@@ -1,0 +1,427 @@
+"""Configurations from files, with overrides, and their storage with a run.
+
+A configuration is a Python file whose `get_config()` or `get_config(args)` returns an
+`ml_collections.ConfigDict`. It becomes nested dictionaries of what the user wrote, and these a `RunConfig`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.config.adapters import ADAPTERS
+from spectralmoe_jax.config.fields import (
+    checked,
+    choose,
+    hints_of,
+    is_finite,
+    keys_of,
+    section_class,
+    type_name,
+    unknown_key,
+)
+from spectralmoe_jax.config.model import HEADS
+from spectralmoe_jax.config.schema import RunConfig, assign
+from spectralmoe_jax.errors import UserError, bad_value, require
+from spectralmoe_jax.files import replacing
+
+Given = dict[str, Any]
+"""What a user wrote: nested dictionaries, every list a tuple."""
+
+CHOICES: dict[str, Mapping[str, type]] = {"model.adapter": ADAPTERS, "model.head": HEADS}
+"""Sections whose keys depend on their `kind`; the first kind is the default one."""
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read `FILE[:args]` and apply overrides.
+
+    Args:
+      spec: path of a configuration file, optionally followed by `:args`, which `get_config` gets as a string.
+        A path that does not exist is looked up by name among the shipped configurations.
+      overrides: dotted assignments such as `--config.train.batch_size=4`.
+
+    Raises:
+      UserError: the file is missing or broken, a key is unknown or missing, or a value is not allowed.
+    """
+    return RunConfig.from_given(load_given(spec, overrides))
+
+
+def as_run_config(config: RunConfig | ConfigDict | str) -> RunConfig:
+    """What a public function is given as its configuration: read already, a ConfigDict, or `FILE[:args]`.
+
+    Raises:
+      UserError: as `load_config`.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    return load_config(config) if isinstance(config, str) else RunConfig.from_given(given_of(config))
+
+
+def load_given(spec: str, overrides: Sequence[str] = ()) -> Given:
+    """As `load_config`, without reading the values."""
+    file, _, arguments = spec.partition(":")
+    path = find_file(file, "configs")
+    config = call_in_file(path, "get_config", arguments)
+    is_config = isinstance(config, ConfigDict)
+    require(is_config, str(path), "get_config() has to return an ml_collections.ConfigDict")
+    return apply_overrides(given_of(config), overrides)
+
+
+def given_of(config: ConfigDict) -> Given:
+    """The nested dictionaries of a ConfigDict."""
+    return _frozen(config.to_dict())
+
+
+def _frozen(value: Any) -> Any:
+    """The same nested values with every list a tuple: JSON and literals know lists only."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+# Overrides
+
+
+def apply_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> Given:
+    """A copy of a configuration with assignments `--config.a.b=value` applied in order.
+
+    A value is read by the type of its key: tuples as Python literals or separated by commas, booleans as true
+    or false; `none` unsets a section, a tuple or a number. Only the keys that are assigned are added.
+
+    A section that gets another `kind` loses the keys that the new kind does not have and keeps the others; of
+    a user's own kind, whose keys are not known here, it loses all. This comes before all other assignments,
+    which are checked against the new kind.
+
+    Raises:
+      UserError: names the full key and the nearest keys, or the type it takes; or a number is not finite.
+    """
+    result: Given = dict(given)
+    kinds = _change_kinds(result, overrides)
+    for override in overrides:
+        name, equals, text = override.removeprefix("--").partition("=")
+        require(bool(equals), name, "needs a value, as in --config.train.steps=100")
+        top, *keys = name.split(".")
+        require(top == "config" and bool(keys), name, "an override starts with --config.")
+        assign(result, keys, _read_override(result, keys, text, kinds))
+    for name, value in flatten(result, "config").items():
+        if not is_finite(value):
+            raise bad_value(name, value, "must be finite")
+    return result
+
+
+def apply_settings(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Given:
+    """A copy of a configuration with values by dotted key, read as overrides are.
+
+    Args:
+      settings: such as `{"model.adapter.num_experts": 3}`; a dictionary replaces a whole section, None
+        unsets. Sections come first, then all others at once, so that their order does not matter.
+
+    Raises:
+      UserError: as `apply_overrides`.
+    """
+    result: Given = dict(given)
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            _require_place(result, key)
+            assign(result, key.split("."), _frozen(dict(value)))
+    single = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+    return apply_overrides(result, [f"--config.{key}={_text(value)}" for key, value in single.items()])
+
+
+def _require_place(given: Mapping[str, Any], key: str) -> None:
+    """Raise a UserError unless there is a section to put `key` in."""
+    *places, _ = key.split(".")
+    section: Any = given
+    for place in places:
+        section = section.get(place)
+        if not isinstance(section, Mapping):
+            raise UserError(f"config.{key}: there is no section config.{'.'.join(places)}")
+
+
+def _text(value: Any) -> str:
+    """A value as on the command line."""
+    if isinstance(value, str):
+        return value
+    return repr(value).lower() if value is None or isinstance(value, bool) else repr(value)
+
+
+def _change_kinds(given: Given, overrides: Sequence[str]) -> dict[str, str]:
+    """Drop what sections with a new kind cannot keep.
+
+    Returns:
+      The kind of every section of `CHOICES`.
+    """
+    assigned = dict(override.removeprefix("--").partition("=")[::2] for override in overrides)
+    kinds = {}
+    for place, choice in CHOICES.items():
+        section: Any = given
+        for key in place.split("."):
+            section = section.get(key) if isinstance(section, Mapping) else None
+        own = section if isinstance(section, Mapping) else {}
+        was = str(own.get("kind", next(iter(choice))))
+        kinds[place] = kind = assigned.get(f"config.{place}.kind", was)
+        if kind != was and own:
+            known = keys_of(choice[kind]) if kind in choice else {}
+            kept = {key: value for key, value in own.items() if key == "kind" or key in known}
+            assign(given, place.split("."), kept)
+    return kinds
+
+
+def _read_override(given: Given, keys: Sequence[str], text: str, kinds: Mapping[str, str]) -> Any:
+    """The value that `text` stands for at a key, whose place is checked on the way."""
+    name, section = ".".join(("config", *keys)), given
+    for depth, key in enumerate(keys[:-1]):
+        _require_key(section, keys[: depth + 1], kinds)
+        section = section.get(key, {})
+        if not isinstance(section, Mapping):
+            place = ".".join(("config", *keys[: depth + 1]))
+            raise UserError(f"{place} is {section!r}, not a section: it has no key {keys[-1]!r}")
+    _require_key(section, keys, kinds)
+    hint = _hint(keys, kinds)
+    if hint is not None and section_class(hint) is None:
+        return _parse_as(text, hint, name)
+    if hint is not None or isinstance(section.get(keys[-1]), Mapping):
+        if text.lower() == "none":
+            return None
+        raise UserError(f"{name} is a section; set one of its keys or none, not {text!r}")
+    return _parse(text, type(section[keys[-1]]), name)
+
+
+def _section_at(place: Sequence[str], kinds: Mapping[str, str]) -> type | None:
+    """The class of the section at a place; None where the schema has none there.
+
+    Streams have the sections of a configuration, each of which may stand in one or not.
+    """
+    place = place[2:] if len(place) > 1 and place[0] == "streams" else place
+    cls: type | None = RunConfig
+    for depth, key in enumerate(place, start=1):
+        field = keys_of(cls).get(key) if cls else None
+        if cls is None or field is None:
+            return None
+        if "kinds" in field.metadata:
+            cls = field.metadata["kinds"].get(kinds[".".join(place[:depth])])
+        else:
+            cls = section_class(hints_of(cls)[key]) if key != "streams" else None
+    return cls
+
+
+def _hint(keys: Sequence[str], kinds: Mapping[str, str]) -> Any:
+    """The type of a key; None where the schema does not know it."""
+    *place, key = keys
+    if place and _in_kind(place, kinds) is not None:
+        if key == "kind":
+            return str
+        if _section_at(place, kinds) is None:
+            return Any  # of a user's own kind
+    cls = _section_at(place, kinds)
+    if cls is None or key not in keys_of(cls):
+        return None
+    if cls is RunConfig and key == "streams":
+        return dict | None
+    if "kinds" in keys_of(cls)[key].metadata:
+        return RunConfig  # some section
+    return hints_of(cls)[key]
+
+
+def _in_kind(place: Sequence[str], kinds: Mapping[str, str]) -> str | None:
+    """The kind of the section at a place, where it has one."""
+    place = place[2:] if place[0] == "streams" else place
+    return kinds.get(".".join(place))
+
+
+def _require_key(section: Mapping[str, Any], keys: Sequence[str], kinds: Mapping[str, str]) -> None:
+    """Raise a UserError unless the last of `keys` is in the section or may be."""
+    *place, key = keys
+    cls = _section_at(place, kinds)
+    of_kind = bool(place) and _in_kind(place, kinds) is not None
+    if of_kind and cls is None:
+        return  # a user's own kind
+    known = {*section, *(keys_of(cls) if cls else ()), *(("kind",) if of_kind else ())}
+    if key not in known:
+        raise unknown_key(".".join(("config", *place)), key, known)
+
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _parse(text: str, kind: type, name: str) -> Any:
+    """The value that `text` stands for where a value of type `kind` stood."""
+    if kind is str:
+        return text
+    if text.lower() == "none" and kind is not bool:
+        return None
+    if kind is bool:
+        return _BOOLEANS[choose(name, text.lower(), _BOOLEANS)]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise bad_value(name, text, f"must be {type_name(kind)}") from None
+    value = _frozen(_literal(text))
+    if kind is tuple and not isinstance(value, tuple):
+        return tuple(_literal(part.strip()) for part in text.split(",") if part.strip())
+    return value
+
+
+def _parse_as(text: str, hint: Any, name: str) -> Any:
+    """The value that `text` stands for where a type says what is allowed."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    only = [kind for kind in kinds if kind is not type(None)]
+    if only == [str]:
+        return text
+    if len(only) == 1 and only[0] in (bool, int, float):
+        return checked(_parse(text, only[0], name), hint, name)
+    value = _frozen(_literal(text))
+    if str in only and not isinstance(value, tuple):
+        return text
+    if all(tuple in (kind, typing.get_origin(kind)) for kind in only):
+        value = _listed(text, value, of_texts=typing.get_args(only[0])[:1] == (str,))
+    return checked(value, hint, name)
+
+
+def _listed(text: str, value: Any, of_texts: bool) -> tuple[Any, ...]:
+    """The tuple that `text` means, `value` being its literal: of one element, or of bare names, too."""
+    if isinstance(value, tuple) and not (of_texts and any(not isinstance(each, str) for each in value)):
+        return value
+    parts = [part.strip() for part in text.strip("()[] ").split(",")]
+    return tuple(part if of_texts else _literal(part) for part in parts if part)
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, or the text itself where it is none: names need no quotes."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# Storage
+
+
+def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
+    """Write what is given in a configuration as JSON, whole or not at all."""
+    with replacing(Path(path)) as aside:
+        aside.write_text(json.dumps(ConfigDict(dict(config.given)).to_dict(), indent=2) + "\n")
+
+
+def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read what `save_config` wrote, and apply overrides.
+
+    Raises:
+      UserError: the file is missing or is not such a JSON file; as `apply_overrides`.
+    """
+    return RunConfig.from_given(apply_overrides(read_given(path), overrides))
+
+
+def read_given(path: str | os.PathLike[str]) -> Given:
+    """As `read_config`, without reading the values.
+
+    Raises:
+      UserError: the file is missing or is not such a JSON file.
+    """
+    try:
+        values = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; name a folder that `spectralmoe train` wrote") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a stored configuration: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a stored configuration: it holds no section")
+    return _frozen(values)
+
+
+def flatten(given: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key: `{"train.steps": 100, ...}`; an empty section stands as `{}`."""
+    if not isinstance(given, Mapping) or (prefix and not given):
+        return {prefix: given}
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# Files
+
+
+def shipped_files(package: str) -> dict[str, Path]:
+    """The files that come with the installation in `configs` or `configs.ablations`, by file name."""
+    found = importlib.util.find_spec(package)
+    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
+    return {file.name: file for file in files if not file.name.startswith("_")}
+
+
+def find_file(file: str, package: str, what: str = "configuration") -> Path:
+    """The file at a path, or the shipped one of a bare name.
+
+    Raises:
+      UserError: there is none; names those that are shipped.
+    """
+    if Path(file).is_file():
+        return Path(file)
+    shipped, name, folder = shipped_files(package), Path(file).name, package.replace(".", "/")
+    is_bare = Path(file).parent in (Path("."), Path(folder))
+    if is_bare and (found := shipped.get(name) or shipped.get(f"{name}.py")):
+        return found
+    listed = ", ".join(f"{folder}/{name}" for name in shipped) or "none"
+    raise UserError(f"{what} {file} does not exist; shipped: {listed}")
+
+
+def call_in_file(file: Path, function: str, argument: str = "") -> Any:
+    """Run a Python file and return what one of its functions returns.
+
+    Args:
+      function: name of the function.
+      argument: given to the function unless it is empty.
+
+    Raises:
+      UserError: whatever goes wrong in there, with the line; or there is no such function, or it takes no
+        argument.
+    """
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"configuration {file} is not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        called = getattr(module, function, None)
+        if called is None:
+            raise UserError(f"configuration {file} has no function {function}()")
+        takes_arguments = bool(inspect.signature(called).parameters)
+        if argument and not takes_arguments:
+            raise UserError(f"configuration {file} takes no arguments, but got {argument!r} after the colon")
+        return called(argument) if argument else called()
+    except UserError:
+        raise
+    except Exception as error:
+        line = getattr(error, "lineno", None) or _line_in(file, error)
+        where, said = f"{file}:{line}" if line else str(file), _one_line(error)
+        raise UserError(f"configuration {where}: {type(error).__name__}: {said}") from error
+
+
+def _line_in(file: Path, error: Exception) -> int | None:
+    """The line of `file` in which the error was raised or passed through, if any."""
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(file):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line

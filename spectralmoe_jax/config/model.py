@@ -1,0 +1,263 @@
+"""`config.model` and its sections: encoders and heads by kind; adapters are in `adapters.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from spectralmoe_jax.config.adapters import ADAPTERS, OwnAdapterConfig
+from spectralmoe_jax.config.fields import (
+    Section,
+    above,
+    at_least,
+    derived,
+    each,
+    one_of,
+    option,
+    required,
+    section_of_kind,
+)
+from spectralmoe_jax.config.presets import FAMILIES, KINDS, Family, preset
+
+WAVELENGTH_RANGE = (0.3, 15.0)  # micrometres: ultraviolet to thermal infrared
+UNTIED_NORMS = ("cls_norm", "local_cls_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderArchitecture(Section):
+    """What an encoder is made of, whatever its weights and bands are."""
+
+    kind: str = option("dinov3", "Family of the encoder.", one_of(*KINDS))
+    width: int = option(1024, "Width of the tokens.", at_least(1))
+    layers: int = option(24, "Transformer blocks.", at_least(1))
+    heads: int = option(16, "Attention heads; they divide `width`.", at_least(1))
+    patch_size: int = option(16, "Pixels along a patch's edge.", at_least(1))
+    mlp_ratio: float = option(4.0, "Hidden width of the feed-forward blocks over `width`, rounded down.")
+    mlp_width: int = option(0, "Hidden width of the feed-forward blocks; 0 takes `mlp_ratio`.")
+    ffn: str = option(
+        "mlp",
+        "Feed-forward block; `swiglu` has gate and value side by side in one projection.",
+        one_of("mlp", "swiglu"),
+    )
+    qkv_bias: bool = option(
+        True, "Biases of the attention projections (of queries and values only in dinov3 and eva02)."
+    )
+    storage_tokens: int = option(0, "Register tokens after the class token.")
+    table_size: int = option(
+        32, "Side of the position table's grid; other grids are resampled from it.", at_least(1)
+    )
+    table_antialias: bool = option(
+        False, "Resample position tables with antialiasing, as DINOv2 with registers does."
+    )
+    rope_base: float = option(100.0, "Base of DINOv3's rotary positions.")
+    norm_eps: float = option(1e-5, "Epsilon of every LayerNorm.")
+    layer_scale: float = option(1e-5, "Initial LayerScale, in families that have it.")
+    untied_norms: tuple[str, ...] = option(
+        (), "Further final norms that come with the weights (DINOv3 7B and SAT).", each(one_of(*UNTIED_NORMS))
+    )
+    wavelengths: tuple[float, ...] = option(
+        (),
+        "Wavelength of each band in micrometres, for `dofa`. Empty: those that the files state, or else "
+        "those of the sensor.",
+    )
+    extra_bands: str = option(
+        "modulo",
+        "Patch kernels of bands beyond those of the weights: `modulo` (band c takes channel c mod 3), `mean` "
+        "of the channels, or `zero`.",
+        one_of("modulo", "mean", "zero"),
+    )
+    window: int = option(14, "Side of an attention window in patches (sam).", at_least(1))
+    global_every: int = option(3, "Every which layer attends globally (sam).")
+    neck_width: int = option(
+        256, "Channels of the neck that comes with the weights; features do not use it (sam)."
+    )
+    trainable: bool = option(False, "Train the encoder's weights; by default they are frozen.")
+    name: str = derived("visual")
+
+    @property
+    def place(self) -> str:  # type: ignore[override]
+        """Where the encoder stands in the configuration."""
+        return f"config.model.{self.name}"
+
+    def __post_init__(self) -> None:
+        """Check what values the fields may have together."""
+        super().__post_init__()
+        self.require("heads", self.width % self.heads == 0, f"must divide width = {self.width}")
+        if self.family.rope:
+            must = f"must leave width / heads a multiple of 4 for rotary positions; width = {self.width}"
+            self.require("heads", self.head_dim % 4 == 0, must)
+        low, high = WAVELENGTH_RANGE
+        inside = all(low <= wavelength <= high for wavelength in self.wavelengths)
+        must = f"must be micrometres between {low} and {high} (0.49 for blue, not 490)"
+        self.require("wavelengths", inside or not self.takes_wavelengths, must)
+        if self.kind == "sam":
+            divides = self.global_every >= 2 and self.layers % self.global_every == 0
+            must = f"must be at least 2 and divide the number of layers, {self.layers}"
+            self.require("global_every", divides, must)
+
+    @property
+    def family(self) -> Family:
+        """What sets the encoder's family apart."""
+        return FAMILIES.get(self.kind, Family())
+
+    @property
+    def takes_wavelengths(self) -> bool:
+        """Whether the patch embedding is generated from the bands' wavelengths."""
+        return self.family.wavelengths
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the feed-forward blocks."""
+        return self.mlp_width or int(self.width * self.mlp_ratio)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Class and storage tokens, which stand before the patch tokens."""
+        return 0 if self.kind == "sam" else 1 + self.storage_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualConfig(EncoderArchitecture):
+    """`config.model.visual`: the encoder of all bands."""
+
+    preset: str | None = option(
+        None, "Published encoder whose sizes are taken; a key that is given wins over the preset."
+    )
+    weights: str | None = option(
+        None, "Pretrained weights: a file, a Hugging Face folder or hf://owner/name; none for random ones."
+    )
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+        """The section with the preset's sizes filled in."""
+        named = given.get("preset")
+        return given if named is None else {**preset(named, f"{place}.preset"), **given}
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthConfig(VisualConfig):
+    """`config.model.depth`: the encoder of the depth modality, on three of the bands."""
+
+    bands: tuple[str, ...] | None = option(
+        None, "The three bands that the encoder sees; none for red, green and blue."
+    )
+    name: str = derived("depth")
+
+
+class HeadSection(Section):
+    """A section `config.model.head`.
+
+    Attributes:
+      kind: what the section's key `kind` names it.
+    """
+
+    place: ClassVar[str] = "config.model.head"
+    kind: ClassVar[str]
+
+
+LEVELS = 3  # feature levels that the deformable encoder and the mask decoder attend to
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask2FormerConfig(HeadSection):
+    """The Mask2Former head; the defaults are the published ones (arXiv 2112.01527)."""
+
+    kind: ClassVar[str] = "mask2former"
+
+    num_queries: int = option(100, "Queries Q; equal to the adapter's `num_tokens`.", at_least(1))
+    width: int = option(
+        256, "Width of every feature and query inside the head, a multiple of 4.", at_least(1)
+    )
+    num_heads: int = option(8, "Heads of every attention; they divide `width`.", at_least(1))
+    encoder_layers: int = option(6, "Layers of the deformable encoder.", at_least(1))
+    decoder_layers: int = option(9, "Layers of the mask decoder.", at_least(1))
+    encoder_ffn: int = option(1024, "Hidden width of the encoder's feed-forward blocks.", at_least(1))
+    decoder_ffn: int = option(2048, "Hidden width of the decoder's feed-forward blocks.", at_least(1))
+    points: int = option(4, "Sampling points of a head and level of the deformable attention.", at_least(1))
+    group_norm_groups: int = option(
+        32, "Groups of every group normalisation; they divide `width`.", at_least(1)
+    )
+    scales: tuple[float, ...] = option(
+        (4.0, 2.0, 1.0, 0.5),
+        "How much each of the four feature maps is resized, finest first.",
+        each(above(0)),
+    )
+
+    def __post_init__(self) -> None:
+        """Check what values the fields may have together."""
+        super().__post_init__()
+        self.require("width", self.width % 4 == 0, "must be a multiple of 4, for sine and cosine of x and y")
+        for key in ("num_heads", "group_norm_groups"):
+            must = f"must divide {self.place}.width = {self.width}"
+            self.require(key, self.width % getattr(self, key) == 0, must)
+        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
+        must = f"must be {LEVELS + 1} positive numbers, finest level first"
+        self.require("scales", len(self.scales) == LEVELS + 1, must)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearHeadConfig(HeadSection):
+    """A linear classifier of every patch: there is nothing to choose."""
+
+    kind: ClassVar[str] = "linear"
+
+
+HEADS: dict[str, type[HeadSection]] = {
+    section.kind: section for section in (Mask2FormerConfig, LinearHeadConfig)
+}
+"""The settings of every head; the first kind is the default one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """`config.model`: encoders, adapter and head."""
+
+    place: ClassVar[str] = "config.model"
+
+    weights: str | tuple[str, ...] | None = option(
+        None,
+        "Weights of a segmenter or of parts of one; several files separated by commas, as a backbone and the "
+        "checkpoint trained on it.",
+    )
+    dtype: str = option(
+        "bfloat16",
+        "Type of the computation. Parameters are float32, or float64 with `float64`.",
+        one_of("bfloat16", "float32", "float64"),
+    )
+    remat: str = option(
+        "none",
+        "What the backward pass computes again to save memory: nothing, visual block and adapter (`layer`), "
+        "or the depth block too (`full`).",
+        one_of("none", "layer", "full"),
+    )
+    pixel_mean: tuple[float, ...] = required("Mean of each band, in raw pixel units.")
+    pixel_std: tuple[float, ...] = required("Standard deviation of each band, in raw pixel units.")
+    out_layers: tuple[int, ...] = required(
+        "Layers whose features go to the head, finest map first, numbered from 0; four for Mask2Former."
+    )
+    visual: VisualConfig = required("The visual encoder.")
+    depth: DepthConfig | None = option(None, "The depth encoder; none without the depth modality.")
+    adapter: Any = section_of_kind(
+        ADAPTERS, "The adapter; `kind` is one of these, or your own as module:Class or file.py:Class.",
+        OwnAdapterConfig,
+    )  # fmt: skip
+    head: Any = section_of_kind(HEADS, "The segmentation head.")
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Every file or repository that weights are read from, in the order of reading."""
+        given = (self.weights, self.visual.weights, self.depth.weights if self.depth else None)
+        return tuple(spec for some in given if some for spec in split_files(some))
+
+
+def split_files(weights: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The files that a key `weights` names, separated by commas or given as a tuple."""
+    if not weights:
+        return ()
+    return tuple(spec.strip() for spec in (weights.split(",") if isinstance(weights, str) else weights))

@@ -1,0 +1,508 @@
+"""Every section of a configuration: each key with its type, default, meaning and allowed values.
+
+A default stands here and nowhere else. `model.py` has the sections below `config.model`;
+`docs/configuration.md` is written from both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from spectralmoe_jax.config.fields import (
+    Section,
+    above,
+    at_least,
+    between,
+    build,
+    one_of,
+    option,
+    required,
+    subsection,
+)
+from spectralmoe_jax.config.model import ModelConfig
+from spectralmoe_jax.errors import UserError, bad_value
+
+MAIN = "main"
+"""The stream of a run's own `data` section."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassesConfig(Section):
+    """`config.classes`: what the segmentation distinguishes."""
+
+    place: ClassVar[str] = "config.classes"
+    tolerant: ClassVar[bool] = True
+
+    names: tuple[str, ...] = required("Names of the classes, in the order of their numbers.")
+    palette: tuple[tuple[int, int, int], ...] | None = option(
+        None, "Red, green and blue (0 to 255) of each class, for maps and for colour-coded labels."
+    )
+
+    def __post_init__(self) -> None:
+        """Check that every class has a colour, where there are colours."""
+        super().__post_init__()
+        if self.palette is not None and len(self.palette) != len(self.names):
+            raise UserError(
+                f"{self.place}.palette has {len(self.palette)} colours for {len(self.names)} "
+                f"{self.place}.names: give each class one"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """`config.data`: where images and labels are, and which of them train, choose and test."""
+
+    place: ClassVar[str] = "config.data"
+    tolerant: ClassVar[bool] = True
+
+    kind: str = required(
+        "What the data is: `image_folder` and `geotiff` read files as they lie, `prepared` what `spectralmoe "
+        "prepare` wrote, `synthetic` generates scenes.",
+        one_of("image_folder", "geotiff", "prepared", "synthetic"),
+    )
+    root: str | None = option(None, "Folder of the data; every kind but `synthetic` needs it.")
+    source: tuple[str, ...] = required("Domains (folders, places, splits) to train on.")
+    target: tuple[str, ...] = required("Domains to test on, never seen in training.")
+    crop: int = required(
+        "Side of a training tile in pixels, a multiple of `model.visual.patch_size`.", at_least(1)
+    )
+    holdout: float = option(
+        0.0, "Share of each source domain that is held out to choose the best checkpoint by."
+    )
+    holdout_domains: tuple[str, ...] | None = option(None, "Whole domains to hold out instead of a share.")
+    holdout_seed: int = option(0, "Seed of the choice of held-out images.")
+    image_glob: str | None = option(
+        None, "Pattern of the images below `root` (image_folder, geotiff); `{domain}` stands for the domain."
+    )
+    mask_template: str | None = option(
+        None,
+        "Where an image's labels lie below `root` (image_folder, geotiff), as in "
+        "`{domain}/masks/{stem}.png`.",
+    )
+    file_bands: tuple[str, ...] | None = option(
+        None, "Names of the files' channels in their order, where the files do not say them."
+    )
+    sensors: tuple[str, ...] | None = option(
+        None,
+        "Sensors of single domains as DOMAIN=SENSOR (geotiff), or as a section; the others are of `sensor`.",
+    )
+    label_values: tuple | None = option(
+        None, "Stored value, or values, of each class (geotiff); none for labels coded by colour."
+    )
+    ignore_values: tuple = option((), "Stored label values that are not labelled (geotiff).")
+    ignore_colours: tuple = option((), "Colours in the labels that are not labelled.")
+    label_attribute: str | None = option(
+        None, "Attribute that says the class, where the labels are polygons."
+    )
+    label_layer: str = option("", "Layer of the polygons; empty for the file's only one.")
+    tile: int | None = option(None, "Side of the windows that large images are cut into (geotiff).")
+    benchmark: str | None = option(None, "Name of the published data set (prepared).")
+    weights: tuple[float, ...] | None = option(
+        None, "Share of each source domain in the batches; none for shares by size."
+    )
+    class_temperature: float | None = option(
+        None,
+        "Draws tiles by class: the lower, the more often rare classes are drawn; none for off.",
+        above(0),
+    )
+    min_labelled: float = option(
+        0.0, "Least share of labelled pixels in an image to train on.", between(0, 1)
+    )
+    corrupt: str = option("stop", "What a file that cannot be read leads to.", one_of("stop", "skip"))
+    workers: int = option(0, "Processes that prepare batches; 0 prepares them in the main one.", at_least(0))
+    threads: int = option(2, "Threads that prepare batches, in each process.", at_least(1))
+    cache_bytes: int = option(512 << 20, "Memory for decoded images and labels, in each process.")
+    scenes_source: int = option(24, "Generated scenes of each source domain (synthetic).")
+    scenes_target: int = option(8, "Generated scenes of each target domain (synthetic).")
+    scene_size: int = option(256, "Side of a generated scene in pixels (synthetic).")
+    scene_seed: int = option(0, "Seed of the generated scenes (synthetic).")
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+        """The section with `sensors` as a tuple, where it is a section."""
+        sensors = given.get("sensors")
+        if not isinstance(sensors, Mapping):
+            return given
+        return {**given, "sensors": tuple(f"{domain}={sensor}" for domain, sensor in sensors.items())}
+
+    def needs(self, name: str) -> Any:
+        """A value that data of this kind cannot do without.
+
+        Raises:
+          UserError: it is not given.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise UserError(f"{self.place}.{name} is missing: {self.place}.kind = {self.kind!r} needs it")
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig(Section):
+    """`config.augment`: random changes of training tiles; the defaults are the paper's for RGB."""
+
+    place: ClassVar[str] = "config.augment"
+
+    scale: tuple[float, float] = option((0.5, 2.0), "Smallest and largest factor of the random resizing.")
+    scale_step: float = option(0.1, "Step between the factors.", above(0))
+    max_edge: int = option(1024, "Largest side of a resized image in pixels.", at_least(1))
+    max_class_share: float = option(
+        0.75, "Largest share of one class in a crop; another crop is tried where it is exceeded."
+    )
+    flip: float = option(0.5, "Probability of a horizontal flip.", between(0, 1))
+    vertical_flip: float = option(0.0, "Probability of a vertical flip.", between(0, 1))
+    turns: bool = option(False, "Turn tiles by random multiples of 90 degrees.")
+    photometric: bool = option(
+        False, "Photometric distortion of the red, green and blue bands; made for 8-bit images."
+    )
+    gain: float = option(0.0, "Largest relative change of each band's gain, below 1.")
+    offset: float = option(0.0, "Largest offset of each band, in standard deviations.", at_least(0))
+    drop_bands: float = option(0.0, "Probability of dropping each band.", between(0, 1))
+    tilt: float = option(0.0, "Largest relative change of gain from the first band to the last, below 1.")
+
+    def __post_init__(self) -> None:
+        """Check what no two bounds say."""
+        super().__post_init__()
+        self.require("scale", 0 < self.scale[0] <= self.scale[1], "must be (low, high) with 0 < low <= high")
+        self.require("max_class_share", 0 < self.max_class_share <= 1, "must be above 0 and at most 1")
+        for name in ("gain", "tilt"):
+            self.require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Section):
+    """`config.loss`: the segmentation loss; the defaults are Mask2Former's (arXiv 2112.01527)."""
+
+    place: ClassVar[str] = "config.loss"
+
+    class_weight: float = option(
+        2.0, "Weight of the class term, in the loss and in the matching.", at_least(0)
+    )
+    mask_weight: float = option(5.0, "Weight of the mask term, in the loss and in the matching.", at_least(0))
+    dice_weight: float = option(5.0, "Weight of the dice term, in the loss and in the matching.", at_least(0))
+    no_object_weight: float = option(
+        0.1, "Weight of queries without a target in the class term.", at_least(0)
+    )
+    num_points: int = option(
+        12544, "Points P of a mask in the loss, and of an image in the matching.", at_least(1)
+    )
+    oversample_ratio: float = option(3.0, "Candidates drawn for every point of the loss.", at_least(1))
+    importance_sample_ratio: float = option(
+        0.75,
+        "Share of the points taken where the prediction is least certain; the rest is uniform.",
+        between(0, 1),
+    )
+
+    @property
+    def candidates(self) -> int:
+        """Points drawn for a mask before the least certain are kept."""
+        return int(self.num_points * self.oversample_ratio)
+
+    @property
+    def uncertain_points(self) -> int:
+        """Points of a mask that are taken for their uncertainty."""
+        return int(self.num_points * self.importance_sample_ratio)
+
+
+Rule = tuple[str, float, float]
+"""Regular expression over parameter names, factor on the weight decay, factor on the learning rate."""
+
+DEFAULT_RULES: tuple[Rule, ...] = (
+    (r"norm|/gn/", 0.0, 1.0),
+    (r"query_feat$|query_embed$|level_embed$|level_encoding$", 0.0, 1.0),
+    (r"adapter/(experts_[ab]|w_gate|w_noise|scale)$", 0.0, 1.0),
+    # of an encoder that trains because it has no pretrained weights, which is not a published setting
+    (r"visual/.*(token|tokens|position_table|rel_[hw]|scale\d)$", 0.0, 1.0),
+    (r"(^|/|_)(kernel|bias)$", 1.0, 1.0),
+    # tokens, prompts and scales of other adapters, which may say otherwise in `optimizer_rules`
+    (r"^backbone/adapter/", 0.0, 1.0),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """`config.train`: AdamW, its schedule, and how often things happen, in steps."""
+
+    place: ClassVar[str] = "config.train"
+
+    steps: int = required("Steps of the whole training; the learning rate is 0 after them.", at_least(1))
+    batch_size: int = option(8, "Images of a step, on all hosts together.", at_least(1))
+    learning_rate: float = option(1e-4, "Learning rate after the warm-up.", above(0))
+    warmup_steps: int = option(
+        0, "Steps over which the learning rate rises linearly from 0; they count as part of `steps`."
+    )
+    power: float = option(0.9, "Power of the polynomial decay that follows the warm-up.")
+    weight_decay: float = option(0.05, "Decoupled weight decay.", at_least(0))
+    betas: tuple[float, float] = option((0.9, 0.999), "Decay rates of AdamW's two moments.")
+    eps: float = option(1e-8, "AdamW's epsilon.", above(0))
+    clip_norm: float | None = option(
+        None, "Bound on the global gradient norm, before AdamW; none for no bound.", above(0)
+    )
+    rules: tuple[Rule, ...] = option(
+        DEFAULT_RULES,
+        "Parameter groups: (regular expression, factor on the weight decay, factor on the learning rate); "
+        "the first that is found in a parameter's name counts, and every parameter needs one.",
+    )
+    log_every: int = option(50, "Steps between two records of the metrics.", at_least(1))
+    evaluate_every: int = option(1000, "Steps between two evaluations on the held-out images.", at_least(1))
+    checkpoint_every: int = option(500, "Steps between two checkpoints.", at_least(1))
+
+    def __post_init__(self) -> None:
+        """Check what no two bounds say."""
+        super().__post_init__()
+        self.require("betas", all(0 <= beta < 1 for beta in self.betas), "must lie in [0, 1)")
+        in_range = 0 <= self.warmup_steps < self.steps
+        must = f"must be between 0 and {self.steps - 1}, below {self.place}.steps"
+        self.require("warmup_steps", in_range, must)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(Section):
+    """`config.evaluate`: sliding windows over images of any size."""
+
+    place: ClassVar[str] = "config.evaluate"
+
+    window: int = required(
+        "Side of a window in pixels, a multiple of `model.visual.patch_size`.", at_least(1)
+    )
+    overlap: int = required("Overlap of a window with the next in pixels, below `window`.")
+    batch_size: int = option(8, "Windows that go through the model at a time.", at_least(1))
+
+    def __post_init__(self) -> None:
+        """Check that windows advance."""
+        super().__post_init__()
+        must = f"must be at least 0 and below window = {self.window}"
+        self.require("overlap", 0 <= self.overlap < self.window, must)
+
+
+MESH_AXES = ("data", "fsdp", "expert")
+MeshRule = tuple[str, str | tuple[str, ...] | None]
+"""Logical axis, and the axes of the mesh that it is spread over."""
+
+# Logical axes of parameters are in `parallel`; `batch` is that of images and tokens.
+RULES: tuple[MeshRule, ...] = (
+    ("batch", ("data", "fsdp")),
+    ("expert", "expert"),  # experts, their gates, the optimizer's state for both, and what they compute
+    ("embed", "fsdp"),  # width of the encoders' weights, gathered layer by layer
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig(Section):
+    """`config.parallel`: the device mesh; at most one axis is -1, for all devices that are left."""
+
+    place: ClassVar[str] = "config.parallel"
+
+    data: int = option(-1, "Devices along the data axis, over which images are spread.")
+    fsdp: int = option(1, "Devices over which images and the encoders' weights are spread.")
+    expert: int = option(1, "Devices over which experts are spread; they divide the number of experts.")
+    rules: tuple[tuple, ...] | None = option(
+        None,
+        "Sharding rules: (logical axis, mesh axis, several, or none); a logical axis without a rule is not "
+        "spread. None for the default ones.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check sizes and rules."""
+        super().__post_init__()
+        for axis in MESH_AXES:
+            size = getattr(self, axis)
+            self.require(axis, size == -1 or size > 0, "must be at least 1, or -1 for all devices left")
+        open_axes = [axis for axis in MESH_AXES if getattr(self, axis) == -1]
+        if len(open_axes) > 1:
+            raise UserError(f"{self.place}: {' and '.join(open_axes)} are -1; at most one may be")
+        for rule in self.rules or ():
+            if len(rule) != 2:
+                raise bad_value(f"{self.place}.rules", rule, "must be a pair (logical axis, mesh axis)")
+            for axis in axes_of(rule[1]):
+                if axis not in MESH_AXES:
+                    key = f"{self.place}.rules, {rule[0]}"
+                    raise bad_value(key, axis, f"must be {one_of(*MESH_AXES).words}")
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """Devices along data, fsdp and expert.
+
+        Args:
+          devices: how many there are.
+
+        Raises:
+          UserError: the mesh does not use them all.
+        """
+        sizes = [getattr(self, axis) for axis in MESH_AXES]
+        known = 1
+        for size in sizes:
+            known *= max(size, 1)
+        if -1 in sizes and devices % known == 0:
+            sizes[sizes.index(-1)] = devices // known
+            known = devices
+        if known != devices:
+            given = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+            raise UserError(
+                f"{self.place}: {given} does not divide {devices} devices: the product of the three has "
+                f"to be {devices}; one of them may be -1"
+            )
+        return sizes[0], sizes[1], sizes[2]
+
+    def fitted(self, devices: int) -> ParallelConfig:
+        """The same where it fits so many devices, else all devices along data: to use a trained model."""
+        try:
+            self.shape(devices)
+        except UserError:
+            return dataclasses.replace(self, data=-1, fsdp=1, expert=1)
+        return self
+
+
+def axes_of(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of a rule's right side."""
+    return (rule,) if isinstance(rule, str) else tuple(rule or ())
+
+
+@dataclasses.dataclass(frozen=True)
+class StatedWavelengths(Section):
+    """`config.stated_wavelengths`: what the files of a run state, written by the training itself.
+
+    The section says for which bands on which sensor it holds, so that a run whose bands or sensor are
+    overridden later does not keep it by mistake.
+    """
+
+    place: ClassVar[str] = "config.stated_wavelengths"
+
+    bands: tuple[str, ...] = required("The bands for which the files stated wavelengths.")
+    micrometres: tuple[float, ...] = required("Their wavelengths in micrometres.")
+    sensor: str | None = option(None, "The sensor for which they hold.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """A whole configuration, read once, every default filled in.
+
+    Attributes:
+      given: what the user wrote, as nested dictionaries: what is stored with a run and compared on resuming.
+    """
+
+    tolerant: ClassVar[bool] = True
+
+    name: str = option("run", "Name of the run, in titles and file names.")
+    seed: int = option(
+        0, "Seed of initial weights, order of the data and augmentation.", between(0, 2**32 - 1)
+    )
+    bands: tuple[str, ...] = required(
+        "Names of the images' bands, in the order in which the model gets them."
+    )
+    sensor: str | None = option(
+        None, "Sensor of the images, by whose names bands are found in files and whose wavelengths hold."
+    )
+    classes: ClassesConfig = required("The classes.")
+    data: DataConfig = required("Images and labels.")
+    augment: AugmentConfig = subsection(AugmentConfig, "Random changes of training tiles.")
+    model: ModelConfig = required("Encoders, adapter and head.")
+    loss: LossConfig = subsection(LossConfig, "The segmentation loss.")
+    train: TrainConfig = required("Optimizer, schedule and intervals.")
+    evaluate: EvaluateConfig = required("Sliding windows.")
+    parallel: ParallelConfig = subsection(ParallelConfig, "The device mesh.")
+    streams: Mapping[str, RunConfig] = dataclasses.field(
+        default_factory=dict,
+        metadata={"doc": "Further sensors that the run trains on: by name, the keys in which each differs."},
+    )
+    weight: float = option(
+        1.0, "Share of the batches that the run's own stream has beside those of `streams`.", above(0)
+    )
+    stated_wavelengths: StatedWavelengths | None = option(
+        None, "Wavelengths that the files state, written by the training itself."
+    )
+    given: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False, metadata={"derived": True}
+    )
+
+    @classmethod
+    def from_given(cls, given: Mapping[str, Any]) -> RunConfig:
+        """Read a configuration's nested dictionaries.
+
+        Raises:
+          UserError: a key that is not known or missing, or a value that is not allowed, with the full key.
+        """
+        own = {key: value for key, value in given.items() if key != "streams"}
+        config = build(cls, own, "config")
+        streams = given.get("streams") or {}
+        if not isinstance(streams, Mapping):
+            raise bad_value("config.streams", streams, "must be a section")
+        read = {name: _read_stream(own, name, section) for name, section in streams.items()}
+        return dataclasses.replace(config, streams=read, given=given)
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+        """The configuration without what is given as none and has a default."""
+        return {k: v for k, v in given.items() if not (k in ("parallel", "stated_wavelengths") and not v)}
+
+    def __post_init__(self) -> None:
+        """Check what concerns no single section."""
+        super().__post_init__()
+        self.require("bands", len(self.bands) > 0, "must have at least one band")
+
+    def replaced(self, values: Mapping[str, Any]) -> RunConfig:
+        """A copy with other values.
+
+        Args:
+          values: by dotted key, as in `{"train.steps": 10, "model.depth": None}`; a dictionary replaces a
+            whole section.
+
+        Raises:
+          UserError: as `from_given`.
+        """
+        given: dict[str, Any] = dict(self.given)
+        for key, value in values.items():
+            assign(given, key.split("."), value)
+        return RunConfig.from_given(given)
+
+    @property
+    def main(self) -> RunConfig:
+        """The run's own stream by itself."""
+        given = {key: value for key, value in self.given.items() if key != "streams"}
+        return dataclasses.replace(self, streams={}, given=given)
+
+
+def assign(given: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a value below nested dictionaries, copying those on the way and making those that are missing."""
+    *places, last = keys
+    for place in places:
+        inner = given.get(place)
+        given[place] = dict(inner) if isinstance(inner, Mapping) else {}
+        given = given[place]
+    given[last] = value
+
+
+def _read_stream(base: Mapping[str, Any], name: str, section: Any) -> RunConfig:
+    place = f"config.streams.{name}"
+    if name == MAIN:
+        raise UserError(f"{place} is the run's own stream: give another name")
+    given = overlaid(base, section, place)
+    try:
+        return dataclasses.replace(
+            build(RunConfig, {**given, "weight": section.get("weight", 1.0)}, "config"), given=given
+        )
+    except UserError as problem:
+        raise UserError(f"{place}: {problem}") from None
+
+
+def overlaid(base: Mapping[str, Any], section: Any, place: str) -> dict[str, Any]:
+    """A copy of `base` with the values of `section` in place of its own; a stream's `weight` is left out.
+
+    Args:
+      place: where the section stands, as in "config.streams.landsat".
+
+    Raises:
+      UserError: the section is none.
+    """
+    if not isinstance(section, Mapping):
+        raise bad_value(place, section, "must be a section of keys that differ from the configuration")
+    result = dict(base)
+    for key, value in section.items():
+        if key == "weight" and place.count(".") == 2:
+            continue
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = overlaid(result[key], value, f"{place}.{key}")
+        else:
+            result[key] = value
+    return result
