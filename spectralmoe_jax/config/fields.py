@@ -170,7 +170,7 @@ def build(cls: type[T], given: Mapping[str, Any], place: str) -> T:
             problem = unknown_key(place, key, known)
             if not (is_section and cls.tolerant):  # type: ignore[attr-defined]
                 raise problem
-            _warn(f"{problem}: ignored")
+            _warn(f"ignored: {problem}")
     values: dict[str, Any] = {}
     for name, field in known.items():
         full = f"{place}.{name}"

@@ -7,6 +7,7 @@ A configuration is a Python file whose `get_config()` or `get_config(args)` retu
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import inspect
 import json
@@ -363,10 +364,9 @@ def _one_line(error: Exception) -> str:
 
 def shipped_files(package: str) -> dict[str, Path]:
     """The files that come with the installation in `configs` or `configs.ablations`, by file name."""
-    found = importlib.util.find_spec(package)
-    folders = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
-    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
-    return {file.name: file for file in files if not file.name.startswith("_")}
+    folders = importlib.import_module(f"spectralmoe_jax.{package}").__path__
+    files = (file for folder in folders for file in sorted(Path(folder).glob("*.py")))
+    return {file.name: file for file in files if file.name not in ("__init__.py", "common.py")}
 
 
 def find_file(file: str, package: str, what: str = "configuration") -> Path:
