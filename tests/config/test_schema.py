@@ -45,7 +45,7 @@ def test_dataclass_from_a_section():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rat": 1}, "config.train.rat is not a known key; nearest: rate"),
+        ({"rat": 1}, "config.train.rat is not a known key; nearest: rate, ranks"),
         ({"rate": "fast"}, "config.train.rate = 'fast': must be a number"),
         ({"rate": True}, "config.train.rate = True: must be a number"),
         ({"inner": {"width": 3.5}}, "config.train.inner.width = 3.5: must be a whole number"),
@@ -189,7 +189,7 @@ def test_streams_are_whole_configurations():
 def test_unknown_keys_where_a_file_may_keep_its_own_are_warned_of(caplog):
     config = load_config("configs/dubai.py").replaced({"data.holdot": 0.2, "note": "mine"})
     assert config.data == load_config("configs/dubai.py").data
-    assert "config.data.holdot is not a known key; nearest: holdout: ignored" in caplog.text
+    assert "ignored: config.data.holdot is not a known key; nearest: holdout" in caplog.text
     assert "config.note" in caplog.text
 
 
