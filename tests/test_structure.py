@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # from the bottom up
 ROOMS = (
     "errors", "files", "configs", "config", "optional_keys", "host_memory", "names", "config_files",
-    "configuration", "sensors", "sampling", "layers", "parallel", "mask2former", "adapters", "linear_head", "losses", "models",
+    "configuration", "sensors", "sampling", "layers", "parallel", "mask2former", "adapters", "linear_head",
+    "losses", "models",
     "checkpoints", "data_pipelines", "prediction", "evaluation", "training", "verification", "compilation",
     "ablation", "reporting", "demonstration", "cli",
 )  # fmt: skip
