@@ -145,13 +145,10 @@ keys in which the stream differs from the rest of the configuration (bands, sens
 `model.pixel_mean`, ...), and its `weight`, the share of its batches. Classes and architecture are the run's.
 
 ```python
-config.streams = ConfigDict({
-    "landsat": {
-        "weight": 0.5, "bands": ("blue", "green", "red", "nir"), "sensor": "landsat8",
-        "data": {"root": "data/landsat"},
-        "model": {"pixel_mean": (0.1, 0.1, 0.1, 0.3), "pixel_std": (0.1, 0.1, 0.1, 0.2)},
-    },
-})
+landsat = ConfigDict({"weight": 0.5, "sensor": "landsat8", "bands": ("blue", "green", "red", "nir")})
+landsat.data = ConfigDict({"root": "data/landsat"})
+landsat.model = ConfigDict({"pixel_mean": (0.1, 0.1, 0.1, 0.3), "pixel_std": (0.1, 0.1, 0.1, 0.2)})
+config.streams = ConfigDict({"landsat": landsat})
 ```
 """
 
