@@ -25,21 +25,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spectralmoe_jax.checkpoints import format_rules as rows
-from spectralmoe_jax.checkpoints.encoder_file import stored_leaves
-from spectralmoe_jax.checkpoints.rules import Shape, written_shapes
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.checkpoints.write import write_safetensors
 from spectralmoe_jax.configuration import load_config, save_config
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
-from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.models.presets import preset
-from spectralmoe_jax.models.state import split
-from spectralmoe_jax.names import named_leaves
+from spectralmoe_jax.parameters import named_leaves, split
+from spectralmoe_jax.weights import format_tables as rows
+from spectralmoe_jax.weights.encoder_file import stored_leaves
+from spectralmoe_jax.weights.name_rules import Shape, written_shapes
+from spectralmoe_jax.weights.writing import write_safetensors
 
 CONFIG = "configs/fbp_cross_sensor.py"
 MEGABYTE = 1e6
-BASE = "import spectralmoe_jax.checkpoints.convert"
+BASE = "import spectralmoe_jax.conversion.convert"
 # A process starts with its parent's largest resident set as its own; a small one in between keeps it small.
 LAUNCH = """
 import json, os, subprocess, sys, time

@@ -33,7 +33,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from data_pipelines.splits import Splits, open_splits
 from spectralmoe_jax.configuration import apply_overrides, load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
+from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 
 Classify = Callable[[np.ndarray], np.ndarray]  # raw image (H, W, C) -> class ids (H, W)
 Scores = dict[str, ConfusionMatrix]  # by domain
@@ -92,9 +92,9 @@ def trained(workdir: Path, config: ConfigDict) -> Classify:
     Raises UserError for a run that was not trained on this benchmark's source, bands or classes.
     """
     from spectralmoe_jax.checkpoints.store import read_run_config
-    from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
     from spectralmoe_jax.configuration import from_config
-    from spectralmoe_jax.prediction.windows import WindowSettings, predict_image
+    from spectralmoe_jax.inference.model import load_trained, make_predict
+    from spectralmoe_jax.inference.sliding_window import WindowSettings, predict_image
 
     run = read_run_config(workdir)
     for key in ("bands", "classes", "data.source", "data.holdout"):
@@ -112,7 +112,7 @@ def train_seeds(config: ConfigDict, folder: Path, seeds: int) -> list[Path]:
 
     Raises UserError for a run of another configuration, and what training raises.
     """
-    from spectralmoe_jax.training import run
+    from spectralmoe_jax.training import train as run
 
     workdirs = [folder / f"dubai_{seed}" for seed in range(seeds)]
     for seed, workdir in enumerate(workdirs):

@@ -18,7 +18,7 @@ from flax import nnx
 
 from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
-from spectralmoe_jax.models.state import join, split
+from spectralmoe_jax.parameters import join, split
 
 STRATEGIES = ("coordinates", "dispatch")
 

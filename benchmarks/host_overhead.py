@@ -26,8 +26,7 @@ from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.training.loop import Experiment, TrainSettings, fit
 from spectralmoe_jax.training.optimizer import make_optimizer
-from spectralmoe_jax.training.state import init_state
-from spectralmoe_jax.training.step import Metrics, make_train_step
+from spectralmoe_jax.training.step import Metrics, init_state, make_train_step
 
 BATCH, SIDE, BANDS = 8, 512, 4
 WARM = 10  # the first steps compile and start threads

@@ -41,9 +41,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.loader import train_batches
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.labels import RasterLabels, ValueCode
-from data_pipelines.sources.tiles import TileIndex
+from data_pipelines.readers.image_files import GeoTiffTiles
+from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.host_memory import keep_freed_memory
 

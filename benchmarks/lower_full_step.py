@@ -14,14 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from spectralmoe_jax.configuration import from_config, load_config
-from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
-from spectralmoe_jax.models.state import split
+from spectralmoe_jax.parameters import split
 from spectralmoe_jax.training.loop import TrainSettings
-from spectralmoe_jax.training.objective import make_loss
 from spectralmoe_jax.training.optimizer import make_optimizer
-from spectralmoe_jax.training.state import init_state
-from spectralmoe_jax.training.step import make_train_step
+from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
 
 _CONFIG = Path(__file__).resolve().parent.parent / "configs" / "fbp_cross_sensor.py"
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from data_pipelines.benchmarks import get_benchmark
+from data_pipelines.datasets import get_benchmark
 from spectralmoe_jax.errors import UserError
 
 

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.sources.skipping import check_corrupt
+from data_pipelines.readers.skipping import check_corrupt
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.host_memory import keep_freed_memory
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.records import IGNORE
 from data_pipelines.sensors import SENSORS, visible
-from data_pipelines.sources.records import IGNORE
 
 INK, QUIET = "#1b1f24", "#5b6470"
 _DPI = 120

@@ -10,10 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import THREADS, Batch, Mixture, train_batches
-from data_pipelines.sources.opening import open_source
-from data_pipelines.sources.records import Record, Source, examples, split_holdout
-from data_pipelines.sources.sampling import ClassBalancedIndex
-from data_pipelines.sources.tiles import TileIndex
+from data_pipelines.open_source import open_source
+from data_pipelines.records import Record, Source, examples, split_holdout
+from data_pipelines.tiles.class_balance import ClassBalancedIndex
+from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.errors import UserError
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from data_pipelines.open_source import domain_sensors
+from data_pipelines.readers.file_records import find_channels
+from data_pipelines.readers.file_search import find_images
+from data_pipelines.readers.raster_file import read_header
+from data_pipelines.readers.skipping import check_corrupt, over_files
 from data_pipelines.sensors import stated_wavelengths
-from data_pipelines.sources.file_records import find_channels
-from data_pipelines.sources.files import find_images
-from data_pipelines.sources.opening import domain_sensors
-from data_pipelines.sources.raster_file import read_header
-from data_pipelines.sources.skipping import check_corrupt, over_files
 from data_pipelines.streams import MAIN, stream_configs
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.presets import takes_wavelengths

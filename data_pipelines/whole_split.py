@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from data_pipelines.loader import Batch, drain, to_batches
-from data_pipelines.sources.records import IGNORE, Record, Source
+from data_pipelines.records import IGNORE, Record, Source
 from spectralmoe_jax.errors import UserError
 
 

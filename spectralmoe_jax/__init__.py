@@ -12,16 +12,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
-    "quickstart": "spectralmoe_jax.demonstration",
-    "train": "spectralmoe_jax.training.run",
-    "evaluate": "spectralmoe_jax.evaluation.command",
-    "ablate": "spectralmoe_jax.ablation.command",
-    "report": "spectralmoe_jax.reporting.command",
-    "predict": "spectralmoe_jax.prediction.command",
-    "verify": "spectralmoe_jax.verification.goldens",
-    "params": "spectralmoe_jax.models.parameters:describe",
-    "convert": "spectralmoe_jax.checkpoints.convert",
-    "prepare": "data_pipelines.prepare.run",
+    "quickstart": "spectralmoe_jax.quickstart",
+    "train": "spectralmoe_jax.training.train",
+    "evaluate": "spectralmoe_jax.evaluation.evaluate",
+    "ablate": "spectralmoe_jax.ablation.ablate",
+    "report": "spectralmoe_jax.reporting.page",
+    "predict": "spectralmoe_jax.inference.predict",
+    "verify": "spectralmoe_jax.parity.verify",
+    "params": "spectralmoe_jax.models.parameter_count:describe",
+    "convert": "spectralmoe_jax.conversion.convert",
+    "prepare": "data_pipelines.prepare.prepare",
 }
 
 __all__ = ["__version__", *_FUNCTIONS]

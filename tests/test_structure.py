@@ -1,4 +1,4 @@
-"""No module imports upward: each room of the project knows those below it alone."""
+"""The rooms of the two packages, and which room may import which."""
 
 import ast
 from pathlib import Path
@@ -6,49 +6,185 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# from the bottom up
-ROOMS = (
-    "errors", "files", "configs", "config", "optional_keys", "host_memory", "names", "config_files",
-    "configuration", "sensors", "sampling", "layers", "parallel", "mask2former", "adapters", "linear_head",
-    "losses", "models",
-    "checkpoints", "data_pipelines", "prediction", "evaluation", "training", "verification", "compilation",
-    "ablation", "reporting", "demonstration", "cli",
-)  # fmt: skip
-FILES = [*ROOT.glob("spectralmoe_jax/*/**/*.py"), *ROOT.glob("spectralmoe_jax/*.py"),
-         *ROOT.glob("data_pipelines/**/*.py")]  # fmt: skip
+PACKAGES = ("spectralmoe_jax", "data_pipelines")
+
+# Each room and the rooms that it imports, from the bottom up: a room names only rooms above it in this table.
+# A room is a folder or a single file of a package; those of data_pipelines carry its name. `spectralmoe_jax`
+# is the package's own __init__.py: its version, and functions that it loads when they are first used.
+ARROWS = {
+    "errors": "",
+    "config_files": "errors",
+    "files": "",
+    "optional_keys": "",
+    "configuration": "errors config_files files optional_keys",
+    "parameters": "",
+    "spectralmoe_jax": "",
+    "parallel": "errors configuration parameters spectralmoe_jax",
+    "resampling": "",
+    "adapters": "errors configuration parallel resampling",
+    "layers": "",
+    "mask2former": "errors parallel resampling layers",
+    "sensors": "errors",
+    "models": "errors configuration parameters parallel resampling adapters layers mask2former sensors",
+    "checkpoints": "errors optional_keys configuration parameters models",
+    "data_pipelines.records": "errors",
+    "data_pipelines.sensors": "errors sensors",
+    "data_pipelines.tiles": "errors data_pipelines.records",
+    "data_pipelines.readers": (
+        "errors sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
+    ),
+    "host_memory": "",
+    "data_pipelines.loader": "errors data_pipelines.readers host_memory",
+    "data_pipelines.synthetic": "errors files data_pipelines.records",
+    "data_pipelines.open_source": (
+        "errors sensors data_pipelines.records data_pipelines.readers data_pipelines.synthetic"
+    ),
+    "data_pipelines.transforms": "errors sensors data_pipelines.records data_pipelines.tiles",
+    "data_pipelines.splits": (
+        "errors data_pipelines.records data_pipelines.tiles data_pipelines.loader "
+        "data_pipelines.open_source data_pipelines.transforms"
+    ),
+    "data_pipelines.streams": "errors",
+    "data_pipelines.wavelengths": (
+        "errors sensors models data_pipelines.sensors data_pipelines.readers "
+        "data_pipelines.open_source data_pipelines.streams"
+    ),
+    "data_pipelines.whole_split": "errors data_pipelines.records data_pipelines.loader",
+    "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
+    "weights": "errors files parameters adapters mask2former models",
+    "inference": (
+        "errors files configuration parameters parallel sensors models checkpoints "
+        "data_pipelines.records data_pipelines.sensors data_pipelines.readers data_pipelines.splits "
+        "data_pipelines.sheet weights"
+    ),
+    "evaluation": (
+        "errors files configuration parallel sensors models checkpoints data_pipelines.records "
+        "data_pipelines.splits data_pipelines.wavelengths data_pipelines.whole_split inference"
+    ),
+    "training": (
+        "errors files configuration parameters parallel adapters mask2former models checkpoints "
+        "host_memory data_pipelines.splits data_pipelines.streams data_pipelines.wavelengths "
+        "inference evaluation"
+    ),
+    "ablation": (
+        "errors config_files files configuration adapters mask2former models checkpoints inference "
+        "evaluation training"
+    ),
+    "ahead_of_time": (
+        "errors configuration parameters parallel adapters mask2former models inference training"
+    ),
+    "conversion": "errors parameters models checkpoints weights inference",
+    "data_pipelines.inspect": (
+        "errors data_pipelines.records data_pipelines.sensors data_pipelines.loader "
+        "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"
+    ),
+    "data_pipelines.datasets": "errors data_pipelines.records data_pipelines.readers",
+    "data_pipelines.prepare": (
+        "errors config_files configuration data_pipelines.records data_pipelines.readers "
+        "host_memory data_pipelines.sheet data_pipelines.datasets"
+    ),
+    "parity": "errors parameters resampling adapters mask2former models weights",
+    "quickstart": (
+        "configuration models data_pipelines.synthetic data_pipelines.splits inference evaluation training"
+    ),
+    "reporting": (
+        "errors files configuration spectralmoe_jax checkpoints inference evaluation training ablation"
+    ),
+    "cli": (
+        "errors configuration spectralmoe_jax parallel models checkpoints data_pipelines.streams "
+        "weights inference evaluation training ablation ahead_of_time conversion "
+        "data_pipelines.inspect data_pipelines.prepare parity quickstart reporting"
+    ),
+    "__main__": "cli",
+    "configs": "",
+    "config": "errors files",
+}
+# What the data may know of the other package: never a model.
+KNOWN_TO_DATA = {"errors", "files", "host_memory", "config", "config_files"} | {
+    "configuration",
+    "sensors",
+    "models",
+}
+
+
+def module_of(file: Path) -> str:
+    """Return the dotted name of a file of the project."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(file): file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))}
 
 
 def room_of(module: str) -> str | None:
-    """The room of a dotted module of this project; None for any other, and for the package itself."""
-    top, *rest = module.split(".")
-    if top == "data_pipelines":
-        return top
-    return rest[0] if top == "spectralmoe_jax" and rest and rest[0] not in ("__init__", "__main__") else None
+    """Return the room of a dotted name of this project; None for any other name."""
+    package, *rest = module.split(".")
+    if package not in PACKAGES:
+        return None
+    if not rest or not any(name.split(".")[:2] == [package, rest[0]] for name in FILES):
+        return package  # the package itself, or a name that its __init__.py defines
+    return rest[0] if package == "spectralmoe_jax" else f"{package}.{rest[0]}"
 
 
-def imported(file: Path) -> set[str]:
-    """Dotted names of everything that a file imports, at its top or inside a function."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+def imported_rooms(source: str) -> set[str]:
+    """Return the rooms that a module's text imports, at its top or inside a function."""
+    found: set[str | None] = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            found |= {room_of(name.name) for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: a relative import"
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-    return found
+            assert node.level == 0, "a relative import"
+            found |= {room_of(f"{node.module}.{name.name}") for name in node.names}
+    return found - {None}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_from_below(room):
-    files = [
-        file for file in FILES if room_of(".".join(file.relative_to(ROOT).with_suffix("").parts)) == room
-    ]
-    assert files
-    above = set(ROOMS[ROOMS.index(room) + 1 :])
-    upward = {(file.name, name) for file in files for name in imported(file) if room_of(name) in above}
-    assert not upward
+def arrows_of(room: str) -> set[str]:
+    """Return the rooms that the files of a room import, itself left out."""
+    members = [file for module, file in FILES.items() if room_of(module) == room]
+    assert members, f"{room} has no file"
+    return set().union(*(imported_rooms(file.read_text()) for file in members)) - {room}
 
 
-def test_every_room_has_its_place():
-    rooms = {room_of(".".join(file.relative_to(ROOT).with_suffix("").parts)) for file in FILES}
-    assert rooms - {None} == set(ROOMS)
+@pytest.mark.parametrize("room", ARROWS)
+def test_a_room_imports_exactly_what_the_table_allows(room):
+    assert arrows_of(room) == set(ARROWS[room].split())
+
+
+def test_the_table_has_every_room():
+    assert {room_of(module) for module in FILES} == set(ARROWS) | {"data_pipelines"}
+
+
+def test_arrows_point_to_rooms_above_in_the_table():
+    rooms = list(ARROWS)
+    for room, allowed in ARROWS.items():
+        assert set(allowed.split()) <= set(rooms[: rooms.index(room)]), room
+
+
+def test_data_knows_sensors_and_no_models():
+    for room, allowed in ARROWS.items():
+        if room.startswith("data_pipelines"):
+            assert {name for name in allowed.split() if "." not in name} <= KNOWN_TO_DATA, room
+
+
+def test_no_module_imports_itself_through_others():
+    """No cycle among modules, imports inside functions included."""
+    edges: dict[str, set[str]] = {}
+    for module, file in FILES.items():
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        edges[module] = (names & set(FILES)) - {module}
+    done: set[str] = set()
+    while ready := {m for m, targets in edges.items() if m not in done and targets <= done}:
+        done |= ready
+    assert not set(edges) - done
+
+
+@pytest.mark.parametrize("statement", ["import {}", "from {} import anything"])
+@pytest.mark.parametrize("inside", ["{}", "def function():\n    {}"])
+def test_an_import_against_the_arrows_is_seen(statement, inside):
+    """The checks above see an import of any room, at the top of a module or inside a function."""
+    for room in ARROWS:
+        module = room if room.startswith(("data_pipelines", "spectralmoe_jax")) else f"spectralmoe_jax.{room}"
+        assert imported_rooms(inside.format(statement.format(module))) == {room}

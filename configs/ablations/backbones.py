@@ -7,7 +7,7 @@ encoder are taken from there.
 """
 
 from spectralmoe_jax.ablation import Grid, base_config, sizes_of
-from spectralmoe_jax.ablation.bases import own_weights, random_encoder
+from spectralmoe_jax.ablation.grid import own_weights, random_encoder
 
 FAMILIES = ("dinov3", "dinov2", "dofa", "clip", "eva02", "sam")
 PUBLISHED = {

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.benchmarks.benchmark import Benchmark
+from data_pipelines.datasets.dataset import Benchmark
+from data_pipelines.readers.prepared import PreparedRecord, PreparedTiles
 from data_pipelines.sheet import (
     INK,
     QUIET,
@@ -20,7 +21,6 @@ from data_pipelines.sheet import (
     short,
     stretched,
 )
-from data_pipelines.sources.prepared import PreparedRecord, PreparedTiles
 
 _TILES = 8  # in a row
 _ROWS = 3  # on a sheet of few splits; every split has at least one

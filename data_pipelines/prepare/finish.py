@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.benchmarks.benchmark import Benchmark
-from data_pipelines.prepare.cut import Workspace, read_note
+from data_pipelines.datasets.dataset import Benchmark
+from data_pipelines.prepare.cut import Histograms, Workspace, read_note
 from data_pipelines.prepare.plan import Piece, Plan
-from data_pipelines.prepare.statistics import Histograms
 
 _INDEXED = ("name", "image", "domain", "height", "width", "valid", "labelled", "class_pixels")
 
@@ -90,13 +89,13 @@ def _describe_to_tfds(
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-    from data_pipelines.benchmarks.builder import dataset_info
+    from data_pipelines.datasets.builder import dataset_info
 
     identity = DatasetIdentity(
         name=benchmark.name,
         version=tfds.core.Version(version),
         data_dir=str(folder),
-        module_name=f"data_pipelines.benchmarks.{benchmark.name}.{benchmark.name}",
+        module_name=f"data_pipelines.datasets.{benchmark.name}",
     )
     info = dataset_info(benchmark, identity)
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)

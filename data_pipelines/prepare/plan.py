@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.benchmarks.benchmark import Benchmark, Listing, Pair
+from data_pipelines.datasets.dataset import Benchmark, Listing, Pair
 from spectralmoe_jax.errors import UserError
 
 PIECE_TILES, PIECE_BYTES = 200, 1 << 29

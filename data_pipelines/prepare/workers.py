@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from data_pipelines.benchmarks.benchmark import Benchmark
+from data_pipelines.datasets.dataset import Benchmark
 from data_pipelines.prepare.cut import Cancelled, Workspace, cut_piece
 from data_pipelines.prepare.plan import Piece
 from spectralmoe_jax.errors import UserError

@@ -1,7 +1,7 @@
 """Sensors, their bands, and which bands and wavelengths a file holds."""
 
-from data_pipelines.sensors.band_tags import stated_wavelengths, wavelengths_of_file
-from data_pipelines.sensors.selection import check_wavelengths, choose_bands, select_bands
+from data_pipelines.sensors.band_selection import check_wavelengths, choose_bands, select_bands
+from data_pipelines.sensors.file_tags import stated_wavelengths, wavelengths_of_file
 from spectralmoe_jax.sensors import SENSORS, Band, Sensor, find_sensor, visible, wavelengths
 
 __all__ = [

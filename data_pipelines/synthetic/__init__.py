@@ -1,6 +1,6 @@
 """A generated two-sensor benchmark, so that everything can be tried without any data."""
 
-from data_pipelines.synthetic.benchmark import (
+from data_pipelines.synthetic.source import (
     BANDS,
     CLASSES,
     DOMAINS,

@@ -6,8 +6,8 @@ from math import inf
 
 import numpy as np
 
-from data_pipelines.sources.sampling import ClassDraw
-from data_pipelines.sources.tiles import Tile
+from data_pipelines.tiles.class_balance import ClassDraw
+from data_pipelines.tiles.tile_index import Tile
 from data_pipelines.transforms.geometry import Example, flip, quarter_turns, resized_crop, vertical_flip
 from data_pipelines.transforms.photometric import photometric_distortion
 from data_pipelines.transforms.spectral import spectral_jitter

@@ -15,8 +15,15 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, Self
 
-from spectralmoe_jax.ablation.cell import LOG, LOST, failure_of, forget_failure, is_done, record_failure
 from spectralmoe_jax.ablation.grid import Cell
+from spectralmoe_jax.ablation.run import (
+    LOG,
+    LOST,
+    failure_of,
+    forget_failure,
+    is_done,
+    record_failure,
+)
 from spectralmoe_jax.configuration import require
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"

@@ -1,0 +1,1 @@
+"""Adapters: the dual-gated mixture of experts and its peers."""

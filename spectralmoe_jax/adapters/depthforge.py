@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.link import Projection
+from spectralmoe_jax.adapters.base import Projection
 from spectralmoe_jax.adapters.rein import Rein, ReinConfig
 from spectralmoe_jax.configuration import require
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.mask2former.resize import resize_bilinear, resize_by_scale
+from spectralmoe_jax.resampling import resize_bilinear, resize_by_scale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.link import Projection, QueryLink
-from spectralmoe_jax.adapters.plain import passed_on
-from spectralmoe_jax.adapters.protocol import Grid, LayerOutput
+from spectralmoe_jax.adapters.base import Grid, LayerOutput, Projection, QueryLink
+from spectralmoe_jax.adapters.baselines import passed_on
 from spectralmoe_jax.configuration import require
 
 PATCH = 16  # side of the patches that the published initial bound of the tokens is for
@@ -140,3 +139,36 @@ def query_feature_map(config: ReinConfig, *, param_dtype, rngs: nnx.Rngs) -> Pro
 
 def _uniform(key: Array, shape: tuple[int, ...], bound: float, dtype) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class TwoBranches(nnx.Module):
+    """What SET and FADA share: `content` and `style`, two branches of tokens, alpha, and the query link,
+    which reads the tokens of content. The layer itself is `change`."""
+
+    normalise = ""
+
+    def __init__(self, config: ReinConfig, *, layers: int, width: int, param_dtype=jnp.float32,
+                 rngs: nnx.Rngs):  # fmt: skip
+        kwargs: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.config = config
+        self.content = TokenBranch(config, layers=layers, width=width, **kwargs)
+        self.style = TokenBranch(config, layers=layers, width=width, normalise=self.normalise, **kwargs)
+        self.scale = nnx.Param(jnp.asarray(config.scale_init, param_dtype))
+        self.link = QueryLink(width, config.query_dim, **kwargs)
+        self.to_features = query_feature_map(config, **kwargs)
+
+    def stacked(self) -> dict[str, dict[str, Array]]:
+        return {"content": self.content.stacked(), "style": self.style.stacked()}
+
+    def layer(self, weights: dict[str, Any], visual: Array, depth: Array | None, noise: Array | None,
+              grid: Grid) -> LayerOutput:  # fmt: skip
+        return added(visual, self.scale[...], self.change(weights, visual, grid))
+
+    def change(self, weights: dict[str, Any], visual: Array, grid: Grid) -> Array:
+        raise NotImplementedError
+
+    def queries(self) -> Array:
+        return self.link(self.content.tokens())
+
+    def query_features(self, queries: Array) -> Array | None:
+        return None if self.to_features is None else self.to_features(queries)

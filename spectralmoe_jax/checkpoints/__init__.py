@@ -1,1 +1,1 @@
-"""Checkpoints: what is stored, which ones are kept, and how they are read back."""
+"""Checkpoints of training runs."""

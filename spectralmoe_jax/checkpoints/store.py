@@ -31,8 +31,8 @@ from orbax.checkpoint import v1 as ocp
 from spectralmoe_jax.configuration import flatten, read_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.presets import takes_wavelengths
-from spectralmoe_jax.names import from_named_leaves, named_leaves
 from spectralmoe_jax.optional_keys import CHOICES
+from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"

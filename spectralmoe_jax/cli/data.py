@@ -1,30 +1,99 @@
-"""Draw training batches of a configuration as a picture, with their statistics and the time they take.
-
-Shows what the model will see: crops after augmentation with their masks, the classes' shares, each band's
-mean and deviation before and after normalisation, and how long reading and transforming a tile takes.
-"""
+"""Subcommands about data: prepare and data."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from spectralmoe_jax.cli.arguments import refuse_overrides
 from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.errors import UserError
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG[:args]", help="configuration, e.g. configs/dubai.py")
-    parser.add_argument("--batches", type=int, default=4, metavar="N", help="batches to draw; default: 4")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE.png", help="the picture; default: data_NAME.png in this folder"
-    )
-    parser.add_argument("--stream", metavar="NAME", help="of a run on several sensors: which one")
+class Prepare:
+    """Cut a published benchmark into tiles, checked, counted and ready to train on.
+
+    Benchmarks: whu_ohs, fbp_cross_sensor, fbp_cross_geospatial, flair, loveda, potsdam_vaihingen,
+    open_earth_map. The folder OUT/BENCHMARK/VERSION appears when it is complete; after an interruption
+    the same command goes on where it stopped.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument("benchmark", metavar="BENCHMARK", help="name of the benchmark")
+        parser.add_argument(
+            "--source",
+            required=True,
+            metavar="DIR",
+            type=Path,
+            help="folder of the downloaded, unpacked files",
+        )
+        parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write BENCHMARK/VERSION in")
+        parser.add_argument(
+            "--workers", metavar="N", type=int, help="processes; default: one a CPU; 0: none but this one"
+        )
+        parser.add_argument(
+            "--partial",
+            action="store_true",
+            help="prepare what is there although published files are missing",
+        )
+        parser.add_argument(
+            "--compress",
+            action="store_true",
+            help="smaller shards, by a fifth to two fifths, that take several times as long to read",
+        )
+        parser.add_argument(
+            "--check", action="store_true", help="only list what is there and what is missing (then status 1)"
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        refuse_overrides(overrides, "prepare")
+        from data_pipelines.prepare.prepare import check, prepare
+
+        if arguments.check:
+            return int(bool(check(arguments.benchmark, arguments.source)))
+        if arguments.out is None:
+            raise UserError("spectralmoe prepare: --out is required, except with --check")
+        prepare(
+            arguments.benchmark,
+            arguments.source,
+            arguments.out,
+            workers=arguments.workers,
+            partial=arguments.partial,
+            compress=arguments.compress,
+        )
+        return 0
 
 
-def run(arguments: Namespace, overrides: Sequence[str]) -> int:
-    config = load_config(arguments.config, overrides)
-    from data_pipelines.streams import MAIN, choose_stream
-    from data_pipelines.survey.command import show
+class Data:
+    """Draw training batches of a configuration as a picture, with their statistics and the time they take.
 
-    config = choose_stream(config, arguments.stream or MAIN)
-    show(config, arguments.batches, arguments.output or Path(f"data_{config.name}.png"))
-    return 0
+    Shows what the model will see: crops after augmentation with their masks, the classes' shares, each band's
+    mean and deviation before and after normalisation, and how long reading and transforming a tile takes.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument("config", metavar="CONFIG[:args]", help="configuration, e.g. configs/dubai.py")
+        parser.add_argument("--batches", type=int, default=4, metavar="N", help="batches to draw; default: 4")
+        parser.add_argument(
+            "--output",
+            type=Path,
+            metavar="FILE.png",
+            help="the picture; default: data_NAME.png in this folder",
+        )
+        parser.add_argument("--stream", metavar="NAME", help="of a run on several sensors: which one")
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        config = load_config(arguments.config, overrides)
+        from data_pipelines.inspect.inspect import show
+        from data_pipelines.streams import MAIN, choose_stream
+
+        config = choose_stream(config, arguments.stream or MAIN)
+        show(config, arguments.batches, arguments.output or Path(f"data_{config.name}.png"))
+        return 0

@@ -15,21 +15,24 @@ from spectralmoe_jax import __version__
 from spectralmoe_jax.cli.arguments import Parser, split_overrides
 from spectralmoe_jax.errors import RunLost, UserError
 
-# A further subcommand is a line here and a file of its name beside this one, with
+# A further subcommand is a line here and a class of its name in the module that the line names, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
 COMMANDS = {
-    "quickstart": "train, test and map a generated two-sensor benchmark; needs no data",
-    "prepare": "cut a published benchmark into tiles that are read at the speed of the disk",
-    "data": "draw batches of a configuration as a picture, with statistics and times",
-    "train": "train on source places, in a folder that can be resumed",
-    "evaluate": "score a trained model on whole images, per domain and class",
-    "ablate": "a grid of variants and seeds over one configuration, ending in one table",
-    "report": "one HTML page of a run or a grid: curves, tables, scenes, experts; readable offline",
-    "predict": "map a scene of any size to a georeferenced raster",
-    "convert": "published weights to a file of ours; a trained run to PyTorch",
-    "verify": "compare the model with reference values, number for number",
-    "compile": "compile the real steps for a TPU slice or the devices here; memory, FLOPs, collectives",
-    "params": "count the parameters of a configuration by part",
+    "quickstart": ("runs", "train, test and map a generated two-sensor benchmark; needs no data"),
+    "prepare": ("data", "cut a published benchmark into tiles that are read at the speed of the disk"),
+    "data": ("data", "draw batches of a configuration as a picture, with statistics and times"),
+    "train": ("runs", "train on source places, in a folder that can be resumed"),
+    "evaluate": ("runs", "score a trained model on whole images, per domain and class"),
+    "ablate": ("runs", "a grid of variants and seeds over one configuration, ending in one table"),
+    "report": ("runs", "one HTML page of a run or a grid: curves, tables, scenes, experts; readable offline"),
+    "predict": ("models", "map a scene of any size to a georeferenced raster"),
+    "convert": ("models", "published weights to a file of ours; a trained run to PyTorch"),
+    "verify": ("models", "compare the model with reference values, number for number"),
+    "compile": (
+        "models",
+        "compile the real steps for a TPU slice or the devices here; memory, FLOPs, collectives",
+    ),
+    "params": ("models", "count the parameters of a configuration by part"),
 }
 
 
@@ -64,7 +67,8 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
         raise UserError(f"unknown subcommand {name!r}; {hint}")
-    command = importlib.import_module(f"spectralmoe_jax.cli.{name}")
+    module, _ = COMMANDS[name]
+    command = getattr(importlib.import_module(f"spectralmoe_jax.cli.{module}"), name.capitalize())
     parser = Parser(prog=f"spectralmoe {name}", description=command.__doc__)
     command.add_arguments(parser)
     overrides, rest = split_overrides(argv[1:])
@@ -72,7 +76,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<12}{summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: spectralmoe SUBCOMMAND [options]",

@@ -9,13 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.layers import Linear, wide_type
-from spectralmoe_jax.mask2former.decoder import MaskDecoder, Memory
-from spectralmoe_jax.mask2former.layers import normal, torch_bias, torch_uniform
-from spectralmoe_jax.mask2former.pixel_decoder import PixelDecoder
-from spectralmoe_jax.mask2former.positions import sine_positions
-from spectralmoe_jax.mask2former.resize import resize_bilinear
+from spectralmoe_jax.layers import Linear, normal, torch_bias, torch_uniform, wide_type
+from spectralmoe_jax.mask2former.pixel_decoder import PixelDecoder, sine_positions
 from spectralmoe_jax.mask2former.settings import LEVELS, HeadConfig
+from spectralmoe_jax.mask2former.transformer_decoder import MaskDecoder, Memory
+from spectralmoe_jax.resampling import resize_bilinear
 
 
 class MaskEmbedding(nnx.Module):

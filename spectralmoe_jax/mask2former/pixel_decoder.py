@@ -1,4 +1,7 @@
-"""The pixel decoder: deformable attention over three levels, then one finer level for the masks."""
+"""The pixel decoder: deformable attention over three levels, then one finer level for the masks.
+
+Sine position encoding of a feature map (DETR, arXiv 2005.12872, as Mask2Former uses it).
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,49 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.layers import LayerNorm, Linear, zeros
-from spectralmoe_jax.mask2former.deformable import DeformableAttention, Shapes, pixel_centres
-from spectralmoe_jax.mask2former.layers import (
+from spectralmoe_jax.layers import (
     EPS,
     Conv,
     FeedForward,
     GroupNorm,
+    LayerNorm,
+    Linear,
     c2_uniform,
     normal,
     stack_layers,
     xavier_uniform,
+    zeros,
 )
-from spectralmoe_jax.mask2former.positions import sine_positions
-from spectralmoe_jax.mask2former.resize import resize_bilinear, resize_by_scale
+from spectralmoe_jax.mask2former.deformable_attention import DeformableAttention, Shapes, pixel_centres
 from spectralmoe_jax.mask2former.settings import LEVELS, HeadConfig
+from spectralmoe_jax.resampling import resize_bilinear, resize_by_scale
+
+TEMPERATURE = 10000.0
+POSITION_EPS = 1e-6
+
+
+def sine_positions(height: int, width: int, features: int, dtype=jnp.float32) -> Array:
+    """(height*width, features): the first half encodes y, the second x, sines and cosines alternating.
+
+    Positions count from 1 and are normalised to (0, 2 pi]. `features` must be a multiple of 4.
+    """
+    rows = jnp.asarray(_encode(height, features // 2), dtype)[:, None, :]
+    columns = jnp.asarray(_encode(width, features // 2), dtype)[None, :, :]
+    half = (height, width, features // 2)
+    both = [jnp.broadcast_to(rows, half), jnp.broadcast_to(columns, half)]
+    return jnp.concatenate(both, axis=-1).reshape(height * width, features)
+
+
+def _encode(size: int, features: int) -> np.ndarray:
+    """(size, features): one axis."""
+    position = np.arange(1, size + 1) / (size + POSITION_EPS) * 2 * np.pi
+    frequency = TEMPERATURE ** (np.arange(0, features, 2) / features)
+    angle = position[:, None] / frequency
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(size, features)
 
 
 class PixelFeatures(NamedTuple):

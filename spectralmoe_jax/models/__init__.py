@@ -1,0 +1,1 @@
+"""Segmenter, backbone and encoders."""

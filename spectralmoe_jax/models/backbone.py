@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.kinds import DEFAULT, adapter_class
-from spectralmoe_jax.adapters.protocol import Adapter, RunBlock, hook
+from spectralmoe_jax.adapters.base import Adapter, RunBlock, hook
+from spectralmoe_jax.adapters.registry import DEFAULT, adapter_class
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.encoder import Encoder, EncoderConfig
-from spectralmoe_jax.models.sam import SamEncoder
-from spectralmoe_jax.models.state import Path, train_some
-from spectralmoe_jax.models.vit import VisionTransformer
+from spectralmoe_jax.models.encoders.encoder import Encoder, EncoderConfig
+from spectralmoe_jax.models.encoders.sam import SamEncoder
+from spectralmoe_jax.models.encoders.vit import VisionTransformer
 from spectralmoe_jax.parallel import constrain
-from spectralmoe_jax.parallel.gather import forgetting_gathered, gathered
+from spectralmoe_jax.parallel.expert_parallel import forgetting_gathered, gathered
+from spectralmoe_jax.parameters import Path, train_some
 
 REMAT = ("none", "layer", "full")
 

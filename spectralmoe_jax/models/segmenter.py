@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.kinds import DEFAULT
-from spectralmoe_jax.adapters.protocol import hook
+from spectralmoe_jax.adapters.base import hook
+from spectralmoe_jax.adapters.registry import DEFAULT
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.layers import Frozen
-from spectralmoe_jax.linear_head import LinearConfig, LinearHead, pixel_scores
 from spectralmoe_jax.mask2former.head import HeadConfig, Mask2FormerHead, semantic_scores
 from spectralmoe_jax.models.backbone import Backbone, Features, check_parts, uses_depth
-from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.models.linear_head import LinearConfig, LinearHead, pixel_scores
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}
 

@@ -1,7 +1,7 @@
 """One mesh of devices, one table of what lies where on it, one place that applies the table."""
 
-from spectralmoe_jax.parallel.experts import by_expert, gather_experts
-from spectralmoe_jax.parallel.layout import Layout, active_layout, by_rows, constrain
+from spectralmoe_jax.parallel.expert_parallel import by_expert, gather_experts
+from spectralmoe_jax.parallel.mesh import Layout, active_layout, by_rows, constrain
 from spectralmoe_jax.parallel.settings import RULES, ParallelSettings
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from spectralmoe_jax.prediction.pictures import Scene
-from spectralmoe_jax.reporting import encode
-from spectralmoe_jax.reporting.records import Run
+from spectralmoe_jax.inference.pictures import Scene
+from spectralmoe_jax.reporting import svg as encode
+from spectralmoe_jax.reporting.run_records import Run
 from spectralmoe_jax.reporting.svg import Line, line_chart, stacked_chart, thin
 
 LOSSES = {

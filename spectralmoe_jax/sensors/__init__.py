@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.sensors.hyperspectral import AVIRIS, ENMAP, ORBITA_OHS, PRISMA
-from spectralmoe_jax.sensors.multispectral import (
+from spectralmoe_jax.sensors.band_tables import (
     AERIAL,
+    AVIRIS,
+    ENMAP,
     GAOFEN1,
     GAOFEN2,
     GENERIC,
@@ -19,10 +20,12 @@ from spectralmoe_jax.sensors.multispectral import (
     LANDSAT7,
     LANDSAT8,
     LANDSAT9,
+    ORBITA_OHS,
     PLANETSCOPE,
+    PRISMA,
     SENTINEL2,
 )
-from spectralmoe_jax.sensors.sensor import Band, Sensor
+from spectralmoe_jax.sensors.bands import Band, Sensor
 
 __all__ = ["SENSORS", "Band", "Sensor", "find_sensor", "place_of", "visible", "wavelengths"]
 

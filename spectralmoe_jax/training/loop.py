@@ -1,10 +1,17 @@
-"""The training loop."""
+"""The training loop.
+
+Batches on the device before the step asks for them.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -14,18 +21,50 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from spectralmoe_jax.adapters.protocol import Rule
+from spectralmoe_jax.adapters.base import Rule
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.configuration import require
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parallel import Layout
-from spectralmoe_jax.training.heartbeat import Heartbeat
-from spectralmoe_jax.training.metrics import MetricsLog
+from spectralmoe_jax.training.logging import Heartbeat, MetricsLog, ProgressReport
 from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
-from spectralmoe_jax.training.prefetch import prefetch
-from spectralmoe_jax.training.progress import ProgressReport
-from spectralmoe_jax.training.state import NEVER, TrainState, init_state
-from spectralmoe_jax.training.step import LossFunction, make_train_step
+from spectralmoe_jax.training.step import NEVER, LossFunction, TrainState, init_state, make_train_step
+
+_AHEAD = 2
+_END = object()
+
+
+def prefetch(
+    batches: Iterator[Any], ahead: int = _AHEAD, place: Callable[[Any], Any] = jax.device_put
+) -> Generator[Any]:
+    """The same batches, as arrays on the device, `ahead` of them at most before they are asked for.
+
+    A thread takes them from `batches` and starts their copies: neither costs the loop time, even where the
+    call of a step returns when the step is done, as on a CPU. An error is raised where its batch would have
+    come, after those before it; closing the generator waits for the batch that is being made and closes
+    `batches`, if it can be closed.
+
+    Args:
+      batches: pytrees of arrays. ahead: at least 1. place: starts to copy one to where it is needed.
+    """
+
+    def take() -> Any:
+        batch = next(batches, _END)
+        return batch if batch is _END else place(batch)
+
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    ready: deque[Future[Any]] = deque()
+    try:
+        while True:
+            ready.extend(thread.submit(take) for _ in range(ahead - len(ready)))
+            batch = ready.popleft().result()
+            if batch is _END:
+                return
+            yield batch
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)
+        if hasattr(batches, "close"):
+            batches.close()
 
 
 class TrainingDiverged(UserError):

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spectralmoe_jax.adapters.protocol import Rule
+from spectralmoe_jax.adapters.base import Rule
 from spectralmoe_jax.configuration import require
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.names import from_named_leaves, named_leaves
+from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 DEFAULT_RULES: tuple[Rule, ...] = (
     (r"norm|/gn/", 0.0, 1.0),

@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectralmoe_jax.ablation.cell import record_failure
-from spectralmoe_jax.ablation.command import run_task
+from spectralmoe_jax.ablation.ablate import run_task
 from spectralmoe_jax.ablation.grid import cells, load_grid
+from spectralmoe_jax.ablation.run import record_failure
 from spectralmoe_jax.ablation.schedule import Share, run_all, shares
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.command import evaluate
-from spectralmoe_jax.prediction.pictures import read_pictures
-from spectralmoe_jax.prediction.routing import expert_maps
+from spectralmoe_jax.evaluation.evaluate import evaluate
+from spectralmoe_jax.inference.pictures import expert_maps, read_pictures
 from tests.ablation.tiny import STEPS, write_grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +63,7 @@ def test_one_run(grid, capsys, tmp_path):
 
 def test_pictures_are_of_the_model(grid):
     from data_pipelines.splits import open_splits
-    from spectralmoe_jax.checkpoints.trained import load_trained, make_routed_step
+    from spectralmoe_jax.inference.model import load_trained, make_routed_step
 
     file, workdir = grid
     cell = cells(load_grid(str(file)), workdir)[0]
@@ -103,7 +102,7 @@ def test_report_of_a_run_and_of_a_grid(grid, capsys):
 
 def test_a_frozen_encoder_without_weights_is_said(tmp_path, monkeypatch, capsys):
     """Before anything runs, of the variants that adapt one, and of no other."""
-    monkeypatch.setattr("spectralmoe_jax.ablation.command.run_all", lambda *_: True)
+    monkeypatch.setattr("spectralmoe_jax.ablation.ablate.run_all", lambda *_: True)
     arguments = ["ablate", "peers", "--seeds", "1", "--workdir"]
     assert main([*arguments, str(tmp_path / "random")]) == 1  # nothing was done
     first = capsys.readouterr().out.partition("\n")[0]
@@ -218,7 +217,7 @@ def _text(path: Path) -> str:
 
 def test_a_run_ends_with_its_grid():
     script = (
-        "from spectralmoe_jax.ablation.cell import *; end_with_parent(); print(1, flush=True); time.sleep(99)"
+        "from spectralmoe_jax.ablation.run import *; end_with_parent(); print(1, flush=True); time.sleep(99)"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes)
@@ -232,7 +231,7 @@ def test_one_process_at_a_run(tmp_path, monkeypatch):
     file = write_grid(tmp_path)
     folder = cells(load_grid(str(file)), tmp_path)[0].folder
     folder.mkdir(parents=True)
-    monkeypatch.setattr("spectralmoe_jax.ablation.cell._LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("spectralmoe_jax.ablation.run._LOCK_SECONDS", 0.2)
     with (folder / ".running").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is at this run"):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from spectralmoe_jax.ablation.bootstrap import mean_iou, paired_interval
-from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
+from spectralmoe_jax.ablation.results import mean_iou, paired_interval
+from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 
 stats = pytest.importorskip("scipy.stats")
 IMAGES, CLASSES = 25, 4

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from spectralmoe_jax.ablation.grid import Grid, cells, folder_of, load_grid
-from spectralmoe_jax.adapters.kinds import BUILTIN
+from spectralmoe_jax.adapters.registry import BUILTIN
 from spectralmoe_jax.adapters.settings import PRESETS, AdapterConfig
 from spectralmoe_jax.config_files import shipped_files
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.linear_head import LinearConfig
 from spectralmoe_jax.mask2former.head import HeadConfig
 from spectralmoe_jax.models.build import segmenter_config
+from spectralmoe_jax.models.linear_head import LinearConfig
 
 PAPERS_ROWS = ["full", "one expert", "shared gate", "no depth", "addition"]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectralmoe_jax.ablation.cell import ATTEMPTS, check_folder, is_done, record_failure
-from spectralmoe_jax.ablation.command import write_results
+from spectralmoe_jax.ablation.ablate import write_results
 from spectralmoe_jax.ablation.grid import Grid, cells
 from spectralmoe_jax.ablation.results import collect
+from spectralmoe_jax.ablation.run import ATTEMPTS, check_folder, is_done, record_failure
 from spectralmoe_jax.ablation.tables import latex, markdown
 from spectralmoe_jax.configuration import save_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.judged import EVALUATION, IMAGES
-from spectralmoe_jax.evaluation.report import make_report, write_report
-from spectralmoe_jax.evaluation.tally import ImageCounts, Tally, write_images
+from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, IMAGES
+from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
+from spectralmoe_jax.evaluation.score_table import make_report, write_report
 
 NAMES = ["field", "wood & water"]
 SKILL = {"full": (0.9, 0.8, 0.85), "one_expert": (0.6, 0.5), "50 % less": ()}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spectralmoe_jax.adapters.settings import CHOICES, AdapterConfig
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
-from spectralmoe_jax.models.state import fill, leaves, with_values
+from spectralmoe_jax.parameters import fill, leaves, with_values
 from tests.adapters import plain
 
 WIDTH, BATCH, TOKENS = 12, 2, 5

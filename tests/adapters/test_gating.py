@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from spectralmoe_jax.adapters.gating import clean_logits
 from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.adapters.spectral_moe import clean_logits
 
 DISTANCES = {
     ("laplace", "l1"): lambda x: -np.abs(x).sum(-1),

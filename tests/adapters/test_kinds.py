@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectralmoe_jax.adapters.kinds import BUILTIN, adapter_class
-from spectralmoe_jax.checkpoints.convert import convert
-from spectralmoe_jax.checkpoints.released import stream_segmenter
-from spectralmoe_jax.checkpoints.sources import open_source
+from spectralmoe_jax.adapters.registry import BUILTIN, adapter_class
 from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
-from spectralmoe_jax.checkpoints.trained import load_trained, make_routed_step
 from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.command import evaluate
+from spectralmoe_jax.evaluation.evaluate import evaluate
+from spectralmoe_jax.inference.model import load_trained, make_routed_step
+from spectralmoe_jax.inference.pictures import expert_maps
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
-from spectralmoe_jax.models.state import join, leaves, split
 from spectralmoe_jax.optional_keys import keys_of_kind
-from spectralmoe_jax.prediction.routing import expert_maps
-from spectralmoe_jax.training.run import train
+from spectralmoe_jax.parameters import join, leaves, split
+from spectralmoe_jax.training.train import train
+from spectralmoe_jax.weights.reading import open_source
+from spectralmoe_jax.weights.released import stream_segmenter
 from tests.tiny_run import SIZES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "adding_an_adapter.md"

@@ -9,20 +9,21 @@ import pytest
 from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
-from spectralmoe_jax.adapters.kinds import BUILTIN, adapter_class
-from spectralmoe_jax.adapters.protocol import hook
-from spectralmoe_jax.adapters.spectral import haar, inverse_haar, polar
+from spectralmoe_jax.adapters.base import hook
+from spectralmoe_jax.adapters.fada import haar, inverse_haar
+from spectralmoe_jax.adapters.registry import BUILTIN, adapter_class
+from spectralmoe_jax.adapters.set import polar
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.losses.cross_entropy import pixel_cross_entropy
-from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.parameters import describe
-from spectralmoe_jax.models.state import join, leaves, split, with_values
-from spectralmoe_jax.models.vit import VisionTransformer
-from spectralmoe_jax.training.objective import make_loss
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.vit import VisionTransformer
+from spectralmoe_jax.models.linear_head import pixel_cross_entropy
+from spectralmoe_jax.models.parameter_count import describe
+from spectralmoe_jax.parameters import join, leaves, split, with_values
 from spectralmoe_jax.training.optimizer import OptimizerSettings, match_rules
+from spectralmoe_jax.training.step import make_loss
 from tests.adapters import oracles
 
 LAYERS, WIDTH, BATCH, GRID = 3, 8, 2, (4, 6)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.benchmarks import BENCHMARKS, get_benchmark
+from data_pipelines.datasets import BENCHMARKS, get_benchmark
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.models.build import segmenter_config
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_pipelines.benchmarks import BENCHMARKS, get_benchmark, grids
-from data_pipelines.benchmarks.builder import builder_class
-from data_pipelines.benchmarks.five_billion_pixels import inside_border
-from data_pipelines.sources.records import Window
+from data_pipelines.datasets import BENCHMARKS, get_benchmark
+from data_pipelines.datasets import tile_grids as grids
+from data_pipelines.datasets.builder import builder_class
+from data_pipelines.datasets.five_billion_pixels import inside_border
+from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import SENSORS
 
@@ -124,7 +125,7 @@ def test_naming_a_benchmark_is_light():
     import sys
 
     script = (
-        "import sys; from data_pipelines.benchmarks import get_benchmark; get_benchmark('flair');"
+        "import sys; from data_pipelines.datasets import get_benchmark; get_benchmark('flair');"
         "assert not {'jax', 'tensorflow_datasets', 'tensorflow'} & set(sys.modules)"
     )
     root = Path(__file__).resolve().parent.parent.parent

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines.benchmarks import BENCHMARKS, get_benchmark
-from data_pipelines.benchmarks.builder import builder_class
+from data_pipelines.datasets import BENCHMARKS, get_benchmark
+from data_pipelines.datasets.builder import builder_class
 from tests.benchmarks.lookalikes import Tile, write
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -114,7 +114,7 @@ def test_tensorflow_is_never_imported(tmp_path):
 import sys
 sys.path.append({str(tmp_path / "installed")!r})
 import tensorflow_datasets as tfds
-from data_pipelines.benchmarks.builder import builder_class
+from data_pipelines.datasets.builder import builder_class
 builder = builder_class("loveda")(data_dir={str(tmp_path)!r})
 builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(manual_dir={str(tmp_path / "source")!r})

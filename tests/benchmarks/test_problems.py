@@ -8,9 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_pipelines.benchmarks import BENCHMARKS, get_benchmark
-from data_pipelines.benchmarks.builder import builder_class
-from data_pipelines.benchmarks.labels import ColourRule, IndexRule
+from data_pipelines.datasets import BENCHMARKS, get_benchmark
+from data_pipelines.datasets.builder import builder_class
+from data_pipelines.datasets.label_rules import ColourRule, IndexRule
 from spectralmoe_jax.errors import UserError
 from tests.benchmarks.lookalikes import write, write_png, write_tiff
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from spectralmoe_jax.checkpoints import write
-from spectralmoe_jax.checkpoints.convert import convert
-from spectralmoe_jax.checkpoints.encoder_file import OR, presets_of
-from spectralmoe_jax.checkpoints.formats import FORMATS, Found
-from spectralmoe_jax.checkpoints.sources import Source, open_source
 from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.state import leaves
+from spectralmoe_jax.parameters import leaves
+from spectralmoe_jax.weights import writing as write
+from spectralmoe_jax.weights.encoder_file import OR, presets_of
+from spectralmoe_jax.weights.formats import FORMATS, Found
+from spectralmoe_jax.weights.reading import Source, open_source
 from tests.checkpoints.tiny import (
     CONFIGS,
     SIZES,

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from spectralmoe_jax.checkpoints.formats import file_fields, recognise
-from spectralmoe_jax.checkpoints.sources import open_source
+from spectralmoe_jax.weights.formats import file_fields, recognise
+from spectralmoe_jax.weights.reading import open_source
 from tests.checkpoints.tiny import (
     CONFIGS,
     OURS,
@@ -111,8 +111,8 @@ def test_half_precision_is_widened_exactly(tmp_path, dtype):
 def test_fewer_bands_are_chosen_by_name(folders):
     """Kernels are of red, green and blue in this order; which of them a band reads is in its name alone."""
     from spectralmoe_jax.errors import UserError
-    from spectralmoe_jax.models.encoder import EncoderConfig
-    from spectralmoe_jax.models.state import leaves
+    from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+    from spectralmoe_jax.parameters import leaves
 
     model, folder = folders("dinov2")
     kernel = model.state_dict()["embeddings.patch_embeddings.projection.weight"].permute(2, 3, 1, 0).numpy()
@@ -127,8 +127,8 @@ def test_fewer_bands_are_chosen_by_name(folders):
 
 def test_sizes_that_differ_are_resampled(folders):
     """Patch size, table and bands other than the file's; torch's own interpolation is the reference."""
-    from spectralmoe_jax.models.encoder import EncoderConfig
-    from spectralmoe_jax.models.state import leaves
+    from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+    from spectralmoe_jax.parameters import leaves
 
     model, folder = folders("dinov2")
     state = model.state_dict()

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from spectralmoe_jax.checkpoints.convert import convert
-from spectralmoe_jax.checkpoints.sources import open_source
-from spectralmoe_jax.checkpoints.trained import initial_segmenter
 from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.state import leaves
+from spectralmoe_jax.inference.model import initial_segmenter
+from spectralmoe_jax.parameters import leaves
+from spectralmoe_jax.weights.reading import open_source
 from tests.checkpoints.test_released import different, tiny, written  # noqa: F401 (a fixture)
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectralmoe_jax.checkpoints.encoder_file import fill_encoder
-from spectralmoe_jax.checkpoints.format_rules import DOFA, encoder_rules
-from spectralmoe_jax.checkpoints.formats import file_fields, recognise
-from spectralmoe_jax.checkpoints.rules import write_tensors
-from spectralmoe_jax.checkpoints.sources import open_source
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.state import leaves
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.parameters import leaves
+from spectralmoe_jax.weights.encoder_file import fill_encoder
+from spectralmoe_jax.weights.format_tables import DOFA, encoder_rules
+from spectralmoe_jax.weights.formats import file_fields, recognise
+from spectralmoe_jax.weights.name_rules import write_tensors
+from spectralmoe_jax.weights.reading import open_source
 from tests.checkpoints.tiny import (
     CONFIGS,
     OURS,

@@ -12,19 +12,19 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from spectralmoe_jax.checkpoints.convert import convert
-from spectralmoe_jax.checkpoints.released import PARTS, stream_segmenter
-from spectralmoe_jax.checkpoints.released_writing import released_tensors
-from spectralmoe_jax.checkpoints.sources import Source, open_source
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.checkpoints.trained import initial_segmenter, load_trained
 from spectralmoe_jax.configuration import load_config, save_config
+from spectralmoe_jax.conversion.convert import convert
+from spectralmoe_jax.conversion.export import released_tensors
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.model import initial_segmenter, load_trained
 from spectralmoe_jax.models import build
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.state import leaves, split
-from spectralmoe_jax.verification.segmenter import segmenter_config
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.parameters import leaves, split
+from spectralmoe_jax.parity.segmenter_goldens import segmenter_config
+from spectralmoe_jax.weights.reading import Source, open_source
+from spectralmoe_jax.weights.released import PARTS, stream_segmenter
 
 SIZES = {"width": 16, "layers": 4, "heads": 2, "patch_size": 8}
 

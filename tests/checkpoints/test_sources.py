@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from spectralmoe_jax.checkpoints.sources import open_source
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.weights.reading import open_source
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 

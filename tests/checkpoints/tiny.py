@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spectralmoe_jax.checkpoints.encoder_file import fill_encoder
-from spectralmoe_jax.checkpoints.sources import open_source
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.vit import all_layers
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.vit import all_layers
+from spectralmoe_jax.weights.encoder_file import fill_encoder
+from spectralmoe_jax.weights.reading import open_source
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 OURS = {"width": 24, "layers": 2, "heads": 2, "patch_size": 4, "mlp_width": 48}

@@ -18,11 +18,10 @@ import pytest
 import rasterio
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore, read_run_config
-from spectralmoe_jax.checkpoints.trained import initial_segmenter
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.evaluation.tally import read_images
-from spectralmoe_jax.models.state import split
-from spectralmoe_jax.names import named_leaves
+from spectralmoe_jax.evaluation.metrics import read_images
+from spectralmoe_jax.inference.model import initial_segmenter
+from spectralmoe_jax.parameters import named_leaves, split
 from tests.tiny_run import SIZES
 
 STEPS = 8
@@ -185,7 +184,7 @@ def test_tensorflow_is_never_imported(run, tmp_path):
     script = f"""
 import sys
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.evaluation.tally import read_images
+from spectralmoe_jax.evaluation.metrics import read_images
 assert [main(command) for command in {commands!r}] == [0, 0, 0]
 assert not any(name.partition(".")[0] == "tensorflow" for name in sys.modules)
 """

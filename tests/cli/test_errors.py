@@ -126,7 +126,7 @@ def test_interrupt_gives_130_and_one_line(config, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spectralmoe_jax.cli.params.load_config", interrupt)
+    monkeypatch.setattr("spectralmoe_jax.cli.models.load_config", interrupt)
     assert main(["params", "--config", config]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 

@@ -16,14 +16,14 @@ import rasterio
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from data_pipelines.prepare.run import prepare
-from data_pipelines.sources.opening import KINDS
+from data_pipelines.open_source import KINDS
+from data_pipelines.prepare.prepare import prepare
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.config_files import shipped_files
 from spectralmoe_jax.configuration import load_config, save_config
-from spectralmoe_jax.evaluation.command import evaluate
-from spectralmoe_jax.training.run import train
+from spectralmoe_jax.evaluation.evaluate import evaluate
+from spectralmoe_jax.training.train import train
 from tests.benchmarks.lookalikes import WRITERS, write
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,12 +20,12 @@ from spectralmoe_jax.configuration import (
     save_config,
 )
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.inference.sliding_window import WindowSettings
+from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.mask2former.settings import HeadConfig
-from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.optional_keys import OPTIONAL
 from spectralmoe_jax.parallel import ParallelSettings
-from spectralmoe_jax.prediction.windows import WindowSettings
 from spectralmoe_jax.training.loop import TrainSettings
 
 SECTIONS = {

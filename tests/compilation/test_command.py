@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from spectralmoe_jax.ahead_of_time.program_report import with_mesh
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.compilation.report import with_mesh
 from spectralmoe_jax.configuration import load_config
 from tests.tiny_run import SIZES
 

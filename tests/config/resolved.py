@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.ablation.grid import load_grid
 from spectralmoe_jax.configuration import flatten, from_config, load_config
-from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.inference.sliding_window import WindowSettings
+from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.optional_keys import OPTIONAL
-from spectralmoe_jax.parallel.configured import parallel_settings
-from spectralmoe_jax.prediction.windows import WindowSettings
+from spectralmoe_jax.parallel.mesh import parallel_settings
 from spectralmoe_jax.training.loop import TrainSettings
 
 FOLDER = Path(__file__).parent / "snapshots"

@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
-from data_pipelines.sources import Window
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.labels import RasterLabels, ValueCode
+from data_pipelines.readers.image_files import GeoTiffTiles
+from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError
 from tests.data.rasters import PLACE, write_raster
 

@@ -5,8 +5,8 @@ import pytest
 import rasterio
 from PIL import Image
 
-from data_pipelines.sources.completeness import require_complete, what_is_missing
-from data_pipelines.sources.opening import open_source
+from data_pipelines.open_source import open_source
+from data_pipelines.readers.file_search import require_complete, what_is_missing
 from spectralmoe_jax.configuration import apply_overrides, load_config
 from spectralmoe_jax.errors import UserError
 from tests.data.rasters import write_raster
@@ -85,6 +85,7 @@ def test_blocks_that_are_not_stored_are_not_missed(tmp_path):
 
 def test_real_images_are_whole(shared_data):
     paths = [p for p in shared_data.rglob("*") if p.suffix.lower() in (".jpg", ".png", ".tif")]
+    paths = [p for p in paths if "odd" not in p.parts]  # that folder holds files that are broken on purpose
     assert len(paths) > 70
     require_complete(paths)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.sources.files import find_images, mask_path, record_names
+from data_pipelines.readers.file_search import find_images, mask_path, record_names
 from spectralmoe_jax.errors import UserError
 
 

@@ -8,12 +8,11 @@ import pytest
 import rasterio
 from rasterio.warp import transform
 
+from data_pipelines.readers.image_files import GeoTiffTiles, ImageFolder
+from data_pipelines.readers.labels import ColourCode, RasterLabels, ValueCode, VectorLabels
+from data_pipelines.readers.raster_file import band_last
+from data_pipelines.records import Window, examples, split_holdout
 from data_pipelines.sensors import SENSORS, wavelengths
-from data_pipelines.sources import ImageFolder, Window, examples, split_holdout
-from data_pipelines.sources.colours import ColourCode
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.labels import RasterLabels, ValueCode, VectorLabels
-from data_pipelines.sources.raster_file import band_last
 from spectralmoe_jax.errors import UserError
 from tests.data.rasters import PLACE, write_polygons, write_raster
 

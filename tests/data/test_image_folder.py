@@ -10,8 +10,9 @@ import pytest
 import rasterio
 from PIL import Image
 
-from data_pipelines.sources import ImageFolder, Record, Window, examples, split_holdout
-from data_pipelines.sources.cache import ArrayCache
+from data_pipelines.readers.file_records import ArrayCache
+from data_pipelines.readers.image_files import ImageFolder
+from data_pipelines.records import Record, Window, examples, split_holdout
 from spectralmoe_jax.errors import UserError
 
 # Of the files that tests write; that reading does not warn is tested.

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.loader import train_batches
-from data_pipelines.sources import Arrays, ClassBalancedIndex, Record, TileIndex, Window, label_counts
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.label_grid import LabelGrid, edges, grid_cells
-from data_pipelines.sources.labels import RasterLabels, ValueCode
+from data_pipelines.readers import label_counts
+from data_pipelines.readers.image_files import GeoTiffTiles
+from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.records import Arrays, Record, Window
+from data_pipelines.tiles.class_balance import ClassBalancedIndex
+from data_pipelines.tiles.label_grid import LabelGrid, edges, grid_cells
+from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment, resized_crop
 from spectralmoe_jax.errors import UserError
 from tests.data.rasters import PLACE, write_raster
@@ -141,7 +144,7 @@ def test_opening_and_drawing_by_area_do_not_read_images_at_the_start(bordered, m
     def refuse(*_args, **_options):
         raise AssertionError("the image is read")
 
-    monkeypatch.setattr("data_pipelines.sources.geotiff_tiles.missing_pixels", refuse)
+    monkeypatch.setattr("data_pipelines.readers.image_files.missing_pixels", refuse)
     monkeypatch.setattr(label_counts, "missing_pixels", refuse)
     index = TileIndex(open_tiles(bordered), 256)
     assert len(index) == 64

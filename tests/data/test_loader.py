@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.loader import train_batches
-from data_pipelines.sources import Arrays, ImageFolder, TileIndex
+from data_pipelines.readers.image_files import ImageFolder
+from data_pipelines.records import Arrays
+from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.errors import UserError
 
@@ -123,5 +125,5 @@ def test_an_empty_source_is_refused(tiles):
 
 
 def test_sources_and_transforms_do_not_import_jax():
-    code = "import sys, data_pipelines.sources, data_pipelines.transforms; sys.exit('jax' in sys.modules)"
+    code = "import sys, data_pipelines.readers, data_pipelines.transforms; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

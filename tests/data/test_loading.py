@@ -13,11 +13,13 @@ from rich.console import Console
 
 from data_pipelines.loader import Mixture, train_batches
 from data_pipelines.prepare import plan
-from data_pipelines.prepare.run import prepare
-from data_pipelines.sources import Arrays, ClassBalancedIndex, TileIndex
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.labels import ValueCode, VectorLabels
-from data_pipelines.sources.prepared import PreparedTiles
+from data_pipelines.prepare.prepare import prepare
+from data_pipelines.readers.image_files import GeoTiffTiles
+from data_pipelines.readers.labels import ValueCode, VectorLabels
+from data_pipelines.readers.prepared import PreparedTiles
+from data_pipelines.records import Arrays
+from data_pipelines.tiles.class_balance import ClassBalancedIndex
+from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.errors import UserError
 from tests.data.rasters import PLACE, write_polygons, write_raster

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines.sources import Window, raster_file
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.labels import RasterLabels, ValueCode
-from data_pipelines.sources.raster_file import (
+from data_pipelines.readers import raster_file
+from data_pipelines.readers.image_files import GeoTiffTiles
+from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.readers.raster_file import (
     OpenFiles,
     kept_open,
     missing_pixels,
@@ -17,7 +17,8 @@ from data_pipelines.sources.raster_file import (
     read_header,
     read_pixels,
 )
-from spectralmoe_jax.prediction.scene import Scene, open_scene
+from data_pipelines.records import Window
+from spectralmoe_jax.inference.scene import Scene, open_scene
 from tests.data.rasters import PLACE, write_raster
 
 WINDOW = Window(5, 7, 20, 30)

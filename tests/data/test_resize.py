@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.sources import Arrays, TileIndex
-from data_pipelines.sources.arrays import crop as cut
+from data_pipelines.records import Arrays
+from data_pipelines.records import crop as cut
+from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import resized_crop
-from data_pipelines.transforms.resize import Side, resized_image, resized_label
+from data_pipelines.transforms.geometry import Side, resized_image, resized_label
 
 CROP = 64
 RATIOS = [n / 10 for n in range(5, 21)]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.labels import RasterLabels, ValueCode
-from data_pipelines.sources.opening import domain_sensors, open_source
+from data_pipelines.open_source import domain_sensors, open_source
+from data_pipelines.readers.image_files import GeoTiffTiles
+from data_pipelines.readers.labels import RasterLabels, ValueCode
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.prediction.scene import Scene, open_scene
+from spectralmoe_jax.inference.scene import Scene, open_scene
 from tests.data.rasters import PLACE, write_raster
 
 BANDS = ("blue", "green", "red", "nir", "swir16", "swir22")

@@ -5,8 +5,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.labels import RasterLabels, ValueCode
+from data_pipelines.readers.image_files import GeoTiffTiles
+from data_pipelines.readers.labels import RasterLabels, ValueCode
 from data_pipelines.splits import open_splits, training_batches
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError

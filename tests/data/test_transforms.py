@@ -7,7 +7,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.sources import Arrays, TileIndex
+from data_pipelines.records import Arrays
+from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import (
     Augment,
     Distortion,

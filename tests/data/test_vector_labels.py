@@ -9,10 +9,11 @@ import shapely
 from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform
 
-from data_pipelines.sources import Window, labels
-from data_pipelines.sources.geotiff_tiles import GeoTiffTiles
-from data_pipelines.sources.labels import ValueCode, VectorLabels
-from data_pipelines.sources.vector_file import read_polygons
+from data_pipelines.readers import labels
+from data_pipelines.readers.image_files import GeoTiffTiles
+from data_pipelines.readers.labels import ValueCode, VectorLabels
+from data_pipelines.readers.vector_file import read_polygons
+from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError
 from tests.data.rasters import PLACE, write_polygons, write_raster
 

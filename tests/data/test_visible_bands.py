@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from data_pipelines.inspect.inspect import remarks
+from data_pipelines.inspect.measure import Survey
 from data_pipelines.sheet import display_bands
-from data_pipelines.survey.command import remarks
-from data_pipelines.survey.measure import Survey
 from data_pipelines.transforms import visible_bands
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError

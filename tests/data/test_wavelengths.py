@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines.sources.opening import open_source
+from data_pipelines.open_source import open_source
 from data_pipelines.streams import choose_stream
 from data_pipelines.wavelengths import of_files, with_stated_wavelengths
 from spectralmoe_jax.configuration import apply_overrides, load_config, read_config, save_config

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from data_pipelines.sources import Arrays
+from data_pipelines.records import Arrays
 from data_pipelines.whole_split import eval_batches
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.report import make_report, score
-from spectralmoe_jax.evaluation.tally import Tally
-from spectralmoe_jax.prediction.windows import WindowSettings
+from spectralmoe_jax.evaluation.metrics import Tally
+from spectralmoe_jax.evaluation.score_table import make_report, score
+from spectralmoe_jax.inference.sliding_window import WindowSettings
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_scores_of_the_target_against_scikit_learn(splits):
 
 
 def test_training_goes_through_every_seed(config, tmp_path, monkeypatch):
-    from spectralmoe_jax.training import run
+    from spectralmoe_jax.training import train as run
 
     trained = []
     monkeypatch.setattr(run, "train", lambda config, workdir: trained.append((config.seed, workdir.name)))

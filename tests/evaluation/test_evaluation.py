@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.confusion import ConfusionMatrix
-from spectralmoe_jax.evaluation.report import print_table, score, write_report
-from spectralmoe_jax.prediction.windows import WindowSettings
+from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
+from spectralmoe_jax.evaluation.score_table import print_table, score, write_report
+from spectralmoe_jax.inference.sliding_window import WindowSettings
 
 metrics = pytest.importorskip("sklearn.metrics")
 

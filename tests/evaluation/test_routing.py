@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.report import make_report, print_table, write_report
-from spectralmoe_jax.evaluation.routing import (
+from spectralmoe_jax.evaluation.expert_routing import (
     RoutedPredict,
     RoutingCounts,
     mutual_information,
     patch_classes,
 )
-from spectralmoe_jax.evaluation.tally import ImageCounts, Tally, read_images, write_images
-from spectralmoe_jax.prediction.windows import WindowSettings
+from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, read_images, write_images
+from spectralmoe_jax.evaluation.score_table import make_report, print_table, write_report
+from spectralmoe_jax.inference.sliding_window import WindowSettings
 
 metrics = pytest.importorskip("sklearn.metrics")
 

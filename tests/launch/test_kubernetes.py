@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
-from spectralmoe_jax.parallel import start as start_module
-from spectralmoe_jax.parallel.start import Start, find_start
+from spectralmoe_jax.parallel import distributed as start_module
+from spectralmoe_jax.parallel.distributed import Start, find_start
 from tests.launch.conftest import ROOT
 
 SCHEMA = yaml.safe_load((ROOT / "tests" / "launch" / "jobset_schema.yaml").read_text())
@@ -99,7 +99,7 @@ def test_tpu_pods_leave_it_to_jax(monkeypatch):
 
 @pytest.mark.parametrize("kind", JOBSETS)
 def test_every_variable_is_one_that_is_read(kind):
-    read = (ROOT / "spectralmoe_jax/parallel/start.py").read_text() + (
+    read = (ROOT / "spectralmoe_jax/parallel/distributed.py").read_text() + (
         ROOT / "launch/watchdog.sh"
     ).read_text()
     names = {entry["name"] for entry in container_of(JOBSETS[kind])["env"]}

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from spectralmoe_jax.parallel.start import find_start
+from spectralmoe_jax.parallel.distributed import find_start
 from tests.launch.conftest import UNTIL_ASKED
 
 LOCAL = ("launch/local.sh", "--config", "c.py", "--workdir", "runs/x")

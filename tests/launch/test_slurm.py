@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spectralmoe_jax.parallel.start import find_start
+from spectralmoe_jax.parallel.distributed import find_start
 from tests.launch.conftest import UNTIL_ASKED
 
 REQUEUE = ["scontrol", "requeue", "77"]

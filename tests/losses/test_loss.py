@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.losses import LossConfig, mask2former_loss
-from spectralmoe_jax.losses.released_order import class_assignment, released_assignment, slot_points
+from spectralmoe_jax.mask2former.loss import mask2former_loss
+from spectralmoe_jax.mask2former.loss_settings import LossConfig
+from spectralmoe_jax.parity.segmenter_goldens import class_assignment, released_assignment, slot_points
 
 CONFIG = LossConfig(num_points=32)
 LAYERS, BATCH, QUERIES, CLASSES = 2, 2, 6, 3

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from spectralmoe_jax.losses.matching import match
+from spectralmoe_jax.mask2former.matching import match
 
 optimize = pytest.importorskip("scipy.optimize")
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectralmoe_jax.losses import LossConfig
-from spectralmoe_jax.losses.points import (
+from spectralmoe_jax.mask2former.loss_settings import LossConfig
+from spectralmoe_jax.mask2former.point_sampling import (
     label_map,
     sample_classes,
     sample_own,

@@ -9,9 +9,10 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
-from spectralmoe_jax.checkpoints.released_head import head_rules
-from spectralmoe_jax.checkpoints.rules import read_tensors
-from spectralmoe_jax.mask2former import HeadConfig, Mask2FormerHead
+from spectralmoe_jax.mask2former.head import Mask2FormerHead
+from spectralmoe_jax.mask2former.settings import HeadConfig
+from spectralmoe_jax.weights.name_rules import read_tensors
+from spectralmoe_jax.weights.released import head_rules
 
 PREFIX = "decode_head."
 

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.mask2former import HeadConfig, Mask2FormerHead
-from spectralmoe_jax.mask2former.decoder import MaskDecoder, Memory
-from spectralmoe_jax.models.state import leaves, with_values
+from spectralmoe_jax.mask2former.head import Mask2FormerHead
+from spectralmoe_jax.mask2former.settings import HeadConfig
+from spectralmoe_jax.mask2former.transformer_decoder import MaskDecoder, Memory
+from spectralmoe_jax.parameters import leaves, with_values
 
 SMALL = {"num_classes": 3, "num_queries": 5, "width": 16, "num_heads": 2, "encoder_layers": 1,
          "encoder_ffn": 16, "decoder_ffn": 16, "points": 2, "group_norm_groups": 4}  # fmt: skip

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectralmoe_jax.mask2former.deformable import deformable_attention
-from spectralmoe_jax.mask2former.positions import sine_positions
-from spectralmoe_jax.mask2former.resize import resize_bilinear, resize_by_scale
+from spectralmoe_jax.mask2former.deformable_attention import deformable_attention
+from spectralmoe_jax.mask2former.pixel_decoder import sine_positions
+from spectralmoe_jax.resampling import resize_bilinear, resize_by_scale
 
 torch = pytest.importorskip("torch")
 

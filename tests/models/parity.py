@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.state import fill, leaves
-from spectralmoe_jax.models.vit import all_layers
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.vit import all_layers
+from spectralmoe_jax.parameters import fill, leaves
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 

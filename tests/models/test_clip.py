@@ -2,7 +2,7 @@
 
 import pytest
 
-from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from tests.models.parity import (
     OUR_SIZES,
     SIZES,

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from data_pipelines.readers.raster_file import read_header, read_pixels
 from data_pipelines.sensors import wavelengths_of_file
-from data_pipelines.sources.raster_file import read_header, read_pixels
 from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
-from spectralmoe_jax.checkpoints.trained import load_trained, make_predict
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.bands import for_bands
-from spectralmoe_jax.models.build import make_segmenter, segmenter_config
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.state import leaves, split
-from spectralmoe_jax.models.wavelengths import HEADS, HIDDEN, TOKEN_WIDTH, KernelGenerator, encode
-from spectralmoe_jax.prediction.windows import WindowSettings, predict_image
+from spectralmoe_jax.inference.model import load_trained, make_predict
+from spectralmoe_jax.inference.sliding_window import WindowSettings, predict_image
+from spectralmoe_jax.models.build import for_bands, make_segmenter, segmenter_config
+from spectralmoe_jax.models.encoders.dofa import HEADS, HIDDEN, TOKEN_WIDTH, KernelGenerator, encode
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.parameters import leaves, split
 from spectralmoe_jax.sensors import SENSORS, wavelengths
 from tests.models.test_segmenter import tiny
 
@@ -134,7 +133,7 @@ def test_the_generator_is_no_part_of_a_step():
     frozen["backbone"]["visual"]["generator"] = jax.tree.map(
         lambda leaf: jnp.full_like(leaf, jnp.nan), frozen["backbone"]["visual"]["generator"]
     )
-    from spectralmoe_jax.models.state import join
+    from spectralmoe_jax.parameters import join
 
     scores = join(segmenter, trainable, frozen).scores(np.ones((1, 32, 32, 3), np.uint8))
     assert np.isfinite(scores).all()

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.state import fill, leaves
-from spectralmoe_jax.models.vit import all_layers
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.vit import all_layers
+from spectralmoe_jax.parameters import fill, leaves
 
 WIDTH, HEADS, HIDDEN, LAYERS, PATCH, SIDE = 24, 3, 20, 3, 4, 4
 PRETRAINED_SIDE = 16  # 224 pixels in patches of 14

@@ -3,8 +3,8 @@
 import pytest
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.patches import patch_grid
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.vit import patch_grid
 from tests.models.parity import (
     OUR_SIZES,
     SIZES,

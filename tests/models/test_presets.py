@@ -10,10 +10,10 @@ from flax import nnx
 from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import check_parts, make_encoder
-from spectralmoe_jax.models.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.models.encoders.vit import all_layers
 from spectralmoe_jax.models.presets import PRESETS, preset
-from spectralmoe_jax.models.state import leaves
-from spectralmoe_jax.models.vit import all_layers
+from spectralmoe_jax.parameters import leaves
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `test`")

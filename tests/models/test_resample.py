@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectralmoe_jax.models.resample import resize_bicubic, resize_linear
+from spectralmoe_jax.models.positions import resize_bicubic, resize_linear
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 

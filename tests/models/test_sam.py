@@ -8,8 +8,8 @@ from flax import nnx, traverse_util
 
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.build import make_segmenter, segmenter_config
-from spectralmoe_jax.models.encoder import EncoderConfig
-from spectralmoe_jax.models.state import join, leaves, split, with_values
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.parameters import join, leaves, split, with_values
 from tests.models.parity import (
     OUR_SIZES,
     SIZES,

@@ -12,15 +12,13 @@ from ml_collections import ConfigDict
 from spectralmoe_jax.config_files import shipped_files
 from spectralmoe_jax.configuration import from_config, load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, random_leaves, segmenter_config
-from spectralmoe_jax.models.parameters import describe
-from spectralmoe_jax.models.state import join, split
+from spectralmoe_jax.models.parameter_count import describe
+from spectralmoe_jax.parameters import join, split
 from spectralmoe_jax.training.loop import TrainSettings
-from spectralmoe_jax.training.objective import make_loss
 from spectralmoe_jax.training.optimizer import make_optimizer, match_rules
-from spectralmoe_jax.training.state import init_state
-from spectralmoe_jax.training.step import make_train_step
+from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
 
 FULL = "configs/fbp_cross_sensor.py"
 

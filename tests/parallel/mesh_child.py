@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spectralmoe_jax.compilation.collectives import collectives
-from spectralmoe_jax.names import named_leaves
+from spectralmoe_jax.ahead_of_time.collectives import collectives
+from spectralmoe_jax.parameters import named_leaves
 from tests.parallel.tiny import Step, tiny_config
 
 MESHES = {"8x1x1": (8, 1, 1), "4x1x2": (4, 1, 2), "2x2x2": (2, 2, 2), "1x8x1": (1, 8, 1),

@@ -14,8 +14,7 @@ import pytest
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore, read_run_config
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
-from spectralmoe_jax.models.state import split
-from spectralmoe_jax.names import named_leaves
+from spectralmoe_jax.parameters import named_leaves, split
 from tests.tiny_run import SIZES
 
 pytestmark = pytest.mark.slow

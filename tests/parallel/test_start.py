@@ -11,9 +11,8 @@ import time
 import pytest
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.parallel import start as start_module
-from spectralmoe_jax.parallel.meeting import meet
-from spectralmoe_jax.parallel.start import Start, find_start, first_host
+from spectralmoe_jax.parallel import distributed as start_module
+from spectralmoe_jax.parallel.distributed import Start, find_start, first_host, meet
 
 SLURM = {
     "SLURM_JOB_ID": "4242",
@@ -238,7 +237,7 @@ def test_an_unreachable_coordinator_is_one_line_within_the_limit():
     code = (
         "import sys, time\n"
         "from spectralmoe_jax.errors import UserError\n"
-        "from spectralmoe_jax.parallel.start import find_start, joined\n"
+        "from spectralmoe_jax.parallel.distributed import find_start, joined\n"
         f"start = find_start({{}}, '127.0.0.1:{free_port()}', 2, 1)\n"
         "began = time.monotonic()\n"
         "try:\n"

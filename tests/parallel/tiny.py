@@ -6,15 +6,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.configuration import from_config, load_config
-from spectralmoe_jax.losses.settings import LossConfig
+from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
-from spectralmoe_jax.models.state import split
 from spectralmoe_jax.parallel import Layout
-from spectralmoe_jax.parallel.configured import training_layout
-from spectralmoe_jax.training.objective import make_loss
+from spectralmoe_jax.parallel.mesh import training_layout
+from spectralmoe_jax.parameters import split
 from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer
-from spectralmoe_jax.training.state import TrainState, init_state
-from spectralmoe_jax.training.step import make_train_step
+from spectralmoe_jax.training.step import TrainState, init_state, make_loss, make_train_step
 
 WIDTH, SIDE, BATCH, CLASSES = 24, 64, 8, 5
 SIZES = {

@@ -11,10 +11,10 @@ import rasterio
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
-from data_pipelines.sources.raster_file import read_pixels
+from data_pipelines.readers.raster_file import read_pixels
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.prediction.geotiff import predict_scene
-from spectralmoe_jax.prediction.windows import WindowSettings
+from spectralmoe_jax.inference.geotiff import predict_scene
+from spectralmoe_jax.inference.sliding_window import WindowSettings
 
 NAMES = ("red soil", "green field", "blue water")
 PALETTE = ((200, 60, 20), (30, 160, 40), (20, 60, 200))
@@ -129,7 +129,7 @@ def test_any_size_window_and_overlap(tmp_path, size, setting):
 
 def test_blends_as_an_image_in_memory_does(tmp_path):
     """A predictor that depends on the place in the window shows any shift of rows or weights."""
-    from spectralmoe_jax.prediction.windows import predict_image
+    from spectralmoe_jax.inference.sliding_window import predict_image
 
     bias = np.random.default_rng(1).uniform(0, 100, (32, 32, 3)).astype(np.float32)
     predict = lambda tiles: tiles.astype(np.float32) + bias

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from spectralmoe_jax.prediction.pictures import choose_records, most_varied, principal_colours
+from spectralmoe_jax.inference.pictures import choose_records, most_varied, principal_colours
 
 
 def test_colours_are_principal_components():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.prediction.windows import (
+from spectralmoe_jax.inference.sliding_window import (
     WindowSettings,
     blending_weight,
     in_batches,

@@ -2,7 +2,7 @@ import pytest
 from rich.console import Console
 
 from data_pipelines.prepare import plan
-from data_pipelines.prepare.run import prepare
+from data_pipelines.prepare.prepare import prepare
 from tests.prepare import tiny
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_pipelines.prepare.run import prepare
+from data_pipelines.prepare.prepare import prepare
 from spectralmoe_jax.errors import UserError
 from tests.prepare import tiny
 from tests.prepare.tiny import assert_same

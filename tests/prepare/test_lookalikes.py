@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipelines.benchmarks import BENCHMARKS, get_benchmark
-from data_pipelines.prepare.run import prepare
-from data_pipelines.sources.prepared import PreparedTiles
+from data_pipelines.datasets import BENCHMARKS, get_benchmark
+from data_pipelines.prepare.prepare import prepare
+from data_pipelines.readers.prepared import PreparedTiles
 from tests.benchmarks import lookalikes
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_prepared_look_alikes_are_exact(name, tmp_path):
-    from data_pipelines.benchmarks.builder import builder_class
+    from data_pipelines.datasets.builder import builder_class
 
     expected = {
         (tile.split, tile.domain, tile.name, tile.row, tile.col): tile

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipelines.prepare import plan, report, run
+from data_pipelines.prepare import plan
+from data_pipelines.prepare import prepare as run
+from data_pipelines.prepare import summary as report
 from data_pipelines.prepare.contact_sheet import choose_tiles
-from data_pipelines.prepare.run import check, prepare
-from data_pipelines.prepare.statistics import Histograms
+from data_pipelines.prepare.cut import Histograms
+from data_pipelines.prepare.prepare import check, prepare
+from data_pipelines.readers.prepared import PreparedTiles
 from data_pipelines.sheet import display_bands
-from data_pipelines.sources.prepared import PreparedTiles
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from tests.prepare import tiny

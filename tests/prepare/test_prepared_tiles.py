@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from data_pipelines.loader import train_batches
-from data_pipelines.prepare.run import prepare
-from data_pipelines.sources import TileIndex, Window, split_holdout
-from data_pipelines.sources import prepared as prepared_module
-from data_pipelines.sources.prepared import PreparedTiles
+from data_pipelines.prepare.prepare import prepare
+from data_pipelines.readers import prepared as prepared_module
+from data_pipelines.readers.prepared import PreparedTiles
+from data_pipelines.records import Window, split_holdout
+from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.errors import UserError
 from tests.prepare import tiny

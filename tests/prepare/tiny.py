@@ -11,9 +11,10 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from data_pipelines.benchmarks.benchmark import Benchmark, Listing, Pair
-from data_pipelines.prepare import plan, run
-from data_pipelines.sources.records import Window
+from data_pipelines.datasets.dataset import Benchmark, Listing, Pair
+from data_pipelines.prepare import plan
+from data_pipelines.prepare import prepare as run
+from data_pipelines.records import Window
 from spectralmoe_jax.cli.main import main
 
 SHAPES = {"a": (40, 48), "b": (16, 16), "c": (30, 20), "d": (33, 16), "e": (16, 40)}
@@ -62,7 +63,7 @@ def cells(pair: Pair) -> tuple[Window, ...]:
 
 
 def read_tile(pair: Pair, cell: Window) -> tuple[np.ndarray, np.ndarray]:
-    from data_pipelines.sources.raster_file import read_mask, read_pixels
+    from data_pipelines.readers.raster_file import read_mask, read_pixels
 
     time.sleep(float(os.environ.get("TINY_SECONDS_A_TILE", 0)))
     if os.environ.get("TINY_KILLED_AT") == pair.name:

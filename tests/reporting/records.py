@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from spectralmoe_jax.ablation.command import write_results
+from spectralmoe_jax.ablation.ablate import write_results
 from spectralmoe_jax.ablation.grid import Grid, cells
 from spectralmoe_jax.configuration import load_config, save_config
-from spectralmoe_jax.evaluation.judged import EVALUATION, IMAGES
-from spectralmoe_jax.evaluation.report import make_report, write_report
-from spectralmoe_jax.evaluation.routing import routing_report
-from spectralmoe_jax.evaluation.tally import ImageCounts, Tally, write_images
-from spectralmoe_jax.prediction.pictures import PICTURES, Scene
+from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, IMAGES
+from spectralmoe_jax.evaluation.expert_routing import routing_report
+from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
+from spectralmoe_jax.evaluation.score_table import make_report, write_report
+from spectralmoe_jax.inference.pictures import PICTURES, Scene
 
 LAYERS, MODALITIES, EXPERTS, SIDE, TOKENS = 24, 2, 6, 256, 32
 NASTY = 'bare <soil> & "rock"'

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.reporting.command import report
-from spectralmoe_jax.reporting.page import grid_page, run_page
-from spectralmoe_jax.reporting.records import read_grid, read_run
+from spectralmoe_jax.reporting.page import grid_page, report, run_page
+from spectralmoe_jax.reporting.run_records import read_grid, read_run
 from spectralmoe_jax.reporting.svg import Line, line_chart, ticks
 from tests.reporting.browser import CHROMIUM, Page
 from tests.reporting.records import EXPERTS, LAYERS, MODALITIES, NASTY, write_grid_folder, write_run

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from sklearn.metrics import jaccard_score
 from sklearn.tree import DecisionTreeClassifier
 
-from data_pipelines.sources import ImageFolder, TileIndex, Window, examples
+from data_pipelines.readers.image_files import ImageFolder
+from data_pipelines.records import Window, examples
 from data_pipelines.synthetic import (
     BANDS,
     CLASSES,
@@ -23,6 +24,7 @@ from data_pipelines.synthetic import (
     SyntheticScenes,
     open_domains,
 )
+from data_pipelines.tiles.tile_index import TileIndex
 from spectralmoe_jax.errors import UserError
 
 

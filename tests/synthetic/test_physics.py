@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from data_pipelines.synthetic.light import Sun, cast_shadow, haze, shading, skylight
-from data_pipelines.synthetic.sensors import SENSOR_A, SENSOR_B, Band, Sensor
-from data_pipelines.synthetic.spectra import WAVELENGTHS, material_names, perturbations, spectrum
+from data_pipelines.synthetic.render import Sun, cast_shadow, haze, shading, skylight
+from data_pipelines.synthetic.sensor_model import (
+    SENSOR_A,
+    SENSOR_B,
+    WAVELENGTHS,
+    Band,
+    Sensor,
+    material_names,
+    perturbations,
+    spectrum,
+)
 
 SENSORS = pytest.mark.parametrize("sensor", [SENSOR_A, SENSOR_B], ids=lambda s: s.name)
 

@@ -20,7 +20,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.training.loop import Experiment
-from spectralmoe_jax.training.run import run_experiment
+from spectralmoe_jax.training.train import run_experiment
 
 RULES = ((r"bias$", 0.0, 1.0), (r"kernel$", 1.0, 1.0))
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from spectralmoe_jax.training.metrics import MetricsLog
-from spectralmoe_jax.training.objective import expert_usage
+from spectralmoe_jax.training.logging import MetricsLog
+from spectralmoe_jax.training.step import expert_usage
 
 
 def test_shares(tmp_path):

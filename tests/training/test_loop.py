@@ -9,7 +9,7 @@ import pytest
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.training.loop import TrainingDiverged
-from spectralmoe_jax.training.run import run_experiment
+from spectralmoe_jax.training.train import run_experiment
 
 
 def steps_kept(workdir):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from spectralmoe_jax.training.prefetch import prefetch
+from spectralmoe_jax.training.loop import prefetch
 
 
 class Batches:

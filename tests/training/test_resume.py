@@ -15,10 +15,10 @@ import pytest
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.names import named_leaves
+from spectralmoe_jax.parameters import named_leaves
 from spectralmoe_jax.training.loop import TrainSettings
 from spectralmoe_jax.training.optimizer import make_optimizer
-from spectralmoe_jax.training.run import run_experiment
+from spectralmoe_jax.training.train import run_experiment
 
 
 def final_state(standin, workdir):

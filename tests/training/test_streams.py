@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from data_pipelines.streams import interleave, schedule, stream_configs, stream_weights
-from spectralmoe_jax.checkpoints.trained import load_trained
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.command import evaluate
-from spectralmoe_jax.models.state import leaves
-from spectralmoe_jax.training.experiment import build_experiment
-from spectralmoe_jax.training.run import train
+from spectralmoe_jax.evaluation.evaluate import evaluate
+from spectralmoe_jax.inference.model import load_trained
+from spectralmoe_jax.parameters import leaves
+from spectralmoe_jax.training.train import build_experiment, train
 
 SENSORS = {"wide": ("red", "green", "blue"), "narrow": ("nir", "red", "green", "blue")}
 

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from spectralmoe_jax.checkpoints.rules import Rule, read_tensors, write_tensors
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.verification.adapter import verify_adapter
-from spectralmoe_jax.verification.goldens import check_folder, verify
-from spectralmoe_jax.verification.report import compare
-from spectralmoe_jax.verification.segmenter import verify_segmenter
+from spectralmoe_jax.parity.adapter_goldens import verify_adapter
+from spectralmoe_jax.parity.comparison import compare
+from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
+from spectralmoe_jax.parity.verify import check_folder, verify
+from spectralmoe_jax.weights.name_rules import Rule, read_tensors, write_tensors
 
 ADAPTERS = [
     f"{folder}/adapter_{gating}_k{k}_{mode}"

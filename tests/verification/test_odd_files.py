@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.verification.adapter import verify_adapter
-from spectralmoe_jax.verification.report import Check, compare, worst
-from spectralmoe_jax.verification.segmenter import verify_segmenter
+from spectralmoe_jax.parity.adapter_goldens import verify_adapter
+from spectralmoe_jax.parity.comparison import Check, compare, worst
+from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
 
 ADAPTER = "released_adapter/adapter_laplace_k2_train.npz"
 NAN = float("nan")

@@ -1,1 +1,0 @@
-"""Five-Billion-Pixels, cross-geospatial."""

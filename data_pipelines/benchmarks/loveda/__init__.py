@@ -1,1 +1,0 @@
-"""LoveDA, rural to urban."""

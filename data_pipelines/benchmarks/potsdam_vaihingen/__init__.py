@@ -1,1 +1,0 @@
-"""ISPRS Potsdam to Vaihingen."""

@@ -1,0 +1,1 @@
+"""Readers of labelled images: files as they are, and prepared tiles."""

@@ -1,0 +1,217 @@
+"""The generated two-sensor benchmark: learn on one sensor, place and season, test on another."""
+
+import functools
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.records import Record, Window, crop, split_holdout
+from data_pipelines.synthetic.layout import Habits
+from data_pipelines.synthetic.render import Domain, Scene, render_scene
+from data_pipelines.synthetic.sensor_model import SENSOR_A, SENSOR_B
+from data_pipelines.synthetic.write_geotiffs import write_scene
+from spectralmoe_jax.errors import UserError
+
+CLASSES = ("field", "woodland", "water", "road", "building", "bare soil")
+PALETTE = ((182, 208, 110), (38, 115, 62), (62, 133, 199), (92, 92, 98), (206, 72, 62), (214, 170, 118))
+BANDS = tuple(band.name for band in SENSOR_A.bands)
+PIXEL = 1.0
+"""Side of a pixel on the ground, m."""
+
+SOURCE, TARGET = "sensor_a", "sensor_b"
+DOMAINS = {
+    domain.name: domain
+    for domain in (
+        Domain(
+            name="sensor_a",
+            sensor=SENSOR_A,
+            habits=Habits((0.42, 0.24, 0.16, 0.18), (0.42, 0.16, 0.27, 0.15), 95, 0.35),
+            soils={"brown soil": 0.55, "sand": 0.25, "red soil": 0.2},
+            roofs={"clay tile": 0.45, "slate": 0.2, "metal sheet": 0.2, "roofing felt": 0.15},
+            greenness=(0.55, 0.9),
+            autumn=0.05,
+            turbidity=0.25,
+            elevation=(42, 60),
+            azimuth=(130, 175),
+            haze=(0.005, 0.03),
+            epsg=32632,
+            corner=(560_000.0, 5_330_000.0),
+        ),
+        Domain(
+            name="sensor_b",
+            sensor=SENSOR_B,
+            habits=Habits((0.40, 0.28, 0.14, 0.18), (0.42, 0.16, 0.27, 0.15), 75, 0.5),
+            soils={"brown soil": 0.35, "sand": 0.3, "red soil": 0.35},
+            roofs={"clay tile": 0.25, "slate": 0.35, "metal sheet": 0.2, "roofing felt": 0.2},
+            greenness=(0.4, 0.7),
+            autumn=0.4,
+            turbidity=0.5,
+            elevation=(34, 44),
+            azimuth=(150, 215),
+            haze=(0.025, 0.045),
+            epsg=32630,
+            corner=(440_000.0, 4_510_000.0),
+        ),
+    )
+}
+
+
+class SyntheticScenes:
+    """A `data_pipelines.records.Source` of generated scenes, rendered when they are read.
+
+    Scene n of a domain depends on `seed`, the domain, n and `size` alone: more scenes extend a domain and
+    change none. Rendering takes about 0.15 s a scene of 256 x 256 pixels; those read last stay in memory.
+
+    Args:
+      counts: number of scenes by domain, of `DOMAINS`.
+      seed: 0 or more.
+      size: side of the scenes, pixels of `PIXEL` metres; at least 64.
+
+    Raises:
+      UserError: an unknown domain, no scenes, or a value out of range.
+    """
+
+    def __init__(self, counts: Mapping[str, int], seed: int = 0, size: int = 256):
+        for domain, count in counts.items():
+            if domain not in DOMAINS:
+                raise UserError(f"domain {domain!r} is not generated: choose from {', '.join(DOMAINS)}")
+            if count < 1:
+                raise UserError(f"{domain}: {count} scenes leave the split empty, give at least 1")
+        if not counts:
+            raise UserError(f"no domain to generate: choose from {', '.join(DOMAINS)}")
+        if size < 64:
+            raise UserError(f"scenes of {size} pixels are too small for roads and houses: give at least 64")
+        if seed < 0:
+            raise UserError(f"seed {seed} of the generated scenes: give 0 or more")
+        self.seed, self.size = seed, size
+        self.records: tuple[Record, ...] = tuple(
+            Record(domain, f"{domain}/scene_{number:03d}", size, size)
+            for domain, count in counts.items()
+            for number in range(count)
+        )
+
+    def read_image(self, record: Record, window: Window | None = None) -> np.ndarray:
+        """Reflectance x 10000 (H, W, 4) float32, whole numbers, of the scene or of `window`. Read-only."""
+        image = crop(self.scene(record).image, window).astype(np.float32)
+        image.setflags(write=False)
+        return image
+
+    def read_label(self, record: Record, window: Window | None = None) -> np.ndarray:
+        """Training ids (H, W) uint8, indices into `CLASSES`, of the scene or of `window`. Read-only."""
+        return crop(self.scene(record).label, window)
+
+    def scene(self, record: Record) -> Scene:
+        """All that is known about a scene; see `Scene`. Its arrays are read-only."""
+        return _rendered(record.domain, _number(record), self.seed, self.size)
+
+
+class SyntheticBenchmark:
+    """Two domains with the same classes and bands: train on the source, test on the target.
+
+    Sensor, place, season, sun and air differ between them, not the meaning of bands and classes.
+
+    Args:
+      seed: of the scenes and of the split.
+      scenes_source: scenes of domain `sensor_a`, of which a share `holdout` is not for training.
+      scenes_target: scenes of domain `sensor_b`.
+      size: side of the scenes, pixels.
+
+    Attributes:
+      source, target: `SyntheticScenes`.
+      train, holdout: the source's records, divided.
+      classes, palette, bands: what ids and channels mean.
+
+    Raises:
+      UserError: as `SyntheticScenes`.
+    """
+
+    classes, palette, bands = CLASSES, PALETTE, BANDS
+
+    def __init__(
+        self,
+        seed: int = 0,
+        scenes_source: int = 24,
+        scenes_target: int = 8,
+        size: int = 256,
+        holdout: float = 0.2,
+    ):
+        self.source = SyntheticScenes({SOURCE: scenes_source}, seed, size)
+        self.target = SyntheticScenes({TARGET: scenes_target}, seed, size)
+        self.train, self.holdout = split_holdout(self.source.records, holdout, seed)
+
+    def examples(self, split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """(name, image (H, W, 4) uint16, label (H, W) uint8) of `train`, `holdout`, `source` or `target`."""
+        scenes, records = {
+            "train": (self.source, self.train),
+            "holdout": (self.source, self.holdout),
+            "source": (self.source, self.source.records),
+            "target": (self.target, self.target.records),
+        }[split]
+        for record in records:
+            scene = scenes.scene(record)
+            yield record.name, scene.image, scene.label
+
+    def write(self, folder: str | Path, split: str | None = None) -> list[Path]:
+        """Writes georeferenced images, labels and heights, of one split or of all; returns the images.
+
+        A scene becomes `<domain>/images/<scene>.tif`, `<domain>/masks/<scene>.tif` (with colour table and
+        class names) and `<domain>/heights/<scene>.tif` (m): what `ImageFolder` reads with image_glob
+        `*/images/*.tif` and mask_template `{domain}/masks/{stem}.tif`. Files that exist are replaced.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        names = None if split is None else {name for name, _, _ in self.examples(split)}
+        paths = []
+        for scenes in (self.source, self.target):
+            for record in scenes.records:
+                if names is None or record.name in names:
+                    place = Path(folder) / record.domain, record.name.rpartition("/")[2]
+                    scene, domain = scenes.scene(record), DOMAINS[record.domain]
+                    corner = _corner(domain, _number(record), record.height)
+                    paths.append(write_scene(*place, scene, domain, corner, PIXEL, CLASSES, PALETTE))
+        return paths
+
+
+def open_domains(config: ConfigDict, domains: Sequence[str]) -> SyntheticScenes:
+    """The scenes of `domains` for a configuration with `data.kind` "synthetic".
+
+    `data.scenes_source` and `data.scenes_target` give the number of scenes of each source and target
+    domain, `data.scene_size` their side in pixels, `data.scene_seed` which scenes they are.
+
+    Raises:
+      UserError: as `SyntheticScenes`, or other bands or classes than the generated ones.
+    """
+    for key, given, known in (
+        ("bands", tuple(config.bands), BANDS),
+        ("classes.names", tuple(config.classes.names), CLASSES),
+    ):
+        if given != known:
+            raise UserError(f"{key} = {given} does not fit generated scenes: give {known}")
+    data = config.data
+    source, target = data.get("scenes_source", 24), data.get("scenes_target", 8)
+    counts = {domain: source if domain in data.source else target for domain in domains}
+    return SyntheticScenes(counts, data.get("scene_seed", 0), data.get("scene_size", 256))
+
+
+@functools.lru_cache(maxsize=96)
+def _rendered(domain: str, number: int, seed: int, size: int) -> Scene:
+    rng = np.random.default_rng((seed, zlib.crc32(domain.encode()), number))
+    scene = render_scene(DOMAINS[domain], size, PIXEL, rng)
+    for array in (scene.image, scene.label, scene.height):
+        array.setflags(write=False)
+    return scene
+
+
+def _number(record: Record) -> int:
+    return int(record.name.rpartition("_")[2])
+
+
+def _corner(domain: Domain, number: int, size: int) -> tuple[float, float]:
+    """Easting and northing of a scene's north-western corner: eight in a row, apart."""
+    row, col = divmod(number, 8)
+    step = 1.5 * size * PIXEL
+    return domain.corner[0] + col * step, domain.corner[1] - row * step

@@ -1,0 +1,86 @@
+"""Generated scenes as GeoTIFF files that open in any GIS."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+
+from data_pipelines.synthetic.render import SCALE, Domain, Scene
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.files import replacing
+
+_COLOURS = {"red": ColorInterp.red, "green": ColorInterp.green, "blue": ColorInterp.blue}
+
+
+def write_scene(
+    folder: Path,
+    name: str,
+    scene: Scene,
+    domain: Domain,
+    corner: tuple[float, float],
+    pixel: float,
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> Path:
+    """Writes `images/<name>.tif`, `masks/<name>.tif` and `heights/<name>.tif` below `folder`.
+
+    Args:
+      corner: easting and northing of the north-western corner in the domain's zone, m.
+      pixel: side of a pixel, m.
+
+    Returns:
+      The path of the image.
+
+    Raises:
+      UserError: the folder cannot be written; files that were there before are then as they were.
+    """
+    georeference = {
+        "crs": f"EPSG:{domain.epsg}",
+        "transform": Affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
+    }
+    sun = {"SUN_AZIMUTH": f"{scene.sun.azimuth:.2f}", "SUN_ELEVATION": f"{scene.sun.elevation:.2f}"}
+
+    def finish_image(dataset: Any) -> None:
+        dataset.colorinterp = [_COLOURS.get(b.name, ColorInterp.undefined) for b in domain.sensor.bands]
+        dataset.scales = (1 / SCALE,) * dataset.count
+        dataset.update_tags(SENSOR=domain.sensor.name, **sun)
+        for index, band in enumerate(domain.sensor.bands, 1):
+            dataset.set_band_description(index, band.name)
+            wavelength = {"CENTRAL_WAVELENGTH_UM": f"{band.centre:.3f}", "FWHM_UM": f"{band.width:.3f}"}
+            dataset.update_tags(index, ns="IMAGERY", **wavelength)
+
+    def finish_label(dataset: Any) -> None:
+        dataset.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(palette)})
+        dataset.update_tags(1, **{f"CLASS_{i}": title for i, title in enumerate(classes)})
+
+    def finish_height(dataset: Any) -> None:
+        dataset.set_band_description(1, "height above the lowest ground")
+        dataset.units = ("m",)
+
+    image = folder / "images" / f"{name}.tif"
+    # The image last: where it exists, its mask does too.
+    _write(folder / "masks" / f"{name}.tif", scene.label[..., None], georeference, finish_label)
+    _write(folder / "heights" / f"{name}.tif", scene.height[..., None], georeference, finish_height)
+    _write(image, scene.image, georeference, finish_image)
+    return image
+
+
+def _write(path: Path, pixels: np.ndarray, georeference: Mapping[str, Any], finish) -> None:
+    """Writes `pixels` (H, W, bands) aside and then to `path` in one step."""
+    height, width, count = pixels.shape
+    shape = {"height": height, "width": width, "count": count, "dtype": pixels.dtype}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            replacing(path) as aside,
+            rasterio.open(aside, "w", driver="GTiff", compress="deflate", **shape, **georeference) as dataset,
+        ):
+            finish(dataset)  # before the pixels: colours belong to the file's first part
+            dataset.write(np.moveaxis(pixels, -1, 0))
+    except (OSError, RasterioError) as problem:
+        raise UserError(f"{path}: cannot be written ({problem}): choose another folder") from problem

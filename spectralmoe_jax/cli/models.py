@@ -1,0 +1,188 @@
+"""Subcommands about models and weights: predict, convert, verify, params and compile."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from spectralmoe_jax.cli.arguments import refuse_overrides
+from spectralmoe_jax.configuration import apply_overrides, load_config
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.weights.hub import fetch_first
+
+
+class Predict:
+    """Map a scene of any size: georeferencing is kept, classes and colours go into the file."""
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument("--checkpoint", required=True, metavar="DIR", type=Path, help="folder of a run")
+        parser.add_argument("--input", required=True, metavar="SCENE.tif", type=Path, help="scene to map")
+        parser.add_argument("--output", required=True, metavar="MAP.tif", type=Path, help="map to write")
+        parser.add_argument("--confidence", action="store_true", help="write MAP_confidence.tif as well")
+        parser.add_argument(
+            "--preview", metavar="FILE.png", type=Path, help="write a picture with a legend as well"
+        )
+        parser.add_argument(
+            "--stream", metavar="NAME", help="of a run on several sensors: whose bands and statistics to use"
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        from spectralmoe_jax.checkpoints.store import read_run_config
+
+        config = apply_overrides(read_run_config(arguments.checkpoint), overrides)
+        if arguments.stream:
+            from data_pipelines.streams import choose_stream
+
+            config = choose_stream(config, arguments.stream)
+        from spectralmoe_jax.inference.predict import predict
+
+        predict(
+            arguments.checkpoint,
+            config,
+            input=arguments.input,
+            output=arguments.output,
+            confidence=arguments.confidence,
+            preview=arguments.preview,
+        )
+        return 0
+
+
+class Convert:
+    """Convert published weights to a file of ours, or a trained run to the authors' layout, safetensors or
+    Hugging Face.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument(
+            "source", metavar="SOURCE",
+            help="weights of an encoder or of parts of a segmenter (.safetensors, .pth, .pt, .ckpt, .bin, a "
+            "Hugging Face folder, hf://owner/name[@revision][/file]), several separated by commas; or the "
+            "folder of a run",
+        )  # fmt: skip
+        parser.add_argument("destination", metavar="DEST", help="file or folder to write; it must not exist")
+        parser.add_argument(
+            "--as", dest="format", metavar="FORMAT", help="format of SOURCE, instead of the one seen"
+        )
+        parser.add_argument("--preset", metavar="NAME", help="the encoder that SOURCE has to hold")
+        parser.add_argument(
+            "--to", metavar="LAYOUT", choices=("released", "safetensors", "hf"),
+            help="safetensors (our names; the default), released (a run in the authors' names, .pth or "
+            ".safetensors), hf (an encoder as a Hugging Face folder)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--config",
+            metavar="FILE[:args]",
+            help="what parts of a segmenter are made to fit; as they are without",
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        config = None
+        if arguments.config is None:
+            refuse_overrides(overrides, "convert without --config")
+        else:
+            from spectralmoe_jax.configuration import load_config
+
+            config = load_config(arguments.config, overrides)
+        fetch_first(arguments.source.split(","))
+        from spectralmoe_jax.conversion.convert import convert
+
+        print(
+            convert(
+                arguments.source, arguments.destination, format=arguments.format, preset=arguments.preset,
+                to=arguments.to, config=config,
+            )
+        )  # fmt: skip
+        return 0
+
+
+class Verify:
+    """Compare the model with every reference file of a folder, number for number."""
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument(
+            "directory", metavar="DIR", type=Path, help="folder of reference values, at any depth"
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        refuse_overrides(overrides, "verify")
+        if not arguments.directory.is_dir():
+            raise UserError(f"{arguments.directory} is not a folder; name one with reference values (*.npz)")
+        from spectralmoe_jax.parity.verify import verify
+
+        return 0 if verify(arguments.directory) else 1
+
+
+class Params:
+    """Count the parameters of a configuration by part, trainable and frozen, without allocating them."""
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument(
+            "--config", required=True, metavar="FILE[:args]", help="configuration, e.g. configs/dubai.py"
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        config = load_config(arguments.config, overrides)
+        from spectralmoe_jax.models.parameter_count import describe
+
+        parts = describe(config)
+        rows = [(part.name, part.trainable, part.frozen) for part in parts]
+        rows.append(("total", sum(part.trainable for part in parts), sum(part.frozen for part in parts)))
+        print(f"{'':<20}{'trainable':>15}{'frozen':>15}")
+        for name, trainable, frozen in rows:
+            print(f"{name:<20}{trainable:>15,}{frozen:>15,}")
+        return 0
+
+
+class Compile:
+    """Compile the train and predict steps for a machine that need not be here, and say what they take there.
+
+    For a TPU slice it needs libtpu (pip install libtpu) and no TPU. Nothing is allocated.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument(
+            "--config", required=True, metavar="FILE[:args]", help="configuration, e.g. configs/flair.py"
+        )
+        parser.add_argument(
+            "--topology", default="local", metavar="GENERATION:SHAPE", help="e.g. v5e:16x16; default: local"
+        )
+        parser.add_argument(
+            "--mesh", metavar="AXIS=N,...", help="instead of config.parallel, e.g. data=64,expert=4"
+        )
+        parser.add_argument(
+            "--step", choices=("train", "predict", "both"), default="both", help="default: both"
+        )
+        parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here as well")
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        from spectralmoe_jax.ahead_of_time.program_report import print_report, with_mesh
+
+        config = with_mesh(load_config(arguments.config, overrides), arguments.mesh)
+        from spectralmoe_jax.ahead_of_time.compile import STEPS, compile_steps
+
+        steps = STEPS if arguments.step == "both" else (arguments.step,)
+        report = compile_steps(config, arguments.topology, steps)
+        print_report(report)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        return 0 if all(report[step]["fits"] is not False for step in steps) else 1

@@ -1,0 +1,233 @@
+"""Subcommands about runs: quickstart, train, evaluate, ablate and report."""
+
+import contextlib
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.cli.arguments import refuse_overrides
+from spectralmoe_jax.configuration import apply_overrides, load_config
+from spectralmoe_jax.weights.hub import fetch_first
+
+
+def add_process_arguments(parser: ArgumentParser) -> None:
+    """Add the options by which a subcommand joins other processes, on this host or on others."""
+    group = parser.add_argument_group("several processes (found by themselves on SLURM, JobSet and TPU VMs)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
+    group.add_argument("--start-timeout", type=int, default=300, metavar="SECONDS",
+                       help="give up where they have not met by then (default: 300)")  # fmt: skip
+
+
+@contextlib.contextmanager
+def all_processes(arguments: Namespace) -> Iterator[None]:
+    """Together with the run's other processes, if the command line or the environment tells of any."""
+    from spectralmoe_jax.parallel.distributed import find_start, joined
+
+    start = find_start(os.environ, arguments.coordinator, arguments.processes, arguments.process_id)
+    with joined(start, arguments.start_timeout):
+        yield
+
+
+class Quickstart:
+    """Train on one generated sensor, test on another, and write a map and a picture. Needs no data."""
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument(
+            "--workdir",
+            metavar="DIR",
+            type=Path,
+            default=Path("runs/quickstart"),
+            help="default: runs/quickstart",
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        from spectralmoe_jax.quickstart import quickstart
+
+        quickstart(arguments.workdir, overrides)
+        return 0
+
+
+class Train:
+    """Train on the source places of a configuration.
+
+    Run again with the same --workdir it goes on from the last checkpoint, and ends
+    with the same parameters as a run that was never interrupted.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument(
+            "--config", required=True, metavar="FILE[:args]", help="configuration, e.g. configs/dubai.py"
+        )
+        parser.add_argument(
+            "--workdir", required=True, metavar="DIR", help="folder of the run, made if needed"
+        )
+        add_process_arguments(parser)
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        config = load_config(arguments.config, overrides)
+        fetch_first(_weights(config))
+        with all_processes(arguments):
+            import jax
+
+            from spectralmoe_jax.training.train import train
+
+            result = train(config, arguments.workdir)
+            if jax.process_index() == 0:
+                best = "" if result["best"] is None else f", best checkpoint at step {result['best']}"
+                print(f"{result['workdir']}: {result['step']} steps{best}")
+        return 0
+
+
+def _weights(config: ConfigDict) -> list[str]:
+    """What the configuration reads weights from."""
+    model = config.get("model") or {}  # what is missing or wrong in it is reported when it is built
+    sections = (model, model.get("visual") or {}, model.get("depth") or {})
+    given = [part.get("weights") or () for part in sections]
+    return [spec for one in given for spec in (one.split(",") if isinstance(one, str) else one)]
+
+
+class Evaluate:
+    """Score a trained model on whole images, per domain and class."""
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        place = parser.add_mutually_exclusive_group(required=True)
+        place.add_argument("--workdir", metavar="DIR", help="folder of a run; its best checkpoint is used")
+        place.add_argument("--checkpoint", metavar="DIR", help="the same under its other name")
+        parser.add_argument(
+            "--config", metavar="FILE[:args]", help="instead of the configuration stored in the run"
+        )
+        parser.add_argument(
+            "--split", choices=("target", "source", "holdout"), default="target", help="default: target"
+        )
+        parser.add_argument("--output", metavar="FILE.json", type=Path, help="write the scores here as well")
+        parser.add_argument(
+            "--images", metavar="FILE.npz", type=Path, help="write the confusion matrix of every image here"
+        )
+        parser.add_argument(
+            "--stream", metavar="NAME", help="of a run on several sensors: whose bands and statistics to use"
+        )
+        add_process_arguments(parser)
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        workdir = Path(arguments.workdir or arguments.checkpoint)
+        if arguments.config:
+            config = load_config(arguments.config, overrides)
+        else:
+            from spectralmoe_jax.checkpoints.store import read_run_config
+
+            config = apply_overrides(read_run_config(workdir), overrides)
+        if arguments.stream:
+            from data_pipelines.streams import choose_stream
+
+            config = choose_stream(config, arguments.stream)
+        with all_processes(arguments):
+            from spectralmoe_jax.evaluation.evaluate import evaluate
+
+            evaluate(workdir, config, split=arguments.split, output=arguments.output, images=arguments.images)
+        return 0
+
+
+class Ablate:
+    """Run a grid of variants and seeds over one configuration, and write its tables.
+
+    Run again with the same --workdir it goes on where it stopped: what is done is not
+    done again, what failed is tried again.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument(
+            "grid", metavar="FILE[:BASE]", help="grid, e.g. configs/ablations/experts.py:cloud_shadow"
+        )
+        parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the grid")
+        parser.add_argument("--base", metavar="FILE[:args]", help="configuration to vary; or after the colon")
+        parser.add_argument("--seeds", type=int, metavar="N", help="0 to N-1 instead of the grid's own")
+        parser.add_argument(
+            "--only", action="append", default=[], metavar="VARIANT", help="run this variant now (repeatable)"
+        )
+        parser.add_argument(
+            "--side-by-side", type=int, metavar="N", help="runs at a time (default: one a GPU, or one)"
+        )
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument(
+            "--task", type=int, metavar="INDEX", help="do run number INDEX alone, in this process"
+        )
+        what.add_argument(
+            "--collect", action="store_true", help="run nothing; write the tables of what is done"
+        )
+        what.add_argument("--list", action="store_true", help="print the folder of every run, a line each")
+        parser.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        given = (arguments.grid, arguments.workdir)
+        options = {"base": arguments.base, "seeds": arguments.seeds}
+        if arguments.list:
+            from spectralmoe_jax.ablation.grid import cells, load_grid
+
+            grid = load_grid(arguments.grid, **options)
+            for cell in cells(grid, Path(arguments.workdir), overrides):
+                print(cell.folder)
+            return 0
+        if arguments.task is not None:
+            from spectralmoe_jax.ablation.ablate import run_task
+
+            run_task(*given, arguments.task, overrides, with_parent=arguments.end_with_parent, **options)
+            return 0
+        from spectralmoe_jax.ablation.ablate import ablate, collect_results
+        from spectralmoe_jax.ablation.tables import markdown
+
+        if arguments.collect:
+            results = collect_results(*given, overrides, **options)
+        else:
+            results = ablate(
+                *given, overrides, only=arguments.only, side_by_side=arguments.side_by_side, **options
+            )
+        print(markdown(results))
+        asked = arguments.only or results["variants"]
+        done = all("miou" in run for variant in asked for run in results["variants"][variant]["runs"])
+        return 0 if done or arguments.collect else 1
+
+
+class Report:
+    """Write one HTML page of a run or a grid that is readable offline and on a phone.
+
+    A run that was not evaluated yet is evaluated on its target first.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument("workdir", metavar="DIR", type=Path, help="folder that train or ablate wrote")
+        parser.add_argument(
+            "--output", metavar="FILE.html", type=Path, help="file to write (default: report.html in DIR)"
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        refuse_overrides(overrides, "report")
+        from spectralmoe_jax.reporting.page import report
+
+        path = report(arguments.workdir, arguments.output)
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+        return 0

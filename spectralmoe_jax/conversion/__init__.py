@@ -1,0 +1,1 @@
+"""Conversion: published weights to ours, trained runs to PyTorch."""

@@ -1,0 +1,57 @@
+"""What is kept of a run's best checkpoint: scores, counts by image, pictures. Reports need no model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.splits import open_splits
+from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.evaluation.evaluate import settled, tally_split
+from spectralmoe_jax.evaluation.metrics import write_images
+from spectralmoe_jax.evaluation.score_table import make_report, write_report
+from spectralmoe_jax.inference.model import load_trained, make_routed_step
+from spectralmoe_jax.inference.pictures import keep_pictures
+from spectralmoe_jax.models.parameter_count import count
+from spectralmoe_jax.parallel.mesh import using_layout
+
+EVALUATION, IMAGES = "evaluation.json", "evaluation.npz"
+
+
+def judge(workdir: Path, config: ConfigDict) -> None:
+    """Evaluate a run's best checkpoint on the target, and keep all of it in the run's folder.
+
+    `evaluation.json` is what `spectralmoe evaluate` gives and the number of trainable parameters, the `step`
+    of the checkpoint and the one that is `trained` to; `evaluation.npz` the confusion matrix of every image;
+    see also `prediction.pictures`. The scores are written last.
+
+    Raises UserError naming the file or key that is wrong.
+    """
+    config = settled(workdir, config, "target")
+    splits, layout = open_splits(config, only="target"), using_layout(config)
+    segmenter = load_trained(workdir, config, layout)
+    step = make_routed_step(segmenter, layout)
+    tally = tally_split(config, splits, "target", segmenter, step)
+    report = make_report(tally)
+    trainable = sum(part.trainable for part in count(segmenter, segmenter.config))
+    keep_pictures(workdir, config, segmenter, step, splits)
+    write_images(tally.images, workdir / IMAGES)
+    best, last = steps_of(workdir, config)
+    more = {"trainable": trainable, "step": best, "trained": last}
+    write_report(report | more, workdir / EVALUATION)
+
+
+def steps_of(workdir: Path, config: ConfigDict) -> tuple[int | None, int | None]:
+    """The step of the checkpoint that is judged, the best one or the last where none was scored; and the last
+    one's. None where there is none."""
+    with CheckpointStore(workdir, config) as store:
+        return store.best if store.best is not None else store.last, store.last
+
+
+def read_judged(workdir: Path) -> dict[str, Any] | None:
+    """The scores that `judge` kept, or None."""
+    path = workdir / EVALUATION
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -1,0 +1,94 @@
+"""`spectralmoe evaluate`, and the scores that training chooses its best checkpoint by."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from data_pipelines.splits import Splits, open_splits
+from data_pipelines.wavelengths import of_files
+from data_pipelines.whole_split import eval_batches
+from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
+from spectralmoe_jax.configuration import from_config
+from spectralmoe_jax.evaluation.expert_routing import RoutedPredict
+from spectralmoe_jax.evaluation.metrics import Tally, write_images
+from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
+from spectralmoe_jax.inference.model import load_trained, make_routed_step
+from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep, WindowSettings
+from spectralmoe_jax.models.segmenter import Segmenter
+from spectralmoe_jax.parallel.mesh import using_layout
+from spectralmoe_jax.sensors.stated import adopt_stated
+
+
+def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str = "target",
+             output: str | os.PathLike[str] | None = None,
+             images: str | os.PathLike[str] | None = None) -> Report:  # fmt: skip
+    """Score a run's best checkpoint on whole images of a split, print the table, store the JSON.
+
+    All devices of all processes share the windows of an image; every process reads the images.
+
+    Args:
+      workdir: folder of the run. config: its configuration.
+      split: `target`, `source` or `holdout`. output: JSON file to write, or None.
+      images: NPZ file for the confusion matrix of every image, or None; see `tally.write_images`.
+
+    Returns: see `report.make_report`.
+
+    Raises UserError naming the file or key that is wrong.
+    """
+    from_config(WindowSettings, config.evaluate, "evaluate")  # a bad value is said before the data is read
+    config = settled(workdir, config, split)
+    splits = open_splits(config, only=split)
+    layout = using_layout(config)
+    segmenter = load_trained(workdir, config, layout)
+    tally = tally_split(config, splits, split, segmenter, make_routed_step(segmenter, layout))
+    report = make_report(tally)
+    if jax.process_index() == 0:
+        print_table(report, f"{config.name}, {split}: {report['images']} images")
+        if output is not None:
+            write_report(report, output)
+        if images is not None:
+            write_images(tally.images, images)
+    return report
+
+
+def tally_split(
+    config: ConfigDict, splits: Splits, split: str, segmenter: Segmenter, step: RoutedStep
+) -> Tally:
+    """What a segmenter says of the images of a split, and which experts its tokens go to; `step` is its
+    own, of `checkpoints.trained.make_routed_step`."""
+    tally = Tally(config.classes.names, getattr(segmenter.config.adapter, "num_experts", 1))
+    _count(tally, config, splits, split, RoutedPredict(step))
+    return tally
+
+
+def settled(workdir: str | os.PathLike[str], config: ConfigDict, split: str) -> ConfigDict:
+    """The configuration with the wavelengths that the run's files stated, or else those to be evaluated."""
+    if (Path(workdir) / CONFIG_FILE).is_file():
+        config = adopt_stated(config, read_run_config(workdir))
+    return of_files(config, config.data["target" if split == "target" else "source"])
+
+
+def score_split(config: ConfigDict, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
+    """The scalars of a split that a training run logs: mIoU and overall accuracy."""
+    tally = Tally(config.classes.names)
+    _count(tally, config, splits, split, predict)
+    report = make_report(tally)
+    return {"miou": report["miou"], "overall_accuracy": report["all"]["overall_accuracy"]}
+
+
+def _count(tally: Tally, config: ConfigDict, splits: Splits, split: str, predict: Predict) -> None:
+    """Tiles that fit into a window go through the model several at a time, larger images one by one."""
+    settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    source, records = splits.of(split)
+    if any(max(record.height, record.width) > settings.window for record in records) or not records:
+        tally.count_images(predict, splits.examples(split), settings)
+        return
+    workers = config.data.get("workers", 0)
+    batches = eval_batches(source, records, settings.window, batch_size=settings.batch_size, workers=workers)
+    with contextlib.closing(batches):
+        tally.count_tiles(predict, batches, [(record.domain, record.name) for record in records])

@@ -1,0 +1,134 @@
+"""Scores by domain and class, printed and stored."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.expert_routing import routing_report
+from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, Tally
+from spectralmoe_jax.files import replacing
+from spectralmoe_jax.inference.sliding_window import Predict, WindowSettings
+
+Report = dict[str, Any]
+_LOG_WIDTH = 200  # where the output is no terminal: rich would cut a table of many domains at 80
+
+
+def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
+          names: Sequence[str], settings: WindowSettings) -> Report:  # fmt: skip
+    """Score whole images.
+
+    Args:
+      predict: see `prediction.windows`.
+      examples: (domain, name, image (H, W, C) raw, label (H, W) with 255 for ignore).
+      names: of the classes.
+
+    Raises UserError where there is no image.
+    """
+    tally = Tally(names)
+    tally.count_images(predict, examples, settings)
+    return make_report(tally)
+
+
+def make_report(tally: Tally) -> Report:
+    """The scores of what was counted.
+
+    Returns: `miou`, `overall_accuracy`, `iou` and `accuracy` by class of all pixels together (`all`) and of
+    each domain (`domains`), `mean_miou` over the domains that have labels, the confusion matrices, how many
+    images, and `routing`, see `evaluation.routing.routing_report`, where the predictor tells of experts.
+
+    Raises UserError where there is no image.
+    """
+    if not tally.images:
+        raise UserError("the split to evaluate is empty: name domains with images in config.data")
+    names, domains = tally.names, tally.domains()
+    total = ConfusionMatrix(len(names))
+    for matrix in domains.values():
+        total += matrix
+    report = {
+        "classes": names,
+        "images": len(tally.images),
+        "miou": total.miou,
+        "mean_miou": _mean([matrix.miou for matrix in domains.values()]),
+        "all": _scores(total, names),
+        "domains": {domain: _scores(matrix, names) for domain, matrix in domains.items()},
+    }
+    if tally.routing is not None and tally.routing.counts is not None:
+        report["routing"] = routing_report(tally.routing.counts)
+    return report
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _scores(matrix: ConfusionMatrix, names: Sequence[str]) -> Report:
+    return {
+        "miou": matrix.miou,
+        "overall_accuracy": matrix.overall_accuracy,
+        "iou": dict(zip(names, matrix.iou.tolist(), strict=True)),
+        "accuracy": dict(zip(names, matrix.accuracy.tolist(), strict=True)),
+        "confusion": matrix.counts.tolist(),
+    }
+
+
+def write_report(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write a report as JSON, whole or not at all; a score that does not exist is null.
+
+    Raises UserError where the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        with replacing(path) as aside:
+            aside.write_text(json.dumps(_without_nan(report), indent=2) + "\n")
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None
+
+
+def print_table(report: Report, title: str = "", console: Console | None = None) -> None:
+    """IoU by class, one column a domain and one for all pixels together, mIoU and accuracy below."""
+    columns = {**report["domains"], "all": report["all"]}
+    table = Table(box=None, header_style="bold")
+    table.add_column("IoU, %")
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_column("accuracy, all", justify="right")
+    for name in report["classes"]:
+        accuracy = _percent(report["all"]["accuracy"][name])
+        table.add_row(name, *(_percent(scores["iou"][name]) for scores in columns.values()), accuracy)
+    table.add_section()
+    overall = _percent(report["all"]["overall_accuracy"])
+    table.add_row("mIoU", *(_percent(scores["miou"]) for scores in columns.values()), overall, style="bold")
+    console = console or (Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH))
+    if title:
+        console.print(title, style="bold")
+    console.print(table)
+    labelled = sum(not math.isnan(scores["miou"]) for scores in report["domains"].values())
+    if labelled > 1:
+        console.print(f"mean mIoU over {labelled} domains: {_percent(report['mean_miou'])}")
+    for modality in dict.fromkeys(entry["modality"] for entry in report.get("routing", ())):
+        nmi = [f"{e['nmi']:.2f}" for e in report["routing"] if e["modality"] == modality]
+        console.print(f"mutual information of expert and class by layer, {modality}: {' '.join(nmi)}")
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

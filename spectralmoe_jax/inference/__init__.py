@@ -1,0 +1,1 @@
+"""Trained models at work: sliding windows, whole scenes, maps and pictures."""

@@ -1,0 +1,325 @@
+"""A trained model, ready to predict, from the folder of its run."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from spectralmoe_jax.checkpoints.store import CONFIG_FILE, CheckpointStore, read_run_config
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
+from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
+from spectralmoe_jax.parallel import Layout
+from spectralmoe_jax.parallel.mesh import put
+from spectralmoe_jax.parameters import Path, join, leaves, split, with_values
+from spectralmoe_jax.sensors.stated import adopt_stated
+from spectralmoe_jax.weights.encoder_file import read_encoder
+from spectralmoe_jax.weights.formats import Found, recognise
+from spectralmoe_jax.weights.reading import Source, open_source
+from spectralmoe_jax.weights.released import (
+    ENCODERS,
+    encoders_of,
+    is_segmenter,
+    part_of,
+    parts_of,
+    stream_segmenter,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """A file of weights, checked against a configuration and not yet read.
+
+    source: the file. parts: of the segmenter, named as in `released.PARTS`, that it fills. encoders: those
+    among them, as the file holds them. whole: it is the file of a segmenter or of parts of one,
+    not of an encoder. stream: its leaves, each read as it is asked for.
+    """
+
+    source: Source
+    parts: set[str]
+    encoders: dict[str, Found]
+    whole: bool
+    stream: Iterator[tuple[Path, np.ndarray]]
+
+
+class Trained(NamedTuple):
+    """A run's best checkpoint. opened: the files of its frozen weights. stream: every leaf of the segmenter,
+    frozen ones read as they are asked for."""
+
+    settings: SegmenterConfig
+    step: int
+    opened: list[Opened]
+    stream: Iterator[tuple[Path, Any]]
+
+
+def initial_segmenter(config: ConfigDict, layout: Layout | None = None) -> Segmenter:
+    """The segmenter a run starts from.
+
+    Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
+    as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
+    `config.model.depth.weights`; see `sources.open_source` for what each may be. Whatever none of them holds
+    is random; a warning says so where it is frozen. Files are read leaf by leaf: there is one copy in memory.
+    With a layout every leaf goes where it belongs as soon as it is read, and is made there if it is random.
+
+    Raises UserError naming the key or file that is wrong, or the two that hold the same part.
+    """
+    settings = segmenter_config(config)
+    abstract = abstract_segmenter(settings)
+    opened = open_weights(config, settings, _shapes(abstract))
+    stream = _every_leaf(config, settings, abstract, opened, layout=layout)
+    return with_values(abstract, _on_device(stream, abstract, layout))
+
+
+def _shapes(abstract: Segmenter) -> dict[Path, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in leaves(abstract).items()}
+
+
+def _on_device(
+    stream: Iterator[tuple[Path, Any]], abstract: Segmenter, layout: Layout | None
+) -> dict[Path, jax.Array]:
+    wanted = leaves(abstract)
+    if layout is None:
+        # Placed as restored ones are: what is compiled for the one then serves the other.
+        device = jax.local_devices()[0]
+        return {
+            path: jax.device_put(jax.numpy.asarray(value, wanted[path].dtype), device)
+            for path, value in stream
+        }
+    where = layout.of_parameters(wanted)
+    return {
+        path: value
+        if isinstance(value, jax.Array)
+        else put(np.asarray(value, wanted[path].dtype), where[path])
+        for path, value in stream
+    }
+
+
+def _every_leaf(
+    config: ConfigDict, settings: SegmenterConfig, abstract: Segmenter, opened: list[Opened],
+    known: Collection[Path] = (), layout: Layout | None = None,
+) -> Iterator[tuple[Path, Any]]:  # fmt: skip
+    """Every leaf but the `known` ones, which come from elsewhere: those of the files, then the random ones.
+
+    Raises UserError, before anything is read, where a frozen part is in none of the files given for it.
+    """
+    filled = {part for file in opened for part in file.parts}
+    missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
+    frozen = {part_of(path) for path in traverse_util.flatten_dict(split(abstract)[1]) if _is_kernel(path)}
+    _report_random(config, settings, {part_of(path) for path in missing} & frozen)
+    read = ((path, value) for file in opened for path, value in file.stream if path not in known)
+    shardings = None if layout is None else layout.of_parameters(leaves(abstract))
+    return itertools.chain(read, _random(settings, config.seed, missing, shardings))
+
+
+def _random(
+    settings: SegmenterConfig, seed: int, missing: Collection[Path], shardings: Any
+) -> Iterator[tuple[Path, Any]]:
+    yield from random_leaves(settings, seed, missing, shardings).items()  # made when the files were read
+
+
+def open_weights(
+    config: ConfigDict, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
+) -> list[Opened]:
+    """Every file that the configuration names.
+
+    Args:
+      shapes: of all leaves of the segmenter.
+
+    Raises UserError where a file does not fit, or two hold the same part.
+    """
+    opened: list[Opened] = []
+    filled: dict[str, str] = {}  # part -> the key and file that fill it
+    for key, spec, encoder in _specs(config, settings):
+        opened.append(_open(key, spec, encoder, settings, shapes))
+        for part in opened[-1].parts:
+            if part in filled:
+                raise UserError(
+                    f"{key} = {spec} holds the {part} part, which {filled[part]} holds too: give one"
+                )
+            filled[part] = f"{key} = {spec}"
+    return opened
+
+
+def _open(
+    key: str, spec: str, encoder: EncoderConfig | None, settings: SegmenterConfig,
+    shapes: dict[Path, tuple[int, ...]],
+) -> Opened:  # fmt: skip
+    source = open_source(spec)
+    if is_segmenter(source):
+        parts = {encoder.name} if encoder else parts_of(source)
+        found = encoders_of(source, parts)
+        return Opened(source, parts, found, True, stream_segmenter(source, settings, shapes, parts))
+    if encoder is None:
+        raise UserError(
+            f"{key} = {spec}: holds no part of a segmenter; give an encoder's weights as "
+            "config.model.visual.weights or config.model.depth.weights"
+        )
+    root = ENCODERS[encoder.name][1]
+    stream = (((*root, *path), leaf) for path, leaf in read_encoder(source, encoder))
+    return Opened(source, {encoder.name}, {encoder.name: recognise(source)}, False, stream)
+
+
+def _specs(config: ConfigDict, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
+    """(key, file, the encoder that the key is for) of everything that is to be read."""
+    given = config.model.get("weights") or ()
+    for spec in given.split(",") if isinstance(given, str) else given:
+        yield "config.model.weights", spec.strip(), None
+    for encoder in (settings.visual, settings.depth if settings.uses_depth else None):
+        if encoder is not None and config.model[encoder.name].get("weights"):
+            yield f"config.model.{encoder.name}.weights", config.model[encoder.name].weights, encoder
+
+
+def _is_kernel(path: Path) -> bool:
+    """Whether it is a weight of an encoder's blocks, which are frozen or trained together."""
+    return "blocks" in path and path[-1] == "kernel"
+
+
+def _report_random(config: ConfigDict, settings: SegmenterConfig, parts: set[str]) -> None:
+    """Of frozen parts whose weights are in no file."""
+    for encoder in (settings.visual, settings.depth):
+        if encoder is None or encoder.name not in parts:
+            continue
+        if config.model.get("weights"):
+            raise UserError(
+                f"config.model.weights = {config.model.weights} does not hold the {encoder.name} encoder, "
+                f"which is frozen: give config.model.{encoder.name}.weights, or the merged backbone file "
+                "before it, as in config.model.weights=BACKBONE,CHECKPOINT"
+            )
+        log.warning(
+            "config.model.%s is frozen and has random weights: nothing useful can be learnt on top; "
+            "give config.model.%s.weights, or set config.model.%s.trainable",
+            *[encoder.name] * 3,
+        )
+
+
+def load_trained(
+    workdir: str | os.PathLike[str], config: ConfigDict, layout: Layout | None = None
+) -> Segmenter:
+    """The segmenter of a run's best checkpoint, or of its last where none was judged, spread by a layout.
+
+    Frozen weights are not in a checkpoint: they come from the configuration again. So do the wavelengths that
+    the files of the run stated, for a configuration of the same bands on the same sensor.
+
+    Raises UserError where the folder holds no checkpoint, or one of another configuration.
+    """
+    trained = open_trained(workdir, config, layout)
+    abstract = abstract_segmenter(trained.settings)
+    return with_values(abstract, _on_device(trained.stream, abstract, layout))
+
+
+def open_trained(
+    workdir: str | os.PathLike[str], config: ConfigDict, layout: Layout | None = None
+) -> Trained:
+    """As `load_trained`, with the frozen weights still to be read."""
+    if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
+        config = adopt_stated(config, read_run_config(workdir))
+    settings = segmenter_config(config)
+    abstract = abstract_segmenter(settings)
+    trainable, _ = split(abstract)
+    if layout is not None:
+        trainable = layout.shapes(trainable)
+    if not pathlib.Path(workdir).is_dir():
+        raise UserError(f"{workdir}: no such folder; give one that `spectralmoe train` wrote")
+    opened = open_weights(config, settings, _shapes(abstract))
+    known = traverse_util.flatten_dict(trainable)
+    frozen = _every_leaf(config, settings, abstract, opened, known, layout)
+    with CheckpointStore(pathlib.Path(workdir), config) as store:
+        step = store.best if store.best is not None else store.last
+        if step is None:
+            raise UserError(f"{workdir}: holds no checkpoint yet; train first, or give the folder of a run")
+        trainable = store.restore_params(step, trainable)
+    restored = traverse_util.flatten_dict(trainable)
+    return Trained(settings, step, opened, itertools.chain(_emptied(restored), frozen))
+
+
+def _emptied(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
+    """Its items, each let go of as it is given away."""
+    for path in list(values):
+        yield path, values.pop(path)
+
+
+def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Raw tiles (B, T, T, C) -> scores (B, T, T, classes) float32, compiled once a shape.
+
+    With a layout the tiles are spread over its devices; several hosts all give the same tiles and get all
+    scores.
+    """
+    trainable, frozen = split(segmenter)
+    scores = make_scores(segmenter, layout)
+    return lambda pixels: scores(trainable, frozen, pixels)
+
+
+def make_routed_step(
+    segmenter: Segmenter, layout: Layout | None = None
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """As `make_predict`, and beside the scores each token's strongest expert: (L, J, B, N) int32, with J = 0
+    for an adapter without experts."""
+    trainable, frozen = split(segmenter)
+    step = _spread(make_predict_step(segmenter, layout), layout)
+
+    def routed(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, experts = step(trainable, frozen, pixels)
+        if experts is None:
+            experts = np.zeros((1, 0, len(pixels), 1), np.int32)
+        return np.asarray(scores)[: len(pixels)], np.asarray(experts)[:, :, : len(pixels)]
+
+    return routed
+
+
+def make_scores(
+    structure: Segmenter, layout: Layout | None = None
+) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
+    """(trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
+    step = _spread(make_predict_step(structure, layout), layout)
+    return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels)[0])[: len(pixels)]
+
+
+def _spread(step: Any, layout: Layout | None) -> Any:
+    """The step with tiles spread over the layout's devices, as many as these need: the last one repeated."""
+    if layout is None:
+        return step
+    where, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
+
+    def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> Any:
+        missing = -len(pixels) % parts
+        filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+        return step(trainable, frozen, put(filled, where))
+
+    return padded
+
+
+def make_predict_step(structure: Segmenter, layout: Layout | None = None) -> Any:
+    """The jitted (trainable, frozen, tiles) -> (scores, experts (L, J, B, N) or None); with a layout, of
+    tiles that are spread over it, and whole results everywhere.
+
+    Segmenters of equal settings share it, so that a process which trains, evaluates and maps compiles it
+    once for each shape of tiles.
+    """
+    try:
+        return _predict_step(structure.config, layout)
+    except TypeError:  # settings of an adapter of the user's own that have no hash
+        return _predict_step.__wrapped__(structure.config, layout)
+
+
+@functools.lru_cache(maxsize=4)
+def _predict_step(settings: SegmenterConfig, layout: Layout | None) -> Any:
+    structure = abstract_segmenter(settings)
+
+    def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> Any:
+        return join(structure, trainable, frozen).scores_and_experts(pixels)
+
+    if layout is None:
+        return jax.jit(scores)
+    return jax.jit(layout.traced(scores), out_shardings=layout.sharding())

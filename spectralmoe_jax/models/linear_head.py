@@ -1,0 +1,68 @@
+"""The linear head: a classifier of every pixel on the chosen layers' tokens, the cheap baseline.
+
+A 1x1 convolution on the maps side by side, so that what is learned beside the adapter is one matrix; its
+logits are resized to the image bilinearly.
+
+The loss of the linear head: cross-entropy of every labelled pixel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from spectralmoe_jax.layers import Linear, torch_bias, torch_uniform, wide_type
+from spectralmoe_jax.resampling import resize_bilinear
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+    """num_classes: of the pixels. There is nothing to choose."""
+
+    num_classes: int
+
+
+class LinearHead(nnx.Module):
+    """Maps of any number of layers to logits of every class."""
+
+    def __init__(self, config: LinearConfig, *, in_features: int, maps: int, dtype=jnp.float32,
+                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+        kwargs: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.config, self.dtype = config, dtype
+        joined = maps * in_features
+        self.classifier = Linear(
+            joined, config.num_classes, init=torch_uniform, bias_init=torch_bias(joined), **kwargs
+        )
+
+    def __call__(self, maps: Sequence[Array]) -> Array:
+        """Maps (B, h, w, D) -> logits (B, h, w, classes), at least float32, of the largest map's size."""
+        size = max((x.shape[1], x.shape[2]) for x in maps)
+        joined = jnp.concatenate([resize_bilinear(x.astype(self.dtype), size) for x in maps], axis=-1)
+        return self.classifier(joined, wide_type(self.dtype))
+
+
+def pixel_scores(logits: Array, size: tuple[int, int]) -> Array:
+    """Class probabilities (B, H, W, classes) float32 of logits (B, h, w, classes) resized to (H, W)."""
+    return jax.nn.softmax(resize_bilinear(logits, size), axis=-1).astype(jnp.float32)
+
+
+def pixel_cross_entropy(logits: Array, labels: Array) -> Array:
+    """The mean over labelled pixels of the whole batch, a scalar in at least float32; 0 where there are none.
+
+    Args:
+      logits: (B, h, w, C), resized to the labels bilinearly.
+      labels: (B, H, W) integers; values outside 0..C-1, such as 255, are ignored.
+    """
+    classes = logits.shape[-1]
+    wide = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+    probabilities = jax.nn.log_softmax(resize_bilinear(wide, (labels.shape[1], labels.shape[2])), axis=-1)
+    labelled = (labels >= 0) & (labels < classes)
+    truth = jnp.where(labelled, labels, 0)
+    chosen = jnp.take_along_axis(probabilities, truth[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(labelled, chosen, 0)) / jnp.maximum(labelled.sum(), 1)

@@ -1,0 +1,165 @@
+"""Golden files of the adapter alone: every layer on the same tokens, values and gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.parameters import fill, leaves, with_values
+from spectralmoe_jax.parity.comparison import (
+    Check,
+    Shape,
+    compare,
+    compare_present,
+    read_arrays,
+    refuse,
+    require_arrays,
+    worst,
+)
+from spectralmoe_jax.weights.name_rules import read_tensors, write_tensors
+from spectralmoe_jax.weights.released import ADAPTER, ADAPTER_CONSTANTS
+
+QUANTITIES = ("outputs", "balance_losses", "queries", "objective")
+
+# values, gradients
+BOUNDS = {"released": (1e-5, 1e-4), "paper": (1e-9, 1e-9)}
+
+
+def adapter_config(meta: dict) -> tuple[str, AdapterConfig]:
+    """The reading a golden file was computed under, and its settings."""
+    preset = "paper" if "fusion" in meta else "released"
+    shared = ("num_experts", "rank", "num_tokens", "top_k", "gating", "query_dim", "noise_epsilon")
+    settings = {key: meta[key] for key in shared}
+    if preset == "paper":
+        settings |= {"fusion": meta["fusion"], "fusion_value": meta["fusion_value"]}
+    else:
+        settings |= {"balance_weight": meta["balance_loss_coef"]}
+    return preset, AdapterConfig(preset=preset, **settings)
+
+
+def verify_adapter(path: Path) -> list[Check]:
+    """Check one `adapter_*.npz` (goldens/README.md): outputs, balance losses, queries, gradients.
+
+    `released` files are checked in float32, `paper` files in float64. A quantity that the file does not hold
+    gives a check without a bound.
+
+    Raises UserError for a file that is unreadable, or whose inputs and parameters do not fit its `meta`.
+    """
+    golden = read_arrays(path)
+    try:
+        meta = json.loads(str(golden.pop("meta")))
+        preset, config = adapter_config(meta)
+        inputs = _input_shapes(golden, meta, config)
+    except KeyError as missing:
+        raise UserError(f"{path}: not an adapter golden (no {missing}); see goldens/README.md") from None
+    except (ValueError, TypeError, UserError) as problem:
+        raise UserError(f"{path}: not an adapter golden ({problem}); see goldens/README.md") from None
+    require_arrays(path, golden, inputs, (*QUANTITIES, "noise", "param/", "grad/"))
+    wide = jax.enable_x64(True) if preset == "paper" else contextlib.nullcontext()
+    with wide, jax.default_matmul_precision("highest"):
+        return _check(path, golden, meta, config, *BOUNDS[preset])
+
+
+def _input_shapes(golden: dict[str, np.ndarray], meta: dict, config: AdapterConfig) -> dict[str, Shape]:
+    """Tokens, draws and experts, each of its own rank. N, the number of patches, is that of `visual`."""
+    visual = golden.get("visual")
+    batch, tokens = visual.shape[:2] if visual is not None and visual.ndim == 3 else (None, None)
+    patches = None if tokens is None else tokens - meta["num_prefix_tokens_visual"]
+    width, skip = meta["embed_dim"], meta["num_prefix_tokens_depth"]
+    shapes: dict[str, Shape] = {
+        "visual": (None, None, width),
+        "depth": (batch, None if patches is None else patches + skip, width),
+    }
+    if meta["noisy"] or "noise" in golden:
+        draws = None if batch is None or patches is None else batch * patches
+        shapes["noise"] = (meta["num_layers"], 2, draws, config.num_experts)
+    for layer in range(meta["num_layers"]):
+        for expert, rank in enumerate(config.ranks):
+            shapes[f"param/experts_a.{layer}.{expert}"] = (config.num_tokens, rank)
+            shapes[f"param/experts_b.{layer}.{expert}"] = (rank, width)
+    return shapes
+
+
+def _check(path: Path, golden: dict, meta: dict, config: AdapterConfig, values: float, gradients: float):
+    dtype, file = golden["visual"].dtype, path.name
+    adapter = SpectralMoE(
+        config, layers=meta["num_layers"], width=meta["embed_dim"], param_dtype=dtype, rngs=nnx.Rngs(0)
+    )
+    shapes = {place: leaf.shape for place, leaf in leaves(adapter).items()}
+    released = _padded(_under("param/", golden), config)
+    constants = {name: value for name, value in ADAPTER_CONSTANTS.items() if name in released}
+    fill(adapter, read_tensors(ADAPTER, shapes, released, source=str(path), constants=constants))
+    wanted = _padded(_under("grad/", golden), config)
+    refuse(
+        path, {"left over": [f"grad/{name}" for name in wanted if name not in set(released) - set(constants)]}
+    )
+
+    objective_and_parts = jax.jit(jax.value_and_grad(_objective(adapter, golden, meta), has_aux=True))
+    (objective, parts), grads = objective_and_parts(leaves(adapter))
+    ours = write_tensors(ADAPTER, {place: np.asarray(leaf) for place, leaf in grads.items()})
+    each = [compare(file, name, ours[name], value, gradients) for name, value in wanted.items()]
+    return [
+        *(compare_present(file, key, (parts | {"objective": objective})[key], golden, values)
+          for key in QUANTITIES),
+        worst(file, each, "gradients"),
+    ]  # fmt: skip
+
+
+def _under(prefix: str, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose keys start with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
+
+
+def _padded(tensors: dict[str, np.ndarray], config: AdapterConfig) -> dict[str, np.ndarray]:
+    """Experts of smaller rank filled up with zeros to the largest, which is how the adapter stacks them.
+
+    An expert whose shape is not of its own rank stays as it is, for the comparison to complain about.
+    """
+    padded, largest = dict(tensors), max(config.ranks)
+    ranks = {str(expert): rank for expert, rank in enumerate(config.ranks)}
+    for name, value in tensors.items():
+        side, *numbers = name.split(".")
+        if side not in ("experts_a", "experts_b") or value.ndim != 2:
+            continue
+        axis, rank = 1 if side == "experts_a" else 0, ranks.get(numbers[-1], largest)
+        if value.shape[axis] == rank:
+            beyond = [(0, largest - rank if axis == place else 0) for place in (0, 1)]
+            padded[name] = np.pad(value, beyond)
+    return padded
+
+
+def _objective(adapter: SpectralMoE, golden: dict, meta: dict):
+    """The scalar whose gradients the golden holds, with the quantities it is made of."""
+    skip_v, skip_d = meta["num_prefix_tokens_visual"], meta["num_prefix_tokens_depth"]
+    visual, depth = jnp.asarray(golden["visual"]), jnp.asarray(golden["depth"])
+    noise = golden.get("noise")
+    batch, patches = visual.shape[0], visual.shape[1] - skip_v
+    if noise is not None:
+        noise = jnp.asarray(noise).reshape(*noise.shape[:2], batch, patches, -1)
+    probe = np.cos(np.arange(visual.size, dtype=visual.dtype)).reshape(visual.shape)
+    balance_factor = 1e-3 if "balance_loss_coef" in meta else 1.0
+
+    def objective(values):
+        model = with_values(adapter, values)
+
+        def one_layer(weights, noise):
+            out = model.layer(weights, visual[:, skip_v:], depth[:, skip_d:], noise)
+            return jnp.concatenate([visual[:, :skip_v], out.tokens], axis=1), out.auxiliary_loss
+
+        outputs, balance = jax.vmap(one_layer, in_axes=(0, None if noise is None else 0))(
+            model.stacked(), noise
+        )
+        queries = model.queries()
+        total = jnp.sum(outputs * probe) + jnp.sum(queries**2) + balance_factor * jnp.mean(balance)
+        return total, {"outputs": outputs, "balance_losses": balance, "queries": queries}
+
+    return objective

@@ -1,0 +1,68 @@
+"""`spectralmoe verify`: hold the model against a folder of golden numbers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.parity.adapter_goldens import verify_adapter
+from spectralmoe_jax.parity.comparison import Check
+from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
+
+
+def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
+    """Check every golden file below a folder: `adapter_*.npz` and segmenters by their `.json`.
+
+    Raises UserError where the folder does not exist, holds no golden, or holds a broken one.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give one with golden files, such as tests/goldens")
+    adapters = sorted(root.rglob("adapter_*.npz"))
+    segmenters = sorted(path for path in root.rglob("*.json") if path.with_suffix(".npz").exists())
+    if not adapters and not segmenters:
+        raise UserError(
+            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz; see goldens/README.md"
+        )
+    readers = [(path, verify_adapter) for path in adapters] + [
+        (path, verify_segmenter) for path in segmenters
+    ]
+    return [
+        check._replace(file=str(path.relative_to(root))) for path, verify in readers for check in verify(path)
+    ]
+
+
+def verify(directory: str | os.PathLike[str]) -> bool:
+    """Check a folder and print a table: file, quantity, error, bound, ok.
+
+    The error is the largest absolute one over the golden's largest magnitude. Returns whether every
+    checked quantity is within its bound; what could not be checked is listed with its reason and is no miss.
+    """
+    checks = check_folder(directory)
+    table = Table(box=None, header_style="bold")
+    for column, justify in (("file", "left"), ("quantity", "left"), ("error", "right"), ("bound", "right")):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("ok")
+    for check in checks:
+        error = "" if np.isnan(check.error) else f"{check.error:.1e}"
+        bound = "" if check.bound is None else f"{check.bound:.0e}"
+        table.add_row(check.file, check.quantity, error, bound, _verdict(check))
+    console = Console()
+    console.width = max(console.width, 140)
+    console.print(table)
+    checked = [check for check in checks if check.bound is not None]
+    misses = [check for check in checked if not check.ok]
+    skipped = len(checks) - len(checked)
+    console.print(f"{len(checked)} checked, {len(misses)} missed, {skipped} skipped")
+    return not misses
+
+
+def _verdict(check: Check) -> str:
+    if check.bound is None:
+        return f"[yellow]{check.note}[/]"
+    return "[green]ok[/]" if check.ok else f"[red]MISS[/] {check.note}"

@@ -1,1 +1,0 @@
-"""Prediction: sliding windows over images of any size, georeferenced maps, pictures."""

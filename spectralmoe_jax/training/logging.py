@@ -1,0 +1,201 @@
+"""Metrics of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard.
+
+A sign of life for a watchdog outside: collectives that wait for a lost host wait for ever.
+
+Telling people how far training is: a live line on a terminal, plain lines elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spectralmoe_jax.errors import naming
+from spectralmoe_jax.files import replacing
+
+FOLDER = "heartbeat"
+EVERY = 10.0  # seconds
+
+
+class Heartbeat:
+    """Keeps `WORKDIR/heartbeat/PROCESS.json` of this process: step, time (seconds since 1970), host, pid.
+
+    The file is renewed when training starts and then after steps, every `EVERY` seconds at most, and removed
+    when training ends, however it ends but by a kill: what is old is stuck.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self.path = Path(workdir) / FOLDER / f"{jax.process_index()}.json"
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.beat(None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def beat(self, step: int | None) -> None:
+        """Training is alive after `step`; None before the first."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + EVERY
+        life = {"step": step, "time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+        with naming(self.path), replacing(self.path) as aside:
+            aside.write_text(json.dumps(life) + "\n")
+
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class MetricsLog:
+    """Appends metrics; after a resume there is one record for each step and kind.
+
+    Args:
+      workdir: the run's folder; must exist.
+      step: the step the run starts from. Records of later steps, left by a run
+        that was killed after its last checkpoint, are dropped.
+      silent: writes nothing, as on all hosts but the first.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], step: int, silent: bool = False):
+        self._silent = silent
+        if silent:
+            return
+        from tensorboardX import SummaryWriter
+
+        path = Path(workdir) / METRICS_FILE
+        _keep_until(path, step)
+        self._file = path.open("a")
+        self._tensorboard = SummaryWriter(str(Path(workdir) / TENSORBOARD_FOLDER), purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._silent:
+            return
+        with naming(self._file.name):  # closing writes what a full disk did not take before
+            self._file.close()
+        self._tensorboard.close()
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Writes one record `{"step": ..., "kind": ..., **values}`; what is not finite becomes null.
+
+        Raises OSError, with the file's name, where it cannot be written.
+        """
+        if self._silent:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._append({"step": step, "kind": kind, **finite})
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def write_arrays(self, step: int, kind: str, values: Mapping[str, np.ndarray]) -> None:
+        """Writes one such record of nested lists, to four decimals, into the file; none without values.
+
+        Raises OSError, with the file's name, where it cannot be written.
+        """
+        if self._silent or not values:
+            return
+        rounded = {
+            name: np.round(np.asarray(value, np.float64), 4).tolist() for name, value in values.items()
+        }
+        self._append({"step": step, "kind": kind, **rounded})
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with naming(self._file.name):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops records beyond `step`, and a last line that a killed run left unfinished."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    with replacing(path) as aside:
+        aside.write_text("".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+class ProgressReport:
+    """Reports steps, loss, images per second and the time left.
+
+    Args:
+      start: step the run starts from.
+      steps: step it ends at.
+      batch_size: images per step.
+      console: where to write; standard output by default.
+      silent: write nothing, as on all hosts but the first.
+    """
+
+    def __init__(
+        self, start: int, steps: int, batch_size: int, console: Console | None = None, silent: bool = False
+    ):
+        self._console = console or Console(highlight=False, soft_wrap=True, quiet=silent)
+        self._steps, self._batch_size = steps, batch_size
+        self._at, self._since = start, time.monotonic()
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=silent or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("compiling", total=steps, completed=start)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Moves the live line; writes nothing elsewhere."""
+        self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> float:
+        """Shows a step's loss; returns images per second since the last report or pause."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        rate = (step - self._at) / seconds
+        text = f"loss {metrics['loss']:.4f}  {rate * self._batch_size:.1f} images/s"
+        self._bar.update(self._task, completed=step, description=text)
+        if not self._console.is_terminal:
+            left = int((self._steps - step) / rate) if rate else 0
+            minutes, clock = divmod(left, 60)
+            hours, minutes = divmod(minutes, 60)
+            self.say(f"step {step}/{self._steps}  {text}  left {hours}:{minutes:02d}:{clock:02d}")
+        self.resume(step)
+        return rate * self._batch_size
+
+    def resume(self, step: int) -> None:
+        """Starts the clock again, so that an evaluation does not count as training time."""
+        self._at, self._since = step, time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Writes one line, above the live one on a terminal."""
+        self._console.print(line, markup=False)

@@ -1,0 +1,1 @@
+"""Weights of other people: read, checked, converted and written."""

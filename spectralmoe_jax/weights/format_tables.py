@@ -1,0 +1,216 @@
+"""What publishers call an encoder's tensors, one row each, and the rules that follow from a row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from spectralmoe_jax.models.encoders.encoder import UNTIED_NORMS, EncoderConfig
+from spectralmoe_jax.weights.name_rules import ZEROS, Path, Rule
+
+
+class Names(NamedTuple):
+    """Source names of an encoder. Names of layers and norms stand without `.weight` and `.bias`; an empty one
+    does not exist in the format.
+
+    patch: the patch convolution. class_token, table, mask: name and transform. storage: register tokens.
+    periods: of the rotary positions. block: prefix of a block's names, with `{layer}`; what follows stands
+    under it. qkv: one fused projection, or three. bias_mask: of a fused projection's bias. mlp, gated: the
+    first layer of the feed-forward block, plain and SwiGLU (gate, then value). mlp_last, gated_last: the
+    second. scale1, scale2: LayerScale. relative: relative positions along height and width, with `{axis}`.
+    generator: prefix of DOFA's kernel generator. qkv_biases: whole names of the projections' biases, where
+    they do not stand under `qkv`. neck: of SAM's neck, its convolutions and norms in turn.
+    """
+
+    patch: str
+    block: str
+    qkv: tuple[str, ...]
+    out: str
+    norm1: str
+    norm2: str
+    mlp: str
+    mlp_last: str
+    gated: tuple[str, ...] = ()
+    gated_last: str = ""
+    class_token: tuple[str, str] = ("", "")
+    storage: str = ""
+    table: tuple[str, str] = ("", "")
+    mask: tuple[str, str] = ("", "")
+    periods: str = ""
+    bias_mask: str = ""
+    scale1: str = ""
+    scale2: str = ""
+    norm: str = ""
+    norm_first: str = ""
+    ffn_norm: str = ""
+    relative: str = ""
+    generator: str = ""
+    qkv_biases: tuple[str, ...] = ()
+    neck: tuple[str, ...] = ()
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """Names of the projections' biases within a block."""
+        return self.qkv_biases or tuple(f"{name}.bias" for name in self.qkv)
+
+
+META_DINOV2 = Names(
+    patch="patch_embed.proj", block="blocks.{layer}.", qkv=("attn.qkv",), out="attn.proj",
+    norm1="norm1", norm2="norm2", mlp="mlp.fc1", mlp_last="mlp.fc2", gated=("mlp.w12",), gated_last="mlp.w3",
+    class_token=("cls_token", "squeeze"), storage="register_tokens", table=("pos_embed", "squeeze"),
+    mask=("mask_token", "copy"), scale1="ls1.gamma", scale2="ls2.gamma", norm="norm",
+)  # fmt: skip
+META_DINOV3 = META_DINOV2._replace(
+    gated=("mlp.w1", "mlp.w2"), storage="storage_tokens", periods="rope_embed.periods",
+    bias_mask="attn.qkv.bias_mask", table=("", ""),
+)  # fmt: skip
+DOFA = META_DINOV2._replace(
+    patch="", storage="", mask=("", ""), scale1="", scale2="", norm="", generator="patch_embed."
+)
+TIMM_EVA02 = DOFA._replace(
+    patch="patch_embed.proj", qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    gated=("mlp.fc1_g", "mlp.fc1_x"), gated_last="mlp.fc2", ffn_norm="mlp.norm", generator="",
+)  # fmt: skip
+# the names of EVA-02's own code, which the released SpectralMoE code took over
+EVA02 = TIMM_EVA02._replace(
+    gated=("mlp.w1", "mlp.w2"), gated_last="mlp.w3", ffn_norm="mlp.ffn_ln",
+    qkv_biases=("attn.q_bias", "", "attn.v_bias"),
+)  # fmt: skip
+META_SAM = Names(
+    patch="patch_embed.proj", block="blocks.{layer}.", qkv=("attn.qkv",), out="attn.proj", norm1="norm1",
+    norm2="norm2", mlp="mlp.lin1", mlp_last="mlp.lin2", table=("pos_embed", "grid"),
+    relative="attn.rel_pos_{axis}", neck=("neck.0", "neck.1", "neck.2", "neck.3"),
+)  # fmt: skip
+HF_SAM = META_SAM._replace(
+    patch="patch_embed.projection", block="layers.{layer}.", norm1="layer_norm1", norm2="layer_norm2",
+    neck=("neck.conv1", "neck.layer_norm1", "neck.conv2", "neck.layer_norm2"),
+)  # fmt: skip
+_ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+HF_DINOV3 = Names(
+    patch="embeddings.patch_embeddings", block="layer.{layer}.", qkv=_ATTENTION, out="attention.o_proj",
+    norm1="norm1", norm2="norm2", mlp="mlp.up_proj", mlp_last="mlp.down_proj",
+    gated=("mlp.gate_proj", "mlp.up_proj"), gated_last="mlp.down_proj",
+    class_token=("embeddings.cls_token", "squeeze"), storage="embeddings.register_tokens",
+    mask=("embeddings.mask_token", "squeeze"), scale1="layer_scale1.lambda1", scale2="layer_scale2.lambda1",
+    norm="norm",
+)  # fmt: skip
+# the names transformers 5 has in memory; what it writes, and what was published, has those of HF_DINOV2
+HF_DINOV2_NEW = Names(
+    patch="embeddings.patch_embeddings.projection", block="encoder.layer.{layer}.", qkv=_ATTENTION,
+    out="attention.o_proj", norm1="norm1", norm2="norm2", mlp="mlp.fc1", mlp_last="mlp.fc2",
+    gated=("mlp.gate_proj", "mlp.up_proj"), gated_last="mlp.down_proj",
+    class_token=("embeddings.cls_token", "squeeze"), storage="embeddings.register_tokens",
+    table=("embeddings.position_embeddings", "squeeze"), mask=("embeddings.mask_token", "copy"),
+    scale1="layer_scale1.lambda1", scale2="layer_scale2.lambda1", norm="layernorm",
+)  # fmt: skip
+HF_DINOV2 = HF_DINOV2_NEW._replace(
+    qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    out="attention.output.dense", gated=("mlp.weights_in",), gated_last="mlp.weights_out",
+)  # fmt: skip
+HF_CLIP = Names(
+    patch="embeddings.patch_embedding", block="encoder.layers.{layer}.",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), out="self_attn.out_proj",
+    norm1="layer_norm1", norm2="layer_norm2", mlp="mlp.fc1", mlp_last="mlp.fc2",
+    class_token=("embeddings.class_embedding", "unsqueeze"),
+    table=("embeddings.position_embedding.weight", "copy"), norm="post_layernorm", norm_first="pre_layrnorm",
+)  # fmt: skip
+
+
+def encoder_rules(names: Names, config: EncoderConfig) -> list[Rule]:
+    """The rules of an encoder of this shape under these names; some may be of leaves it does not have."""
+    rules = []
+    tokens = (
+        (names.class_token, "class_token"),
+        (names.table, "position_table"),
+        (names.mask, "mask_token"),
+        ((names.storage, "squeeze"), "storage_tokens"),
+        ((names.periods, "copy"), "rope_periods"),
+    )
+    rules += [Rule(name, (path,), move) for (name, move), path in tokens if name]
+    if names.patch:
+        rules += [
+            Rule(f"{names.patch}.weight", ("patch_kernel",), "conv"),
+            Rule(f"{names.patch}.bias", ("patch_bias",)),
+        ]
+    rules += _norm(names.norm, ("norm",)) + _norm(names.norm_first, ("norm_first",))
+    for untied in UNTIED_NORMS:
+        rules += _norm(untied, (untied,))
+    if names.generator:
+        rules += [rule.under(names.generator, ("generator",)) for rule in generator_rules()]
+    rules += [rule.under(names.block, ("blocks",)) for rule in block_rules(names, config)]
+    if names.relative:
+        rules += _relative_positions(names, config)
+    if names.neck:
+        first, norm1, second, norm2 = names.neck
+        rules += [Rule(f"{first}.weight", ("neck_first",), "conv1x1"), *_norm(norm1, ("neck_norm1",))]
+        rules += [Rule(f"{second}.weight", ("neck_second",), "conv"), *_norm(norm2, ("neck_norm2",))]
+    return rules
+
+
+def block_rules(names: Names, config: EncoderConfig) -> list[Rule]:
+    """The rules of one block."""
+    gated = config.ffn == "swiglu"
+    first, last = (names.gated, names.gated_last) if gated else ((names.mlp,), names.mlp_last)
+    biases = names.biases
+    if len(biases) == 3 and not config.family.key_bias:
+        biases = (biases[0], ZEROS, biases[2])
+    rules = [
+        *_norm(names.norm1, ("norm1",)),
+        *_norm(names.norm2, ("norm2",)),
+        Rule(tuple(f"{name}.weight" for name in names.qkv), ("attention", "qkv", "kernel"), "linear"),
+        Rule(biases, ("attention", "qkv", "bias")),
+        *_linear((names.out,), ("attention", "out")),
+        *_linear(first, ("mlp", "first")),
+        *_linear((last,), ("mlp", "last")),
+        *_norm(names.ffn_norm, ("mlp", "norm")),
+    ]
+    singles = ((names.bias_mask, ("attention", "bias_mask")), (names.scale1, ("scale1",)))
+    rules += [Rule(name, path) for name, path in (*singles, (names.scale2, ("scale2",))) if name]
+    return rules
+
+
+def generator_rules() -> list[Rule]:
+    """The rules of DOFA's `KernelGenerator`."""
+    generator, layer = "weight_generator.", "weight_generator.transformer_encoder.layers.0."
+    return [
+        *_linear(("fclayer.w1",), ("token_in",)),
+        *_linear(("fclayer.w2",), ("token_out",)),
+        Rule(f"{generator}weight_tokens", ("weight_tokens",)),
+        Rule(f"{generator}bias_token", ("bias_token",)),
+        *_linear((f"{generator}fc_weight",), ("to_kernel",)),
+        *_linear((f"{generator}fc_bias",), ("to_bias",)),
+        Rule(f"{layer}self_attn.in_proj_weight", ("layer", "qkv", "kernel"), "linear"),
+        Rule(f"{layer}self_attn.in_proj_bias", ("layer", "qkv", "bias")),
+        *_linear((f"{layer}self_attn.out_proj",), ("layer", "out")),
+        *_linear((f"{layer}linear1",), ("layer", "mlp_in")),
+        *_linear((f"{layer}linear2",), ("layer", "mlp_out")),
+        *_norm(f"{layer}norm1", ("layer", "norm1")),
+        *_norm(f"{layer}norm2", ("layer", "norm2")),
+    ]
+
+
+def global_layers(config: EncoderConfig) -> tuple[int, ...]:
+    """Numbers of SAM's layers with global attention."""
+    return tuple(range(config.global_every - 1, config.layers, config.global_every))
+
+
+def _relative_positions(names: Names, config: EncoderConfig) -> list[Rule]:
+    everywhere = global_layers(config)
+    windowed = tuple(layer for layer in range(config.layers) if layer not in everywhere)
+    return [
+        Rule(names.block + names.relative.replace("{axis}", axis), (f"{kind}_rel_{axis}",), "copy", numbers)
+        for kind, numbers in (("window", windowed), ("global", everywhere))
+        for axis in "hw"
+    ]
+
+
+def _linear(names: tuple[str, ...], path: Path) -> list[Rule]:
+    if not all(names) or not names:
+        return []
+    return [
+        Rule(tuple(f"{name}.weight" for name in names), (*path, "kernel"), "linear"),
+        Rule(tuple(f"{name}.bias" for name in names), (*path, "bias")),
+    ]
+
+
+def _norm(name: str, path: Path) -> list[Rule]:
+    return [Rule(f"{name}.weight", (*path, "scale")), Rule(f"{name}.bias", (*path, "bias"))] if name else []
