@@ -35,7 +35,8 @@ def ablate(spec: str, workdir: str | os.PathLike[str], overrides: Sequence[str] 
       spec: `FILE[:BASE]` of a grid; see `grid.load_grid`.
       workdir: folder of the grid; runs lie in `runs/VARIANT/seedN`.
       overrides: `--config.KEY=VALUE` for all runs.
-      base, seeds: instead of the grid's own.
+      base: configuration to vary, instead of the grid's own.
+      seeds: number of seeds, from 0, instead of the grid's own.
       only: variants to run now; the tables are of all.
       side_by_side: processes at a time; by default one a GPU, or one.
 
