@@ -1,10 +1,8 @@
 """The command line with a real, tiny segmenter: train, be killed, resume, evaluate, map, show."""
 
 import json
-import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -167,29 +165,3 @@ def test_quickstart(tmp_path, capsys, caplog):
     truth = np.sum(report["reports"]["target"]["all"]["confusion"], axis=1)
     assert report["constant"] == pytest.approx(truth.max() / truth.sum() / np.count_nonzero(truth))
     assert "best constant answer" in capsys.readouterr().out
-
-
-def test_tensorflow_is_never_imported(run, tmp_path):
-    """A `tensorflow` that ends the process of whoever imports it stands first on the path."""
-    from data_pipelines.synthetic import SyntheticBenchmark
-
-    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
-    scene = SyntheticBenchmark(0, 4, 1, 64).write(tmp_path, "target")[0]
-    again = str(shutil.copytree(run, tmp_path / "again"))
-    commands = [
-        ["train", *ARGUMENTS, f"--config.train.steps={STEPS + 1}", "--workdir", again],
-        ["evaluate", "--workdir", again],
-        ["predict", "--checkpoint", again, "--input", str(scene), "--output", str(tmp_path / "map.tif")],
-    ]
-    script = f"""
-import sys
-from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.evaluation.metrics import read_images
-assert [main(command) for command in {commands!r}] == [0, 0, 0]
-assert not any(name.partition(".")[0] == "tensorflow" for name in sys.modules)
-"""
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,7 +1,7 @@
-"""Every configuration that the project ships trains two steps and is evaluated, at a reduced size.
+"""Every shipped configuration trains two steps and is evaluated, at a reduced size.
 
-Configurations of published benchmarks run on look-alikes, prepared by the command; the others on the real
-images they are for.
+Configurations of published benchmarks run on generated look-alikes that `spectralmoe prepare` cut; the others
+on the real images they are for. One configuration of each kind of files runs by default, the others are slow.
 """
 
 import json
@@ -19,12 +19,15 @@ from rich.console import Console
 from data_pipelines.open_source import KINDS
 from data_pipelines.prepare.prepare import prepare
 from data_pipelines.splits import open_splits
+from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.config_files import shipped_files
 from spectralmoe_jax.configuration import load_config, save_config
 from spectralmoe_jax.evaluation.evaluate import evaluate
 from spectralmoe_jax.training.train import train
 from tests.benchmarks.lookalikes import WRITERS, write
+from tests.data.rasters import PLACE, write_raster
+from tests.tiny_run import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = {
@@ -34,7 +37,12 @@ REAL = {
     "sentinel2_landcover:polygons": "sentinel2",
     "enmap_landcover": "enmap",
 }
-JUDGED = ("quickstart", "dubai", "cloud_shadow", "loveda")  # one of each kind of data, as it takes its time
+# One of each kind of data: also evaluated on held-out images during training, which takes time.
+WITH_HOLDOUT = ("quickstart", "dubai", "cloud_shadow", "loveda")
+BY_DEFAULT = (
+    "dubai",
+    "cloud_shadow",
+)  # loveda runs in a process of its own, and quickstart in test_end_to_end
 DOFA = ("fbp_cross_sensor:dofa", "fbp_cross_geospatial:dofa", "flair:dofa")
 TINY = {
     "data.crop": 64, "data.workers": 0, "model.remat": "none",
@@ -66,30 +74,45 @@ def reduced(name: str, **values) -> ConfigDict:
     return config
 
 
+def slow_unless_default(names):
+    return [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def run(config: ConfigDict, workdir) -> None:
-    """Trains, with the held-out part judged for those of `JUDGED`, and evaluates."""
-    splits = open_splits(config)
-    assert len(splits.holdout) > 0
-    assert not set(splits.train) & set(splits.holdout)
-    judged = config.name in JUDGED
-    if not judged:
+    """Train, evaluate held-out images for those of `WITH_HOLDOUT`, and evaluate the target."""
+    check_holdout(config)
+    with_holdout = config.name in WITH_HOLDOUT
+    if not with_holdout:
         with config.unlocked():
             config.data.holdout, config.data.holdout_domains = 0.0, ()
     result = train(config, workdir)
     assert result["step"] == 2
-    assert result["best"] == (2 if judged else None)
+    assert result["best"] == (2 if with_holdout else None)
+    check_metrics(workdir, evaluations=int(with_holdout))
+    check_report(evaluate(workdir, config), config)
+
+
+def check_holdout(config: ConfigDict) -> None:
+    splits = open_splits(config)
+    assert len(splits.holdout) > 0
+    assert not set(splits.train) & set(splits.holdout)
+
+
+def check_metrics(workdir: Path, evaluations: int) -> None:
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["loss"] > 0 for record in records if "loss" in record] == [True, True]
     scores = [record["miou"] for record in records if "miou" in record]
-    assert [0 <= score <= 1 for score in scores] == [True] * judged
-    report = evaluate(workdir, config)
+    assert [0 <= score <= 1 for score in scores] == [True] * evaluations
+
+
+def check_report(report: dict, config: ConfigDict) -> None:
     assert report["images"] > 0
     assert set(report["all"]["iou"]) == set(config.classes.names)
     assert 0 <= report["all"]["overall_accuracy"] <= 1
 
 
-def test_held_out_images_of_every_kind_of_data_are_judged():
-    assert {load_config(f"configs/{name}.py").data.kind for name in JUDGED} == set(KINDS)
+def test_every_kind_of_data_has_a_configuration_with_holdout():
+    assert {load_config(f"configs/{name}.py").data.kind for name in WITH_HOLDOUT} == set(KINDS)
 
 
 def test_no_configuration_is_forgotten():
@@ -97,12 +120,13 @@ def test_no_configuration_is_forgotten():
     assert {f"{name}.py" for name in named} == set(shipped_files("configs"))
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path):
     run(reduced("quickstart", **{"data.scenes_source": 4, "data.scenes_target": 1, "data.scene_size": 64,
                                  "data.holdout": 0.25}), tmp_path)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", slow_unless_default(REAL))
 def test_on_real_images(name, shared_data, tmp_path):
     crop, window = {"enmap_landcover": (32, 32), "dubai": (60, 240)}.get(name, (64, 64))
     config = reduced(name, **{"data.root": str(shared_data / REAL[name]), "data.crop": crop,
@@ -143,6 +167,7 @@ def prepared(tmp_path_factory):
     return prepare_lookalike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*WRITERS, *DOFA])
 def test_on_lookalikes(name, prepared, tmp_path):
     root = prepared(name.partition(":")[0])
@@ -161,34 +186,53 @@ def test_data_of_a_prepared_benchmark(prepared, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_tensorflow_is_never_imported_for_prepared_tiles(tmp_path):
-    """Not in preparing, training, judging and evaluating, nor in the processes that cut and read: a
-    `tensorflow` that ends the process of whoever imports it stands first on the path."""
+def test_prepared_tiles_without_tensorflow(tmp_path):
+    """Prepare, train, evaluate and predict, with processes that cut and read tiles, import no TensorFlow.
+
+    A `tensorflow` that ends any process importing it stands first on the path. This is also the default run
+    of `loveda`, with a linear head. Opening the generated data imports none either.
+    """
     write("loveda", tmp_path / "source")
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    write_raster(tmp_path / "scene.tif", pixels, ("red", "green", "blue"), **PLACE)
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
     config = reduced("loveda", **{"data.root": str(tmp_path / "out"), "data.workers": 1})
+    with config.unlocked():
+        config.model.head = ConfigDict({"kind": "linear"})
     save_config(config, tmp_path / "config.json")
     (tmp_path / "mine.py").write_text(
         f"from spectralmoe_jax.configuration import read_config\n"
         f"def get_config(): return read_config({str(tmp_path / 'config.json')!r})\n"
     )
-    files = ["--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
+    workdir, report, scene_map = tmp_path / "run", tmp_path / "report.json", tmp_path / "map.tif"
+    generated = [f"--config.{size}" for size in SIZES if size.startswith("data.")]
     commands = [
-        ["prepare", "loveda", *files, "--partial", "--workers", "2"],
-        ["train", "--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run")],
-        ["evaluate", "--workdir", str(tmp_path / "run")],
+        ["prepare", "loveda", "--source", "source", "--out", "out", "--partial", "--workers", "2"],
+        ["train", "--config", "mine.py", "--workdir", "run"],
+        ["evaluate", "--workdir", "run", "--output", "report.json"],
+        ["predict", "--checkpoint", "run", "--input", "scene.tif", "--output", "map.tif"],
+        ["data", str(ROOT / "configs/quickstart.py"), "--batches", "1", "--output", "data.png", *generated],
     ]
     script = tmp_path / "script.py"
     script.write_text(f"""
 import sys
 from spectralmoe_jax.cli.main import main
 if __name__ == "__main__":
-    assert [main(command) for command in {commands!r}] == [0, 0, 0]
+    assert [main(command) for command in {commands!r}] == [0] * {len(commands)}
     assert "tensorflow_datasets" in sys.modules
     assert not any(name.partition(".")[0] == "tensorflow" for name in sys.modules)
 """)
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    check_holdout(config)
+    check_metrics(workdir, evaluations=1)
+    with CheckpointStore(workdir, config) as store:
+        assert (store.last, store.best) == (2, 2)
+    check_report(json.loads(report.read_text()), config)
+    with rasterio.open(scene_map) as result:
+        assert result.shape == (64, 64)
+        assert result.read(1).max() < len(config.classes.names)
