@@ -79,6 +79,7 @@ ARROWS = {
         "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"
     ),
     "data_pipelines.datasets": "errors data_pipelines.records data_pipelines.readers",
+    "data_pipelines.benchmarks": "data_pipelines.datasets",
     "data_pipelines.prepare": (
         "errors config_files configuration data_pipelines.records data_pipelines.readers "
         "host_memory data_pipelines.sheet data_pipelines.datasets"

@@ -1,4 +1,4 @@
-"""Which visual encoder: published ones of the base's size, or else families at random in its sizes.
+"""Visual encoders: published ones of the base's size, or else random ones of each family in its sizes.
 
 Weights of published encoders: name the files in WEIGHTS, in a copy of this file; those of the base's own
 encoder are taken from there.

@@ -1,4 +1,4 @@
-"""How much the balance loss weighs; its published weight is not known.
+"""Weight of the balance loss, from 0 to 1000; the published one is not known.
 
 spectralmoe ablate configs/ablations/balance_weight.py --workdir runs/balance_weight
 """

@@ -1,7 +1,7 @@
-"""The publication's ablation: what each part of the adapter is worth (its five rows).
+"""The publication's ablation of the adapter's parts: its five rows, by its own reading of the method.
 
-Of its own reading: every switch that the base sets itself is unset.
-A base without a depth encoder gets one of random weights; see `depth_encoder`.
+Every switch that the base sets itself is unset. A base without a depth encoder gets one of random weights;
+see `depth_encoder`.
 
   spectralmoe ablate configs/ablations/components.py --workdir runs/components
 """

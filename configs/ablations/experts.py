@@ -1,4 +1,4 @@
-"""How many experts: 1 to 12.
+"""Number of experts, 1 to 12.
 
 spectralmoe ablate configs/ablations/experts.py --workdir runs/experts
 """

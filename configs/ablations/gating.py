@@ -1,4 +1,4 @@
-"""How a token finds its expert: by distance, by product; normalised over the chosen experts or over all.
+"""Gates: by distance or by product, normalised over the chosen experts or over all.
 
 spectralmoe ablate configs/ablations/gating.py --workdir runs/gating
 """

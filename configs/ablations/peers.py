@@ -1,4 +1,4 @@
-"""Other ways to adapt the same frozen encoder, and what training it whole or not at all gives.
+"""Other adapters for the same frozen encoder, and the encoder trained whole or not at all.
 
 The encoder is frozen in all variants but `full`, so on a base without pretrained weights all but that adapt a
 random one. A base without a depth encoder gets one of random weights for the two that use it; see

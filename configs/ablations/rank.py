@@ -1,4 +1,4 @@
-"""How large the rank of an expert: powers of two, and the base's own.
+"""Rank of an expert: powers of two, and the base's own.
 
 spectralmoe ablate configs/ablations/rank.py --workdir runs/rank
 """

@@ -1,4 +1,4 @@
-"""How many tokens an expert has, which is also how many queries the head has: half to eight times the base's.
+"""Tokens an expert, with as many queries of the head: half to eight times the base's.
 
 spectralmoe ablate configs/ablations/tokens.py --workdir runs/tokens
 """

@@ -119,23 +119,24 @@ def both(config: ConfigDict) -> dict[str, Values]:
     return {"written": written(config), "resolved": resolved(config)}
 
 
-def of_configuration(name: str) -> dict[str, Any]:
-    """The values of a shipped configuration, and for each argument where they differ."""
-    base = both(load_config(f"configs/{name}.py"))
+def of_configuration(name: str, folder: str | Path = "configs") -> dict[str, Any]:
+    """The values of a configuration, and for each argument where they differ."""
+    base = both(load_config(f"{folder}/{name}.py"))
     others = {
-        argument: _differences(both(load_config(f"configs/{name}.py:{argument}")), base)
+        argument: _differences(both(load_config(f"{folder}/{name}.py:{argument}")), base)
         for argument in CONFIGURATIONS[name]
     }
     return {"": base, **others}
 
 
-def of_grid(name: str) -> dict[str, Any]:
+def of_grid(name: str, folder: str | Path = "configs/ablations") -> dict[str, Any]:
     """For each base of a grid: its seeds, its reference, and where each variant differs from the base."""
-    return {base: _of_grid(name, base) for base in BASES if (name, base) not in UNFIT}
+    file = f"{folder}/{name}.py"
+    return {base: _of_grid(file, base) for base in BASES if (name, base) not in UNFIT}
 
 
-def _of_grid(name: str, base: str) -> dict[str, Any]:
-    grid = load_grid(f"configs/ablations/{name}.py", base)
+def _of_grid(file: str, base: str) -> dict[str, Any]:
+    grid = load_grid(file, base)
     start = both(load_config(grid.base))
     variants = {
         variant: _differences(both(grid.config(variant, grid.seeds[0])), start) for variant in grid.variants

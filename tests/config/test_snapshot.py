@@ -5,6 +5,8 @@ run does: correct the reader, or, where a run is meant to differ, change the sto
 changelog.
 """
 
+from pathlib import Path
+
 import pytest
 
 from spectralmoe_jax.config_files import shipped_files
@@ -24,3 +26,17 @@ def test_grid_resolves_to_the_stored_values(name):
 def test_every_shipped_file_is_stored():
     assert {f"{name}.py" for name in CONFIGURATIONS} == set(shipped_files("configs")) - {"common.py"}
     assert {f"{name}.py" for name in GRIDS} == set(shipped_files("configs.ablations"))
+
+
+# Files as they shipped before `configs/common.py` and the rooms of the package: users have copies of them.
+FORMER = Path(__file__).parent / "former_files"
+
+
+@pytest.mark.parametrize("name", ["loveda", "enmap_landcover"])
+def test_a_copy_of_a_former_configuration_still_resolves(name):
+    assert text(of_configuration(name, FORMER)) + "\n" == (FOLDER / f"{name}.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["backbones", "switches"])
+def test_a_copy_of_a_former_grid_still_resolves(name):
+    assert text(of_grid(name, FORMER)) + "\n" == (FOLDER / "ablations" / f"{name}.json").read_text()

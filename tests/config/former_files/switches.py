@@ -1,0 +1,33 @@
+"""From the publication's reading to the released code's, one switch at a time, and all at once.
+
+Every switch that the base sets itself is unset first, so that the reference is the publication's, with the
+gate over the chosen experts alone that both have.
+
+  spectralmoe ablate configs/ablations/switches.py --workdir runs/switches
+"""
+
+from spectralmoe_jax.ablation import PAPER, Grid, base_config, depth_encoder
+from spectralmoe_jax.adapters.settings import PRESETS
+
+RELEASED = PRESETS["released"]
+
+
+def get_grid(base: str = "configs/quickstart.py") -> Grid:
+    alone = {
+        f"{switch} = {value:g}" if switch == "balance_weight" else f"{switch} = {value}": {
+            f"model.adapter.{switch}": value
+        }
+        for switch, value in RELEASED.items()
+    }
+    return Grid(
+        title="Each switch between the two readings alone",
+        base=base,
+        common=depth_encoder(base_config(base)) | PAPER | {"model.adapter.full_softmax": False},
+        variants={
+            "paper": {},
+            **alone,
+            "fusion_value = visual": {"model.adapter.fusion_value": "visual"},
+            "released": {"model.adapter.preset": "released"},
+        },
+        reference="paper",
+    )
