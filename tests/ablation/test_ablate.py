@@ -22,7 +22,7 @@ from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate
 from spectralmoe_jax.inference.pictures import expert_maps, read_pictures
-from tests.ablation.tiny import STEPS, write_grid
+from tests.ablation.tiny_grid import STEPS, write_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 

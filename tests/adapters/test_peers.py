@@ -24,7 +24,7 @@ from spectralmoe_jax.models.parameter_count import describe
 from spectralmoe_jax.parameters import join, leaves, split, with_values
 from spectralmoe_jax.training.optimizer import OptimizerSettings, match_rules
 from spectralmoe_jax.training.step import make_loss
-from tests.adapters import oracles
+from tests.adapters import peer_formulas
 
 LAYERS, WIDTH, BATCH, GRID = 3, 8, 2, (4, 6)
 FULL = "configs/fbp_cross_sensor.py"
@@ -97,10 +97,12 @@ def test_layer_equals_its_formula(kind, grid):
         for image in range(BATCH):
             if kind in ("rein", "depthforge"):
                 own = scale | {"branch": branch_of(values, "branch", layer)}
-                wanted = oracles.rein(own, visual[image], depth[image] if kind == "depthforge" else None)
+                wanted = peer_formulas.rein(
+                    own, visual[image], depth[image] if kind == "depthforge" else None
+                )
             else:
                 own = scale | {name: branch_of(values, name, layer) for name in ("content", "style")}
-                wanted = {"set": oracles.set_layer, "fada": oracles.fada_layer}[kind](
+                wanted = {"set": peer_formulas.set_layer, "fada": peer_formulas.fada_layer}[kind](
                     own, visual[image], grid
                 )
             np.testing.assert_allclose(out.tokens[image], wanted, rtol=1e-9, atol=1e-9)
@@ -108,7 +110,7 @@ def test_layer_equals_its_formula(kind, grid):
         assert out.auxiliary_loss == 0
         name = "branch" if kind in ("rein", "depthforge") else "content"
         tokens = values[name, "tokens_a"] @ values[name, "tokens_b"]
-        wanted = oracles.link(tokens, pair(values, "link", "transform"), pair(values, "link", "merge"))
+        wanted = peer_formulas.link(tokens, pair(values, "link", "transform"), pair(values, "link", "merge"))
         np.testing.assert_allclose(adapter.queries(), wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -130,7 +132,7 @@ def test_refinement_equals_its_formula():
         own["spatial"] = (
             values["refinement", "spatial_kernel"], values["refinement", "spatial_bias"]
         )  # fmt: skip
-        finest, added = oracles.refinement(own, maps[:, 0], scales)
+        finest, added = peer_formulas.refinement(own, maps[:, 0], scales)
         np.testing.assert_allclose(refined[0][0], finest + added, rtol=1e-9, atol=1e-9)
         assert left == (1.0, *scales[1:])
         for given, found in zip(maps[1:], refined[1:], strict=True):
@@ -172,7 +174,7 @@ def test_block_equals_its_formula(kind):
                 options["adaptformer"] = (*(p[name] for name in names), 0.7)
             else:  # between class and patch tokens, as published
                 tokens = np.concatenate([tokens[:1], p["prompts"], tokens[1:]])
-            wanted = oracles.block(own, tokens, 2, config.norm_eps, **options)
+            wanted = peer_formulas.block(own, tokens, 2, config.norm_eps, **options)
             if kind == "vpt":
                 wanted = np.concatenate([wanted[:1], wanted[3:]])
             np.testing.assert_allclose(found[image], wanted, rtol=1e-8, atol=1e-8)
@@ -221,8 +223,10 @@ def test_cross_entropy_of_labelled_pixels():
     logits = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
     labels = rng.integers(0, 5, (2, 6, 8))
     labels[0, :2] = 255
-    large = np.stack([oracles.bilinear(x, (6, 8)) for x in logits.astype(np.float64)])
-    terms = [-np.log(oracles.softmax(large[i])[labels[i] < 5, labels[i][labels[i] < 5]]) for i in range(2)]
+    large = np.stack([peer_formulas.bilinear(x, (6, 8)) for x in logits.astype(np.float64)])
+    terms = [
+        -np.log(peer_formulas.softmax(large[i])[labels[i] < 5, labels[i][labels[i] < 5]]) for i in range(2)
+    ]
     found = pixel_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_allclose(found, np.concatenate(terms).mean(), rtol=1e-6)
     assert pixel_cross_entropy(jnp.asarray(logits), jnp.full((2, 6, 8), 255)) == 0

@@ -1,6 +1,6 @@
 """Run folders of an earlier version resume, evaluate, predict, report and convert as that version did.
 
-`tests/old_run/README.md` tells how they were made.
+`old_run/README.md` beside this file tells how they were made.
 """
 
 import json
@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from spectralmoe_jax.cli.main import main
 
-STORED = Path(__file__).parents[1] / "old_run"
+STORED = Path(__file__).with_name("old_run")
 EXPECTED = json.loads((STORED / "expected.json").read_text())
 TRAIN = ["--config", "configs/quickstart.py", *(f"--config.{value}" for value in EXPECTED["overrides"])]
 

@@ -25,8 +25,8 @@ from spectralmoe_jax.config_files import shipped_files
 from spectralmoe_jax.configuration import load_config, save_config
 from spectralmoe_jax.evaluation.evaluate import evaluate
 from spectralmoe_jax.training.train import train
-from tests.benchmarks.lookalikes import WRITERS, write
-from tests.data.rasters import PLACE, write_raster
+from tests.datasets.lookalikes import WRITERS, write
+from tests.rasters import PLACE, write_raster
 from tests.tiny_run import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@
 import pytest
 
 from spectralmoe_jax.models.encoders.encoder import EncoderConfig
-from tests.models.parity import (
+from tests.models.other_libraries import (
     OUR_SIZES,
     SIZES,
     assert_layers_equal,

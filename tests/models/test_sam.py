@@ -10,7 +10,7 @@ from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.build import make_segmenter, segmenter_config
 from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.parameters import join, leaves, split, with_values
-from tests.models.parity import (
+from tests.models.other_libraries import (
     OUR_SIZES,
     SIZES,
     assert_layers_equal,

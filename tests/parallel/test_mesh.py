@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.tiny import BATCH, SIDE, WIDTH
+from tests.parallel.one_step import BATCH, SIDE, WIDTH
 
 MESHES = ("8x1x1", "4x1x2", "2x2x2", "1x8x1", "2x1x3", "1x1x6")
 EXPERTS, RANK, TOKENS = 6, 2, (SIDE // 16) ** 2
@@ -16,12 +16,12 @@ EXPERTS, RANK, TOKENS = 6, 2, (SIDE // 16) ** 2
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What `mesh_child` found on 8 virtual devices: their number is fixed when a process starts."""
+    """What `steps_on_meshes` found on 8 virtual devices: their number is fixed when a process starts."""
     out = tmp_path_factory.mktemp("mesh") / "found.json"
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     root = Path(__file__).parents[2]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    child = Path(__file__).with_name("mesh_child.py")
+    child = Path(__file__).with_name("steps_on_meshes.py")
     done = subprocess.run([sys.executable, str(child), str(out)], env=environment, cwd=root, text=True,
                           capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

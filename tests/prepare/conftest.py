@@ -3,7 +3,7 @@ from rich.console import Console
 
 from data_pipelines.prepare import plan
 from data_pipelines.prepare.prepare import prepare
-from tests.prepare import tiny
+from tests.prepare import tiny_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -15,8 +15,8 @@ def _small_pieces(monkeypatch):
 def undisturbed(tmp_path_factory):
     """(source folder, what was written there, out folder prepared in this process)."""
     root = tmp_path_factory.mktemp("tiny benchmark ä")
-    written = tiny.write_source(root / "source")
+    written = tiny_dataset.write_source(root / "source")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "PIECE_TILES", 5)
-        prepare(tiny.TINY, root / "source", root / "out", workers=0, console=Console(quiet=True))
+        prepare(tiny_dataset.TINY, root / "source", root / "out", workers=0, console=Console(quiet=True))
     return root / "source", written, root / "out"

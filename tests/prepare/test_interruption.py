@@ -14,8 +14,8 @@ from rich.console import Console
 
 from data_pipelines.prepare.prepare import prepare
 from spectralmoe_jax.errors import UserError
-from tests.prepare import tiny
-from tests.prepare.tiny import assert_same
+from tests.prepare import tiny_dataset
+from tests.prepare.tiny_dataset import assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = Console(quiet=True)
@@ -23,7 +23,7 @@ QUIET = Console(quiet=True)
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_no_byte(undisturbed, tmp_path, workers):
-    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=workers, console=QUIET)
+    prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=workers, console=QUIET)
     assert_same(tmp_path, undisturbed)
 
 
@@ -36,12 +36,12 @@ def test_another_process_writes_the_same_bytes_without_tensorflow_and_jax(undist
 def test_killed_around_every_renaming(undisturbed, tmp_path, after):
     """Each process gets a little further than the one before: through every piece to the last step."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.prepare.tiny"])
+    processes.set_forkserver_preload(["tests.prepare.tiny_dataset"])
     killed = 0
     while killed < 30:
         steps = 2 + killed % 3 + (not after)
         arguments = (str(undisturbed[0]), str(tmp_path), 0, steps, after)
-        process = processes.Process(target=tiny.prepare_and_die, args=arguments)
+        process = processes.Process(target=tiny_dataset.prepare_and_die, args=arguments)
         process.start()
         process.join()
         if process.exitcode != -signal.SIGKILL:
@@ -67,7 +67,7 @@ def test_killed_at_random_moments_with_workers(undisturbed, tmp_path):
         process.kill()
         process.wait()
         wait_until(lambda: not members(process.pid))  # its workers do not outlive it
-    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
+    prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
     assert killed
     assert_same(tmp_path, undisturbed)
 
@@ -86,7 +86,7 @@ def test_interrupted(undisturbed, tmp_path):
 
 def command(source, out, workers: int) -> list[str]:
     options = ["--source", str(source), "--out", str(out), "--workers", str(workers)]
-    return [sys.executable, "-m", "tests.prepare.tiny", "prepare", "tiny", *options]
+    return [sys.executable, "-m", "tests.prepare.tiny_dataset", "prepare", "tiny", *options]
 
 
 def wait_until(condition, seconds: float = 20) -> None:
@@ -112,9 +112,9 @@ def members(group: int) -> list[int]:
 def test_a_worker_that_the_system_ends_is_told(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_KILLED_AT", "e")
     with pytest.raises(UserError, match=r"the system ended a worker process.*with fewer --workers"):
-        prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
+        prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
     monkeypatch.delenv("TINY_KILLED_AT")
-    prepare(tiny.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
+    prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
     assert_same(tmp_path, undisturbed)
 
 
@@ -126,4 +126,4 @@ def test_only_one_at_a_time(undisturbed, tmp_path):
     with open(working / "lock", "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another prepare is at work"):
-            prepare(tiny.TINY, undisturbed[0], tmp_path, workers=0, console=QUIET)
+            prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=0, console=QUIET)

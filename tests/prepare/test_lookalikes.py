@@ -7,7 +7,7 @@ from rich.console import Console
 from data_pipelines.datasets import BENCHMARKS, get_benchmark
 from data_pipelines.prepare.prepare import prepare
 from data_pipelines.readers.prepared import PreparedTiles
-from tests.benchmarks import lookalikes
+from tests.datasets import lookalikes
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -22,8 +22,8 @@ from data_pipelines.readers.prepared import PreparedTiles
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
-from tests.prepare import tiny
-from tests.prepare.tiny import assert_same, contents, folders
+from tests.prepare import tiny_dataset
+from tests.prepare.tiny_dataset import assert_same, contents, folders
 
 QUIET = Console(quiet=True)
 
@@ -32,7 +32,7 @@ def test_tensorflow_datasets_reads_what_numpy_cuts(undisturbed):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(undisturbed[2] / "tiny" / "1.0.0")
-    expected = tiny.tiles(undisturbed[1])
+    expected = tiny_dataset.tiles(undisturbed[1])
     shards = {name: list(split.shard_lengths) for name, split in builder.info.splits.items()}
     assert shards == {"train": [9, 5, 3], "test": [9, 3]}
     for split, tiles in expected.items():
@@ -48,7 +48,7 @@ def test_tensorflow_datasets_reads_what_numpy_cuts(undisturbed):
 
 def test_prepared_tiles_are_what_numpy_cuts(undisturbed):
     source = PreparedTiles(undisturbed[2], splits=("test", "train"))
-    expected = tiny.tiles(undisturbed[1])
+    expected = tiny_dataset.tiles(undisturbed[1])
     rows = [*expected["test"], *expected["train"]]
     assert len(source.records) == len(rows) == len({record.name for record in source.records})
     for record, counts, (domain, _, _, _, image, label) in zip(
@@ -64,7 +64,7 @@ def test_prepared_tiles_are_what_numpy_cuts(undisturbed):
 
 def test_statistics_are_those_of_numpy(undisturbed):
     facts = json.loads((undisturbed[2] / "tiny/1.0.0/statistics.json").read_text())
-    cut = tiny.tiles(undisturbed[1])
+    cut = tiny_dataset.tiles(undisturbed[1])
     assert list(facts["splits"]) == ["train", "test"]
     for split, tiles in cut.items():
         images = np.stack([tile[4] for tile in tiles])
@@ -75,14 +75,14 @@ def test_statistics_are_those_of_numpy(undisturbed):
         assert numbers["images"] == {"train": 4, "test": 2}[split]
         assert numbers["valid_pixels"] == len(pixels) < labels.size
         assert numbers["labelled_pixels"] == np.count_nonzero(labels != 255)
-        for band, name in enumerate(tiny.TINY.bands):
+        for band, name in enumerate(tiny_dataset.TINY.bands):
             found = numbers["bands"][name]
             np.testing.assert_allclose(found["mean"], pixels[:, band].mean(), rtol=1e-12)
             np.testing.assert_allclose(found["std"], pixels[:, band].std(), rtol=1e-12)
             assert (found["min"], found["max"]) == (pixels[:, band].min(), pixels[:, band].max())
             percentiles = np.percentile(pixels[:, band], [1, 2, 25, 50, 75, 98, 99])
             np.testing.assert_allclose(list(found["percentiles"].values()), percentiles, rtol=1e-12)
-        for label, name in enumerate(tiny.TINY.classes):
+        for label, name in enumerate(tiny_dataset.TINY.classes):
             count = np.count_nonzero(labels == label)
             share = count / np.count_nonzero(labels != 255)
             assert numbers["classes"][name] == {"pixels": count, "share": pytest.approx(share)}
@@ -110,9 +110,9 @@ def test_histograms_are_exact_for_every_type(dtype):
 
 
 def test_missing_files_are_listed_and_stop(tmp_path, capsys):
-    tiny.write_source(tmp_path / "source")
+    tiny_dataset.write_source(tmp_path / "source")
     (tmp_path / "source/train/north/b_label.tif").unlink()
-    arguments = (tiny.TINY, tmp_path / "source", tmp_path / "out")
+    arguments = (tiny_dataset.TINY, tmp_path / "source", tmp_path / "out")
     with pytest.raises(
         UserError, match=r"source: files of Tiny are missing; download: nowhere; or add --partial"
     ):
@@ -132,11 +132,11 @@ def test_missing_files_are_listed_and_stop(tmp_path, capsys):
 
 
 def test_the_command_line_checks(undisturbed, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "get_benchmark", {"tiny": tiny.TINY}.__getitem__)
+    monkeypatch.setattr(run, "get_benchmark", {"tiny": tiny_dataset.TINY}.__getitem__)
     arguments = ["prepare", "tiny", "--source", str(undisturbed[0]), "--check"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing is missing"
-    tiny.write_source(tmp_path)
+    tiny_dataset.write_source(tmp_path)
     (tmp_path / "test/west/e.tif").unlink()
     arguments[3] = str(tmp_path)
     assert main(arguments) == 1
@@ -152,32 +152,32 @@ def test_an_unknown_benchmark_is_answered_with_the_nearest(tmp_path, capsys):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_truncated_image_is_named_and_mended(undisturbed, tmp_path, workers):
-    tiny.write_source(tmp_path / "source")
+    tiny_dataset.write_source(tmp_path / "source")
     broken = tmp_path / "source/test/west/e.tif"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-200])
     with pytest.raises(UserError, match=r"test/west/e\.tif: truncated"):
-        prepare(tiny.TINY, tmp_path / "source", tmp_path / "out", workers=workers, console=QUIET)
+        prepare(tiny_dataset.TINY, tmp_path / "source", tmp_path / "out", workers=workers, console=QUIET)
     working = tmp_path / "out/tiny/1.0.0.incomplete"
     assert len(list((working / "notes").iterdir())) >= 3  # what was finished stays
     assert not list((working / "partial").iterdir())
     with pytest.raises(UserError, match=r"1\.0\.0\.incomplete: preparing is not finished"):
         PreparedTiles(tmp_path / "out")
     broken.write_bytes(whole)
-    prepare(tiny.TINY, tmp_path / "source", tmp_path / "out", workers=workers, console=QUIET)
+    prepare(tiny_dataset.TINY, tmp_path / "source", tmp_path / "out", workers=workers, console=QUIET)
     assert_same(tmp_path / "out", undisturbed)
 
 
 def test_an_unknown_label_is_named(tmp_path):
-    tiny.write_source(tmp_path / "source")
-    wrong = replace(tiny.TINY, classes=("meadow", "wood"), palette=tiny.TINY.palette[:2])
+    tiny_dataset.write_source(tmp_path / "source")
+    wrong = replace(tiny_dataset.TINY, classes=("meadow", "wood"), palette=tiny_dataset.TINY.palette[:2])
     with pytest.raises(UserError, match=r"a_label\.tif: class 2 is none of the 2 classes"):
         prepare(wrong, tmp_path / "source", tmp_path / "out", workers=0, console=QUIET)
 
 
 def test_a_source_that_changed_is_noticed(undisturbed, tmp_path):
-    tiny.write_source(tmp_path / "source")
-    arguments = (tiny.TINY, tmp_path / "source", tmp_path / "out")
+    tiny_dataset.write_source(tmp_path / "source")
+    arguments = (tiny_dataset.TINY, tmp_path / "source", tmp_path / "out")
     broken, cut = tmp_path / "source/test/west/e.tif", tmp_path / "source/train/north/a.tif"
     last, first = broken.read_bytes(), cut.read_bytes()
     broken.write_bytes(last[:-200])
@@ -205,14 +205,14 @@ def test_a_source_that_changed_is_noticed(undisturbed, tmp_path):
 def test_prepared_already(undisturbed, capsys):
     before = contents(undisturbed[2])
     (undisturbed[2] / "tiny/1.0.0.incomplete/notes").mkdir(parents=True)  # killed after the last step but one
-    prepare(tiny.TINY, undisturbed[0], undisturbed[2])
+    prepare(tiny_dataset.TINY, undisturbed[0], undisturbed[2])
     assert "was prepared already" in capsys.readouterr().out
     assert contents(undisturbed[2]) == before
     assert folders(undisturbed[2]) == ["tiny", "tiny/1.0.0"]
 
 
 def test_says_where_things_are_and_what_to_paste(undisturbed, tmp_path, capsys):
-    folder = prepare(tiny.TINY, undisturbed[0], tmp_path, workers=0)
+    folder = prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=0)
     lines = capsys.readouterr().out.splitlines()
     assert folder == tmp_path / "tiny/1.0.0"
     assert f"tiles: {folder}" in lines
@@ -230,7 +230,7 @@ def test_progress_on_a_terminal_and_elsewhere(undisturbed, tmp_path, monkeypatch
     for terminal in (False, True):
         written = io.StringIO()
         console = Console(file=written, force_terminal=terminal, width=200)
-        prepare(tiny.TINY, undisturbed[0], tmp_path / str(terminal), workers=0, console=console)
+        prepare(tiny_dataset.TINY, undisturbed[0], tmp_path / str(terminal), workers=0, console=console)
         text = written.getvalue()
         if not terminal:  # a live line may be redrawn less often than tiles are finished
             assert re.search(r"^1/6 images  9/29 tiles  [\d.]+ tiles/s  left 0:00:0\d$", text, re.MULTILINE)
@@ -263,24 +263,24 @@ def test_a_full_disk_is_said_to_be(tmp_path):
 def test_folders_that_do_not_do(undisturbed, tmp_path):
     source = undisturbed[0]
     with pytest.raises(UserError, match="lies in the source folder"):
-        prepare(tiny.TINY, source, source, console=QUIET)
+        prepare(tiny_dataset.TINY, source, source, console=QUIET)
     with pytest.raises(UserError, match="lies in the source folder"):
-        prepare(tiny.TINY, source, source / "train/..", console=QUIET)
+        prepare(tiny_dataset.TINY, source, source / "train/..", console=QUIET)
     with pytest.raises(UserError, match="no such folder"):
-        prepare(tiny.TINY, tmp_path / "nowhere", tmp_path / "out", console=QUIET)
+        prepare(tiny_dataset.TINY, tmp_path / "nowhere", tmp_path / "out", console=QUIET)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no file of Tiny is where it should be; download: nowhere"):
-        prepare(tiny.TINY, tmp_path / "empty", tmp_path / "out", console=QUIET)
+        prepare(tiny_dataset.TINY, tmp_path / "empty", tmp_path / "out", console=QUIET)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"file/tiny.*: cannot be written"):
-        prepare(tiny.TINY, source, tmp_path / "file", console=QUIET)
+        prepare(tiny_dataset.TINY, source, tmp_path / "file", console=QUIET)
     with pytest.raises(UserError, match="--workers -1"):
-        prepare(tiny.TINY, source, tmp_path / "out", workers=-1, console=QUIET)
+        prepare(tiny_dataset.TINY, source, tmp_path / "out", workers=-1, console=QUIET)
     assert not (tmp_path / "out").exists()
 
 
 def test_pieces_keep_to_their_limits_and_to_the_order_of_files(undisturbed, monkeypatch):
-    pairs, _ = plan.list_source(tiny.TINY, undisturbed[0])
+    pairs, _ = plan.list_source(tiny_dataset.TINY, undisturbed[0])
     names = [(pair.split, pair.domain, pair.name) for pair in pairs]
     assert names == sorted(names, key=lambda name: (name[0] != "train", *name[1:]))
     tile = 16 * 16 * (4 * 2 + 1)  # bytes
@@ -292,16 +292,19 @@ def test_pieces_keep_to_their_limits_and_to_the_order_of_files(undisturbed, monk
     ):
         monkeypatch.setattr(plan, "PIECE_TILES", most_tiles)
         monkeypatch.setattr(plan, "PIECE_BYTES", most_bytes)
-        made = plan.make_plan(tiny.TINY, undisturbed[0], pairs)
+        made = plan.make_plan(tiny_dataset.TINY, undisturbed[0], pairs)
         assert [pair for piece in made.pieces for pair in piece.pairs] == list(pairs)
-        assert [[len(tiny.cells(pair)) for pair in piece.pairs] for piece in made.pieces] == expected
+        assert [[len(tiny_dataset.cells(pair)) for pair in piece.pairs] for piece in made.pieces] == expected
         assert [piece.tiles for piece in made.pieces] == [sum(counts) for counts in expected]
         assert (made.tiles, made.images, made.size) == (29, 6, 29 * tile)
 
 
 def test_two_files_of_one_name(tmp_path):
-    tiny.write_source(tmp_path / "source")
-    twice = replace(tiny.TINY, find=lambda root: tiny.find(root)._replace(pairs=tiny.find(root).pairs * 2))
+    tiny_dataset.write_source(tmp_path / "source")
+    twice = replace(
+        tiny_dataset.TINY,
+        find=lambda root: tiny_dataset.find(root)._replace(pairs=tiny_dataset.find(root).pairs * 2),
+    )
     with pytest.raises(
         UserError, match=r"a\.tif: a stands for .*a\.tif already, in the split train: remove one"
     ):
@@ -329,7 +332,7 @@ def test_the_sheet_has_the_colours_of_classes_and_of_no_label(undisturbed):
     with Image.open(undisturbed[2] / "tiny/1.0.0/contact_sheet.png") as picture:
         assert "Software" not in picture.info
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
-    assert {*tiny.TINY.palette, (226, 226, 226), (192, 192, 192)} <= colours
+    assert {*tiny_dataset.TINY.palette, (226, 226, 226), (192, 192, 192)} <= colours
 
 
 def test_bands_to_show():
@@ -343,10 +346,12 @@ def test_bands_to_show():
 @pytest.fixture
 def with_archive(tmp_path):
     """A source folder with the archive that it was unpacked from, and its benchmark."""
-    tiny.write_source(tmp_path / "source")
+    tiny_dataset.write_source(tmp_path / "source")
     whole = np.random.default_rng(0).bytes(9 << 20)
     (tmp_path / "source/all.zip").write_bytes(whole)
-    return replace(tiny.TINY, checksums={"all.zip": hashlib.md5(whole).hexdigest(), "gone.zip": "0" * 32})
+    return replace(
+        tiny_dataset.TINY, checksums={"all.zip": hashlib.md5(whole).hexdigest(), "gone.zip": "0" * 32}
+    )
 
 
 def test_a_whole_archive_is_checked_and_said(with_archive, tmp_path):

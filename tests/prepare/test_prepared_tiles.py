@@ -17,7 +17,7 @@ from data_pipelines.records import Window, split_holdout
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.errors import UserError
-from tests.prepare import tiny
+from tests.prepare import tiny_dataset
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +32,9 @@ def damaged(root, tmp_path):
 
 
 def test_compressed_tiles_are_the_same(root, tmp_path):
-    tiny.write_source(tmp_path / "source")
+    tiny_dataset.write_source(tmp_path / "source")
     prepare(
-        tiny.TINY,
+        tiny_dataset.TINY,
         tmp_path / "source",
         tmp_path / "out",
         workers=0,
@@ -47,7 +47,9 @@ def test_compressed_tiles_are_the_same(root, tmp_path):
         np.testing.assert_array_equal(plain.read_image(one), small.read_image(other))
         np.testing.assert_array_equal(plain.read_label(one), small.read_label(other))
     with pytest.raises(UserError, match="or with other options: remove it"):
-        prepare(tiny.TINY, tmp_path / "source", tmp_path / "out", workers=0, console=Console(quiet=True))
+        prepare(
+            tiny_dataset.TINY, tmp_path / "source", tmp_path / "out", workers=0, console=Console(quiet=True)
+        )
 
 
 def test_windows_are_parts_of_tiles(root):

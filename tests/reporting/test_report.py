@@ -14,7 +14,7 @@ from spectralmoe_jax.reporting.page import grid_page, report, run_page
 from spectralmoe_jax.reporting.run_records import read_grid, read_run
 from spectralmoe_jax.reporting.svg import Line, line_chart, ticks
 from tests.reporting.browser import CHROMIUM, Page
-from tests.reporting.records import EXPERTS, LAYERS, MODALITIES, NASTY, write_grid_folder, write_run
+from tests.reporting.written_runs import EXPERTS, LAYERS, MODALITIES, NASTY, write_grid_folder, write_run
 
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on PATH (Debian: apt-get install chromium)"

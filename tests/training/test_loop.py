@@ -10,6 +10,7 @@ from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.training.loop import TrainingDiverged
 from spectralmoe_jax.training.train import run_experiment
+from tests.training.fake_experiment import make_config, make_experiment
 
 
 def steps_kept(workdir):
@@ -25,18 +26,18 @@ def steps_kept(workdir):
         ([math.nan, 0.1, 0.0, math.nan], 4),
     ],
 )
-def test_best_and_last_are_kept(standin, tmp_path, scores, best):
+def test_best_and_last_are_kept(tmp_path, scores, best):
     given = iter(scores)
-    experiment = standin.make_experiment(evaluate=lambda params: {"miou": next(given), "loss": 1.0})
-    config = standin.make_config(steps=8, evaluate_every=2, checkpoint_every=1)
+    experiment = make_experiment(evaluate=lambda params: {"miou": next(given), "loss": 1.0})
+    config = make_config(steps=8, evaluate_every=2, checkpoint_every=1)
     result = run_experiment(experiment, config, tmp_path)
     assert result == {"step": 8, "best": best, "workdir": str(tmp_path)}
     assert steps_kept(tmp_path) == sorted({best, 8})
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])
-def test_divergence_names_the_step_and_the_last_good_checkpoint(standin, tmp_path, log_every):
-    experiment = standin.make_experiment()
+def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path, log_every):
+    experiment = make_experiment()
     batches = experiment.make_batches(0)
 
     def poisoned(start):
@@ -45,7 +46,7 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(standin, tmp_pat
             yield batch | {"x": batch["x"] * (jnp.nan if step == 6 else 1.0)}
 
     object.__setattr__(experiment, "make_batches", poisoned)
-    config = standin.make_config(steps=20, log_every=log_every, checkpoint_every=5, evaluate_every=100)
+    config = make_config(steps=20, log_every=log_every, checkpoint_every=5, evaluate_every=100)
     with pytest.raises(TrainingDiverged, match=r"not finite at step 7; .*checkpoints/5;"):
         run_experiment(experiment, config, tmp_path)
     assert steps_kept(tmp_path) == [5]
@@ -53,9 +54,9 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(standin, tmp_pat
         assert jnp.all(jnp.isfinite(store.restore_params(5, experiment.trainable)["first"]["kernel"]))
 
 
-def test_a_failed_evaluation_costs_no_steps(standin, tmp_path):
+def test_a_failed_evaluation_costs_no_steps(tmp_path):
     """The state is saved without a score: it is the last but never the best, and the run goes on from it."""
-    config = standin.make_config(steps=8, evaluate_every=3, checkpoint_every=100)
+    config = make_config(steps=8, evaluate_every=3, checkpoint_every=100)
     scores = iter([{"miou": 0.5}])
 
     def evaluate(params):
@@ -65,30 +66,30 @@ def test_a_failed_evaluation_costs_no_steps(standin, tmp_path):
             raise UserError("a mask is gone") from None
 
     with pytest.raises(UserError, match="a mask is gone"):
-        run_experiment(standin.make_experiment(evaluate=evaluate), config, tmp_path)
+        run_experiment(make_experiment(evaluate=evaluate), config, tmp_path)
     with CheckpointStore(tmp_path, config) as store:
         assert (store.last, store.best) == (6, 3)
-    again = standin.make_experiment(evaluate=lambda params: {"miou": 0.4})
+    again = make_experiment(evaluate=lambda params: {"miou": 0.4})
     assert run_experiment(again, config, tmp_path) == {"step": 8, "best": 3, "workdir": str(tmp_path)}
     trained_on = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert 7 in trained_on
 
 
-def test_a_batch_that_cannot_be_drawn_leaves_no_folder(standin, tmp_path):
+def test_a_batch_that_cannot_be_drawn_leaves_no_folder(tmp_path):
     def failing(start):
         raise UserError("image.jpg: truncated")
         yield
 
-    experiment = standin.make_experiment()
+    experiment = make_experiment()
     object.__setattr__(experiment, "make_batches", failing)
     with pytest.raises(UserError, match="truncated"):
-        run_experiment(experiment, standin.make_config(), tmp_path / "run")
+        run_experiment(experiment, make_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_frozen_values_are_neither_changed_nor_stored(standin, tmp_path):
-    experiment = standin.make_experiment()
-    run_experiment(experiment, standin.make_config(steps=3), tmp_path)
+def test_frozen_values_are_neither_changed_nor_stored(tmp_path):
+    experiment = make_experiment()
+    run_experiment(experiment, make_config(steps=3), tmp_path)
     assert float(experiment.frozen["scale"]) == 2.0
     written = [path.read_text() for path in (tmp_path / "checkpoints").rglob("_METADATA")]
     assert written
@@ -96,8 +97,8 @@ def test_frozen_values_are_neither_changed_nor_stored(standin, tmp_path):
     assert not any("scale" in text for text in written)
 
 
-def test_plain_lines_off_a_terminal_and_tensorboard_records(standin, tmp_path, capsys):
-    run_experiment(standin.make_experiment(), standin.make_config(steps=4), tmp_path)
+def test_plain_lines_off_a_terminal_and_tensorboard_records(tmp_path, capsys):
+    run_experiment(make_experiment(), make_config(steps=4), tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if "images/s" in line] == ["1/4", "2/4", "3/4", "4/4"]
     assert list((tmp_path / "tensorboard").glob("*tfevents*"))

@@ -19,11 +19,13 @@ from spectralmoe_jax.parameters import named_leaves
 from spectralmoe_jax.training.loop import TrainSettings
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.train import run_experiment
+from tests.training import fake_experiment
+from tests.training.fake_experiment import make_config, make_experiment
 
 
-def final_state(standin, workdir):
+def final_state(workdir):
     """Everything the last checkpoint holds, as raw bytes by name."""
-    return saved(standin.make_experiment(), standin.make_config(), workdir)
+    return saved(make_experiment(), make_config(), workdir)
 
 
 def saved(experiment, config, workdir):
@@ -43,13 +45,13 @@ def without_timing(records):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(standin, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    run_experiment(standin.make_experiment(), standin.make_config(), workdir)
+    run_experiment(make_experiment(), make_config(), workdir)
     return workdir
 
 
-def test_killed_run_resumes_bit_for_bit(standin, uninterrupted, tmp_path):
+def test_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path):
     seed = random.randrange(2**32)
     print(f"kill seed {seed}")
     draw = random.Random(seed)
@@ -59,32 +61,32 @@ def test_killed_run_resumes_bit_for_bit(standin, uninterrupted, tmp_path):
         [],
     ]
     for moment in moments:
-        command = [sys.executable, standin.__file__, str(tmp_path), *moment]
+        command = [sys.executable, fake_experiment.__file__, str(tmp_path), *moment]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == (-signal.SIGKILL if moment else 0), done.stderr
-        with CheckpointStore(tmp_path, standin.make_config()) as store:
+        with CheckpointStore(tmp_path, make_config()) as store:
             for step in {store.last, store.best} - {None}:
-                store.restore_params(step, standin.make_experiment().trainable)
+                store.restore_params(step, make_experiment().trainable)
 
-    assert final_state(standin, tmp_path) == final_state(standin, uninterrupted)
+    assert final_state(tmp_path) == final_state(uninterrupted)
     assert without_timing(records(tmp_path)) == without_timing(records(uninterrupted))
 
 
-def test_sigterm_saves_and_returns(standin, uninterrupted, tmp_path):
+def test_sigterm_saves_and_returns(uninterrupted, tmp_path):
     def terminate_at_11(step):
         if step == 11:
             signal.raise_signal(signal.SIGTERM)
 
-    config = standin.make_config(checkpoint_every=100, evaluate_every=100)
-    result = run_experiment(standin.make_experiment(terminate_at_11), config, tmp_path)
+    config = make_config(checkpoint_every=100, evaluate_every=100)
+    result = run_experiment(make_experiment(terminate_at_11), config, tmp_path)
     assert 10 <= result["step"] < 30  # a thread draws batch 11 while batch 9 or a later one is trained on
     with CheckpointStore(tmp_path, config) as store:
         assert store.last == result["step"]
-    run_experiment(standin.make_experiment(), config, tmp_path)
-    assert final_state(standin, tmp_path) == final_state(standin, uninterrupted)
+    run_experiment(make_experiment(), config, tmp_path)
+    assert final_state(tmp_path) == final_state(uninterrupted)
 
 
-def test_metrics_have_one_record_per_step_and_kind_after_a_resume(standin, tmp_path):
+def test_metrics_have_one_record_per_step_and_kind_after_a_resume(tmp_path):
     class Interrupted(Exception):
         pass
 
@@ -92,13 +94,13 @@ def test_metrics_have_one_record_per_step_and_kind_after_a_resume(standin, tmp_p
         if step == 9:
             raise Interrupted
 
-    config = standin.make_config(checkpoint_every=5)
+    config = make_config(checkpoint_every=5)
     with pytest.raises(Interrupted):
-        run_experiment(standin.make_experiment(interrupt_at_9), config, tmp_path)
+        run_experiment(make_experiment(interrupt_at_9), config, tmp_path)
     assert max(record["step"] for record in records(tmp_path)) == 9
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "ki')
-    run_experiment(standin.make_experiment(), config, tmp_path)
+    run_experiment(make_experiment(), config, tmp_path)
 
     kinds = [(record["kind"], record["step"]) for record in records(tmp_path)]
     assert [step for kind, step in kinds if kind == "train"] == list(range(1, 31))
@@ -127,7 +129,7 @@ def with_ballast(experiment):
     return dataclasses.replace(experiment, trainable=trainable, loss_fn=loss_fn)
 
 
-def test_full_disk_is_one_line_and_the_last_checkpoint_stays(standin, tmp_path, no_file_larger, capfd):
+def test_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, no_file_larger, capfd):
     folder = tmp_path / "checkpoints"
 
     def full_at_9(step):
@@ -136,9 +138,9 @@ def test_full_disk_is_one_line_and_the_last_checkpoint_stays(standin, tmp_path, 
                 time.sleep(0.01)
             no_file_larger(200_000)
 
-    config = standin.make_config(checkpoint_every=4, evaluate_every=100)
+    config = make_config(checkpoint_every=4, evaluate_every=100)
     with pytest.raises(UserError) as told:
-        run_experiment(with_ballast(standin.make_experiment(full_at_9)), config, tmp_path)
+        run_experiment(with_ballast(make_experiment(full_at_9)), config, tmp_path)
     reason = (
         f"checkpoint {folder / '8'} cannot be written: File too large; the last good one is {folder / '4'}"
     )
@@ -147,53 +149,53 @@ def test_full_disk_is_one_line_and_the_last_checkpoint_stays(standin, tmp_path, 
     assert [place.name for place in folder.iterdir()] == ["4"]
 
     no_file_larger(resource.RLIM_INFINITY)
-    experiment = with_ballast(standin.make_experiment())
+    experiment = with_ballast(make_experiment())
     run_experiment(experiment, config, tmp_path)
     run_experiment(experiment, config, tmp_path / "undisturbed")
     assert saved(experiment, config, tmp_path) == saved(experiment, config, tmp_path / "undisturbed")
 
 
-def test_full_disk_names_the_file_of_the_metrics(standin, tmp_path, no_file_larger):
+def test_full_disk_names_the_file_of_the_metrics(tmp_path, no_file_larger):
     def full_at_9(step):
         if step == 9:
             no_file_larger((tmp_path / "metrics.jsonl").stat().st_size + 10)
 
-    config = standin.make_config(checkpoint_every=100, evaluate_every=100)
+    config = make_config(checkpoint_every=100, evaluate_every=100)
     with pytest.raises(OSError, match="File too large") as told:
-        run_experiment(standin.make_experiment(full_at_9), config, tmp_path)
+        run_experiment(make_experiment(full_at_9), config, tmp_path)
     assert told.value.filename == str(tmp_path / "metrics.jsonl")
 
 
-def test_finished_run_does_nothing(standin, uninterrupted):
+def test_finished_run_does_nothing(uninterrupted):
     def no_batch(step):
         raise AssertionError("a finished run asked for a batch")
 
     before = records(uninterrupted)
-    result = run_experiment(standin.make_experiment(no_batch), standin.make_config(), uninterrupted)
+    result = run_experiment(make_experiment(no_batch), make_config(), uninterrupted)
     assert result["step"] == 30
     assert records(uninterrupted) == before
 
 
-def test_other_model_is_refused_by_key_and_folder_untouched(standin, uninterrupted):
-    config = standin.make_config()
+def test_other_model_is_refused_by_key_and_folder_untouched(uninterrupted):
+    config = make_config()
     config.model.width = 9
     before = (uninterrupted / "config.json").read_bytes()
     with pytest.raises(UserError, match=r"config\.model\.width is 8 there, 9 here"):
-        run_experiment(standin.make_experiment(), config, uninterrupted)
+        run_experiment(make_experiment(), config, uninterrupted)
     with (
         CheckpointStore(uninterrupted, config) as store,
         pytest.raises(UserError, match=r"config\.model\.width"),
     ):
-        store.restore_params(store.last, standin.make_experiment().trainable)
+        store.restore_params(store.last, make_experiment().trainable)
     assert (uninterrupted / "config.json").read_bytes() == before
 
 
-def test_every_leaf_has_to_be_filled(standin, uninterrupted):
-    params = standin.make_experiment().trainable
+def test_every_leaf_has_to_be_filled(uninterrupted):
+    params = make_experiment().trainable
     surplus = params | {"third": {"kernel": np.zeros((2, 2), np.float32)}}
     missing = {"first": params["first"]}
     other = params | {"second": {"kernel": np.zeros((8, 5), np.float32), "bias": params["second"]["bias"]}}
-    with CheckpointStore(uninterrupted, standin.make_config()) as store:
+    with CheckpointStore(uninterrupted, make_config()) as store:
         with pytest.raises(UserError, match="misses third/kernel"):
             store.restore_params(store.last, surplus)
         with pytest.raises(UserError, match="has unknown second/bias, second/kernel"):
@@ -202,9 +204,9 @@ def test_every_leaf_has_to_be_filled(standin, uninterrupted):
             store.restore_params(store.last, other)
 
 
-def test_precision_may_differ_from_the_checkpoint(standin, uninterrupted):
-    config = standin.make_config()
+def test_precision_may_differ_from_the_checkpoint(uninterrupted):
+    config = make_config()
     config.model.dtype = "bfloat16"
     with CheckpointStore(uninterrupted, config) as store:
-        params = store.restore_params(store.last, jax.eval_shape(lambda: standin.make_experiment().trainable))
-    assert named_leaves(params).keys() == named_leaves(standin.make_experiment().trainable).keys()
+        params = store.restore_params(store.last, jax.eval_shape(lambda: make_experiment().trainable))
+    assert named_leaves(params).keys() == named_leaves(make_experiment().trainable).keys()

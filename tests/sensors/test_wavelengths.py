@@ -1,0 +1,155 @@
+"""Wavelengths from files to the model: read, compared, kept with the run, dropped where they do not fit."""
+
+import numpy as np
+import pytest
+import rasterio
+
+from data_pipelines.open_source import open_source
+from data_pipelines.streams import choose_stream
+from data_pipelines.wavelengths import of_files, with_stated_wavelengths
+from spectralmoe_jax.configuration import apply_overrides, load_config, read_config, save_config
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.build import segmenter_config
+from spectralmoe_jax.sensors import SENSORS, wavelengths
+from spectralmoe_jax.sensors.stated import adopt_stated, stated
+from tests.rasters import PLACE, write_raster
+
+BANDS = ("band 3", "band 8", "band 20")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes an image whose band tags state centres in nm, None for none, and its labels."""
+
+    def write(name, centres, domain="a"):
+        names = [f"band {n}" for n in (3, 8, 20)]
+        path = write_raster(
+            tmp_path / f"{domain}/images/{name}.tif", np.full((16, 16, 3), 9, np.int16), names, **PLACE
+        )
+        with rasterio.open(path, "r+") as file:
+            for band, centre in enumerate(centres, 1):
+                if centre is not None:
+                    file.update_tags(band, wavelength=str(centre), wavelength_units="nanometers")
+        write_raster(tmp_path / f"{domain}/masks/{name}.tif", np.ones((16, 16), np.uint8), **PLACE)
+
+    return write
+
+
+def configuration(root, sensor, **visual):
+    config = load_config("configs/enmap_landcover.py", [
+        f"--config.data.root={root}", "--config.data.image_glob={domain}/images/*.tif",
+        "--config.data.mask_template={domain}/masks/{stem}.tif", "--config.data.source=a,",
+    ])  # fmt: skip
+    with config.unlocked(), config.ignore_type():
+        config.bands, config.sensor = BANDS, sensor
+        config.model.pixel_mean, config.model.pixel_std = (0.0,) * 3, (1.0,) * 3
+        for key, value in visual.items():
+            config.model.visual[key] = value
+    return config
+
+
+def fed(config):
+    return segmenter_config(config).visual.wavelengths
+
+
+def test_the_model_is_fed_with_the_wavelengths_of_enmap_files(shared_data, tmp_path):
+    """As rasterio reads the tags; they stay with the run, for any later use of its configuration."""
+    config = load_config("configs/enmap_landcover.py", [f"--config.data.root={shared_data / 'enmap'}"])
+    settled = with_stated_wavelengths(config)
+    with rasterio.open(shared_data / "enmap/images/enmap_potsdam_tile_128_0.tif") as file:
+        numbers = [int(band.removeprefix("band ")) for band in config.bands]
+        tags = [float(file.tags(number)["wavelength"]) / 1000 for number in numbers]
+    np.testing.assert_allclose(fed(settled), tags, rtol=0, atol=1e-9)
+    assert fed(settled) != fed(config) == wavelengths(config.bands, "enmap")
+    save_config(settled, tmp_path / "config.json")
+    run = read_config(tmp_path / "config.json")
+    assert fed(run) == fed(settled) == fed(adopt_stated(config, run))
+    assert stated(config) is None
+    assert fed(apply_overrides(run, ["--config.data.crop=16"])) == fed(settled)
+
+
+def test_another_sensor_or_other_bands_do_not_get_them(write, tmp_path):
+    write("x", (430.0, 456.0, 511.0))
+    run = with_stated_wavelengths(configuration(tmp_path, "enmap"))
+    assert fed(run) == (0.43, 0.456, 0.511)
+    other = apply_overrides(run, ["--config.bands=band 3,band 8,band 21"])
+    assert fed(other) == wavelengths(("band 3", "band 8", "band 21"), "enmap")
+    with other.unlocked():
+        other.bands, other.sensor = BANDS, "orbita_ohs"
+    assert fed(other) == fed(adopt_stated(other, run)) == (0.5, 0.58, 0.76)
+
+
+def test_files_have_to_agree_to_a_nanometre(write, tmp_path):
+    write("x", (430.0, 456.0, 511.0))
+    write("y", (430.9, 456.0, 511.0))
+    config = configuration(tmp_path, "enmap")
+    assert fed(with_stated_wavelengths(config)) == (0.43, 0.456, 0.511)
+    write("z", (430.0, 457.2, 511.0))
+    with pytest.raises(UserError) as error:
+        with_stated_wavelengths(config)
+    for part in ("a/images/z.tif: band band 8 lies at 0.4572 um", "a/images/x.tif at 0.456 um"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("centres", [(None, None, None), (430.0, None, 511.0)])
+def test_where_files_do_not_state_all_the_sensor_holds(write, tmp_path, centres):
+    write("x", centres)
+    config = configuration(tmp_path, "enmap")
+    assert with_stated_wavelengths(config) is config
+    assert fed(config) == wavelengths(BANDS, "enmap")
+
+
+def test_wavelengths_that_are_given_hold_and_are_compared(write, tmp_path):
+    write("x", (430.0, 456.0, 511.0))
+    config = configuration(tmp_path, "enmap", wavelengths=(0.431, 0.456, 0.511))
+    assert with_stated_wavelengths(config) is config
+    assert open_source(config, ("a",)).records
+    with pytest.raises(UserError, match=r"band band 3 lies at 0\.43 um, .* to be at 0\.46 um"):
+        open_source(configuration(tmp_path, "enmap", wavelengths=(0.46, 0.456, 0.511)), ("a",))
+
+
+def test_an_encoder_of_fixed_bands_is_left_alone(write, tmp_path):
+    write("x", (430.0, 456.0, 511.0))
+    config = configuration(tmp_path, "enmap", kind="dinov3")
+    assert with_stated_wavelengths(config) is config
+
+
+@pytest.mark.parametrize("sensor", [name for name in SENSORS if SENSORS[name].nominal])
+@pytest.mark.parametrize("kind", ["dofa", "dinov3"])
+def test_nominal_wavelengths_give_way_to_those_of_files(write, tmp_path, sensor, kind):
+    """Far from the table, which would be an error for other sensors."""
+    write("x", [1000 * centre + 40 for centre in wavelengths(BANDS, sensor)])
+    config = configuration(tmp_path, sensor, kind=kind)
+    assert open_source(config, ("a",)).records
+    if kind == "dofa":
+        settled = with_stated_wavelengths(config)
+        np.testing.assert_allclose(fed(settled), np.add(wavelengths(BANDS, sensor), 0.04), atol=1e-9)
+        write("y", [1000 * centre + 120 for centre in wavelengths(BANDS, sensor)], "b")
+        with pytest.raises(UserError, match=r"b/images/y\.tif: band band 3 lies at"):
+            open_source(settled, ("b",))  # the target is compared with what the model is fed with
+
+
+def test_other_sensors_are_compared_with_their_table(write, tmp_path):
+    write("x", (460.0, 456.0, 511.0))
+    config = with_stated_wavelengths(configuration(tmp_path, "enmap"))
+    with pytest.raises(UserError, match=r"x\.tif: band band 3 lies at 0\.46 um, .* at 0\.4293 um"):
+        open_source(config, ("a",))
+
+
+def test_each_stream_has_its_own(write, tmp_path):
+    write("x", (430.0, 456.0, 511.0))
+    write("y", (500.4, 580.0, 760.0), "b")
+    config = configuration(tmp_path, "enmap")
+    with config.unlocked():
+        config.streams = {"ohs": {"sensor": "orbita_ohs", "data": {"source": ("b",)}}}
+    settled = with_stated_wavelengths(config)
+    assert fed(choose_stream(settled, "main")) == (0.43, 0.456, 0.511)
+    assert fed(choose_stream(settled, "ohs")) == (0.5004, 0.58, 0.76)
+    alone = choose_stream(config, "ohs")
+    assert fed(adopt_stated(alone, settled)) == (0.5004, 0.58, 0.76)
+
+
+def test_an_evaluation_of_files_of_another_grid_reads_theirs(write, tmp_path):
+    write("x", (430.0, 456.0, 511.0))
+    write("y", (433.0, 456.0, 511.0), "b")
+    assert fed(of_files(configuration(tmp_path, "enmap"), ("b",))) == (0.433, 0.456, 0.511)
