@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import get_benchmark
+from data_pipelines.datasets import get_dataset
 from spectralmoe_jax.errors import UserError
 
 
@@ -62,7 +62,7 @@ def published(name: str) -> ConfigDict:
     Args:
       name: of the benchmark, which gives bands and classes.
     """
-    benchmark = get_benchmark(name)
+    benchmark = get_dataset(name)
     config = ConfigDict()
     config.name = name
     config.seed = 0

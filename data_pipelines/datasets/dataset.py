@@ -1,4 +1,4 @@
-"""What a published benchmark is: its facts, where its files lie, and how a tile of it is read."""
+"""Description of a published data set: metadata, files, and how its tiles are cut and read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ import numpy as np
 
 from data_pipelines.records import Window
 
+VERSION = "1.0.0"
+"""Version of the tiles that are cut from published files."""
+
 
 class Pair(NamedTuple):
-    """An image and its label below a source folder. `name` is unique within the split."""
+    """An image file and its label file.
+
+    Attributes:
+      split: the split that the image belongs to.
+      domain: place, sensor or season of the image.
+      name: unique within the split and domain.
+      image, label: paths of the two files.
+    """
 
     split: str
     domain: str
@@ -23,31 +33,40 @@ class Pair(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a source folder holds of a benchmark, in a fixed order, and what is missing, a line each."""
+    """Contents of a download folder.
+
+    Attributes:
+      pairs: images with their labels, in a fixed order.
+      missing: one line of text for each thing that is not there.
+    """
 
     pairs: tuple[Pair, ...]
     missing: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """One benchmark.
+class Dataset:
+    """One published data set with the protocol that scores on it are reported for.
 
     Attributes:
-      name: of the builder, its folder and `spectralmoe prepare NAME`.
-      title, citation, licence, homepage, download: for people; `download` says where and how.
-      classes, palette: training id = index.
-      bands: in the order in which tiles carry them, names of `sensors`.
-      sensors: domain or split to the name of its sensor (`data_pipelines.sensors`).
-      splits: all splits; `source` and `target` are those of the published protocol, `holdout` those published
-        for choosing a checkpoint (may be empty).
-      tile: side of the tiles in pixels; None keeps files whole.
-      dtype: of the tiles' pixels.
-      find: lists a source folder.
-      cells: the tiles of a pair, in file coordinates; they may run over the right and lower edge.
-      read_tile: pixels (h, w, C) and ids (h, w) uint8 of a cell, padded with 0 and 255 where it runs over.
-      counts: published number of files by split, where known.
-      checksums: md5 of published archives by file name, where known.
+      name: name for `spectralmoe prepare NAME`, of the output folder and of the builder.
+      title, citation, licence, homepage: for the reader.
+      download: where to get the files and how to unpack them, as a sentence.
+      classes, palette: name and colour of each class; the training id is the index.
+      bands: names of the bands of a tile, in order, as `sensors` names them.
+      sensors: name of the sensor (`data_pipelines.sensors`) of each domain or split.
+      splits: all splits.
+      source, target: splits of the source and the target domain in the published protocol.
+      tile: side of the tiles in pixels; None for whole files.
+      dtype: type of a tile's pixels.
+      find: lists a download folder.
+      cells: returns the tiles of a pair in pixels of its files; they may extend beyond the right and lower
+        edge.
+      read_tile: returns pixels (h, w, C) of `dtype` and training ids (h, w) uint8 of one tile, padded with 0
+        and 255 beyond the edge.
+      holdout: splits that are published for model selection; may be empty.
+      counts: published number of images of each split, where known.
+      checksums: MD5 of each published archive by file name, where known.
     """
 
     name: str

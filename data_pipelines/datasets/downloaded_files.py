@@ -1,4 +1,4 @@
-"""Finding images and their masks below a source folder, and saying what is not there."""
+"""Files of a published data set as they were downloaded: images, their masks, and what is missing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from data_pipelines.datasets.dataset import Listing, Pair
 from spectralmoe_jax.errors import UserError
 
 SPLIT_FILE = "split.txt"
-_NAMED = 5  # of missing files, by name; the others are counted
+_NAMED = 5  # missing files listed by name; the others are counted
 _BLOCK = 1 << 22  # bytes read at a time
 
 
-def folder(root: Path, name: str) -> Path:
-    """The folder `name` that is `root`, lies in it or in one of its folders; else where it should be."""
+def find_folder(root: Path, name: str) -> Path:
+    """Return the folder `name`: `root` itself, a folder in it, or one a level below; else `root / name`."""
     nested = sorted(path for path in root.glob(f"*/{name}") if path.is_dir())
     if root.name == name:
         return root
@@ -23,7 +23,7 @@ def folder(root: Path, name: str) -> Path:
 
 
 def image_files(images: Path, split: str, glob: str = "*.tif") -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """The files of a folder that match, in order; or none, and the line that says so."""
+    """Return the matching files of a folder in order, and a line of text if there are none."""
     if not images.is_dir():
         return (), (f"folder {images} is not there (split {split})",)
     found = tuple(sorted(path for path in images.glob(glob) if path.is_file()))
@@ -31,37 +31,52 @@ def image_files(images: Path, split: str, glob: str = "*.tif") -> tuple[tuple[Pa
 
 
 def images_and_masks(
-    images: Path, masks: Path, *, split: str, domain: str, glob: str = "*.tif",
+    images: Path,
+    masks: Path,
+    *,
+    split: str,
+    domain: str,
+    glob: str = "*.tif",
     mask_name: Callable[[str], str] = "{}.tif".format,
-) -> Listing:  # fmt: skip
-    """The images of one folder with the masks of another, in order; named by the image's file.
+) -> Listing:
+    """Pair the images of one folder with the masks of another; pairs have the names of the image files.
 
-    `mask_name` makes a mask's file name of its image's stem.
+    Args:
+      images: folder of the images.
+      masks: folder of the masks.
+      split: split of all pairs.
+      domain: domain of all pairs.
+      glob: pattern of the image files.
+      mask_name: returns the name of a mask file for an image's stem.
     """
     found, lines = image_files(images, split, glob)
-    pairs = with_masks(Pair(split, domain, path.stem, path, masks / mask_name(path.stem)) for path in found)
-    return Listing(pairs.pairs, (*lines, *pairs.missing))
+    listing = drop_unlabelled(
+        Pair(split, domain, path.stem, path, masks / mask_name(path.stem)) for path in found
+    )
+    return Listing(listing.pairs, (*lines, *listing.missing))
 
 
-def with_masks(pairs: Iterable[Pair]) -> Listing:
-    """Those of `pairs` whose mask is there, and a line on each folder in which some are not."""
-    there: dict[Path, set[str]] = {}
-    here: list[Pair] = []
-    gone: dict[Path, list[Pair]] = {}
+def drop_unlabelled(pairs: Iterable[Pair]) -> Listing:
+    """Keep the pairs whose mask exists, and list the missing masks, one line for each folder."""
+    existing: dict[Path, set[str]] = {}
+    kept: list[Pair] = []
+    dropped: dict[Path, list[Pair]] = {}
     for pair in pairs:
         masks = pair.label.parent
-        if masks not in there:
-            there[masks] = {path.name for path in masks.iterdir()} if masks.is_dir() else set()
-        if pair.label.name in there[masks]:
-            here.append(pair)
+        if masks not in existing:
+            existing[masks] = {path.name for path in masks.iterdir()} if masks.is_dir() else set()
+        if pair.label.name in existing[masks]:
+            kept.append(pair)
         else:
-            gone.setdefault(masks, []).append(pair)
-    lines = (f"{listed(pair.label.name for pair in lost)} not in {masks}" for masks, lost in gone.items())
-    return Listing(tuple(here), tuple(f"images without label: {line}" for line in lines))
+            dropped.setdefault(masks, []).append(pair)
+    lines = (
+        f"{first_few(pair.label.name for pair in lost)} not in {masks}" for masks, lost in dropped.items()
+    )
+    return Listing(tuple(kept), tuple(f"images without label: {line}" for line in lines))
 
 
-def together(listings: Iterable[Listing]) -> Listing:
-    """All listings as one, in their order."""
+def merge(listings: Iterable[Listing]) -> Listing:
+    """Concatenate listings in their order."""
     listings = tuple(listings)
     return Listing(
         tuple(pair for listing in listings for pair in listing.pairs),
@@ -69,22 +84,25 @@ def together(listings: Iterable[Listing]) -> Listing:
     )
 
 
-def archives(root: Path, checksums: Mapping[str, str]) -> dict[str, int]:
-    """Size in bytes, by name, of the published archives that still lie in `root`."""
+def archive_sizes(root: Path, checksums: Mapping[str, str]) -> dict[str, int]:
+    """Return the size in bytes of each published archive that is still in `root`."""
     return {name: (root / name).stat().st_size for name in checksums if (root / name).is_file()}
 
 
 def check_archives(
     root: Path, checksums: Mapping[str, str], advance: Callable[[int], None] = lambda size: None
 ) -> None:
-    """Compares those published archives that lie in `root` with their md5.
+    """Compare the published archives that are still in `root` with their MD5.
 
     Args:
+      root: the download folder.
+      checksums: MD5 by file name.
       advance: called with the number of bytes just read.
 
-    Raises UserError naming an archive that was not downloaded whole.
+    Raises:
+      UserError: an archive has another checksum.
     """
-    for name in archives(root, checksums):
+    for name in archive_sizes(root, checksums):
         digest = hashlib.md5(usedforsecurity=False)
         with open(root / name, "rb") as archive:
             while block := archive.read(_BLOCK):
@@ -98,20 +116,24 @@ def check_archives(
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """The lines of a list, without blank ones and what follows a #."""
+    """Return the lines of a list, without comments (from # to the end of the line) and empty lines."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return tuple(line for line in lines if line)
 
 
 def read_split(path: Path, names: Collection[str], what: str) -> dict[str, str]:
-    """The user's split, of lines `NAME source` and `NAME target`: source or target by name, in no order.
-
-    Names that no line has are in neither.
+    """Read a user's split, with a line `NAME source` or `NAME target` for each name to use.
 
     Args:
-      names: all that may stand in the file. what: what a name is of, for people.
+      path: the file.
+      names: all names that may occur in it.
+      what: what a name stands for, as in "scene", for error messages.
 
-    Raises UserError naming the line that is not understood, or a name that is unknown or given twice.
+    Returns:
+      "source" or "target" by name; a name without a line is left out.
+
+    Raises:
+      UserError: a line of another form, an unknown name, or a name given twice.
     """
     sides: dict[str, str] = {}
     for line in read_names(path):
@@ -129,8 +151,8 @@ def read_split(path: Path, names: Collection[str], what: str) -> dict[str, str]:
     return sides
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+def first_few(names: Iterable[str]) -> str:
+    """Join the first few names, and the number of the others."""
     names = tuple(names)
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + rest

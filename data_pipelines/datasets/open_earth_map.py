@@ -2,12 +2,13 @@
 
 Images of the published lists train.txt and val.txt, whose labels are public. A domain is a region.
 
-The published division by continent was not found. `split.txt` in the source folder decides, with a line
-`REGION source` or `REGION target` each; regions without a line are left out. Without the file the regions in
-Africa are target, all others source. Scores on this default are not the published ones.
+The published division by continent was not found. A file `split.txt` in the download folder gives it, with a
+line `REGION source` or `REGION target` for each region; regions without a line are left out.
+Without the file, the regions in Africa are target and all others source; scores on this default cannot be
+compared with the published ones.
 
-Regions whose images belong to xBD are in the lists but not in the archive: they are used where their images
-were added, and left out otherwise.
+Regions whose images belong to xBD are in the lists but not in the archive: they are used if their images were
+added.
 """
 
 from __future__ import annotations
@@ -17,45 +18,69 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.datasets import downloaded_files as files
-from data_pipelines.datasets import tile_grids as grids
-from data_pipelines.datasets.dataset import Benchmark, Listing, Pair
-from data_pipelines.datasets.label_rules import IndexRule
+from data_pipelines.datasets.dataset import Dataset, Listing, Pair
+from data_pipelines.datasets.tile_reader import IndexRule, TileReader, padded
 
+CLASSES = {  # with their colours
+    "bareland": (128, 0, 0),
+    "rangeland": (0, 255, 36),
+    "developed space": (148, 148, 148),
+    "road": (255, 255, 255),
+    "tree": (34, 97, 38),
+    "water": (0, 69, 255),
+    "agriculture land": (75, 181, 73),
+    "building": (222, 31, 7),
+}
 SPLITS = ("source_train", "source_val", "target")
 LISTS = {"train": "train.txt", "val": "val.txt"}
 AFRICA = (
-    "accra", "daressalaam", "dowa", "kagera", "kampala", "khartoum", "kinshasa", "mahe", "maputo", "monrovia",
-    "ngaoundere", "niamey", "pointenoire", "san_tome", "western", "zanzibar",
-)  # fmt: skip
-TILES = grids.Tiles(count=3, dtype=np.uint8, rule=IndexRule(range(1, 9)), grid=grids.padded)
+    "accra",
+    "daressalaam",
+    "dowa",
+    "kagera",
+    "kampala",
+    "khartoum",
+    "kinshasa",
+    "mahe",
+    "maputo",
+    "monrovia",
+    "ngaoundere",
+    "niamey",
+    "pointenoire",
+    "san_tome",
+    "western",
+    "zanzibar",
+)
+READER = TileReader(count=3, dtype=np.uint8, rule=IndexRule(range(1, 9)), grid=padded)
 
 
 def find(root: Path) -> Listing:
-    """`OpenEarthMap_wo_xBD/REGION/{images,labels}/REGION_N.tif` for the names in its lists.
+    """List `OpenEarthMap_wo_xBD/REGION/{images,labels}/REGION_N.tif` for the names in its lists.
 
-    The splits source_train and source_val are the source regions' images of train.txt and val.txt, target is
-    all images of the target regions.
+    The splits source_train and source_val are the images of source regions in train.txt and val.txt; target
+    is all images of target regions.
 
-    Raises UserError for a `split.txt` that is not understood.
+    Raises:
+      UserError: `split.txt` has a line that is not understood.
     """
-    home = files.folder(root, "OpenEarthMap_wo_xBD")
+    home = files.find_folder(root, "OpenEarthMap_wo_xBD")
     listed = {part: home / name for part, name in LISTS.items()}
-    gone = tuple(f"list {path} is not there" for path in listed.values() if not path.is_file())
-    if gone:
-        return Listing((), gone)
+    missing = tuple(f"list {path} is not there" for path in listed.values() if not path.is_file())
+    if missing:
+        return Listing((), missing)
     names = [(part, name) for part, path in listed.items() for name in files.read_names(path)]
     regions = {_region(name) for _, name in names}
-    chosen = root / files.SPLIT_FILE
-    if chosen.is_file():
-        sides = files.read_split(chosen, regions, "region")
+    split_file = root / files.SPLIT_FILE
+    if split_file.is_file():
+        sides = files.read_split(split_file, regions, "region")
     else:
         sides = {region: "target" if region in AFRICA else "source" for region in regions}
     pairs = [_pair(home, part, name, sides[_region(name)]) for part, name in names if _region(name) in sides]
-    here = {pair.image for pair in pairs if pair.image.is_file()}
-    with_images = {image.parent for image in here}
-    lost = [str(pair.image) for pair in pairs if pair.image.parent in with_images and pair.image not in here]
-    listing = files.with_masks(pair for pair in pairs if pair.image in here)
-    lines = (f"images of the lists that are not there: {files.listed(lost)}",) if lost else ()
+    present = {pair.image for pair in pairs if pair.image.is_file()}
+    folders = {image.parent for image in present}  # a region of xBD has none and is not reported
+    lost = [str(pair.image) for pair in pairs if pair.image.parent in folders and pair.image not in present]
+    listing = files.drop_unlabelled(pair for pair in pairs if pair.image in present)
+    lines = (f"images of the lists that are not there: {files.first_few(lost)}",) if lost else ()
     return Listing(listing.pairs, (*lines, *listing.missing))
 
 
@@ -71,7 +96,7 @@ def _region(name: str) -> str:
     return name.rpartition("_")[0]
 
 
-BENCHMARK = Benchmark(
+DATASET = Dataset(
     name="open_earth_map",
     title="OpenEarthMap, cross-continent",
     citation="""@inproceedings{xia2023openearthmap,
@@ -83,16 +108,11 @@ BENCHMARK = Benchmark(
 }""",
     licence="of the images' sources, which differs by region: see the homepage",
     homepage="https://zenodo.org/records/7223446",
-    download="OpenEarthMap.zip of https://zenodo.org/records/7223446, unpacked in the source folder, so that "
-    "OpenEarthMap_wo_xBD with train.txt, val.txt and a folder a region is in it; and, to choose the regions, "
-    "your split.txt with a line `REGION source` or `REGION target` each.",
-    classes=(
-        "bareland", "rangeland", "developed space", "road", "tree", "water", "agriculture land", "building",
-    ),
-    palette=(
-        (128, 0, 0), (0, 255, 36), (148, 148, 148), (255, 255, 255), (34, 97, 38), (0, 69, 255),
-        (75, 181, 73), (222, 31, 7),
-    ),
+    download="OpenEarthMap.zip of https://zenodo.org/records/7223446, unpacked in the download folder, so "
+    "that OpenEarthMap_wo_xBD with train.txt, val.txt and a folder for each region is in it; and, to choose "
+    "the regions, your split.txt with a line `REGION source` or `REGION target` each.",
+    classes=tuple(CLASSES),
+    palette=tuple(CLASSES.values()),
     bands=("red", "green", "blue"),
     sensors=dict.fromkeys(SPLITS, "aerial_rgb"),
     splits=SPLITS,
@@ -101,6 +121,6 @@ BENCHMARK = Benchmark(
     tile=512,
     dtype=np.uint8,
     find=find,
-    cells=TILES.cells,
-    read_tile=TILES.read,
-)  # fmt: skip
+    cells=READER.cells,
+    read_tile=READER.read,
+)

@@ -1,16 +1,16 @@
 """ISPRS Potsdam to Vaihingen: RGB at 5 cm to near infrared, red and green at 9 cm.
 
-Vaihingen's tiles carry near infrared, red and green in the places of red, green and blue: that shift is the
-benchmark.
+The channels of Vaihingen's tiles are near infrared, red and green where Potsdam's are red, green and blue:
+this is the published domain shift.
 
-Tiles of 512 lie side by side, the last row and column moved back to the edge. This gives the published
-numbers exactly: 38 x 144 = 5,472 of Potsdam, 344 and 398 of the 16 and 17 images of Vaihingen that the
-contest gave with and without labels. Black is no label; it fills the boundaries of classes in the
-`noBoundary` masks, which are taken only where the whole masks are not there.
+Adjacent tiles of 512 pixels, with the last row and column shifted back to the edge, give the published
+numbers exactly: 38 x 144 = 5,472 tiles of Potsdam; 344 and 398 tiles of the 16 and 17 images of Vaihingen
+that the contest published with and without labels. Black means no label. It fills the class boundaries in the
+`noBoundary` masks, which are used only where the full masks are missing.
 
-Channels within 80 grey levels of 0 or 255 count as these: `top_potsdam_4_12_label.tif` was published with
-blurred colours, `top_potsdam_6_7_label.tif` has most cars in (252, 255, 0). Converters that compare colours
-exactly lose them.
+Channels within 80 grey levels of 0 or 255 count as 0 or 255: `top_potsdam_4_12_label.tif` was published with
+blurred colours, and most cars in `top_potsdam_6_7_label.tif` are (252, 255, 0). A converter that compares
+colours exactly loses them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.datasets import downloaded_files as files
-from data_pipelines.datasets import tile_grids as grids
-from data_pipelines.datasets.dataset import Benchmark, Listing, Pair
-from data_pipelines.datasets.label_rules import ColourRule
+from data_pipelines.datasets.dataset import Dataset, Listing, Pair
+from data_pipelines.datasets.tile_reader import ColourRule, TileReader, flush
 
 PALETTE = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
 VAIHINGEN_TRAIN = (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26, 28, 30, 32, 34, 37)
 IMAGES = {"potsdam": "2_Ortho_RGB/top_potsdam_*_RGB.tif", "vaihingen": "top/top_mosaic_09cm_area*.tif"}
-MASKS = {  # in order of preference; * is the part of the name that its image has too
+MASKS = {  # in order of preference; * is the same as in the name of the image
     "potsdam": (
         "5_Labels_all/top_potsdam_*_label.tif",
         "5_Labels_all_noBoundary/top_potsdam_*_label_noBoundary.tif",
@@ -40,12 +39,12 @@ MASKS = {  # in order of preference; * is the part of the name that its image ha
         "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE/top_mosaic_09cm_area*_noBoundary.tif",
     ),
 }
-TILES = grids.Tiles(count=3, dtype=np.uint8, rule=ColourRule(PALETTE, snap=80), grid=grids.flush)
+READER = TileReader(count=3, dtype=np.uint8, rule=ColourRule(PALETTE, snap=80), grid=flush)
 
 
 def find(root: Path) -> Listing:
-    """The images and masks of the folders of `IMAGES` and `MASKS`, wherever those lie below `root`."""
-    return files.together(_images_of(root, place) for place in IMAGES)
+    """List the images and masks that match `IMAGES` and `MASKS` anywhere below `root`."""
+    return files.merge(_images_of(root, place) for place in IMAGES)
 
 
 def _images_of(root: Path, place: str) -> Listing:
@@ -68,17 +67,17 @@ def _images_of(root: Path, place: str) -> Listing:
 
 
 def _by_number(root: Path, pattern: str) -> dict[str, Path]:
-    """The files of a pattern below `root` by what the * stands for; of several the first."""
+    """Return the files that match a pattern below `root`, by the text that * stands for."""
     name = re.compile(re.escape(Path(pattern).name).replace(r"\*", r"([0-9_]+)"))
     found: dict[str, Path] = {}
     for path in _sorted(root.glob(f"**/{pattern}")):
         if match := name.fullmatch(path.name):
-            found.setdefault(match[1], path)
+            found.setdefault(match[1], path)  # the first of several
     return found
 
 
 def _sorted(paths: Iterable[Path]) -> list[Path]:
-    """In the order of the numbers in their names."""
+    """Sort by the numbers in the names."""
     return sorted(paths, key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], path))
 
 
@@ -88,7 +87,7 @@ def _split(place: str, number: str) -> str:
     return "vaihingen_train" if int(number) in VAIHINGEN_TRAIN else "vaihingen_test"
 
 
-BENCHMARK = Benchmark(
+DATASET = Dataset(
     name="potsdam_vaihingen",
     title="ISPRS Potsdam to Vaihingen",
     citation="""@article{rottensteiner2012isprs,
@@ -112,7 +111,7 @@ BENCHMARK = Benchmark(
     homepage="https://www.isprs.org/education/benchmarks/UrbanSemLab/default.aspx",
     download="on request from ISPRS. Of Potsdam 2_Ortho_RGB.zip and 5_Labels_all.zip; of Vaihingen "
     "ISPRS_semantic_labeling_Vaihingen.zip and ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip. "
-    "Unpack each in the source folder so that the folders 2_Ortho_RGB, 5_Labels_all, top and "
+    "Unpack each in the download folder so that the folders 2_Ortho_RGB, 5_Labels_all, top and "
     "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE are somewhere in it.",
     classes=("impervious surface", "building", "low vegetation", "tree", "car", "clutter"),
     palette=PALETTE,
@@ -124,7 +123,7 @@ BENCHMARK = Benchmark(
     tile=512,
     dtype=np.uint8,
     find=find,
-    cells=TILES.cells,
-    read_tile=TILES.read,
+    cells=READER.cells,
+    read_tile=READER.read,
     counts={"potsdam": 38, "vaihingen_train": 16, "vaihingen_test": 17},
 )

@@ -1,13 +1,12 @@
 """WHU-OHS, cross-region: hyperspectral patches of 42 Orbita scenes in China, 32 bands at 10 m.
 
 The published split (tr, val, ts) divides the patches of every scene. To train on some regions and test on
-others, say in `split.txt` in the source folder which scenes are source and which target, a line `O1 source`
-or `O1 target` each, a scene being what stands before the _ of a patch's name. All patches of these scenes,
-of whatever published split, then make up the splits `source` and `target`; scenes that have no line stay in
-the published splits. The city pairs for transfer are published (`CITY_PAIRS`), which scene shows which city
-is not known here.
+others, put a file `split.txt` into the download folder with one line per scene, `O1 source` or `O1 target`;
+the scene is the part of a patch's name before the first _. All patches of these scenes, whatever their
+published split, then form the splits `source` and `target`. Scenes without a line stay in the published
+splits. The city pairs for transfer are published (`CITY_PAIRS`), but not which scene shows which city.
 
-The merging of the 24 labels to 7 classes is inferred from names and palette, not read (unsure).
+The merging of the 24 labels into 7 classes is inferred from their names and the palette (unsure).
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.datasets import downloaded_files as files
-from data_pipelines.datasets import tile_grids as grids
-from data_pipelines.datasets.dataset import Benchmark, Listing
-from data_pipelines.datasets.label_rules import IndexRule
+from data_pipelines.datasets.dataset import Dataset, Listing
+from data_pipelines.datasets.tile_reader import IndexRule, TileReader
 
 CLASSES_AND_LABELS = {
     "farmland": (1, 2),  # paddy, dry farm
@@ -32,7 +30,7 @@ CLASSES_AND_LABELS = {
 }
 FOLDERS = {"train": "tr", "validation": "val", "test": "ts"}
 COUNTS = {"train": 4822, "validation": 513, "test": 2460}
-CITY_PAIRS = (  # source, target
+CITY_PAIRS = (  # (source, target)
     ("Changchun", "Jilin"),
     ("Wuxi", "Shanghai"),
     ("Guangzhou", "Zhongshan"),
@@ -42,15 +40,16 @@ CITY_PAIRS = (  # source, target
     ("Changde", "Changsha"),
     ("Tianjin", "Tangshan"),
 )
-TILES = grids.Tiles(count=32, dtype=np.int16, rule=IndexRule(tuple(CLASSES_AND_LABELS.values())))
+READER = TileReader(count=32, dtype=np.int16, rule=IndexRule(tuple(CLASSES_AND_LABELS.values())))
 
 
 def find(root: Path) -> Listing:
-    """`{tr,val,ts}/{image,label}/NAME.tif`; a domain is a scene.
+    """List `{tr,val,ts}/{image,label}/NAME.tif`; each scene is a domain.
 
-    Raises UserError for a `split.txt` that is not understood.
+    Raises:
+      UserError: `split.txt` has a line that is not understood.
     """
-    found = files.together(
+    found = files.merge(
         files.images_and_masks(root / place / "image", root / place / "label", split=split, domain="")
         for split, place in FOLDERS.items()
     )
@@ -67,7 +66,7 @@ def find(root: Path) -> Listing:
     return Listing(tuple(pairs), (*found.missing, *short))
 
 
-BENCHMARK = Benchmark(
+DATASET = Dataset(
     name="whu_ohs",
     title="WHU-OHS",
     citation="""@article{li2022whuohs,
@@ -78,14 +77,20 @@ BENCHMARK = Benchmark(
   pages={103022},
   year={2022}
 }""",
-    licence="not stated with the facts known here: see the homepage",
+    licence="not known here: see the homepage",
     homepage="http://irsip.whu.edu.cn/resources/WHU_OHS_show.php",
     download="from http://irsip.whu.edu.cn/resources/WHU_OHS_show.php: the folders tr, val and ts into the "
-    "source folder, each with its image and label; and, to divide by region, your split.txt with a line "
+    "download folder, each with its image and label; and, to divide by region, your split.txt with a line "
     "`SCENE source` or `SCENE target` a scene.",
     classes=tuple(CLASSES_AND_LABELS),
     palette=(
-        (0, 255, 197), (38, 115, 0), (85, 255, 0), (0, 92, 230), (115, 0, 0), (255, 255, 0), (0, 38, 115),
+        (0, 255, 197),
+        (38, 115, 0),
+        (85, 255, 0),
+        (0, 92, 230),
+        (115, 0, 0),
+        (255, 255, 0),
+        (0, 38, 115),
     ),
     bands=tuple(f"band {number}" for number in range(1, 33)),
     sensors=dict.fromkeys((*FOLDERS, "source", "target"), "orbita_ohs"),
@@ -95,6 +100,6 @@ BENCHMARK = Benchmark(
     tile=None,
     dtype=np.int16,
     find=find,
-    cells=TILES.cells,
-    read_tile=TILES.read,
-)  # fmt: skip
+    cells=READER.cells,
+    read_tile=READER.read,
+)

@@ -1,154 +1,140 @@
-"""Cutting one piece: windows of its files into a shard, and beside it what is known about each tile.
+"""Cutting of tiles: each piece of a plan becomes one shard, in this process or in several.
 
-A tile as the bytes of one record, the same bytes in every process.
-
-Exact statistics of whole-number pixels, from the count of every value of every band.
+Beside the shard stands a note, a file with the statistics of its tiles. Both appear whole or not at all, the
+note last, so that an interrupted preparation continues with the pieces that have no note. Shards and notes
+have the same bytes in every process.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.datasets.dataset import Benchmark, Pair
-from data_pipelines.prepare.plan import Piece
-from data_pipelines.readers.raster_file import kept_open
+from data_pipelines.datasets.dataset import Dataset, Pair
+from data_pipelines.prepare.plan import Piece, Workspace
+from data_pipelines.prepare.statistics import Histograms
+from data_pipelines.readers.raster_file import keep_files_open
 from data_pipelines.records import IGNORE, Window
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.host_memory import keep_freed_memory
+
+_POLL_SECONDS = 0.2
+_CACHE_MEGABYTES = "256"  # decoded blocks of open files; GDAL's default is a share of the memory per process
 
 
-class Encoder:
-    """Encodes what `data_pipelines.datasets.builder.example` gives, as TensorFlow Datasets reads it.
+def cut_pieces(
+    dataset: Dataset,
+    pieces: Sequence[Piece],
+    workspace: Workspace,
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Cut pieces in several processes.
 
-    Its own serialisation puts a record's fields in an order that differs from process to process; here they
-    are in the order of their names.
-    """
-
-    def __init__(self, benchmark: Benchmark):
-        from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
-        from data_pipelines.datasets.builder import features
-
-        self._features = features(benchmark)
-        self._serializer = ExampleSerializer(self._features.get_serialized_info())
-
-    def __call__(self, example: dict[str, Any]) -> bytes:
-        encoded = self._features.encode_example(example)
-        return self._serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
-
-
-def image_name(pair: Pair) -> str:
-    """The name of an image, unique within its split."""
-    return f"{pair.domain}/{pair.name}"
-
-
-def tile_name(pair: Pair, cell: Window, cells: int) -> str:
-    """The name of a tile, unique within its split; where an image is one tile, the image's."""
-    name = image_name(pair)
-    return name if cells == 1 else f"{name}_{cell.row:05d}_{cell.col:05d}"
-
-
-PERCENTILES = (1, 2, 25, 50, 75, 98, 99)
-
-
-class Histograms:
-    """How often each value occurs in each band: mean, deviation and percentiles without rounding.
-
-    Pixels that are zero in every band (padding at an image's edge, no data) do not count.
+    After an error or an interrupt, unfinished pieces stop at their next tile; finished ones stay.
 
     Args:
-      bands: number of bands.
-      dtype: of the pixels, 8- or 16-bit integers.
+      dataset: the data set.
+      pieces: the pieces to cut.
+      workspace: where to write.
+      workers: number of processes; 0 cuts in this one.
+      progress: called in this process with the numbers of (tiles, images) finished since its last call.
 
-    Attributes:
-      values: every value of the type, ascending, (V,) int64.
-      counts: their numbers, (bands, V) int64.
+    Raises:
+      UserError: a piece failed, or the system killed a process.
     """
-
-    def __init__(self, bands: int, dtype: Any):
-        self._dtype = np.dtype(dtype)
-        if self._dtype.kind not in "ui" or self._dtype.itemsize > 2:
-            raise ValueError(f"pixels of type {self._dtype}: store 8- or 16-bit integers")
-        limits = np.iinfo(self._dtype)
-        self.values = np.arange(limits.min, limits.max + 1)
-        self.counts = np.zeros((bands, len(self.values)), np.int64)
-
-    def add(self, image: np.ndarray) -> int:
-        """Counts the pixels of `image` (H, W, bands); returns how many are not zero in every band."""
-        unsigned = np.dtype(f"u{self._dtype.itemsize}")
-        columns = np.ascontiguousarray(image.reshape(-1, image.shape[-1]).T)  # (bands, pixels)
-        valid = int(np.count_nonzero(columns.any(axis=0)))
-        first = -int(self.values[0])  # place of zero: values lie in ascending order, unsigned ones wrap
-        for counts, column in zip(self.counts, columns.view(unsigned), strict=True):
-            counts += np.roll(np.bincount(column, minlength=len(self.values)), first)
-            counts[first] -= columns.shape[1] - valid
-        return valid
-
-    def merge(self, sparse: Mapping[str, np.ndarray]) -> None:
-        """Adds what `sparse` of another one returned."""
-        np.add.at(self.counts, (sparse["band"], sparse["value"]), sparse["count"])
-
-    def sparse(self) -> dict[str, np.ndarray]:
-        """The counts that are not zero: `band`, `value` (place in `values`) and `count`, (N,) each."""
-        band, value = np.nonzero(self.counts)
-        return {
-            "band": band.astype(np.uint16),
-            "value": value.astype(np.uint16),
-            "count": self.counts[band, value],
-        }
-
-    def summary(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Of each band: mean, std (of the population), min, max, percentiles; None without any pixel."""
-        return {name: self._band(counts) for name, counts in zip(names, self.counts, strict=True)}
-
-    def _band(self, counts: np.ndarray) -> dict[str, Any]:
-        total = int(counts.sum())
-        if not total:
-            return dict.fromkeys(("mean", "std", "min", "max", "percentiles"))
-        mean = float(counts @ self.values / total)
-        present = self.values[counts > 0]
-        return {
-            "mean": mean,
-            "std": float(np.sqrt(counts @ (self.values - mean) ** 2 / total)),
-            "min": int(present[0]),
-            "max": int(present[-1]),
-            "percentiles": {str(p): self._percentile(counts, total, p) for p in PERCENTILES},
-        }
-
-    def _percentile(self, counts: np.ndarray, total: int, percent: int) -> float:
-        """Linear between the two order statistics around it, as `numpy.percentile` by default."""
-        place, rest = divmod(percent * (total - 1), 100)
-        ranks = np.searchsorted(np.cumsum(counts), [place, min(place + 1, total - 1)], side="right")
-        low, high = (int(value) for value in self.values[ranks])
-        return low + (high - low) * rest / 100
+    if not workers or not pieces:
+        for piece in pieces:
+            cut_piece(dataset, piece, workspace, progress)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would inherit threads and GDAL's locks
+    done, stop = context.Array("q", 2), context.Event()
+    start = (dataset, workspace, done, stop)
+    with ProcessPoolExecutor(min(workers, len(pieces)), context, _start_worker, start) as pool:
+        try:
+            with _interrupts_blocked():  # inherited by the workers from their first instruction on
+                waiting = {pool.submit(_cut_in_worker, piece) for piece in pieces}
+            for tiles, images in _follow(waiting, done.get_obj()):
+                progress(tiles, images)
+        except BrokenProcessPool as problem:
+            raise UserError(
+                f"{workspace.shards}: the system ended a worker process, for want of memory most likely: "
+                "run the same command again with fewer --workers, it goes on where it stopped"
+            ) from problem
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
-class Workspace(NamedTuple):
-    """Where a preparation that is not finished keeps its files; all on one file system.
+def _follow(waiting: set[Future[None]], done: Any) -> Iterator[tuple[int, int]]:
+    """Yield (tiles, images) finished since the last time; raise what a future raised."""
+    before = (0, 0)
+    while waiting:
+        finished, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
+        for future in finished:
+            future.result()
+        tiles, images = done[:]
+        yield tiles - before[0], images - before[1]
+        before = (tiles, images)
 
-    `shards` becomes the prepared folder, `notes` holds a file for each finished piece, `partial` what is
-    being written.
-    """
 
-    shards: Path
-    notes: Path
-    partial: Path
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay Ctrl-C until the end, and hide it from processes started within: this process stops them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    @classmethod
-    def below(cls, folder: Path) -> Workspace:
-        return cls(folder / "shards", folder / "notes", folder / "partial")
 
-    def note(self, piece: Piece) -> Path:
-        return self.notes / f"{piece.shard}.npz"
+class _Worker:
+    """State of a worker process."""
 
-    def finished(self, piece: Piece) -> bool:
-        """Whether a piece is there as a whole: its note is written after its shard."""
-        return self.note(piece).is_file() and (self.shards / piece.shard).is_file()
+    def __init__(self, dataset: Dataset, workspace: Workspace, done: Any, stop: Any):
+        self._dataset, self._workspace, self._done, self._stop = dataset, workspace, done, stop
+
+    def cut(self, piece: Piece) -> None:
+        cut_piece(self._dataset, piece, self._workspace, self._progress)
+
+    def _progress(self, tiles: int, images: int) -> None:
+        if self._stop.is_set():
+            raise Cancelled
+        with self._done.get_lock():
+            self._done[0] += tiles
+            self._done[1] += images
+
+
+_worker: _Worker
+
+
+def _start_worker(dataset: Dataset, workspace: Workspace, done: Any, stop: Any) -> None:
+    global _worker
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    keep_freed_memory(one_heap=True)
+    os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MEGABYTES)
+    _worker = _Worker(dataset, workspace, done, stop)
+
+
+def _cut_in_worker(piece: Piece) -> None:
+    _worker.cut(piece)
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 class Cancelled(Exception):
@@ -156,27 +142,31 @@ class Cancelled(Exception):
 
 
 def cut_piece(
-    benchmark: Benchmark, piece: Piece, workspace: Workspace, progress: Callable[[int, int], None]
+    dataset: Dataset, piece: Piece, workspace: Workspace, progress: Callable[[int, int], None]
 ) -> None:
-    """Writes the shard of a piece, then its note; both appear whole or not at all.
+    """Write the shard of a piece, then its note.
 
     Args:
-      progress: called with (tiles, images) finished since its last call; may raise `Cancelled`.
+      dataset: the data set.
+      piece: the files to cut.
+      workspace: where to write.
+      progress: called with the numbers of (tiles, images) finished since its last call; may raise
+        `Cancelled`.
 
     Raises:
-      UserError: naming the file that cannot be read, or the shard that cannot be written.
+      UserError: a file is unreadable, or the shard cannot be written.
     """
     shard, note = workspace.shards / piece.shard, workspace.note(piece)
     partial = workspace.partial / f"{piece.shard}.{os.getpid()}"
-    gathered = _Gathered(benchmark)
+    statistics = _TileStatistics(dataset)
     try:
-        with kept_open(), _Shard(partial, piece.options) as writing:
-            for example in _examples(benchmark, piece, gathered, progress):
+        with keep_files_open(), _Shard(partial, piece.options) as writing:
+            for example in _examples(dataset, piece, statistics, progress):
                 writing.write(example)
         _move(partial, shard)
         with open(partial, "wb") as stream:
-            facts = {"bytes": np.array(writing.bytes), "fingerprint": np.array(piece.fingerprint)}
-            np.savez_compressed(stream, allow_pickle=False, **gathered.arrays(), **facts)
+            of_piece = {"bytes": np.array(writing.bytes), "fingerprint": np.array(piece.fingerprint)}
+            np.savez_compressed(stream, allow_pickle=False, **statistics.arrays(), **of_piece)
         _move(partial, note)
     except OSError as problem:
         raise UserError(
@@ -188,30 +178,82 @@ def cut_piece(
             partial.unlink(missing_ok=True)
 
 
-def read_note(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a piece's note.
+def _examples(
+    dataset: Dataset, piece: Piece, statistics: _TileStatistics, progress: Callable[[int, int], None]
+) -> Iterator[bytes]:
+    """Yield the encoded tiles of a piece."""
+    # TensorFlow Datasets takes seconds to import, which checking a download folder does not need
+    from data_pipelines.datasets.builder import Encoder
 
-    Of each tile (N,): `name`, `image` (the name of its image), `domain`, `height`, `width` and `valid`
-    (pixels that are not zero in every band); `class_pixels` (N, K). Of all together: `bytes` of the examples,
-    `fingerprint` of the piece; `band`, `value` and `count` of `Histograms.sparse`.
-    """
-    with np.load(path) as arrays:
-        return dict(arrays)
+    encoder = Encoder(dataset)
+    for pair in piece.pairs:
+        windows = dataset.cells(pair)
+        for window in windows:
+            image, label = _read(dataset, pair, window)
+            statistics.add(pair, tile_name(pair, window, len(windows)), image, label)
+            yield encoder(pair, window, image, label)
+            progress(1, 0)
+        progress(0, 1)
 
 
-def stale_notes(workspace: Workspace, pieces: Sequence[Piece]) -> list[Path]:
-    """Notes on finished pieces that are none of `pieces`, or were made of other files."""
-    fingerprints = {workspace.note(piece): piece.fingerprint for piece in pieces}
-    stale = []
-    for path in sorted(workspace.notes.iterdir()):
-        with np.load(path) as arrays:
-            if fingerprints.get(path) != str(arrays["fingerprint"]):
-                stale.append(path)
-    return stale
+def _read(dataset: Dataset, pair: Pair, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return dataset.read_tile(pair, window)
+    except OSError as problem:
+        raise UserError(
+            f"{problem.filename or pair.image}: cannot be read ({problem.strerror or problem}): "
+            "restore the file"
+        ) from problem
+    except Exception as problem:
+        problem.add_note(f"while cutting {pair.image} at row {window.row}, column {window.col}")
+        raise
+
+
+def image_name(pair: Pair) -> str:
+    """Return the name of an image, unique within its split."""
+    return f"{pair.domain}/{pair.name}"
+
+
+def tile_name(pair: Pair, cell: Window, cells: int) -> str:
+    """Return the name of a tile, unique within its split; the name of the image if that has a single tile."""
+    name = image_name(pair)
+    return name if cells == 1 else f"{name}_{cell.row:05d}_{cell.col:05d}"
+
+
+class _TileStatistics:
+    """Names, sizes, class counts and histograms of the tiles of a piece, as its note has them."""
+
+    def __init__(self, dataset: Dataset):
+        self._classes = len(dataset.classes)
+        self._histograms = Histograms(len(dataset.bands), dataset.dtype)
+        self._rows: list[tuple[str, str, str, int, int, int]] = []
+        self._class_pixels: list[np.ndarray] = []
+
+    def add(self, pair: Pair, name: str, image: np.ndarray, label: np.ndarray) -> None:
+        counts = np.bincount(label.ravel(), minlength=256)
+        unknown = np.flatnonzero(counts[self._classes : IGNORE])
+        if len(unknown):
+            raise UserError(
+                f"{pair.label}: class {unknown[0] + self._classes} is none of the {self._classes} classes, "
+                "which are numbered from 0: correct the label"
+            )
+        height, width = label.shape
+        valid = self._histograms.add(image)
+        self._rows.append((name, image_name(pair), pair.domain, height, width, valid))
+        self._class_pixels.append(counts[: self._classes])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        columns = zip(*self._rows, strict=True)
+        named = zip(("name", "image", "domain", "height", "width", "valid"), columns, strict=True)
+        return {
+            **{key: np.array(column) for key, column in named},
+            "class_pixels": np.stack(self._class_pixels),  # (N, K)
+            **self._histograms.sparse(),
+        }
 
 
 class _Shard:
-    """An ArrayRecord file that is written to the end and on the disk, or raises OSError."""
+    """An ArrayRecord file that is written completely and flushed to disk, or raises OSError."""
 
     def __init__(self, path: Path, options: str):
         self.path, self._options = path, options
@@ -242,77 +284,16 @@ class _Shard:
         try:
             self._writer.close()
             reader = ArrayRecordReader(str(self.path))
-            there = reader.num_records()
+            written = reader.num_records()
             reader.close()
         except RuntimeError as problem:
             raise OSError(" ".join(str(problem).split())) from problem
-        if there != self.records:
-            raise OSError(f"{there} of {self.records} records arrived")
-
-
-class _Gathered:
-    """What is known about the tiles of a piece."""
-
-    def __init__(self, benchmark: Benchmark):
-        self._classes = len(benchmark.classes)
-        self._histograms = Histograms(len(benchmark.bands), benchmark.dtype)
-        self._rows: list[tuple[str, str, str, int, int, int]] = []
-        self._class_pixels: list[np.ndarray] = []
-
-    def add(self, pair: Pair, name: str, image: np.ndarray, label: np.ndarray) -> None:
-        counts = np.bincount(label.ravel(), minlength=256)
-        unknown = np.flatnonzero(counts[self._classes : IGNORE])
-        if len(unknown):
-            raise UserError(
-                f"{pair.label}: class {unknown[0] + self._classes} is none of the {self._classes} classes, "
-                "which are numbered from 0: correct the label"
-            )
-        height, width = label.shape
-        valid = self._histograms.add(image)
-        self._rows.append((name, image_name(pair), pair.domain, height, width, valid))
-        self._class_pixels.append(counts[: self._classes])
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        columns = zip(*self._rows, strict=True)
-        named = zip(("name", "image", "domain", "height", "width", "valid"), columns, strict=True)
-        return {
-            **{key: np.array(column) for key, column in named},
-            "class_pixels": np.stack(self._class_pixels),
-            **self._histograms.sparse(),
-        }
-
-
-def _examples(
-    benchmark: Benchmark, piece: Piece, gathered: _Gathered, progress: Callable[[int, int], None]
-) -> Iterator[bytes]:
-    encoder = Encoder(benchmark)
-    for pair in piece.pairs:
-        windows = benchmark.cells(pair)
-        for window in windows:
-            example = _read(benchmark, pair, window)
-            gathered.add(pair, tile_name(pair, window, len(windows)), example["image"], example["label"])
-            yield encoder(example)
-            progress(1, 0)
-        progress(0, 1)
-
-
-def _read(benchmark: Benchmark, pair: Pair, window: Window) -> dict[str, Any]:
-    from data_pipelines.datasets.builder import example
-
-    try:
-        return example(benchmark, pair, window)
-    except OSError as problem:
-        raise UserError(
-            f"{problem.filename or pair.image}: cannot be read ({problem.strerror or problem}): "
-            "restore the file"
-        ) from problem
-    except Exception as problem:
-        problem.add_note(f"while cutting {pair.image} at row {window.row}, column {window.col}")
-        raise
+        if written != self.records:
+            raise OSError(f"{written} of {self.records} records arrived")
 
 
 def _move(partial: Path, final: Path) -> None:
-    """Gives a finished file its name once its bytes are on the disk."""
+    """Rename a finished file once its bytes are on disk."""
     with open(partial, "rb") as stream:
         os.fsync(stream.fileno())
     os.replace(partial, final)

@@ -1,4 +1,7 @@
-"""What there is to prepare, and in which pieces: a function of the sorted files alone."""
+"""Plan of a preparation: the downloaded files in pieces, each of which becomes a shard.
+
+The plan depends on the sorted files alone. `Workspace` tells which of its pieces are finished.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.datasets.dataset import Benchmark, Listing, Pair
+from data_pipelines.datasets.dataset import Dataset, Listing, Pair
 from spectralmoe_jax.errors import UserError
 
 PIECE_TILES, PIECE_BYTES = 200, 1 << 29
-"""Most that a piece holds, some seconds of work; an image of more tiles is a piece of its own."""
+"""Largest piece, some seconds of work; an image with more tiles is a piece of its own."""
 
-_PLAIN, _COMPRESSED = "group_size:1,uncompressed", "group_size:1"
-_LAYOUT = 1  # of what a piece holds: raised where an older unfinished folder could not be gone on with
+_PLAIN, _COMPRESSED = "group_size:1,uncompressed", "group_size:1"  # options of the ArrayRecord writer
+_LAYOUT = 1  # raised when the content of a piece changes, so that older unfinished folders are refused
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One shard: consecutive files of one split.
+    """Consecutive files of one split that become one shard.
 
     Attributes:
-      split, number: the shard's place among those of its split.
-      shard: its file name, as TensorFlow Datasets wants it.
+      split: the split.
+      number: position of the shard among those of its split.
+      shard: its file name, in the form that TensorFlow Datasets expects.
       pairs: the files.
-      tiles: how many tiles they give together.
-      options: of the ArrayRecord writer.
-      fingerprint: a hash of the names and sizes of the files, and of how they are cut and stored.
+      tiles: number of tiles of all files.
+      options: options of the ArrayRecord writer.
+      fingerprint: hash of the names and sizes of the files, and of how they are cut and stored.
     """
 
     split: str
@@ -46,10 +50,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """All pieces, in order of splits and files, and what they are made of.
+    """All pieces, in order of splits and files.
 
     Attributes:
-      files: size in bytes of every file, by its path below the source folder.
+      pieces: the pieces.
+      files: size in bytes of every file, by its path below the download folder.
       size: bytes of all tiles before compression.
     """
 
@@ -59,34 +64,79 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of those of all pieces."""
+        """Hash of the fingerprints of all pieces."""
         return hashlib.sha256("".join(piece.fingerprint for piece in self.pieces).encode()).hexdigest()
 
     @property
     def tiles(self) -> int:
+        """Number of tiles."""
         return sum(piece.tiles for piece in self.pieces)
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return sum(len(piece.pairs) for piece in self.pieces)
 
 
-def list_source(benchmark: Benchmark, source: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
-    """The pairs of a source folder, sorted by split, domain and name, and what is missing, a line each.
+class Workspace(NamedTuple):
+    """Folders of an unfinished preparation, on one file system.
+
+    Attributes:
+      shards: becomes the prepared folder.
+      notes: one file of statistics for each finished piece.
+      partial: files that are being written.
+    """
+
+    shards: Path
+    notes: Path
+    partial: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> Workspace:
+        """Return the workspace in `folder`."""
+        return cls(folder / "shards", folder / "notes", folder / "partial")
+
+    def note(self, piece: Piece) -> Path:
+        """Return the path of a piece's note."""
+        return self.notes / f"{piece.shard}.npz"
+
+    def finished(self, piece: Piece) -> bool:
+        """Return whether a piece is complete; its note is written after its shard."""
+        return self.note(piece).is_file() and (self.shards / piece.shard).is_file()
+
+    def has_stale_notes(self, pieces: Sequence[Piece]) -> bool:
+        """Return whether a finished piece is not among `pieces`, or was cut from other files."""
+        fingerprints = {self.note(piece): piece.fingerprint for piece in pieces}
+        for path in self.notes.iterdir():
+            with np.load(path) as arrays:
+                if fingerprints.get(path) != str(arrays["fingerprint"]):
+                    return True
+        return False
+
+
+def list_downloads(dataset: Dataset, folder: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+    """List a download folder.
+
+    Args:
+      dataset: the data set.
+      folder: the download folder.
+
+    Returns:
+      The pairs, sorted by split, domain and name; and a line of text for each thing that is missing.
 
     Raises:
-      UserError: no such folder, none of the benchmark's files in it, or two files of one name.
+      UserError: there is no such folder, it has no file of the data set, or two files have the same name.
     """
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder, give --source the folder of the downloaded files")
-    listing = benchmark.find(source)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, give --source the folder of the downloaded files")
+    listing = dataset.find(folder)
     if not listing.pairs:
         raise UserError(
-            f"{source}: no file of {benchmark.title} is where it should be"
+            f"{folder}: no file of {dataset.title} is where it should be"
             + (f" (missing: {'; '.join(listing.missing[:3])})" if listing.missing else "")
-            + f"; download: {benchmark.download}"
+            + f"; download: {dataset.download}"
         )
-    order = {split: place for place, split in enumerate(benchmark.splits)}
+    order = {split: place for place, split in enumerate(dataset.splits)}
     pairs = tuple(sorted(listing.pairs, key=lambda pair: (order[pair.split], pair.domain, pair.name)))
     seen: dict[tuple[str, str, str], Pair] = {}
     for pair in pairs:
@@ -97,38 +147,41 @@ def list_source(benchmark: Benchmark, source: Path) -> tuple[tuple[Pair, ...], t
                 "remove one of the two"
             )
         seen[key] = pair
-    return pairs, _missing(benchmark, listing)
+    return pairs, _missing(dataset, listing)
 
 
-def make_plan(benchmark: Benchmark, source: Path, pairs: Sequence[Pair], compress: bool = False) -> Plan:
-    """Divides sorted pairs into pieces. Opens at most the headers of files.
+def make_plan(dataset: Dataset, folder: Path, pairs: Sequence[Pair], compress: bool = False) -> Plan:
+    """Divide sorted pairs into pieces; reads at most the headers of files.
 
     Args:
-      compress: store smaller records; reading them takes several times as long.
+      dataset: the data set.
+      folder: the download folder.
+      pairs: from `list_downloads`.
+      compress: store smaller records, which take several times as long to read.
 
     Raises:
-      UserError: a file that cannot be opened or is not below `source`, or no tile at all.
+      UserError: a file cannot be opened or is not below `folder`, or there is no tile.
     """
     with ThreadPoolExecutor(4) as pool:  # listing tens of thousands of files waits for the disk
-        cuts = list(pool.map(lambda pair: _cut(benchmark, pair), pairs))
-        files = dict(pool.map(lambda path: _size(source, path), _paths(pairs)))
+        cuts = list(pool.map(lambda pair: _cut(dataset, pair), pairs))
+        files = dict(pool.map(lambda path: _size(folder, path), _paths(pairs)))
     options = _COMPRESSED if compress else _PLAIN
     pieces = []
-    for split in benchmark.splits:
+    for split in dataset.splits:
         groups = _group([cut for cut in cuts if cut.pair.split == split])
         for number, group in enumerate(groups):
-            shard = f"{benchmark.name}-{split}.array_record-{number:05d}-of-{len(groups):05d}"
-            fingerprint = _fingerprint(benchmark, (shard, options), group, files, source)
+            shard = f"{dataset.name}-{split}.array_record-{number:05d}-of-{len(groups):05d}"
+            fingerprint = _fingerprint(dataset, (shard, options), group, files, folder)
             members = tuple(cut.pair for cut in group)
             tiles = sum(cut.tiles for cut in group)
             pieces.append(Piece(split, number, shard, members, tiles, options, fingerprint))
     if not pieces:
-        raise UserError(f"{source}: its {len(pairs)} images are empty: download them again")
+        raise UserError(f"{folder}: its {len(pairs)} images are empty: download them again")
     return Plan(tuple(pieces), files, sum(cut.size for cut in cuts))
 
 
 def difference(before: Mapping[str, int], now: Mapping[str, int]) -> str:
-    """What changed between two listings (path to size), in words; empty where nothing did."""
+    """Describe the changes between two listings (size by path); empty if there are none."""
     changes = {
         "new": sorted(now.keys() - before.keys()),
         "gone": sorted(before.keys() - now.keys()),
@@ -141,13 +194,14 @@ def difference(before: Mapping[str, int], now: Mapping[str, int]) -> str:
     )
 
 
-def _missing(benchmark: Benchmark, listing: Listing) -> tuple[str, ...]:
-    found = dict.fromkeys(benchmark.splits, 0)
+def _missing(dataset: Dataset, listing: Listing) -> tuple[str, ...]:
+    """Return the listing's missing things, and the splits with fewer images than published."""
+    found = dict.fromkeys(dataset.splits, 0)
     for pair in listing.pairs:
         found[pair.split] += 1
     short = tuple(
         f"split {split}: {found[split]:,} of {count:,} published images are here"
-        for split, count in benchmark.counts.items()
+        for split, count in dataset.counts.items()
         if found[split] < count
     )
     return (*listing.missing, *short)
@@ -157,33 +211,33 @@ def _paths(pairs: Iterable[Pair]) -> list[Path]:
     return list(dict.fromkeys(path for pair in pairs for path in (pair.image, pair.label)))
 
 
-def _size(source: Path, path: Path) -> tuple[str, int]:
+def _size(folder: Path, path: Path) -> tuple[str, int]:
     try:
-        return _below(source, path), os.stat(path).st_size
+        return _below(folder, path), os.stat(path).st_size
     except OSError as problem:
         raise UserError(f"{path}: {problem.strerror}: restore the file") from problem
 
 
-def _below(source: Path, path: Path) -> str:
-    return Path(path).relative_to(source).as_posix()
+def _below(folder: Path, path: Path) -> str:
+    return Path(path).relative_to(folder).as_posix()
 
 
 class _Cut(NamedTuple):
-    """An image, how many tiles it gives, and their bytes before compression."""
+    """An image with the number of its tiles and their bytes before compression."""
 
     pair: Pair
     tiles: int
     size: int
 
 
-def _cut(benchmark: Benchmark, pair: Pair) -> _Cut:
-    windows = benchmark.cells(pair)
-    pixel = 1 + len(benchmark.bands) * np.dtype(benchmark.dtype).itemsize
+def _cut(dataset: Dataset, pair: Pair) -> _Cut:
+    windows = dataset.cells(pair)
+    pixel = len(dataset.bands) * np.dtype(dataset.dtype).itemsize + 1  # bytes, with the label
     return _Cut(pair, len(windows), pixel * sum(window.height * window.width for window in windows))
 
 
 def _group(cuts: Sequence[_Cut]) -> list[list[_Cut]]:
-    """Consecutive images in groups that keep to `PIECE_TILES` and `PIECE_BYTES`, or of one image."""
+    """Group consecutive images up to `PIECE_TILES` and `PIECE_BYTES`; a larger image is a group by itself."""
     groups: list[list[_Cut]] = []
     tiles = size = 0
     for cut in cuts:
@@ -198,16 +252,16 @@ def _group(cuts: Sequence[_Cut]) -> list[list[_Cut]]:
 
 
 def _fingerprint(
-    benchmark: Benchmark,
-    how: tuple[str, str],
+    dataset: Dataset,
+    storage: tuple[str, str],
     group: Sequence[_Cut],
     files: Mapping[str, int],
-    source: Path,
+    folder: Path,
 ) -> str:
-    what = _LAYOUT, how, benchmark.tile, np.dtype(benchmark.dtype).name, tuple(benchmark.bands)
-    digest = hashlib.sha256(repr(what).encode())
+    layout = _LAYOUT, storage, dataset.tile, np.dtype(dataset.dtype).name, tuple(dataset.bands)
+    digest = hashlib.sha256(repr(layout).encode())
     for pair, tiles, _ in group:
-        paths = [_below(source, path) for path in (pair.image, pair.label)]
+        paths = [_below(folder, path) for path in (pair.image, pair.label)]
         sizes = [files[path] for path in paths]
         digest.update(repr((pair.split, pair.domain, pair.name, *paths, *sizes, tiles)).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""`spectralmoe prepare`: a folder of downloaded files in, tiles that are ready to train on out."""
+"""Preparation of a published data set (`spectralmoe prepare`): downloaded files in, tiles to train on out."""
 
 from __future__ import annotations
 
@@ -12,26 +12,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_pipelines.datasets import (
-    BENCHMARKS,
-    Benchmark,
-    get_benchmark,
-)
-from data_pipelines.datasets import (
-    downloaded_files as files,
-)
-from data_pipelines.prepare.cut import Workspace, stale_notes
-from data_pipelines.prepare.plan import Plan, difference, list_source, make_plan
-from data_pipelines.prepare.summary import Report
+from data_pipelines.datasets import Dataset, get_dataset
+from data_pipelines.datasets import downloaded_files as files
+from data_pipelines.datasets.dataset import VERSION
+from data_pipelines.prepare.contact_sheet import write_contact_sheet
+from data_pipelines.prepare.cut import cut_pieces
+from data_pipelines.prepare.plan import Plan, Workspace, difference, list_downloads, make_plan
+from data_pipelines.prepare.progress import ProgressReport
+from data_pipelines.prepare.statistics import write_metadata
 from data_pipelines.readers.prepared import UNFINISHED
 from data_pipelines.sheet import counted
 from spectralmoe_jax.errors import UserError
 
-_SHOWN = 20  # lines about missing files
-
 
 def prepare(
-    benchmark: str | Benchmark,
+    dataset: str | Dataset,
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -40,101 +35,109 @@ def prepare(
     compress: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Cuts a benchmark into tiles, in ArrayRecord shards that TensorFlow Datasets and `PreparedTiles` read.
+    """Cut a published data set into tiles, in ArrayRecord shards for `PreparedTiles` and TensorFlow Datasets.
 
-    Everything lies in `<out>/<benchmark>/<version>`, which appears when it is complete. Until then the work
-    is in a folder beside it that ends in `.incomplete`; after an interruption, of whatever kind, the same
-    call goes on with the pieces that are not finished, and the result has the same bytes as an undisturbed
-    one, for any number of workers.
+    The tiles are in `<out>/<name>/<version>`, a folder that appears when it is complete. Until then, the work
+    is in a folder beside it that ends in `.incomplete`. After an interruption of any kind, the same call
+    continues with the unfinished pieces. The result has the same bytes as without interruption, for any
+    number of workers.
 
-    With workers, call it below `if __name__ == "__main__":` in a script, as new processes import the script.
+    With workers, call it below `if __name__ == "__main__":` in a script, because new processes import the
+    script.
 
     Args:
-      benchmark: its name, of `data_pipelines.datasets.BENCHMARKS`, or one of your own.
-      source: the folder of the downloaded, unpacked files; it is only read.
+      dataset: a name from `data_pipelines.datasets.DATASETS`, or a data set of your own.
+      source: the download folder, with unpacked files; it is only read.
       out: the folder to write below.
-      workers: processes; default one for each CPU, 0 for none but this one.
-      partial: prepare what is there although published files are missing.
-      compress: make shards smaller, by a fifth to two fifths; reading them takes several times as long.
-      console: where to report; standard output by default.
+      workers: number of processes; default one for each CPU, 0 for none but this one.
+      partial: prepare the files that are there although others are missing.
+      compress: make shards smaller, by a fifth to two fifths, and several times slower to read.
+      console: where to report; default standard output.
 
     Returns:
       The folder of the prepared tiles.
 
     Raises:
-      UserError: an unknown benchmark, files missing or unreadable, a source that changed since an earlier
-        call cut it, a damaged archive beside them, another call at work in the same folder, or a folder
-        that cannot be written.
+      UserError: an unknown data set, files missing, unreadable or changed since an earlier call cut them, a
+        damaged archive beside them, another call at work in the same folder, or a folder that cannot be
+        written.
     """
-    report = Report(console)
-    benchmark = get_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
+    report = ProgressReport(console)
+    dataset = get_dataset(dataset) if isinstance(dataset, str) else dataset
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 0:
         raise UserError(f"--workers {workers}: give 0 or more processes")
-    source, home = Path(source), Path(out) / benchmark.name
-    if home.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{home}: lies in the source folder {source}, choose an --out outside of it")
+    downloads, home = Path(source), Path(out) / dataset.name
+    if home.resolve().is_relative_to(downloads.resolve()):
+        raise UserError(f"{home}: lies in the --source folder {downloads}, choose an --out outside of it")
+    # 1. list the files, and plan the pieces
     with report.busy("looking at the files"):
-        pairs, missing = list_source(benchmark, source)
+        pairs, missing = list_downloads(dataset, downloads)
     report.missing(missing)
     if missing and not partial:
         raise UserError(
-            f"{source}: files of {benchmark.title} are missing; download: {benchmark.download.rstrip('.')}; "
+            f"{downloads}: files of {dataset.title} are missing; download: {dataset.download.rstrip('.')}; "
             "or add --partial to prepare what is there"
         )
     with report.busy(f"reading the headers of {counted(len(pairs), 'image')}"):
-        plan = make_plan(benchmark, source, pairs, compress)
-    final = home / _version(benchmark)
+        plan = make_plan(dataset, downloads, pairs, compress)
+    # 2. cut the pieces, unless an earlier call did
+    final = home / VERSION
     working = final.with_name(final.name + UNFINISHED)
     if final.exists():
-        _check_same(final, source, plan)
-        shutil.rmtree(working, ignore_errors=True)  # an earlier call may have been ended before doing so
+        _check_same(final, downloads, plan)
+        shutil.rmtree(working, ignore_errors=True)  # an earlier call may have been killed just before this
         report.say(f"{final} was prepared already")
     else:
-        _check_archives(benchmark, source, report)
-        _prepare(benchmark, plan, final, working, workers, report)
+        _check_archives(dataset, downloads, report)
+        _prepare(dataset, plan, final, working, workers, report)
+    # 3. report
     report.result(final)
     return final
 
 
 def check(
-    benchmark: str | Benchmark, source: str | os.PathLike[str], *, console: Console | None = None
+    dataset: str | Dataset, source: str | os.PathLike[str], *, console: Console | None = None
 ) -> tuple[str, ...]:
-    """Reports what a source folder holds and what is missing; returns the latter, a line each.
+    """Report the content of a download folder, and what is missing.
+
+    Args:
+      dataset: a name from `data_pipelines.datasets.DATASETS`, or a data set of your own.
+      source: the download folder.
+      console: where to report; default standard output.
+
+    Returns:
+      A line of text for each thing that is missing.
 
     Raises:
-      UserError: an unknown benchmark, a folder without any of its files, or an archive in it whose md5 is not
+      UserError: an unknown data set, a folder without any of its files, or an archive in it whose MD5 is not
         the published one.
     """
-    report = Report(console)
-    benchmark = get_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
-    pairs, missing = list_source(benchmark, Path(source))
-    for split in benchmark.splits:
+    report = ProgressReport(console)
+    dataset = get_dataset(dataset) if isinstance(dataset, str) else dataset
+    pairs, missing = list_downloads(dataset, Path(source))
+    for split in dataset.splits:
         found = [pair for pair in pairs if pair.split == split]
         domains = len({pair.domain for pair in found})
         report.say(f"{split}: {counted(len(found), 'image')} of {counted(domains, 'domain')}")
     report.missing(missing)
-    report.say(f"download: {benchmark.download}" if missing else "nothing is missing")
-    _check_archives(benchmark, Path(source), report)
+    report.say(f"download: {dataset.download}" if missing else "nothing is missing")
+    _check_archives(dataset, Path(source), report)
     return missing
 
 
-def _check_archives(benchmark: Benchmark, source: Path, report: Report) -> None:
-    """Compares the downloaded archives that still lie in the source folder with their md5."""
-    sizes = files.archives(source, benchmark.checksums)
+def _check_archives(dataset: Dataset, downloads: Path, report: ProgressReport) -> None:
+    """Compare the archives that are still in the download folder with their MD5."""
+    sizes = files.archive_sizes(downloads, dataset.checksums)
     if sizes:
         with report.reading(f"checking the md5 of {', '.join(sizes)}", sum(sizes.values())) as advance:
-            files.check_archives(source, benchmark.checksums, advance)
+            files.check_archives(downloads, dataset.checksums, advance)
 
 
 def _prepare(
-    benchmark: Benchmark, plan: Plan, final: Path, working: Path, workers: int, report: Report
+    dataset: Dataset, plan: Plan, final: Path, working: Path, workers: int, report: ProgressReport
 ) -> None:
-    """Goes on with `working` until all is there, and makes `final` of it."""
-    from data_pipelines.prepare.contact_sheet import write_contact_sheet
-    from data_pipelines.prepare.finish import finish
-    from data_pipelines.prepare.workers import cut_pieces
-
+    """Continue with `working` until it is complete, and rename it to `final`."""
     workspace = Workspace.below(working)
     try:
         with _locked(working):
@@ -142,12 +145,12 @@ def _prepare(
             report.space(working, plan.size)
             todo = [piece for piece in plan.pieces if not workspace.finished(piece)]
             if len(todo) < len(plan.pieces):
-                report.say(f"going on with {working}")
+                report.say(f"continuing with {working}")
             with report.cutting(plan, todo) as advance:
-                cut_pieces(benchmark, todo, workspace, workers, advance)
+                cut_pieces(dataset, todo, workspace, workers, advance)
             with report.busy("describing the tiles"):
-                statistics = finish(benchmark, final.name, plan, workspace)
-                write_contact_sheet(benchmark, workspace.shards, statistics)
+                statistics = write_metadata(dataset, final.name, plan, workspace)
+                write_contact_sheet(dataset, workspace.shards, statistics)
             os.replace(workspace.shards, final)
             shutil.rmtree(working)
     except OSError as problem:
@@ -159,7 +162,7 @@ def _prepare(
 
 @contextmanager
 def _locked(working: Path) -> Iterator[None]:
-    """Keeps a second call off; the lock goes with the process, however it ends."""
+    """Refuse a second call on the same folder; the lock is released however the process ends."""
     working.mkdir(parents=True, exist_ok=True)
     with open(working / "lock", "w") as stream:
         try:
@@ -170,16 +173,16 @@ def _locked(working: Path) -> Iterator[None]:
 
 
 def _begin(workspace: Workspace, working: Path, plan: Plan) -> None:
-    """Makes the folders, and sees that what an earlier call finished is part of this plan."""
+    """Create the folders, and check that the pieces an earlier call finished belong to this plan."""
     shutil.rmtree(workspace.partial, ignore_errors=True)
     for folder in workspace:
         folder.mkdir(exist_ok=True)
     shards = {piece.shard for piece in plan.pieces}
     for path in workspace.shards.iterdir():
-        if path.name not in shards:  # of an earlier call that was ended while it described what was there
+        if path.name not in shards:  # metadata of an earlier call that was killed while writing it
             path.unlink()
     listing = working / "files.json"
-    if stale_notes(workspace, plan.pieces):
+    if workspace.has_stale_notes(plan.pieces):
         before = json.loads(listing.read_text()) if listing.is_file() else {}
         changed = difference(before, plan.files)
         raise UserError(
@@ -191,20 +194,14 @@ def _begin(workspace: Workspace, working: Path, plan: Plan) -> None:
     os.replace(aside, listing)
 
 
-def _check_same(final: Path, source: Path, plan: Plan) -> None:
+def _check_same(final: Path, downloads: Path, plan: Plan) -> None:
+    """Raise UserError if `final` was prepared from other files or with other options."""
     try:
         before = json.loads((final / "statistics.json").read_text())["source_fingerprint"]
     except (OSError, ValueError, KeyError):
         before = None
     if before != plan.fingerprint:
         raise UserError(
-            f"{final}: was prepared from other files than {source} holds now, or with other options: "
+            f"{final}: was prepared from other files than {downloads} holds now, or with other options: "
             "remove it to prepare again, or choose another --out"
         )
-
-
-def _version(benchmark: Benchmark) -> str:
-    from data_pipelines.datasets.builder import BenchmarkBuilder, builder_class
-
-    builder = builder_class(benchmark.name) if benchmark.name in BENCHMARKS else BenchmarkBuilder
-    return str(builder.VERSION)

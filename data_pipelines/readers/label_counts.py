@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_pipelines.readers.labels import Labels
-from data_pipelines.readers.raster_file import kept_open, missing_pixels
+from data_pipelines.readers.raster_file import keep_files_open, missing_pixels
 from data_pipelines.records import IGNORE, Window
 from data_pipelines.tiles.label_grid import grid_cells
 from spectralmoe_jax.errors import UserError
@@ -32,7 +32,7 @@ def count_labels(labels: Labels, records: Sequence[FileRecord], classes: int) ->
     cells = _cells(records)
     counts = np.zeros((len(cells), classes), np.uint32)
     unknown: Counter = Counter()
-    with kept_open():
+    with keep_files_open():
         for rows in _bands_of_rows(records):
             label, values = labels.read(records[0].image, mask, rows)
             unknown += values
@@ -57,7 +57,7 @@ def count_missing(labels: Labels, records: Sequence[FileRecord], labelled: np.nd
     """
     image, cells = records[0].image, _cells(records)
     lost = np.zeros_like(labelled)
-    with kept_open():
+    with keep_files_open():
         for rows in _bands_of_rows(records):
             here = [number for number in _cut_by(rows, cells) if labelled[number].any()]
             if not here:

@@ -115,7 +115,7 @@ class OpenFiles:
 
 
 @contextmanager
-def kept_open(count: int = 2) -> Iterator[None]:
+def keep_files_open(count: int = 2) -> Iterator[None]:
     """Within it, this thread leaves the last `count` files open; see `OpenFiles`."""
     files = OpenFiles(count)
     try:

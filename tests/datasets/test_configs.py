@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.datasets import BENCHMARKS, get_benchmark
+from data_pipelines.datasets import DATASETS, get_dataset
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.models.build import segmenter_config
 
@@ -19,13 +19,13 @@ EXPERTS = {"loveda": 3, "open_earth_map": 3}
 WITH_DOFA = ("fbp_cross_sensor", "fbp_cross_geospatial", "flair")
 
 
-@pytest.fixture(params=BENCHMARKS)
+@pytest.fixture(params=DATASETS)
 def name(request):
     return request.param
 
 
 def test_a_config_fits_its_benchmark(name):
-    config, benchmark = load_config(f"configs/{name}.py"), get_benchmark(name)
+    config, benchmark = load_config(f"configs/{name}.py"), get_dataset(name)
     assert (config.name, config.data.kind, config.data.benchmark) == (name, "prepared", name)
     assert tuple(config.bands) == tuple(benchmark.bands)
     assert tuple(config.classes.names) == tuple(benchmark.classes)
@@ -59,7 +59,7 @@ def test_the_published_model(name):
 def test_the_published_augmentation(name):
     augment = load_config(f"configs/{name}.py").augment
     scales = {3: (0.5, 2.0), 4: (0.6, 1.2), 32: (1.0, 1.0)}
-    bands = len(get_benchmark(name).bands)
+    bands = len(get_dataset(name).bands)
     assert augment.scale == scales[bands]
     assert augment.photometric is (bands < 32)
     assert (augment.flip, augment.vertical_flip, augment.turns) == (0.5, 0.0, False)

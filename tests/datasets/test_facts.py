@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_pipelines.datasets import BENCHMARKS, get_benchmark
-from data_pipelines.datasets import tile_grids as grids
+from data_pipelines.datasets import DATASETS, get_dataset, tile_reader
 from data_pipelines.datasets.builder import builder_class
 from data_pipelines.datasets.five_billion_pixels import inside_border
 from data_pipelines.records import Window
@@ -39,9 +38,9 @@ VAIHINGEN = {  # width and height of the published images
 }  # fmt: skip
 
 
-@pytest.fixture(params=BENCHMARKS)
+@pytest.fixture(params=DATASETS)
 def benchmark(request):
-    return get_benchmark(request.param)
+    return get_dataset(request.param)
 
 
 def test_facts_are_complete(benchmark):
@@ -67,10 +66,10 @@ def test_sensors_have_the_bands(benchmark):
             assert all(band in known for band in benchmark.bands)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_colours_and_classes_are_the_reference_s(name, reference):
     text = " ".join((reference / "benchmarks.md").read_text().split())
-    benchmark = get_benchmark(name)
+    benchmark = get_dataset(name)
     colours = [",".join(map(str, colour)) for colour in benchmark.palette]
     if name == "potsdam_vaihingen":
         pairs = zip(("impervious", *benchmark.classes[1:]), colours, strict=True)
@@ -86,26 +85,28 @@ def test_colours_and_classes_are_the_reference_s(name, reference):
 def test_five_billion_pixels_gives_31500_tiles():
     area = inside_border(None, SimpleNamespace(height=6908, width=7300))
     assert area == Window(54, 60, 6800, 7200)
-    cells = grids.padded(area)
-    assert len(cells) * get_benchmark("fbp_cross_sensor").counts["gaofen2"] == 31_500
+    cells = tile_reader.padded(area)
+    assert len(cells) * get_dataset("fbp_cross_sensor").counts["gaofen2"] == 31_500
     assert len({cell.row for cell in cells}) == 14
     assert len({cell.col for cell in cells}) == 15
 
 
 def test_isprs_images_give_the_published_numbers_of_tiles():
-    potsdam = grids.flush(Window(0, 0, 6000, 6000))
-    counts = get_benchmark("potsdam_vaihingen").counts
+    potsdam = tile_reader.flush(Window(0, 0, 6000, 6000))
+    counts = get_dataset("potsdam_vaihingen").counts
     assert len(set(potsdam)) * counts["potsdam"] == 5472
     for split, tiles in (("vaihingen_train", 344), ("vaihingen_test", 398)):
         sizes = VAIHINGEN[split].values()
         assert len(sizes) == counts[split]
-        assert sum(len(set(grids.flush(Window(0, 0, height, width)))) for width, height in sizes) == tiles
+        assert (
+            sum(len(set(tile_reader.flush(Window(0, 0, height, width)))) for width, height in sizes) == tiles
+        )
 
 
 @pytest.mark.parametrize("height", [1, 511, 512, 513, 1024, 1300])
 def test_flush_tiles_cover_everything_and_stay_inside(height):
     seen = np.zeros((height, 700), int)
-    for row, col, tall, wide in grids.flush(Window(0, 0, height, 700)):
+    for row, col, tall, wide in tile_reader.flush(Window(0, 0, height, 700)):
         assert (tall, wide) == (512, 512)
         assert row + tall <= max(height, 512)
         assert col + wide <= 700
@@ -115,9 +116,9 @@ def test_flush_tiles_cover_everything_and_stay_inside(height):
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean loveda"):
-        get_benchmark("loveDA")
+        get_dataset("loveDA")
     with pytest.raises(UserError, match="there are whu_ohs, fbp_cross_sensor"):
-        get_benchmark("imagenet")
+        get_dataset("imagenet")
 
 
 def test_naming_a_benchmark_is_light():
@@ -125,7 +126,7 @@ def test_naming_a_benchmark_is_light():
     import sys
 
     script = (
-        "import sys; from data_pipelines.datasets import get_benchmark; get_benchmark('flair');"
+        "import sys; from data_pipelines.datasets import get_dataset; get_dataset('flair');"
         "assert not {'jax', 'tensorflow_datasets', 'tensorflow'} & set(sys.modules)"
     )
     root = Path(__file__).resolve().parent.parent.parent

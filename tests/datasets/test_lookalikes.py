@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines.datasets import BENCHMARKS, get_benchmark
+from data_pipelines.datasets import DATASETS, get_dataset
 from data_pipelines.datasets.builder import builder_class
 from tests.datasets.lookalikes import Tile, write
 
@@ -27,7 +27,7 @@ SPLITS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=BENCHMARKS)
+@pytest.fixture(scope="module", params=DATASETS)
 def lookalike(request, tmp_path_factory):
     """(name, folder, tiles) of each benchmark in turn; the folder's name has a space and letters like ü."""
     folder = tmp_path_factory.mktemp(request.param) / "heruntergeladene Bögen"
@@ -51,7 +51,7 @@ def assert_same(found: dict, wanted: dict[tuple, Tile]) -> None:
 
 def test_tiles_are_exact(lookalike):
     name, folder, tiles = lookalike
-    benchmark = get_benchmark(name)
+    benchmark = get_dataset(name)
     found = {
         (*pair[:3], cell.row, cell.col): benchmark.read_tile(pair, cell)
         for pair in benchmark.find(folder).pairs
@@ -75,7 +75,7 @@ def test_the_builder_gives_the_same_tiles(lookalike, tmp_path):
             place = record["domain"].decode(), record["name"].decode()
             found[split, *place, row, col] = image, label
     assert_same(found, by_place(tiles))
-    benchmark = get_benchmark(name)
+    benchmark = get_dataset(name)
     info = tfds.builder_from_directory(builder.data_dir).info  # as read back from the files
     assert {split: entry.num_examples for split, entry in info.splits.items()} == SPLITS[name]
     assert info.citation == benchmark.citation
@@ -92,11 +92,11 @@ def test_index_masks_of_the_cities_are_read_too(tmp_path):
     megacities = tmp_path / "C-megacities"
     city, name = "guangzhou", "T49QGF_20210218T025749"
     coloured = np.asarray(Image.open(megacities / "label_dense__color" / f"{name}_dense.tif"))
-    palette = np.array([(0, 0, 0), *get_benchmark("fbp_cross_sensor").palette])
+    palette = np.array([(0, 0, 0), *get_dataset("fbp_cross_sensor").palette])
     index = (coloured[:, :, None] == palette).all(-1).argmax(-1).astype(np.uint8)
     (megacities / "label_dense__index").mkdir()
     Image.fromarray(index).save(megacities / "label_dense__index" / f"{name}_dense.png")
-    benchmark = get_benchmark("fbp_cross_sensor")
+    benchmark = get_dataset("fbp_cross_sensor")
     (pair,) = (pair for pair in benchmark.find(tmp_path).pairs if pair.split == city)
     assert pair.label.suffix == ".png"
     for cell in benchmark.cells(pair):

@@ -8,9 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_pipelines.datasets import BENCHMARKS, get_benchmark
+from data_pipelines.datasets import DATASETS, get_dataset
 from data_pipelines.datasets.builder import builder_class
-from data_pipelines.datasets.label_rules import ColourRule, IndexRule
+from data_pipelines.datasets.tile_reader import ColourRule, IndexRule
 from spectralmoe_jax.errors import UserError
 from tests.datasets.lookalikes import write, write_png, write_tiff
 
@@ -20,9 +20,9 @@ def pair_of(benchmark, folder, name):
     return pair
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_an_empty_folder_says_what_is_missing(name, tmp_path):
-    pairs, missing = get_benchmark(name).find(tmp_path)
+    pairs, missing = get_dataset(name).find(tmp_path)
     assert not pairs
     assert missing
     assert all(str(tmp_path) in line for line in missing[:1])
@@ -57,14 +57,14 @@ def test_what_is_missing_is_named(name, gone, line, tmp_path):
     assert lost
     for path in lost:
         path.unlink()
-    pairs, missing = get_benchmark(name).find(tmp_path)
+    pairs, missing = get_dataset(name).find(tmp_path)
     assert any(line in text for text in missing), missing
     assert len({pair.image for pair in pairs}) < len({tile[:3] for tile in tiles})
 
 
 def test_a_whole_look_alike_of_loveda_misses_nothing(tmp_path):
     write("loveda", tmp_path)
-    assert get_benchmark("loveda").find(tmp_path).missing == ()
+    assert get_dataset("loveda").find(tmp_path).missing == ()
 
 
 def test_an_archive_that_was_not_downloaded_whole_is_refused(tmp_path):
@@ -79,7 +79,7 @@ def test_an_archive_that_was_not_downloaded_whole_is_refused(tmp_path):
 
 def test_xbd_regions_without_images_are_no_problem(tmp_path):
     write("open_earth_map", tmp_path)
-    pairs, missing = get_benchmark("open_earth_map").find(tmp_path)
+    pairs, missing = get_dataset("open_earth_map").find(tmp_path)
     assert missing == ()
     assert "houston" not in {pair.domain for pair in pairs}
 
@@ -90,7 +90,7 @@ def test_a_label_outside_the_rule_names_file_and_value(tmp_path):
     stored = np.array(Image.open(mask))
     stored[5, 5:8] = 9
     write_png(mask, stored)
-    benchmark = get_benchmark("loveda")
+    benchmark = get_dataset("loveda")
     pair = pair_of(benchmark, tmp_path, "6")
     with pytest.raises(UserError, match=rf"{re.escape(str(mask))}: 3 pixels hold 9.*those are 0\.\.7"):
         benchmark.read_tile(pair, benchmark.cells(pair)[0])
@@ -102,7 +102,7 @@ def test_a_colour_outside_the_rule_names_file_and_colour(tmp_path):
     colours = np.array(Image.open(mask))
     colours[0, 0] = (255, 128, 0)
     write_tiff(mask, colours)
-    benchmark = get_benchmark("potsdam_vaihingen")
+    benchmark = get_dataset("potsdam_vaihingen")
     pair = pair_of(benchmark, tmp_path, "top_potsdam_2_10_RGB")
     with pytest.raises(UserError, match=rf"{re.escape(str(mask))}: 1 pixels have the colour \(255, 128, 0\)"):
         benchmark.read_tile(pair, benchmark.cells(pair)[0])
@@ -120,7 +120,7 @@ def test_an_image_that_is_not_as_published_is_refused(pixels, words, tmp_path):
     write("flair", tmp_path)
     image = next(tmp_path.glob("flair_1_aerial_test/*/*/img/*.tif"))
     write_tiff(image, pixels)
-    benchmark = get_benchmark("flair")
+    benchmark = get_dataset("flair")
     with pytest.raises(UserError, match=words) as problem:
         benchmark.cells(pair_of(benchmark, tmp_path, image.stem))
     assert str(image) in str(problem.value)
@@ -150,7 +150,7 @@ def test_a_mask_of_a_city_without_labels_is_refused(tmp_path):
     write("fbp_cross_sensor", tmp_path)
     mask = next((tmp_path / "C-megacities" / "label_dense__color").glob("T50*"))
     write_tiff(mask, np.zeros((600, 530, 3), np.uint8))
-    benchmark = get_benchmark("fbp_cross_sensor")
+    benchmark = get_dataset("fbp_cross_sensor")
     with pytest.raises(UserError, match="nothing is labelled in it"):
         benchmark.cells(pair_of(benchmark, tmp_path, "T50TMK_20210929T030539"))
 
@@ -162,7 +162,7 @@ def test_the_user_s_split_decides(name, tmp_path):
     unit = 2 if name == "fbp_cross_geospatial" else 1
     first, second, *others = sorted({tile[unit] for tile in tiles})
     (tmp_path / "split.txt").write_text(f"{first} target\n{second} source # as we want it\n")
-    pairs = get_benchmark(name).find(tmp_path).pairs
+    pairs = get_dataset(name).find(tmp_path).pairs
     splits = {pair[unit]: pair.split.partition("_")[0] for pair in pairs}
     assert (splits.pop(first), splits.pop(second)) == ("target", "source")
     assert splits.keys() == (
@@ -184,7 +184,7 @@ def test_a_split_file_that_is_wrong_is_explained(text, words, tmp_path):
     write("whu_ohs", tmp_path)
     (tmp_path / "split.txt").write_text(text)
     with pytest.raises(UserError, match=words) as problem:
-        get_benchmark("whu_ohs").find(tmp_path)
+        get_dataset("whu_ohs").find(tmp_path)
     assert str(tmp_path / "split.txt") in str(problem.value)
 
 
@@ -195,7 +195,7 @@ def test_eroded_masks_are_taken_where_there_are_no_others(tmp_path):
     eroded.mkdir()
     for mask in whole.iterdir():
         shutil.copy(mask, eroded / mask.name.replace("_label", "_label_noBoundary"))
-    find = get_benchmark("potsdam_vaihingen").find
+    find = get_dataset("potsdam_vaihingen").find
     folders = lambda: {pair.label.parent for pair in find(tmp_path).pairs if pair.split == "potsdam"}
     assert folders() == {whole}
     shutil.rmtree(whole)

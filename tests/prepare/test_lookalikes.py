@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipelines.datasets import BENCHMARKS, get_benchmark
+from data_pipelines.datasets import DATASETS, get_dataset
 from data_pipelines.prepare.prepare import prepare
 from data_pipelines.readers.prepared import PreparedTiles
 from tests.datasets import lookalikes
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_prepared_look_alikes_are_exact(name, tmp_path):
     from data_pipelines.datasets.builder import builder_class
 
@@ -40,7 +40,7 @@ def test_prepared_look_alikes_are_exact(name, tmp_path):
                 (example["image"], example["label"]),
                 (source.read_image(record), source.read_label(record)),
             ):
-                assert image.dtype == tile.image.dtype == get_benchmark(name).dtype
+                assert image.dtype == tile.image.dtype == get_dataset(name).dtype
                 np.testing.assert_array_equal(image, tile.image)
                 np.testing.assert_array_equal(label, tile.label)
             counts = np.bincount(tile.label.ravel(), minlength=256)

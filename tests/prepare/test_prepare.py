@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipelines.prepare import plan
+from data_pipelines.prepare import plan, progress
 from data_pipelines.prepare import prepare as run
-from data_pipelines.prepare import summary as report
 from data_pipelines.prepare.contact_sheet import choose_tiles
-from data_pipelines.prepare.cut import Histograms
 from data_pipelines.prepare.prepare import check, prepare
+from data_pipelines.prepare.statistics import Histograms
 from data_pipelines.readers.prepared import PreparedTiles
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.cli.main import main
@@ -132,7 +131,7 @@ def test_missing_files_are_listed_and_stop(tmp_path, capsys):
 
 
 def test_the_command_line_checks(undisturbed, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "get_benchmark", {"tiny": tiny_dataset.TINY}.__getitem__)
+    monkeypatch.setattr(run, "get_dataset", {"tiny": tiny_dataset.TINY}.__getitem__)
     arguments = ["prepare", "tiny", "--source", str(undisturbed[0]), "--check"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing is missing"
@@ -147,7 +146,7 @@ def test_the_command_line_checks(undisturbed, tmp_path, capsys, monkeypatch):
 
 def test_an_unknown_benchmark_is_answered_with_the_nearest(tmp_path, capsys):
     assert main(["prepare", "lovda", "--source", str(tmp_path), "--out", str(tmp_path)]) == 2
-    assert "error: benchmark 'lovda': no such benchmark; did you mean loveda?" in capsys.readouterr().err
+    assert "error: data set 'lovda': no such data set; did you mean loveda?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -226,7 +225,7 @@ def test_says_where_things_are_and_what_to_paste(undisturbed, tmp_path, capsys):
 
 
 def test_progress_on_a_terminal_and_elsewhere(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
     for terminal in (False, True):
         written = io.StringIO()
         console = Console(file=written, force_terminal=terminal, width=200)
@@ -262,9 +261,9 @@ def test_a_full_disk_is_said_to_be(tmp_path):
 
 def test_folders_that_do_not_do(undisturbed, tmp_path):
     source = undisturbed[0]
-    with pytest.raises(UserError, match="lies in the source folder"):
+    with pytest.raises(UserError, match="lies in the --source folder"):
         prepare(tiny_dataset.TINY, source, source, console=QUIET)
-    with pytest.raises(UserError, match="lies in the source folder"):
+    with pytest.raises(UserError, match="lies in the --source folder"):
         prepare(tiny_dataset.TINY, source, source / "train/..", console=QUIET)
     with pytest.raises(UserError, match="no such folder"):
         prepare(tiny_dataset.TINY, tmp_path / "nowhere", tmp_path / "out", console=QUIET)
@@ -280,7 +279,7 @@ def test_folders_that_do_not_do(undisturbed, tmp_path):
 
 
 def test_pieces_keep_to_their_limits_and_to_the_order_of_files(undisturbed, monkeypatch):
-    pairs, _ = plan.list_source(tiny_dataset.TINY, undisturbed[0])
+    pairs, _ = plan.list_downloads(tiny_dataset.TINY, undisturbed[0])
     names = [(pair.split, pair.domain, pair.name) for pair in pairs]
     assert names == sorted(names, key=lambda name: (name[0] != "train", *name[1:]))
     tile = 16 * 16 * (4 * 2 + 1)  # bytes

@@ -11,7 +11,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from data_pipelines.datasets.dataset import Benchmark, Listing, Pair
+from data_pipelines.datasets.dataset import Dataset, Listing, Pair
 from data_pipelines.prepare import plan
 from data_pipelines.prepare import prepare as run
 from data_pipelines.records import Window
@@ -77,7 +77,7 @@ def read_tile(pair: Pair, cell: Window) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-TINY = Benchmark(
+TINY = Dataset(
     name="tiny",
     title="Tiny",
     citation="none",
@@ -170,7 +170,7 @@ def _write(path: Path, pixels: np.ndarray) -> None:
 def command_line(*argv: str) -> int:
     """`spectralmoe` with the tiny benchmark under its name."""
     small_pieces()
-    run.get_benchmark = {"tiny": TINY}.__getitem__
+    run.get_dataset = {"tiny": TINY}.__getitem__
     return main(argv)
 
 

@@ -11,7 +11,7 @@ from data_pipelines.readers.image_files import GeoTiffTiles
 from data_pipelines.readers.labels import RasterLabels, ValueCode
 from data_pipelines.readers.raster_file import (
     OpenFiles,
-    kept_open,
+    keep_files_open,
     missing_pixels,
     opened,
     read_header,
@@ -155,13 +155,13 @@ def test_files_stay_open_and_the_oldest_is_closed(three):
 
 
 def test_kept_open_closes_all_at_its_end(three):
-    with kept_open(3):
+    with keep_files_open(3):
         handles = []
         for path in three:
             with opened(path) as dataset:
                 handles.append(dataset)
         assert not any(handle.closed for handle in handles)
-        with kept_open(1), opened(three[0]) as inner:
+        with keep_files_open(1), opened(three[0]) as inner:
             assert inner is not handles[0]
         assert inner.closed
         with opened(three[0]) as outer:

@@ -1,4 +1,4 @@
-"""What preparing tells: a live line on a terminal, plain lines elsewhere, and at the end where things are."""
+"""Progress of a preparation: a live line on a terminal, plain lines elsewhere, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ _PLAIN_SECONDS = 15.0  # between lines that do not go to a terminal
 _SHOWN = 20  # lines about missing files
 
 
-class Report:
-    """Writes to `console`, by default to standard output."""
+class ProgressReport:
+    """Reports to `console`, by default to standard output."""
 
     def __init__(self, console: Console | None):
         self._console = console or Console(highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
-        """Writes one line, above the live one on a terminal."""
+        """Write one line; on a terminal above the live line."""
         self._console.print(line, markup=False)
 
     def busy(self, what: str) -> AbstractContextManager[Any]:
-        """Shows on a terminal that something takes its time."""
+        """Show on a terminal that work is going on."""
         return self._console.status(what)
 
     def missing(self, lines: Sequence[str]) -> None:
-        """Lists what a source folder lacks."""
+        """List what is missing in a download folder."""
         for line in lines[:_SHOWN]:
             self.say(f"missing: {line}")
         if len(lines) > _SHOWN:
             self.say(f"missing: {counted(len(lines) - _SHOWN, 'line')} more")
 
     def space(self, folder: Path, size: int) -> None:
-        """Warns where `size` bytes may not fit."""
+        """Warn if `size` bytes may not fit on the disk of a folder."""
         free = shutil.disk_usage(folder).free
         if free < size:
             self.say(f"{folder}: {free / 1e9:.1f} GB are free, up to {size / 1e9:.1f} GB will be written")
 
     @contextmanager
     def reading(self, what: str, size: int) -> Iterator[Callable[[int], None]]:
-        """Says what is done with so many bytes; gives what to call with the number just read."""
+        """Announce the reading of `size` bytes; yield a function to call with the number just read."""
         self.say(f"{what}, {size / 1e9:.2f} GB")
         bar = Progress(
             BarColumn(),
@@ -67,7 +67,7 @@ class Report:
 
     @contextmanager
     def cutting(self, plan: Plan, todo: Sequence[Piece]) -> Iterator[Callable[[int, int], None]]:
-        """Follows the pieces `todo` of a plan; gives what to call with (tiles, images) just finished."""
+        """Follow the pieces `todo` of a plan; yield a function to call with (tiles, images) just finished."""
         images = plan.images - sum(len(piece.pairs) for piece in todo)
         tiles = plan.tiles - sum(piece.tiles for piece in todo)
         count = _Count(plan, images, tiles)
@@ -95,26 +95,26 @@ class Report:
             self.say(f"{counted(plan.tiles, 'tile')}, {count.rate:.1f} tiles/s")
 
     def result(self, folder: Path) -> None:
-        """Where prepared tiles are, what they hold, and the lines for a configuration."""
-        facts = json.loads((folder / "statistics.json").read_text())
-        for split, numbers in facts["splits"].items():
+        """Report content and place of prepared tiles, and the lines for a configuration."""
+        statistics = json.loads((folder / "statistics.json").read_text())
+        for split, numbers in statistics["splits"].items():
             share = numbers["labelled_pixels"] / numbers["pixels"]
             tiles = counted(numbers["tiles"], "tile")
             self.say(f"{split}: {tiles}, {numbers['pixels'] / 1e6:.1f} Mpx, {share:.1%} labelled")
-        bands = facts["source_bands"].values()
+        bands = statistics["source_bands"].values()
         if all(band["mean"] is not None for band in bands):
-            self.say(f"bands of {' + '.join(facts['source_splits'])}, pixels with data:")
+            self.say(f"bands of {' + '.join(statistics['source_splits'])}, pixels with data:")
             for key, number in (("pixel_mean", "mean"), ("pixel_std", "std")):
                 values = ", ".join(f"{band[number]:.6g}" for band in bands)
                 line = f"config.model.{key} = ({values}{',' * (len(bands) == 1)})"
-                self.say(line + _as_published(facts["benchmark"], key))
+                self.say(line + _as_published(statistics["benchmark"], key))
         self.say(f"tiles: {folder}")
         self.say(f"check by eye: {folder / 'contact_sheet.png'}")
 
 
-def _as_published(benchmark: str, key: str) -> str:
-    """A comment with what the shipped configuration of a benchmark has instead; empty where there is none."""
-    path = shipped_files("configs").get(f"{benchmark}.py")
+def _as_published(name: str, key: str) -> str:
+    """Return a comment with the value in the shipped configuration of a data set; empty if there is none."""
+    path = shipped_files("configs").get(f"{name}.py")
     if path is None:
         return ""
     values = tuple(load_config(str(path)).model[key])
@@ -124,7 +124,7 @@ def _as_published(benchmark: str, key: str) -> str:
 
 
 class _Count:
-    """Images and tiles done, of how many, and how fast; what was done before does not count for the rate."""
+    """Numbers of finished images and tiles, and tiles a second; earlier calls do not count for the rate."""
 
     def __init__(self, plan: Plan, images: int, tiles: int):
         self._plan = plan
@@ -137,7 +137,7 @@ class _Count:
 
     @property
     def rate(self) -> float:
-        """Tiles per second."""
+        """Tiles a second."""
         return (self.tiles - self._before) / max(time.monotonic() - self._start, 1e-9)
 
     def __str__(self) -> str:
