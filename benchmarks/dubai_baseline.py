@@ -92,9 +92,10 @@ def trained(workdir: Path, config: ConfigDict) -> Classify:
     Raises UserError for a run that was not trained on this benchmark's source, bands or classes.
     """
     from spectralmoe_jax.checkpoints.store import read_run_config
+    from spectralmoe_jax.config.schema import EvaluateConfig
     from spectralmoe_jax.configuration import from_config
     from spectralmoe_jax.inference.model import load_trained, make_predict
-    from spectralmoe_jax.inference.sliding_window import WindowSettings, predict_image
+    from spectralmoe_jax.inference.sliding_window import predict_image
 
     run = read_run_config(workdir)
     for key in ("bands", "classes", "data.source", "data.holdout"):
@@ -102,7 +103,7 @@ def trained(workdir: Path, config: ConfigDict) -> Classify:
         here, there = ((c[section] if section else c)[name] for c in (config, run))
         if here != there:
             raise UserError(f"{workdir}: config.{key} is {there}, not {here}: give a run of configs/dubai.py")
-    settings = from_config(WindowSettings, run.evaluate, "evaluate")
+    settings = from_config(EvaluateConfig, run.evaluate, "evaluate")
     predict = make_predict(load_trained(workdir, run))
     return lambda image: predict_image(image, predict, settings).argmax(axis=-1)
 

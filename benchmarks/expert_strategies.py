@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.parameters import join, split
 
 STRATEGIES = ("coordinates", "dispatch")
@@ -62,7 +62,7 @@ def functions(
     experts: int, strategy: str, arguments: argparse.Namespace
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """One layer forward and with gradients, compiled, on random parameters and tokens."""
-    config = AdapterConfig(
+    config = SpectralMoEConfig(
         preset=arguments.preset, num_experts=experts, top_k=arguments.top_k, strategy=strategy
     )
     adapter = SpectralMoE(config, layers=1, width=arguments.width, rngs=nnx.Rngs(0))

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.config.schema import TrainConfig
 from spectralmoe_jax.configuration import load_config
-from spectralmoe_jax.training.loop import Experiment, TrainSettings, fit
+from spectralmoe_jax.training.loop import Experiment, fit
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import Metrics, init_state, make_train_step
 
@@ -71,7 +72,7 @@ def parameters() -> dict[str, Any]:
     return {"head": {"kernel": jnp.ones((64, 64))}}
 
 
-def bare_loop(step: SleepingStep, settings: TrainSettings) -> None:
+def bare_loop(step: SleepingStep, settings: TrainConfig) -> None:
     """The jitted step, called again and again with one batch."""
     params = parameters()
     optimizer = make_optimizer(settings, params)
@@ -82,7 +83,7 @@ def bare_loop(step: SleepingStep, settings: TrainSettings) -> None:
     jax.block_until_ready(state)
 
 
-def real_loop(step: SleepingStep, settings: TrainSettings) -> None:
+def real_loop(step: SleepingStep, settings: TrainConfig) -> None:
     """`fit`, which logs, prefetches and saves at the end."""
     experiment = Experiment(
         trainable=parameters(),
@@ -107,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps < 2 * WARM:
         parser.error(f"--steps has to be at least {2 * WARM}")
-    settings = TrainSettings(
+    settings = TrainConfig(
         steps=arguments.steps,
         batch_size=BATCH,
         log_every=arguments.log_every,

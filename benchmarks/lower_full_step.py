@@ -13,11 +13,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from spectralmoe_jax.config.schema import LossConfig, TrainConfig
 from spectralmoe_jax.configuration import from_config, load_config
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.parameters import split
-from spectralmoe_jax.training.loop import TrainSettings
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
 
@@ -30,7 +29,7 @@ def main() -> None:
     start = time.perf_counter()
     structure = abstract_segmenter(segmenter_config(config))
     trainable, frozen = split(structure)
-    settings = from_config(TrainSettings, config.train, "train")
+    settings = from_config(TrainConfig, config.train, "train")
     optimizer = make_optimizer(settings, trainable)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), trainable)
     shape = (config.train.batch_size, config.data.crop, config.data.crop)

@@ -13,13 +13,13 @@ import numpy as np
 from absl import flags
 
 from data_pipelines.readers.skipping import check_corrupt
+from spectralmoe_jax.config.schema import DataConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.host_memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Any, np.random.Generator], Batch]
-THREADS = 2  # decoding releases the interpreter lock; where transforms are heavy, more only wait for it
 _BUFFERED_BATCHES = 4
 _ELEMENTS = 1 << 48  # as good as endless; Grain counts elements in floats, which overflow at 2**63
 _TRIES = 20  # to replace a tile that cannot be read
@@ -55,7 +55,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     workers: int = 0,
-    threads: int = THREADS,
+    threads: int = DataConfig.threads,
     host_index: int = 0,
     host_count: int = 1,
     corrupt: str = "stop",
@@ -110,7 +110,9 @@ def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
     return grain.MapDataset.mix(endless, [weight / total for weight in source.weights]).seed(seed)
 
 
-def to_batches(batches: grain.MapDataset, workers: int, threads: int = THREADS) -> grain.IterDataset:
+def to_batches(
+    batches: grain.MapDataset, workers: int, threads: int = DataConfig.threads
+) -> grain.IterDataset:
     """The elements of a dataset in order, prepared ahead by threads, here or in `workers` processes."""
     buffered = max(_BUFFERED_BATCHES, threads)
     ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from data_pipelines.readers.file_search import require_complete
 from data_pipelines.readers.image_files import GeoTiffTiles, ImageFolder
 from data_pipelines.readers.labels import Labels, RasterLabels, ValueCode, VectorLabels
 from data_pipelines.readers.vector_file import VECTOR_FORMATS
 from data_pipelines.records import Source
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import SENSORS, find_sensor, wavelengths
 from spectralmoe_jax.sensors.stated import stated
 
-CACHE_BYTES = 512 << 20  # of decoded images and labels, in each process
 
-
-def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+def open_source(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
     """The images of `domains` of a configuration.
 
     `config.data.kind` says what they are: `image_folder` and `geotiff` read files as they lie, `prepared`
@@ -31,80 +28,76 @@ def open_source(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
       UserError: naming the file or the key.
     """
     kind = config.data.kind
-    if kind not in KINDS:
-        raise UserError(f"config.data.kind = {kind!r}: choose from {', '.join(KINDS)}")
     source = KINDS[kind](config, tuple(domains))
-    if kind in _FILES_AS_THEY_LIE and config.data.get("corrupt", "stop") == "stop":
+    if kind in _FILES_AS_THEY_LIE and config.data.corrupt == "stop":
         require_complete(dict.fromkeys(record.image for record in source.records))
     return source
 
 
-def _image_folder(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+def _image_folder(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
+    data = config.data
     return ImageFolder(
-        config.data.root,
-        palette=config.classes.palette,
+        data.needs("root"),
+        palette=config.classes.colours,
         bands=config.bands,
         domains=domains,
-        image_glob=config.data.image_glob,
-        mask_template=config.data.mask_template,
-        ignore_colours=config.data.get("ignore_colours", ()),
-        sensor=config.get("sensor"),
-        file_bands=config.data.get("file_bands"),
-        corrupt=config.data.get("corrupt", "stop"),
-        cache_bytes=config.data.get("cache_bytes", CACHE_BYTES),
+        image_glob=data.needs("image_glob"),
+        mask_template=data.needs("mask_template"),
+        ignore_colours=data.ignore_colours,
+        sensor=config.sensor,
+        file_bands=data.file_bands,
+        corrupt=data.corrupt,
+        cache_bytes=data.cache_bytes,
     )
 
 
-def _geotiff(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+def _geotiff(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
     data = config.data
-    visual = config.model.get("visual") or {}
     return GeoTiffTiles(
-        data.root,
+        data.needs("root"),
         bands=config.bands,
         labels=_labels(config),
         classes=len(config.classes.names),
         domains=domains,
-        image_glob=data.image_glob,
-        mask_template=data.mask_template,
-        tile=data.get("tile"),
-        sensor=config.get("sensor"),
+        image_glob=data.needs("image_glob"),
+        mask_template=data.needs("mask_template"),
+        tile=data.tile,
+        sensor=config.sensor,
         sensors=domain_sensors(config),
-        file_bands=data.get("file_bands"),
-        wavelengths=visual.get("wavelengths") or _of_sensor(config) or stated(config),
-        corrupt=data.get("corrupt", "stop"),
-        cache_bytes=data.get("cache_bytes", CACHE_BYTES),
+        file_bands=data.file_bands,
+        wavelengths=config.model.visual.wavelengths or _of_sensor(config) or stated(config),
+        corrupt=data.corrupt,
+        cache_bytes=data.cache_bytes,
     )
 
 
-def domain_sensors(config: ConfigDict) -> dict[str, str]:
-    """The sensors of single domains: `config.data.sensors`, as a mapping or as ("DOMAIN=SENSOR", ...).
+def domain_sensors(config: RunConfig) -> dict[str, str]:
+    """The sensors of single domains: `config.data.sensors`, ("DOMAIN=SENSOR", ...).
 
     Raises UserError for an entry of another form, or an unknown sensor.
     """
-    given = config.data.get("sensors") or {}
-    if not isinstance(given, Mapping | ConfigDict):
-        entries = [str(entry).partition("=") for entry in given]
-        for entry in entries:
-            if not all(entry):
-                raise UserError(
-                    f"config.data.sensors: {''.join(entry)!r} is not of the form DOMAIN=SENSOR, as in "
-                    "landsat8=landsat8"
-                )
-        given = {domain.strip(): sensor.strip() for domain, _, sensor in entries}
+    entries = [entry.rpartition("=") for entry in config.data.sensors or ()]
+    for entry in entries:
+        if not all(entry):
+            raise UserError(
+                f"config.data.sensors: {''.join(entry)!r} is not of the form DOMAIN=SENSOR, as in "
+                "landsat8=landsat8"
+            )
+    given = {domain.strip(): sensor.strip() for domain, _, sensor in entries}
     for domain, sensor in given.items():
         if sensor not in SENSORS:
             raise UserError(
                 f"config.data.sensors: {domain} is of {sensor!r}, which is not known: choose from "
                 f"{', '.join(SENSORS)}"
             )
-    return dict(given)
+    return given
 
 
-def _labels(config: ConfigDict) -> Labels:
+def _labels(config: RunConfig) -> Labels:
     """How `geotiff` labels are coded: `label_values` for stored numbers or attributes, else colours."""
     data = config.data
-    values = data.get("label_values")
-    is_vector = Path(data.mask_template).suffix.lower() in VECTOR_FORMATS
+    values = data.label_values
+    is_vector = Path(data.needs("mask_template")).suffix.lower() in VECTOR_FORMATS
     if values is None:
         if is_vector:
             raise UserError(
@@ -113,49 +106,49 @@ def _labels(config: ConfigDict) -> Labels:
             )
         from data_pipelines.readers.labels import ColourCode
 
-        return RasterLabels(ColourCode(config.classes.palette, data.get("ignore_colours", ())))
+        return RasterLabels(ColourCode(config.classes.colours, data.ignore_colours))
     if len(values) != len(config.classes.names):
         raise UserError(
             f"config.data.label_values has {len(values)} entries for {len(config.classes.names)} classes: "
             "give one value, or a tuple of values, for each"
         )
-    code = ValueCode(values, data.get("ignore_values", ()))
+    code = ValueCode(values, data.ignore_values)
     if not is_vector:
         return RasterLabels(code)
-    if not data.get("label_attribute"):
+    if not data.label_attribute:
         raise UserError(
             "config.data.label_attribute: name the attribute of the polygons that says their class"
         )
-    return VectorLabels(code, data.label_attribute, data.get("label_layer", ""))
+    return VectorLabels(code, data.label_attribute, data.label_layer)
 
 
-def _of_sensor(config: ConfigDict) -> tuple[float, ...] | None:
+def _of_sensor(config: RunConfig) -> tuple[float, ...] | None:
     """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named, or
     one whose wavelengths are nominal: the files' own hold then."""
-    name = config.get("sensor")
+    name = config.sensor
     return None if not name or find_sensor(name).nominal else wavelengths(config.bands, name)
 
 
-def _prepared(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+def _prepared(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
     from data_pipelines.readers.prepared import PreparedTiles
 
     return PreparedTiles(
-        config.data.root,
+        config.data.needs("root"),
         splits=domains,
         bands=config.bands,
         classes=config.classes.names,
-        benchmark=config.data.get("benchmark"),
-        sensor=config.get("sensor"),
+        benchmark=config.data.benchmark,
+        sensor=config.sensor,
     )
 
 
-def _synthetic(config: ConfigDict, domains: Sequence[str]) -> Source[Any]:
+def _synthetic(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
     from data_pipelines.synthetic import open_domains
 
     return open_domains(config, domains)
 
 
-KINDS: dict[str, Callable[[ConfigDict, Sequence[str]], Source[Any]]] = {
+KINDS: dict[str, Callable[[RunConfig, Sequence[str]], Source[Any]]] = {
     "image_folder": _image_folder,
     "geotiff": _geotiff,
     "prepared": _prepared,

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from data_pipelines.loader import THREADS, Batch, Mixture, train_batches
+from data_pipelines.loader import Batch, Mixture, train_batches
 from data_pipelines.open_source import open_source
 from data_pipelines.records import Record, Source, examples, split_holdout
 from data_pipelines.tiles.class_balance import ClassBalancedIndex
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment, visible_bands
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 
 SPLITS = ("train", "holdout", "source", "target")
@@ -47,7 +47,7 @@ class Splits:
         ]
 
 
-def open_splits(config: ConfigDict, *, only: str | None = None) -> Splits:
+def open_splits(config: RunConfig, *, only: str | None = None) -> Splits:
     """Open and check the images of a configuration.
 
     Args:
@@ -61,7 +61,7 @@ def open_splits(config: ConfigDict, *, only: str | None = None) -> Splits:
     if both:
         raise UserError(f"config.data.target shares {', '.join(sorted(both))} with config.data.source")
     opened = {
-        name: open_source(config, config.data[name])
+        name: open_source(config, getattr(config.data, name))
         for name in ("source", "target")
         if only is None or (name == "target") == (only == "target")
     }
@@ -72,11 +72,11 @@ def open_splits(config: ConfigDict, *, only: str | None = None) -> Splits:
     return Splits(source, target, train, holdout)
 
 
-def _hold_out(config: ConfigDict, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
+def _hold_out(config: RunConfig, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
     """(training, held out): whole `data.holdout_domains`, or else `data.holdout` of each domain."""
-    domains = tuple(config.data.get("holdout_domains") or ())
+    domains = config.data.holdout_domains or ()
     if not domains:
-        return split_holdout(records, config.data.get("holdout", 0.0), config.data.get("holdout_seed", 0))
+        return split_holdout(records, config.data.holdout, config.data.holdout_seed)
     known = {record.domain for record in records}
     if not known & set(domains):
         raise UserError(
@@ -90,7 +90,7 @@ def _hold_out(config: ConfigDict, records: Sequence[Record]) -> tuple[Sequence[R
 
 
 def training_elements(
-    config: ConfigDict, splits: Splits, wrap: Callable[[Source[Any]], Source[Any]] = lambda source: source
+    config: RunConfig, splits: Splits, wrap: Callable[[Source[Any]], Source[Any]] = lambda source: source
 ) -> tuple[TileIndex | ClassBalancedIndex | Mixture, Augment]:
     """The elements of an epoch, and the function that makes an example of one.
 
@@ -99,32 +99,24 @@ def training_elements(
 
     Raises UserError naming the key.
     """
-    settings = config.augment.to_dict()
-    photometric = settings.pop("photometric")
-    try:
-        augment = Augment(
-            crop=config.data.crop,
-            photometric_bands=visible_bands(config.bands, config.get("sensor")) if photometric else None,
-            **settings,
-        )
-    except TypeError as problem:
-        raise UserError(f"config.augment: {problem}") from None
+    photometric = visible_bands(config.bands, config.sensor) if config.augment.photometric else None
+    augment = Augment(config.data.crop, config.augment, photometric)
     source, data = wrap(splits.source), config.data
 
     def index(records: Sequence[Record]) -> TileIndex | ClassBalancedIndex:
-        shared = {"min_labelled": data.get("min_labelled", 0.0)}
-        temperature = data.get("class_temperature")
-        if temperature is None:
-            return TileIndex(source, data.crop, records, **shared)
-        return ClassBalancedIndex(source, data.crop, records, temperature=temperature, **shared)
+        least = data.min_labelled
+        if data.class_temperature is None:
+            return TileIndex(source, data.crop, records, min_labelled=least)
+        temperature = data.class_temperature
+        return ClassBalancedIndex(source, data.crop, records, temperature=temperature, min_labelled=least)
 
-    if data.get("weights") is None:
+    if data.weights is None:
         return index(splits.train), augment
     parts = {
         name: [r for r in splits.train if name in (r.domain, getattr(r, "split", None))]
         for name in data.source
     }
-    kept = [(index(records), weight) for records, weight in _weighted(parts, tuple(data.weights))]
+    kept = [(index(records), weight) for records, weight in _weighted(parts, data.weights)]
     return Mixture(*zip(*kept, strict=True)), augment
 
 
@@ -141,7 +133,7 @@ def _weighted(
 
 
 def training_batches(
-    config: ConfigDict, splits: Splits, start_step: int, host_index: int = 0, host_count: int = 1
+    config: RunConfig, splits: Splits, start_step: int, host_index: int = 0, host_count: int = 1
 ) -> Generator[Batch]:
     """Augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step on, endlessly."""
     index, augment = training_elements(config, splits)
@@ -152,8 +144,8 @@ def training_batches(
         seed=config.seed,
         start_step=start_step,
         workers=config.data.workers,
-        threads=config.data.get("threads", THREADS),
+        threads=config.data.threads,
         host_index=host_index,
         host_count=host_count,
-        corrupt=config.data.get("corrupt", "stop"),
+        corrupt=config.data.corrupt,
     )

@@ -1,10 +1,7 @@
 """Several sensors in one run: which sensor each batch comes from, and the configuration of each.
 
-A run has the stream of its own `data` section. `config.streams` adds others, each a section that overrides
-keys of the configuration (bands, sensor, data, augment, model.pixel_mean, ...) and may give a `weight`:
-
-  config.streams = ConfigDict({"landsat": {"weight": 0.5, "bands": ..., "sensor": "landsat8", "data": {...},
-                                           "model": {"pixel_mean": ..., "pixel_std": ...}}})
+A run has the stream of its own `data` section. Each section of `config.streams` is a further one, with the
+keys in which it differs; see docs/configuration.md.
 
 A batch comes from one stream, so its tiles have the same bands.
 """
@@ -15,49 +12,33 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from ml_collections import ConfigDict
-
+from spectralmoe_jax.config.schema import MAIN, RunConfig
 from spectralmoe_jax.errors import UserError
 
-MAIN = "main"
 _ROUNDING = 1e-9
 B = TypeVar("B")
 
 
-def stream_configs(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The configuration of every stream by name, `main` first; classes and architecture are the run's.
+def stream_configs(config: RunConfig) -> dict[str, RunConfig]:
+    """Return the configuration of every stream by name, `main` first."""
+    return {MAIN: config.main, **config.streams}
 
-    Raises UserError naming a key that a stream cannot have.
+
+def choose_stream(config: RunConfig, name: str) -> RunConfig:
+    """Return the configuration of one stream.
+
+    Raises:
+      UserError: there is no stream of this name.
     """
-    base = ConfigDict({key: value for key, value in config.items() if key != "streams"})
-    configs = {MAIN: base.copy_and_resolve_references().lock()}
-    for name, section in (config.get("streams") or {}).items():
-        if name == MAIN:
-            raise UserError(f"config.streams.{MAIN} is the run's own stream: give another name")
-        configs[name] = _overlaid(base, section, f"config.streams.{name}").lock()
-    return configs
-
-
-def choose_stream(config: ConfigDict, name: str) -> ConfigDict:
-    """The configuration of one stream. Raises UserError for a name that is none."""
     configs = stream_configs(config)
     if name not in configs:
         raise UserError(f"--stream {name}: the configuration has {', '.join(configs)}")
     return configs[name]
 
 
-def stream_weights(config: ConfigDict) -> dict[str, float]:
-    """The share of batches of every stream, 1 where none is given; the main stream's is `config.weight`.
-
-    Raises UserError for a weight that is not positive.
-    """
-    sections = {MAIN: config, **(config.get("streams") or {})}
-    weights = {name: float(section.get("weight", 1.0)) for name, section in sections.items()}
-    for name, weight in weights.items():
-        if weight <= 0:
-            key = "config.weight" if name == MAIN else f"config.streams.{name}.weight"
-            raise UserError(f"{key} = {weight}: give a number above 0, or remove the stream")
-    return weights
+def stream_weights(config: RunConfig) -> dict[str, float]:
+    """Return the share of batches of every stream; the main stream's is `config.weight`."""
+    return {name: stream.weight for name, stream in stream_configs(config).items()}
 
 
 def schedule(weights: Mapping[str, float]) -> Iterator[tuple[str, int]]:
@@ -98,19 +79,3 @@ def interleave(
         for batches in opened.values():
             if hasattr(batches, "close"):
                 batches.close()
-
-
-def _overlaid(config: ConfigDict, section: Mapping, place: str) -> ConfigDict:
-    """A copy of `config` with the values of `section` in place of its own."""
-    if not isinstance(section, Mapping | ConfigDict):
-        raise UserError(f"{place} = {section!r}: give a section of keys that differ from the configuration")
-    result = config.copy_and_resolve_references()
-    with result.unlocked(), result.ignore_type():
-        for key, value in section.items():
-            if key == "weight" and place.count(".") == 2:
-                continue
-            if isinstance(value, Mapping | ConfigDict) and isinstance(result.get(key), ConfigDict):
-                result[key] = _overlaid(result[key], value, f"{place}.{key}")
-            else:
-                result[key] = value
-    return result

@@ -5,42 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from data_pipelines.open_source import domain_sensors
 from data_pipelines.readers.file_records import find_channels
 from data_pipelines.readers.file_search import find_images
 from data_pipelines.readers.raster_file import read_header
-from data_pipelines.readers.skipping import check_corrupt, over_files
+from data_pipelines.readers.skipping import over_files
 from data_pipelines.sensors import stated_wavelengths
-from data_pipelines.streams import MAIN, stream_configs
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.presets import takes_wavelengths
 from spectralmoe_jax.sensors.stated import KEY, stated, with_stated
 
 _SAME = 0.001  # um, by which the files of one configuration may differ
 
 
-def with_stated_wavelengths(config: ConfigDict) -> ConfigDict:
+def with_stated_wavelengths(config: RunConfig) -> RunConfig:
     """A configuration of a run with the wavelengths that the source files of each of its streams state.
 
     Raises UserError as `of_files`.
     """
-    configs = stream_configs(config)
     result = of_files(config, config.data.source)
-    for name, stream in configs.items():
-        if name == MAIN:
-            continue
-        settled = of_files(stream, stream.data.source)
-        if stated(settled) is not None:
-            result = result.copy_and_resolve_references()
-            with result.unlocked(), result.ignore_type():
-                result.streams[name][KEY] = settled[KEY]
-            result.lock()
+    for name, stream in config.streams.items():
+        resolved = of_files(stream, stream.data.source)
+        if stated(resolved) is not None:
+            result = result.replaced({f"streams.{name}.{KEY}": resolved.given[KEY]})
     return result
 
 
-def of_files(config: ConfigDict, domains: Sequence[str]) -> ConfigDict:
+def of_files(config: RunConfig, domains: Sequence[str]) -> RunConfig:
     """A configuration with the wavelengths that the files of `domains` state for its bands.
 
     It is returned as it is where nothing is to be found out: `config.model.visual` is no encoder that takes
@@ -50,27 +41,26 @@ def of_files(config: ConfigDict, domains: Sequence[str]) -> ConfigDict:
     Raises:
       UserError: two files that differ by more than 1 nm, with both names; a file that cannot be read.
     """
-    visual, data = config.model.get("visual") or {}, config.data
-    if data.kind != "geotiff" or visual.get("wavelengths") or not takes_wavelengths(visual) or stated(config):
+    visual, data = config.model.visual, config.data
+    if data.kind != "geotiff" or visual.wavelengths or not visual.takes_wavelengths or stated(config):
         return config
-    corrupt, sensors = data.get("corrupt", "stop"), domain_sensors(config)
-    check_corrupt(corrupt)
+    sensors = domain_sensors(config)
 
     def read(file: tuple[str, Path]) -> tuple[float, ...] | None:
         domain, image = file
         header = read_header(image)
         if not header.states_wavelengths:
             return None
-        sensor = sensors.get(domain, config.get("sensor"))
-        places, _ = find_channels(image, header, config.bands, sensor, data.get("file_bands"), domain)
+        sensor = sensors.get(domain, config.sensor)
+        places, _ = find_channels(image, header, config.bands, sensor, data.file_bands, domain)
         centres = stated_wavelengths(image)
         chosen = [centres[place] for place in places]
         return None if None in chosen else tuple(centre for centre in chosen if centre is not None)
 
-    found = find_images(Path(data.root), data.image_glob, tuple(domains))
+    found = find_images(Path(data.needs("root")), data.needs("image_glob"), tuple(domains))
     read_from = [
         (image, centres)
-        for (_, image), centres in zip(found, over_files(read, found, corrupt), strict=True)
+        for (_, image), centres in zip(found, over_files(read, found, data.corrupt), strict=True)
         if centres is not None
     ]
     if not read_from:

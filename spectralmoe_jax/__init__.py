@@ -21,6 +21,8 @@ _FUNCTIONS = {
     "verify": "spectralmoe_jax.parity.verify",
     "params": "spectralmoe_jax.models.parameter_count:describe",
     "convert": "spectralmoe_jax.conversion.convert",
+    "load_config": "spectralmoe_jax.config.load",
+    "show_config": "spectralmoe_jax.config.reference",
     "prepare": "data_pipelines.prepare.prepare",
 }
 

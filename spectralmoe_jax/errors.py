@@ -1,7 +1,10 @@
 """What is told to the user without a traceback."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -27,6 +30,14 @@ def require(condition: bool, key: str, message: str) -> None:
     """Raise a UserError that names the key unless the condition holds."""
     if not condition:
         raise UserError(f"{key}: {message}")
+
+
+def choose(key: str, value: T, allowed: Iterable[T]) -> T:
+    """The value where it is among the allowed ones, else a UserError that lists them."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise bad_value(key, value, f"must be one of {', '.join(map(str, allowed))}")
+    return value
 
 
 class RunLost(Exception):

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits
 from data_pipelines.synthetic import SyntheticBenchmark
-from spectralmoe_jax.configuration import from_config, load_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.schema import EvaluateConfig, RunConfig
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 from spectralmoe_jax.evaluation.score_table import print_table, score, write_report
 from spectralmoe_jax.inference.model import load_trained, make_predict, make_routed_step
 from spectralmoe_jax.inference.panel import write_panel
 from spectralmoe_jax.inference.pictures import expert_maps, has_experts
 from spectralmoe_jax.inference.predict import predict as predict_map
-from spectralmoe_jax.inference.sliding_window import WindowSettings, predict_image
+from spectralmoe_jax.inference.sliding_window import predict_image
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.training.train import train
 
@@ -48,7 +48,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     segmenter = load_trained(workdir, config)
     predict = make_predict(segmenter)
     splits = open_splits(config)
-    settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    settings = config.evaluate
     names = config.classes.names
     reports = {
         split: score(predict, splits.examples(split), names, settings) for split in ("holdout", "target")
@@ -89,7 +89,7 @@ def best_constant(splits: Splits, classes: int) -> float:
 
 
 def _write_panel(
-    path: Path, config: ConfigDict, splits: Splits, segmenter: Segmenter, settings: WindowSettings
+    path: Path, config: RunConfig, splits: Splits, segmenter: Segmenter, settings: EvaluateConfig
 ) -> None:
     """Two scenes of each sensor: what the model sees, what is true, what it says, which experts it used."""
     last = segmenter.config.visual.layers
@@ -114,7 +114,7 @@ def _write_panel(
         path,
         **shown,
         names=config.classes.names,
-        palette=config.classes.palette,
+        palette=config.classes.colours,
         expert_count=getattr(segmenter.config.adapter, "num_experts", 0),
         rgb_bands=[config.bands.index(band) for band in ("red", "green", "blue")],
         false_colour_bands=[config.bands.index(band) for band in ("nir", "red", "green")],

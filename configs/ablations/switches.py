@@ -7,9 +7,9 @@ gate over the chosen experts alone that both have.
 """
 
 from spectralmoe_jax.ablation import PAPER, Grid, base_config, depth_encoder
-from spectralmoe_jax.adapters.settings import PRESETS
+from spectralmoe_jax.config.adapters import ADAPTER_PRESETS
 
-RELEASED = PRESETS["released"]
+RELEASED = ADAPTER_PRESETS["released"]
 
 
 def get_grid(base: str = "configs/quickstart.py") -> Grid:

@@ -8,19 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.inspect.measure import Survey, survey
 from data_pipelines.sensors import find_sensor
 from data_pipelines.sheet import QUIET, Sheet, chequers, coloured, display_bands, short, stretched
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 
 _CELL, _GAP, _LEFT, _TOP, _SPACE, _LEGEND, _ROW = 1.55, 0.06, 0.25, 0.85, 0.25, 3.0, 0.235  # inches
 
 
-def draw(config: ConfigDict, found: Survey, path: Path) -> None:
+def draw(config: RunConfig, found: Survey, path: Path) -> None:
     """Writes a PNG with a row of images and the row of their masks for each batch.
 
     All images share one stretch, from the 2nd to the 98th percentile of each band.
@@ -33,7 +33,7 @@ def draw(config: ConfigDict, found: Survey, path: Path) -> None:
     block = 2 * _CELL + _GAP + _SPACE
     height = _TOP + max(rows * block, _ROW * (len(config.classes.names) + 3)) + 0.1
     sheet = Sheet(grid + 0.3 + _LEGEND, height, cell=_CELL)
-    channels = display_bands(config.bands, config.get("sensor"))
+    channels = display_bands(config.bands, config.sensor)
     shown = ", ".join(config.bands[channel] for channel in channels)
     sheet.text(_LEFT, 0.3, f"{config.name}: what training sees", size=17, weight="bold")
     sheet.text(
@@ -47,15 +47,15 @@ def draw(config: ConfigDict, found: Survey, path: Path) -> None:
         row, column = divmod(number, per_row)
         left, top = _LEFT + column * (_CELL + _GAP), _TOP + row * block
         sheet.picture(left, top, stretched(image[..., list(channels)], limits))
-        sheet.picture(left, top + _CELL + _GAP, coloured(label, config.classes.palette))
+        sheet.picture(left, top + _CELL + _GAP, coloured(label, config.classes.colours))
     _draw_legend(sheet, config, found, left=grid + 0.3)
     sheet.save(path)
 
 
-def _draw_legend(sheet: Sheet, config: ConfigDict, found: Survey, left: float) -> None:
+def _draw_legend(sheet: Sheet, config: RunConfig, found: Survey, left: float) -> None:
     sheet.text(left, _TOP + 0.12, "share of labelled pixels", size=10, weight="bold")
     row = _TOP + 0.12 + _ROW
-    for name, colour, share in zip(config.classes.names, config.classes.palette, found.shares, strict=True):
+    for name, colour, share in zip(config.classes.names, config.classes.colours, found.shares, strict=True):
         sheet.swatch(left, row, np.array(colour, np.uint8))
         sheet.text(left + 0.34, row, short(name, 26), size=9.5)
         sheet.text(left + _LEGEND - 0.2, row, f"{share:.2%}" if share else "-", size=9.5, ha="right")
@@ -71,7 +71,7 @@ _REFLECTANCES = (-0.1, 1.5)  # what a mean may be: air gives and takes a little,
 _LISTED = 16  # the most domains of a split and bands to print
 
 
-def show(config: ConfigDict, batches: int, output: Path) -> Survey:
+def show(config: RunConfig, batches: int, output: Path) -> Survey:
     """Prints contents, classes, bands and times of a configuration's data, and draws `batches` of it.
 
     Raises:
@@ -96,7 +96,7 @@ def show(config: ConfigDict, batches: int, output: Path) -> Survey:
     return found
 
 
-def remarks(config: ConfigDict, found: Survey) -> list[str]:
+def remarks(config: RunConfig, found: Survey) -> list[str]:
     """What looks wrong, a line each: statistics that do not fit, classes that did not come, no labels."""
     lines, wrong = [], []
     for name, (mean, std) in zip(config.bands, found.normalised, strict=True):
@@ -116,9 +116,9 @@ def remarks(config: ConfigDict, found: Survey) -> list[str]:
     return lines
 
 
-def _as_of_sensor(config: ConfigDict, found: Survey) -> list[str]:
+def _as_of_sensor(config: RunConfig, found: Survey) -> list[str]:
     """What does not fit how files of `config.sensor` commonly store values."""
-    if not config.get("sensor"):
+    if config.sensor is None:
         return []
     sensor, dtype = find_sensor(config.sensor), found.batches[0]["image"].dtype
     if sensor.dtype is not None and dtype != sensor.dtype:
@@ -154,14 +154,14 @@ def _contents(found: Survey) -> Table:
     return table
 
 
-def _classes(config: ConfigDict, found: Survey) -> Table:
+def _classes(config: RunConfig, found: Survey) -> Table:
     table = _table(f"classes in these batches, {found.labelled:.1%} labelled", "class", "share of labelled")
     for name, share in zip(config.classes.names, found.shares, strict=True):
         table.add_row(name, f"{share:.2%}")
     return table
 
 
-def _bands(config: ConfigDict, found: Survey) -> Table:
+def _bands(config: RunConfig, found: Survey) -> Table:
     step = -(-len(config.bands) // _LISTED)
     title = "bands in these batches" + (f", every {step}th of {len(config.bands)}" if step > 1 else "")
     table = _table(title, "band", "mean", "std", "mean, normalised", "std, normalised")
@@ -171,14 +171,14 @@ def _bands(config: ConfigDict, found: Survey) -> Table:
     return table
 
 
-def _times(config: ConfigDict, found: Survey) -> Table:
+def _times(config: RunConfig, found: Survey) -> Table:
     table = _table("time", "stage", "")
     table.add_row("open the data", f"{found.opening:.2f} s")
     table.add_row("until the first batch", f"{found.first:.2f} s")
     for stage, milliseconds in found.stages.items():
         decoded = ", decoded anew" if stage.startswith("read") else ""
         table.add_row(f"{stage}, one thread{decoded}", f"{milliseconds:.2f} ms a tile")
-    workers = config.data.get("workers", 0)
+    workers = config.data.workers
     table.add_row(f"loader with {workers} workers", f"{found.rate:,.1f} tiles/s")
     return table
 

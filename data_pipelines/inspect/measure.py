@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from data_pipelines.loader import Batch, Mixture
 from data_pipelines.records import IGNORE, Record, Source, Window
 from data_pipelines.splits import SPLITS, Splits, open_splits, training_batches, training_elements
 from data_pipelines.transforms import normalise
+from spectralmoe_jax.config.schema import RunConfig
 
 _TIMED_TILES = 24
 _TIMED_SECONDS = 2.0
@@ -51,7 +51,7 @@ class Survey:
     rate: float
 
 
-def survey(config: ConfigDict, batches: int) -> Survey:
+def survey(config: RunConfig, batches: int) -> Survey:
     """Draws the first `batches` batches that training would, and times every stage.
 
     Raises:
@@ -82,7 +82,7 @@ def survey(config: ConfigDict, batches: int) -> Survey:
     )
 
 
-def _draw(config: ConfigDict, splits: Splits, count: int) -> tuple[list[Batch], float, float]:
+def _draw(config: RunConfig, splits: Splits, count: int) -> tuple[list[Batch], float, float]:
     """The batches, seconds until the first one, and tiles a second from then on."""
     began = time.perf_counter()
     stream = training_batches(config, splits, 0)
@@ -124,7 +124,7 @@ def _moments(pixels: np.ndarray) -> np.ndarray:
     return np.stack([pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)], axis=1)
 
 
-def _stages(config: ConfigDict, splits: Splits) -> dict[str, float]:
+def _stages(config: RunConfig, splits: Splits) -> dict[str, float]:
     """Milliseconds a tile of reading labels, reading images, transforming and batching, in this thread."""
     clock = _Clock()
     elements, augment = training_elements(config, splits, wrap=lambda source: _Timed(source, clock))

@@ -15,8 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from data_pipelines.prepare.plan import Piece, Plan
 from data_pipelines.sheet import counted
-from spectralmoe_jax.config_files import shipped_files
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config, shipped_files
 
 _PLAIN_SECONDS = 15.0  # between lines that do not go to a terminal
 _SHOWN = 20  # lines about missing files
@@ -117,7 +116,7 @@ def _as_published(name: str, key: str) -> str:
     path = shipped_files("configs").get(f"{name}.py")
     if path is None:
         return ""
-    values = tuple(load_config(str(path)).model[key])
+    values = getattr(load_config(str(path)).model, key)
     if len(set(values)) == 1:
         values = values[:1]
     return f"  # {path.name}: {', '.join(f'{value:g}' for value in values)}"

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from data_pipelines.records import Record, Window, crop, split_holdout
 from data_pipelines.synthetic.layout import Habits
 from data_pipelines.synthetic.render import Domain, Scene, render_scene
 from data_pipelines.synthetic.sensor_model import SENSOR_A, SENSOR_B
 from data_pipelines.synthetic.write_geotiffs import write_scene
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 
 CLASSES = ("field", "woodland", "water", "road", "building", "bare soil")
@@ -176,7 +176,7 @@ class SyntheticBenchmark:
         return paths
 
 
-def open_domains(config: ConfigDict, domains: Sequence[str]) -> SyntheticScenes:
+def open_domains(config: RunConfig, domains: Sequence[str]) -> SyntheticScenes:
     """The scenes of `domains` for a configuration with `data.kind` "synthetic".
 
     `data.scenes_source` and `data.scenes_target` give the number of scenes of each source and target
@@ -186,15 +186,16 @@ def open_domains(config: ConfigDict, domains: Sequence[str]) -> SyntheticScenes:
       UserError: as `SyntheticScenes`, or other bands or classes than the generated ones.
     """
     for key, given, known in (
-        ("bands", tuple(config.bands), BANDS),
-        ("classes.names", tuple(config.classes.names), CLASSES),
+        ("bands", config.bands, BANDS),
+        ("classes.names", config.classes.names, CLASSES),
     ):
         if given != known:
             raise UserError(f"{key} = {given} does not fit generated scenes: give {known}")
     data = config.data
-    source, target = data.get("scenes_source", 24), data.get("scenes_target", 8)
-    counts = {domain: source if domain in data.source else target for domain in domains}
-    return SyntheticScenes(counts, data.get("scene_seed", 0), data.get("scene_size", 256))
+    counts = {
+        domain: data.scenes_source if domain in data.source else data.scenes_target for domain in domains
+    }
+    return SyntheticScenes(counts, data.scene_seed, data.scene_size)
 
 
 @functools.lru_cache(maxsize=96)

@@ -13,8 +13,7 @@ from spectralmoe_jax.ablation.results import Results, collect, timings
 from spectralmoe_jax.ablation.run import check_folder, end_with_parent, run_cell, write_json
 from spectralmoe_jax.ablation.schedule import own_command, run_all, shares
 from spectralmoe_jax.ablation.tables import comma_separated, comma_separated_runs, latex, markdown
-from spectralmoe_jax.configuration import choose, require
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, choose, require
 from spectralmoe_jax.files import replacing
 
 RESULTS, TIMINGS, GRID_FILE = "results.json", "timings.json", "grid.json"
@@ -100,8 +99,8 @@ def _on_random_encoders(found: Sequence[Cell]) -> list[str]:
     return [
         variant
         for variant, model in models.items()
-        if not (model.get("weights") or model.visual.get("weights") or model.visual.get("trainable"))
-        and model.adapter.get("kind") != "full"
+        if not (model.weights or model.visual.weights or model.visual.trainable)
+        and model.adapter.kind != "full"
     ]
 
 

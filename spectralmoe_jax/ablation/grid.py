@@ -11,19 +11,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from spectralmoe_jax.adapters.settings import PRESETS
-from spectralmoe_jax.config_files import call_in_file, find_file
-from spectralmoe_jax.configuration import apply_overrides, choose, from_config, load_config, require
-from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.sliding_window import WindowSettings
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
+from spectralmoe_jax.config.adapters import ADAPTER_PRESETS
+from spectralmoe_jax.config.load import (
+    Configuration,
+    apply_overrides,
+    apply_settings,
+    as_run_config,
+    call_in_file,
+    config_dict,
+    find_file,
+    load_given,
+)
+from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.errors import UserError, choose, require
 from spectralmoe_jax.models.build import segmenter_config
-from spectralmoe_jax.training.loop import TrainSettings
 
 PAPER: dict[str, Any] = {"model.adapter.preset": "paper"} | {
-    f"model.adapter.{switch}": None for switch in (*PRESETS["paper"], "fusion_value")
+    f"model.adapter.{switch}": None for switch in (*ADAPTER_PRESETS["paper"], "fusion_value")
 }
 """Settings of the publication's reading, whatever a configuration says of the switches between the two."""
 
@@ -42,36 +46,37 @@ class Sizes(NamedTuple):
 _PUBLISHED = {(384, 12): "s", (768, 12): "b", (1024, 24): "l"}
 
 
-def base_config(base: str) -> ConfigDict:
-    """The configuration `FILE[:args]` that a grid varies; a bare name is one of those shipped."""
-    return load_config(base)
+def base_config(base: str) -> Any:
+    """Return what the configuration `FILE[:args]` that a grid varies gives; a bare name is a shipped one."""
+    return config_dict(load_given(base))
 
 
-def sizes_of(config: ConfigDict) -> Sizes:
-    """What another encoder needs to stand in the place of the visual one, or beside it."""
-    visual = segmenter_config(config).visual
+def sizes_of(config: Configuration) -> Sizes:
+    """Return the sizes of an encoder that stands in the place of the visual one, or beside it."""
+    run = as_run_config(config)
+    visual = run.model.visual
     published = _PUBLISHED.get((visual.width, visual.layers), "")
-    grid = config.data.crop // visual.patch_size
+    grid = run.data.crop // visual.patch_size
     return Sizes(visual.width, visual.layers, visual.heads, visual.patch_size, grid, published)
 
 
-def depth_encoder(config: ConfigDict) -> dict[str, Any]:
-    """Settings that give a configuration the depth modality.
+def depth_encoder(config: Configuration) -> dict[str, Any]:
+    """Return settings that give a configuration the depth modality.
 
     One that has a depth encoder keeps it. Another gets one of random weights that stay as they are, of the
     visual encoder's sizes: enough to compare how the modalities are gated and fused, not to learn what depth
     is worth.
     """
     use = {"model.adapter.use_depth": True}
-    if config.model.get("depth") is not None:
+    if as_run_config(config).model.depth is not None:
         return use
     return {"model.depth": random_encoder("dinov3", sizes_of(config)), **use}
 
 
-def own_weights(encoder: ConfigDict | None) -> dict[str, str]:
-    """Weights by preset: those that an encoder of the base has of its own, where it names any."""
-    encoder = encoder or ConfigDict()
-    return {encoder.preset: encoder.weights} if encoder.get("preset") and encoder.get("weights") else {}
+def own_weights(encoder: Any) -> dict[str, str]:
+    """Return the weights of an encoder's section by its preset, where it gives both."""
+    encoder = encoder or {}
+    return {encoder["preset"]: encoder["weights"]} if encoder.get("preset") and encoder.get("weights") else {}
 
 
 def random_encoder(kind: str, sizes: Sizes) -> dict[str, Any]:
@@ -124,15 +129,16 @@ class Grid:
             other = folders.setdefault(folder_of(name), name)
             require(other == name, "variants", f"{name!r} and {other!r} would share a folder: rename one")
 
-    def config(self, variant: str, seed: int, overrides: Sequence[str] = ()) -> ConfigDict:
+    def config(self, variant: str, seed: int, overrides: Sequence[str] = ()) -> RunConfig:
         """The configuration of one run; `overrides` are of the command line, over `common` and under the
         variant's own settings.
 
         Raises UserError naming the variant and the key that is wrong.
         """
         try:
-            config = apply_overrides(with_settings(load_config(self.base), self.common), overrides)
-            return with_settings(config, {**self.variants[variant], "seed": seed})
+            given = apply_overrides(apply_settings(load_given(self.base), self.common), overrides)
+            given = apply_settings(given, {**self.variants[variant], "seed": seed})
+            return RunConfig.from_given(given)
         except UserError as problem:
             raise UserError(f"variant {variant!r}: {problem}") from None
 
@@ -144,7 +150,7 @@ class Cell(NamedTuple):
     variant: str
     seed: int
     folder: Path
-    config: ConfigDict
+    config: RunConfig
 
 
 def cells(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[Cell]:
@@ -159,48 +165,10 @@ def cells(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[Cell
             folder = workdir / "runs" / folder_of(variant) / f"seed{seed}"
             found.append(Cell(len(found), variant, seed, folder, config))
         try:
-            _check(config)
+            segmenter_config(config)
         except UserError as problem:
             raise UserError(f"variant {variant!r}: {problem}") from None
     return found
-
-
-def _check(config: ConfigDict) -> None:
-    """Raises UserError for what a run would stop at before it reads any data."""
-    segmenter_config(config)
-    from_config(TrainSettings, config.train, "train")
-    from_config(LossConfig, config.loss, "loss")
-    from_config(WindowSettings, config.evaluate, "evaluate")
-
-
-def with_settings(config: ConfigDict, settings: Settings) -> ConfigDict:
-    """A locked copy of a configuration with values by dotted key: whole sections first, then all others at
-    once, so that their order does not matter."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            config = _with_section(config, key, value)
-    single = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
-    return apply_overrides(config, [f"--config.{key}={_text(value)}" for key, value in single.items()])
-
-
-def _with_section(config: ConfigDict, key: str, value: Mapping[str, Any]) -> ConfigDict:
-    config = ConfigDict(config.to_dict())
-    *places, last = key.split(".")
-    section = config
-    for place in places:
-        section = section.get(place)
-        if not isinstance(section, ConfigDict):
-            raise UserError(f"config.{key}: there is no section config.{'.'.join(places)}")
-    with section.ignore_type():
-        section[last] = ConfigDict(dict(value))
-    return config.lock()
-
-
-def _text(value: Any) -> str:
-    """A value as on the command line."""
-    if isinstance(value, str):
-        return value
-    return repr(value).lower() if value is None or isinstance(value, bool) else repr(value)
 
 
 def folder_of(variant: str) -> str:

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from spectralmoe_jax.ablation.grid import Cell
-from spectralmoe_jax.checkpoints.store import CONFIG_FILE, describe_differences, read_run_config
-from spectralmoe_jax.configuration import flatten
+from spectralmoe_jax.checkpoints.store import CONFIG_FILE, describe_differences, read_run_given
+from spectralmoe_jax.config.load import flatten
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.best_checkpoint import read_judged
+from spectralmoe_jax.evaluation.best_checkpoint import read_evaluation
 from spectralmoe_jax.files import replacing
 
 FAILURE, ATTEMPTS, LOG = "failure.json", "attempts.jsonl", "log.txt"
@@ -42,7 +42,7 @@ def is_done(cell: Cell) -> bool:
 
     `spectralmoe report` may have judged a run that was not trained to its end.
     """
-    judged = read_judged(cell.folder)
+    judged = read_evaluation(cell.folder)
     return judged is not None and judged.get("trained", 0) >= cell.config.train.steps
 
 
@@ -58,7 +58,7 @@ def check_folder(cell: Cell) -> None:
     """Raises UserError where the folder holds a run of other settings: a grid never mixes two."""
     if not (cell.folder / CONFIG_FILE).exists():
         return
-    there, here = (_fixed(flatten(config)) for config in (read_run_config(cell.folder), cell.config))
+    there, here = (_fixed(flatten(given)) for given in (read_run_given(cell.folder), cell.config.given))
     if differing := describe_differences(there, here):
         raise UserError(f"{cell.folder} holds a run of other settings: {differing}; choose another --workdir")
 
@@ -95,13 +95,13 @@ def run_cell(cell: Cell) -> bool:
 
 
 def _run(cell: Cell) -> bool:
-    from spectralmoe_jax.evaluation.best_checkpoint import judge
+    from spectralmoe_jax.evaluation.best_checkpoint import evaluate_best_checkpoint
     from spectralmoe_jax.training.train import train
 
     result = train(cell.config, cell.folder)
     if result["step"] < cell.config.train.steps:
         return False
-    judge(cell.folder, cell.config)
+    evaluate_best_checkpoint(cell.folder, cell.config)
     return True
 
 

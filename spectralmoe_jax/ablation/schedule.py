@@ -24,7 +24,7 @@ from spectralmoe_jax.ablation.run import (
     is_done,
     record_failure,
 )
-from spectralmoe_jax.configuration import require
+from spectralmoe_jax.errors import require
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _CACHED_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # 1, left alone: not the many small programs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -12,18 +11,7 @@ from jax import Array
 
 from spectralmoe_jax.adapters.base import Rule, RunBlock
 from spectralmoe_jax.adapters.baselines import NoAdapter
-from spectralmoe_jax.configuration import require
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptFormerConfig:
-    """bottleneck: width of the branch. branch_scale: s."""
-
-    bottleneck: int = 64
-    branch_scale: float = 0.1
-
-    def __post_init__(self) -> None:
-        require(self.bottleneck >= 1, "config.model.adapter.bottleneck", "must be at least 1")
+from spectralmoe_jax.config.adapters import AdaptFormerConfig
 
 
 class AdaptFormer(NoAdapter):

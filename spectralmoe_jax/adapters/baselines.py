@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.adapters.base import Grid, LayerOutput, Path
+from spectralmoe_jax.config.adapters import FullConfig, NoAdapterConfig
 
 
 def passed_on(visual: Array) -> LayerOutput:
@@ -17,15 +17,10 @@ def passed_on(visual: Array) -> LayerOutput:
     return LayerOutput(visual, jnp.zeros((), jnp.promote_types(jnp.float32, visual.dtype)))
 
 
-@dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """There is nothing to choose."""
-
-
 class NoAdapter(nnx.Module):
     """The encoder's own tokens: the frozen encoder as a baseline."""
 
-    Config: ClassVar[type] = NoSettings
+    Config: ClassVar[type] = NoAdapterConfig
 
     def __init__(self, config: Any, *, layers: int, width: int, param_dtype=jnp.float32, rngs: nnx.Rngs):
         self.config: Any = config
@@ -43,6 +38,8 @@ class NoAdapter(nnx.Module):
 
 class Full(NoAdapter):
     """Fine-tuning: every weight of the visual encoder that its features use is trained."""
+
+    Config: ClassVar[type] = FullConfig
 
     def trains(self, path: Path) -> bool:
         return True

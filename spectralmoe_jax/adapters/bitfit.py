@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from spectralmoe_jax.adapters.base import Path, Rule
 from spectralmoe_jax.adapters.baselines import NoAdapter
+from spectralmoe_jax.config.adapters import BitFitConfig
 
 
 class BitFit(NoAdapter):
@@ -14,6 +15,7 @@ class BitFit(NoAdapter):
     They are not decayed: decay would pull pretrained biases to zero.
     """
 
+    Config: ClassVar[type] = BitFitConfig
     optimizer_rules: ClassVar[tuple[Rule, ...]] = ((r"^backbone/visual/.*bias$", 0.0, 1.0),)
 
     def trains(self, path: Path) -> bool:

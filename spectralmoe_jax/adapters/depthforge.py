@@ -3,7 +3,6 @@ finest feature map before the pixel decoder."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,24 +12,10 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.adapters.base import Projection
-from spectralmoe_jax.adapters.rein import Rein, ReinConfig
-from spectralmoe_jax.configuration import require
+from spectralmoe_jax.adapters.rein import Rein
+from spectralmoe_jax.config.adapters import DepthForgeConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.resampling import resize_bilinear, resize_by_scale
-
-
-@dataclasses.dataclass(frozen=True)
-class DepthForgeConfig(ReinConfig):
-    """As `ReinConfig`; gate_width: channels inside the refinement's channel gate. maps: the head's levels."""
-
-    gate_width: int = 64
-    maps: int = 4
-    use_depth: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("gate_width", "maps"):
-            require(getattr(self, key) >= 1, f"config.model.adapter.{key}", "must be at least 1")
 
 
 class Refinement(nnx.Module):

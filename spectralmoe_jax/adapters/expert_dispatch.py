@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.parallel import active_layout, constrain
 
 
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     back: Array
 
 
-def dispatched(tokens: Array, indices: Array, a: Array, b: Array, config: AdapterConfig) -> Array:
+def dispatched(tokens: Array, indices: Array, a: Array, b: Array, config: SpectralMoEConfig) -> Array:
     """Each chosen expert's update in its own coordinates, the bias's last.
 
     Args:
@@ -125,7 +125,7 @@ def _plan(indices: Array, experts: int, first: Array | int) -> Plan:
 
 
 def _coordinates(
-    tokens: Array, indices: Array, a: Array, b: Array, first: Array | int, config: AdapterConfig
+    tokens: Array, indices: Array, a: Array, b: Array, first: Array | int, config: SpectralMoEConfig
 ) -> Array:
     """As `dispatched`, for experts `first`, ... alone; zero for a choice of another expert."""
     wide = jnp.promote_types(jnp.float32, tokens.dtype)

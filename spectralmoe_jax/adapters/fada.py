@@ -15,7 +15,8 @@ from einops import rearrange
 from jax import Array
 
 from spectralmoe_jax.adapters.base import Grid
-from spectralmoe_jax.adapters.rein import ReinConfig, TwoBranches
+from spectralmoe_jax.adapters.rein import TwoBranches
+from spectralmoe_jax.config.adapters import FADAConfig
 
 
 class Bands(NamedTuple):
@@ -33,7 +34,7 @@ class FrequencyAdapted(TwoBranches):
     bands, whose tokens stand side by side and share one table.
     """
 
-    Config: ClassVar[type] = ReinConfig
+    Config: ClassVar[type] = FADAConfig
     normalise = "similarity"
 
     def change(self, weights: dict[str, Any], visual: Array, grid: Grid) -> Array:

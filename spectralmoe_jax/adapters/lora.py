@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -12,20 +11,9 @@ from jax import Array
 
 from spectralmoe_jax.adapters.base import Rule, RunBlock, Weights
 from spectralmoe_jax.adapters.baselines import NoAdapter
-from spectralmoe_jax.configuration import require
+from spectralmoe_jax.config.adapters import LoRAConfig
 
 QKV = ("attention", "qkv", "kernel")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """lora_rank: r. lora_alpha: the change is scaled by lora_alpha / lora_rank."""
-
-    lora_rank: int = 8
-    lora_alpha: float = 8.0
-
-    def __post_init__(self) -> None:
-        require(self.lora_rank >= 1, "config.model.adapter.lora_rank", "must be at least 1")
 
 
 class LoRA(NoAdapter):
@@ -34,7 +22,7 @@ class LoRA(NoAdapter):
     Attributes: lora_a (L, 2, D, r) and lora_b (L, 2, r, D), zero at the start, of queries and values.
     """
 
-    Config: ClassVar[type] = LoraConfig
+    Config: ClassVar[type] = LoRAConfig
     optimizer_rules: ClassVar[tuple[Rule, ...]] = ((r"adapter/lora_[ab]$", 1.0, 1.0),)
 
     def __init__(self, config: Any, *, layers: int, width: int, param_dtype=jnp.float32, rngs: nnx.Rngs):

@@ -21,7 +21,6 @@ from flax import nnx
 from spectralmoe_jax.errors import UserError
 
 KEY = "config.model.adapter.kind"
-DEFAULT = "spectral_moe"
 _PACKAGE = "spectralmoe_jax.adapters"
 BUILTIN = {
     "spectral_moe": f"{_PACKAGE}.spectral_moe:SpectralMoE",

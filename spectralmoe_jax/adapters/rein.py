@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -15,33 +14,10 @@ from jax import Array
 
 from spectralmoe_jax.adapters.base import Grid, LayerOutput, Projection, QueryLink
 from spectralmoe_jax.adapters.baselines import passed_on
-from spectralmoe_jax.configuration import require
+from spectralmoe_jax.config.adapters import ReinConfig
 
 PATCH = 16  # side of the patches that the published initial bound of the tokens is for
 NORM_EPS = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class ReinConfig:
-    """Settings of Rein and of what is built on it.
-
-    Attributes:
-      num_tokens: m, equal to the head's queries. rank: r of T = A B. query_dim: width of the queries.
-      scale_init: alpha at the start.
-      link_query_features: a linear map of the queries stands in place of the head's query features.
-    """
-
-    num_tokens: int = 100
-    rank: int = 16
-    query_dim: int = 256
-    scale_init: float = 1e-3
-    link_query_features: bool = False
-
-    def __post_init__(self) -> None:
-        for key in ("rank", "query_dim"):
-            require(getattr(self, key) >= 1, f"config.model.adapter.{key}", "must be at least 1")
-        # the first token takes part in the softmax alone
-        require(self.num_tokens >= 2, "config.model.adapter.num_tokens", "must be at least 2")
 
 
 class TokenBranch(nnx.Module):

@@ -15,7 +15,8 @@ from einops import rearrange
 from jax import Array
 
 from spectralmoe_jax.adapters.base import Grid
-from spectralmoe_jax.adapters.rein import ReinConfig, TwoBranches
+from spectralmoe_jax.adapters.rein import TwoBranches
+from spectralmoe_jax.config.adapters import SETConfig
 
 TINY = 1e-10  # squared amplitude below which a frequency is taken for absent
 
@@ -27,7 +28,7 @@ class SpectralTokens(TwoBranches):
     logits. F is unitary, so that amplitudes are of the tokens' size whatever the grid.
     """
 
-    Config: ClassVar[type] = ReinConfig
+    Config: ClassVar[type] = SETConfig
     normalise = "logits"
 
     def change(self, weights: dict[str, Any], visual: Array, grid: Grid) -> Array:

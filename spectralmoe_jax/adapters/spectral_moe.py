@@ -30,7 +30,7 @@ from jax.scipy.special import ndtr
 from spectralmoe_jax.adapters.base import Grid, LayerOutput, Projection, merged
 from spectralmoe_jax.adapters.expert_dispatch import dispatched
 from spectralmoe_jax.adapters.expert_dispatch import updates as all_updates
-from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.parallel import by_expert, by_rows, constrain, gather_experts
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -46,7 +46,7 @@ class Routing(NamedTuple):
     load: Array
 
 
-def clean_logits(tokens: Array, w_gate: Array, config: AdapterConfig) -> Array:
+def clean_logits(tokens: Array, w_gate: Array, config: SpectralMoEConfig) -> Array:
     """Negative distance (or the product) of every token to every expert's gate vector.
 
     tokens (B, N, D), w_gate (D, E) -> (B, N, E), all of one dtype. The squared distance of `gaussian` comes
@@ -75,7 +75,7 @@ def _product(tokens: Array, w: Array) -> Array:
 
 
 def route(
-    tokens: Array, w_gate: Array, w_noise: Array, config: AdapterConfig, noise: Array | None = None
+    tokens: Array, w_gate: Array, w_noise: Array, config: SpectralMoEConfig, noise: Array | None = None
 ) -> Routing:
     """Choose the top k experts of every token.
 
@@ -123,7 +123,7 @@ def squared_variation(x: Array) -> Array:
     return jnp.var(x, ddof=1) / (jnp.mean(x) ** 2 + 1e-10)
 
 
-def balance_loss(routings: list[Routing], config: AdapterConfig) -> Array:
+def balance_loss(routings: list[Routing], config: SpectralMoEConfig) -> Array:
     """The balance loss of one layer over its modalities, weight applied: a scalar."""
     terms = []
     for routing in routings:
@@ -138,7 +138,7 @@ def balance_loss(routings: list[Routing], config: AdapterConfig) -> Array:
     return config.balance_weight * total
 
 
-def token_map(tokens: Array, a: Array, b: Array, config: AdapterConfig) -> Array:
+def token_map(tokens: Array, a: Array, b: Array, config: SpectralMoEConfig) -> Array:
     """Softmax attention of every feature over the m tokens of every expert.
 
     tokens (B, N, D), a (E, M, R), b (E, R, D) -> (B, N, E, M), at least float32.
@@ -161,7 +161,7 @@ def _inside(tokens: Array, b: Array) -> Array:
     return jnp.einsum("bnd,erd->bner", tokens, b, preferred_element_type=wide)
 
 
-def coordinates(tokens: Array, a: Array, b: Array, weights: Array, config: AdapterConfig) -> Array:
+def coordinates(tokens: Array, a: Array, b: Array, weights: Array, config: SpectralMoEConfig) -> Array:
     """The weighted sum of the experts' updates, in expert coordinates.
 
     With experts spread over devices each computes those of its own, and these numbers are what crosses.
@@ -187,7 +187,7 @@ def directions(b: Array, kernel: Array, bias: Array) -> Array:
 
 
 def combine(
-    tokens: Array, a: Array, b: Array, basis: Array, routing: Routing, config: AdapterConfig
+    tokens: Array, a: Array, b: Array, basis: Array, routing: Routing, config: SpectralMoEConfig
 ) -> Array:
     """Combine the chosen experts of one modality; basis: `directions`, (E*R + 1, D).
 
@@ -217,7 +217,9 @@ def _nth_chosen(chosen: Array, n: int) -> Array:
     return chosen & (order == n + 1)
 
 
-def fuse(visual: Array, depth: Array | None, gram: Array | None, width: int, config: AdapterConfig) -> Array:
+def fuse(
+    visual: Array, depth: Array | None, gram: Array | None, width: int, config: SpectralMoEConfig
+) -> Array:
     """Fuse the two modalities' updates.
 
     Args:
@@ -258,9 +260,9 @@ class SpectralMoE(nnx.Module):
       token_to_feature: W_t. delta_to_feature: W_d. scale: alpha. transform: W_q. merge: W_m.
     """
 
-    Config: ClassVar[type] = AdapterConfig
+    Config: ClassVar[type] = SpectralMoEConfig
 
-    def __init__(self, config: AdapterConfig, *, layers: int, width: int,
+    def __init__(self, config: SpectralMoEConfig, *, layers: int, width: int,
                  param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
         e, r = config.num_experts, max(config.ranks)
         self.config = config
@@ -347,7 +349,7 @@ class SpectralMoE(nnx.Module):
         return merged(per_layer, self.merge)
 
 
-def _initial_a(key: Array, config: AdapterConfig, layers: int, dtype) -> Array:
+def _initial_a(key: Array, config: SpectralMoEConfig, layers: int, dtype) -> Array:
     """Kaiming uniform with a = sqrt(5): bound 1/sqrt(rank), zero beyond an expert's rank."""
     ranks = jnp.asarray(config.ranks, dtype)[:, None, None]
     shape = (layers, config.num_experts, config.num_tokens, max(config.ranks))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -13,17 +12,7 @@ from jax import Array
 from spectralmoe_jax.adapters.base import RunBlock
 from spectralmoe_jax.adapters.baselines import NoAdapter
 from spectralmoe_jax.adapters.rein import PATCH
-from spectralmoe_jax.configuration import require
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptConfig:
-    """num_prompts: prompt tokens of every layer."""
-
-    num_prompts: int = 150
-
-    def __post_init__(self) -> None:
-        require(self.num_prompts >= 1, "config.model.adapter.num_prompts", "must be at least 1")
+from spectralmoe_jax.config.adapters import VPTConfig
 
 
 class VisualPrompts(NoAdapter):
@@ -33,7 +22,7 @@ class VisualPrompts(NoAdapter):
     Attributes: prompts (L, P, D), not decayed.
     """
 
-    Config: ClassVar[type] = PromptConfig
+    Config: ClassVar[type] = VPTConfig
     adds_tokens: ClassVar[bool] = True
 
     def __init__(self, config: Any, *, layers: int, width: int, param_dtype=jnp.float32, rngs: nnx.Rngs):

@@ -16,21 +16,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from spectralmoe_jax.adapters.base import hook
 from spectralmoe_jax.ahead_of_time.collectives import collectives
 from spectralmoe_jax.ahead_of_time.program_report import product_flops
-from spectralmoe_jax.configuration import from_config
+from spectralmoe_jax.config.load import Configuration, as_run_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import make_predict_step
-from spectralmoe_jax.inference.sliding_window import WindowSettings
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.parallel import Layout
-from spectralmoe_jax.parallel.mesh import check_layout, parallel_settings
+from spectralmoe_jax.parallel.mesh import check_layout
 from spectralmoe_jax.parameters import split
-from spectralmoe_jax.training.loop import TrainSettings
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
 
@@ -89,7 +86,9 @@ def find_machine(topology: str) -> Machine:
 STEPS = ("train", "predict")
 
 
-def compile_steps(config: ConfigDict, topology: str = LOCAL, steps: Sequence[str] = STEPS) -> dict[str, Any]:
+def compile_steps(
+    config: Configuration, topology: str = LOCAL, steps: Sequence[str] = STEPS
+) -> dict[str, Any]:
     """Compiles the real steps for the devices of a topology, without allocating anything.
 
     Args:
@@ -108,20 +107,21 @@ def compile_steps(config: ConfigDict, topology: str = LOCAL, steps: Sequence[str
       UserError: a configuration, mesh or topology that cannot be.
     """
     machine = find_machine(topology)
-    layout = Layout.make(parallel_settings(config), machine.devices)
-    check_layout(config, layout)
+    run = as_run_config(config)
+    layout = Layout.make(run.parallel, machine.devices)
+    check_layout(run, layout)
     lower = {"train": lower_train, "predict": lower_predict}
     report: dict[str, Any] = {
         "topology": machine.name,
         "devices": len(machine.devices),
         "memory": machine.memory,
         "mesh": dict(layout.mesh.shape),
-        "batch": from_config(TrainSettings, config.train, "train").batch_size,
+        "batch": run.train.batch_size,
         "jax": jax.__version__,
     }
     for step in steps:
         start = time.monotonic()
-        traced = lower[step](config, layout)
+        traced = lower[step](run, layout)
         compiled, program = _compiled(traced.lower(), is_here=topology == LOCAL)
         report[step] = _figures(compiled, program, machine.memory, layout)
         report[step] |= {
@@ -131,10 +131,10 @@ def compile_steps(config: ConfigDict, topology: str = LOCAL, steps: Sequence[str
     return report
 
 
-def lower_train(config: ConfigDict, layout: Layout) -> Any:
+def lower_train(config: RunConfig, layout: Layout) -> Any:
     """The traced train step of a configuration, from shapes alone."""
     structure, trainable, frozen = _shapes(config, layout)
-    settings = from_config(TrainSettings, config.train, "train")
+    settings = config.train
     rules = hook(structure.backbone.adapter, "optimizer_rules") or ()
     optimizer = make_optimizer(settings, trainable, rules)
     state = layout.shapes(jax.eval_shape(lambda params: init_state(params, optimizer), trainable))
@@ -144,23 +144,21 @@ def lower_train(config: ConfigDict, layout: Layout) -> Any:
         "label": _batch(layout, rows, crop, crop),
     }
     key = layout.shapes(jax.eval_shape(lambda: jax.random.key(0)))
-    step = make_train_step(
-        make_loss(structure, from_config(LossConfig, config.loss, "loss")), optimizer, layout
-    )
+    step = make_train_step(make_loss(structure, config.loss), optimizer, layout)
     return step.trace(state, frozen, batch, key)  # type: ignore[attr-defined]
 
 
-def lower_predict(config: ConfigDict, layout: Layout) -> Any:
+def lower_predict(config: RunConfig, layout: Layout) -> Any:
     """The traced step that maps windows, from shapes alone."""
     structure, trainable, frozen = _shapes(config, layout)
-    settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    settings = config.evaluate
     parts = layout.size("batch")
     rows = -(-settings.batch_size // parts) * parts
     pixels = _batch(layout, rows, settings.window, settings.window, len(config.bands))
     return make_predict_step(structure, layout).trace(trainable, frozen, pixels)
 
 
-def _shapes(config: ConfigDict, layout: Layout) -> tuple[Any, Any, Any]:
+def _shapes(config: RunConfig, layout: Layout) -> tuple[Any, Any, Any]:
     structure = abstract_segmenter(segmenter_config(config))
     trainable, frozen = split(structure)
     return structure, layout.shapes(trainable), layout.shapes(frozen)

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from jax.extend import core
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from spectralmoe_jax.configuration import choose, require
-from spectralmoe_jax.parallel.settings import MESH_AXES
+from spectralmoe_jax.config.schema import MESH_AXES, RunConfig
+from spectralmoe_jax.errors import choose, require
 
 
 def product_flops(jaxpr: core.Jaxpr) -> int:
@@ -67,12 +66,15 @@ _ROWS = {
 }
 
 
-def with_mesh(config: ConfigDict, mesh: str | None) -> ConfigDict:
-    """A copy of a configuration on the mesh `data=64,expert=4`: an axis not named has one device, or data,
-    where it is not named, all that are left.
+def with_mesh(config: RunConfig, mesh: str | None) -> RunConfig:
+    """Return a configuration on another mesh.
+
+    Args:
+      config: a run's configuration.
+      mesh: such as `data=64,expert=4`. An axis that is not named has one device; data has all that are left.
 
     Raises:
-      UserError: an unknown axis or no number.
+      UserError: an unknown axis, or a size that is no number.
     """
     if mesh is None:
         return config
@@ -82,10 +84,7 @@ def with_mesh(config: ConfigDict, mesh: str | None) -> ConfigDict:
         choose("--mesh", axis, MESH_AXES)
         require(size.lstrip("-").isdigit(), "--mesh", f"{part!r} is no AXIS=NUMBER, as in data=64,expert=4")
         sizes[axis] = int(size)
-    config = config.copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():
-        config.parallel = ConfigDict({**(config.get("parallel") or {}), **sizes})
-    return config.lock()
+    return config.replaced({f"parallel.{axis}": size for axis, size in sizes.items()})
 
 
 def print_report(report: dict[str, Any], console: Console | None = None) -> None:

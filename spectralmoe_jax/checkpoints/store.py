@@ -20,18 +20,17 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import jax
-from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from spectralmoe_jax.configuration import flatten, read_config
+from spectralmoe_jax.config.load import CHOICES, flatten, read_config, read_given
+from spectralmoe_jax.config.presets import FAMILIES, kind_of
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.presets import takes_wavelengths
-from spectralmoe_jax.optional_keys import CHOICES
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 CONFIG_FILE = "config.json"
@@ -42,7 +41,7 @@ _MODEL_SECTIONS = ("bands", "classes", "model")
 # How the same function is computed, not which function: free to differ between runs.
 _COMPUTATION_KEYS = ("model.dtype", "model.remat", "model.weights", "model.visual.weights",
                      "model.depth.weights", "model.adapter.strategy")  # fmt: skip
-_DEFAULT_KINDS = {f"{section}.kind": choice.default for section, choice in CHOICES.items()}
+_DEFAULT_KINDS = {f"{section}.kind": next(iter(kinds)) for section, kinds in CHOICES.items()}
 # What belongs to a sensor where the patch embedding is generated: free to differ, too.
 _SENSOR_KEYS = (
     "bands",
@@ -53,15 +52,15 @@ _SENSOR_KEYS = (
 )
 
 
-def model_part(config: ConfigDict) -> dict[str, Any]:
+def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint must agree on, as JSON values by dotted key: bands, classes and model.
 
     Precision (`model.dtype`), rematerialisation (`model.remat`) and where weights were read from are left
     out: they do not change what the parameters mean, and files move. So are the bands where the visual
     encoder generates its patch embedding from their wavelengths (dofa).
     """
-    sections = {key: config[key] for key in _MODEL_SECTIONS if key in config}
-    free = _COMPUTATION_KEYS + (_SENSOR_KEYS if _any_bands(config) else ())
+    sections = {key: given[key] for key in _MODEL_SECTIONS if key in given}
+    free = _COMPUTATION_KEYS + (_SENSOR_KEYS if _takes_any_bands(given) else ())
     flat = {key: value for key, value in flatten(sections).items() if key not in free}
     for key, default in _DEFAULT_KINDS.items():
         if flat.get(key) == default:
@@ -69,22 +68,33 @@ def model_part(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(flat))
 
 
-def _any_bands(config: ConfigDict) -> bool:
-    return takes_wavelengths(config.model.get("visual") or {})
+def _takes_any_bands(given: Mapping[str, Any]) -> bool:
+    """Whether the visual encoder generates its patch embedding from the bands' wavelengths."""
+    family = FAMILIES.get(kind_of((given.get("model") or {}).get("visual") or {}) or "")
+    return family is not None and family.wavelengths
 
 
-def fingerprint(config: ConfigDict) -> str:
+def fingerprint(given: Mapping[str, Any]) -> str:
     """A hexadecimal digest of `model_part`; equal for configurations that may share checkpoints."""
-    return hashlib.sha256(json.dumps(model_part(config), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(model_part(given), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_run_config(workdir: str | os.PathLike[str]) -> ConfigDict:
-    """The configuration stored in a run's folder.
+def read_run_config(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration stored in a run's folder, with overrides.
+
+    Raises:
+      UserError: there is none, or an override does not fit it.
+    """
+    return read_config(Path(workdir) / CONFIG_FILE, overrides)
+
+
+def read_run_given(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is stored in a run's folder as its configuration, its values unchecked.
 
     Raises:
       UserError: there is none.
     """
-    return read_config(Path(workdir) / CONFIG_FILE)
+    return read_given(Path(workdir) / CONFIG_FILE)
 
 
 class CheckpointStore:
@@ -96,8 +106,8 @@ class CheckpointStore:
       metric: name of the metric that decides which checkpoint is best; higher is better.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], config: ConfigDict, metric: str = "miou"):
-        self._config = config
+    def __init__(self, workdir: str | os.PathLike[str], config: RunConfig, metric: str = "miou"):
+        self._given = config.given
         self._metric = metric
         self._folder = (Path(workdir) / FOLDER).absolute()
         self._checkpointer: ocp.training.Checkpointer | None = None
@@ -158,8 +168,8 @@ class CheckpointStore:
                 {TRAINABLE: named_leaves(params), OPTIMIZER: named_leaves(opt_state)},
                 metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
                 custom_metadata={
-                    "fingerprint": fingerprint(self._config),
-                    "model": model_part(self._config),
+                    "fingerprint": fingerprint(self._given),
+                    "model": model_part(self._given),
                 },
                 force=True,
             )
@@ -258,9 +268,9 @@ class CheckpointStore:
         return {part: from_named_leaves(found[part], tree) for part, tree in wanted.items()}
 
     def _require_same_model(self, stored: Mapping[str, Any], place: Path) -> None:
-        if stored.get("fingerprint") == fingerprint(self._config):
+        if stored.get("fingerprint") == fingerprint(self._given):
             return
-        listed = describe_differences(stored.get("model", {}), model_part(self._config))
+        listed = describe_differences(stored.get("model", {}), model_part(self._given))
         raise UserError(
             f"checkpoint {place} is of another configuration: {listed}; "
             "use the matching --config or another folder"

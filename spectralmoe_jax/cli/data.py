@@ -1,11 +1,13 @@
-"""Subcommands about data: prepare and data."""
+"""Subcommands about data and configurations: prepare, data and config."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config, read_config
+from spectralmoe_jax.config.reference import reference, show_config
+from spectralmoe_jax.config.schema import MAIN
 from spectralmoe_jax.errors import UserError
 
 
@@ -92,8 +94,43 @@ class Data:
         """Run the subcommand and return its exit status."""
         config = load_config(arguments.config, overrides)
         from data_pipelines.inspect.inspect import show
-        from data_pipelines.streams import MAIN, choose_stream
+        from data_pipelines.streams import choose_stream
 
         config = choose_stream(config, arguments.stream or MAIN)
         show(config, arguments.batches, arguments.output or Path(f"data_{config.name}.png"))
+        return 0
+
+
+class Config:
+    """Print a configuration whole: every key with its value, defaults and presets filled in.
+
+    The output is a configuration file itself. Comments say where values come from that FILE does not give.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        what = parser.add_mutually_exclusive_group(required=True)
+        what.add_argument(
+            "config", nargs="?", metavar="FILE[:args]", help="configuration, e.g. configs/dubai.py"
+        )
+        what.add_argument(
+            "--workdir", metavar="DIR", type=Path, help="folder of a run, for the configuration stored there"
+        )
+        what.add_argument(
+            "--reference",
+            action="store_true",
+            help="print the reference of every key (docs/configuration.md)",
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        if arguments.reference:
+            refuse_overrides(overrides, "config --reference")
+            print(reference(), end="")
+        elif arguments.workdir is not None:
+            print(show_config(read_config(arguments.workdir / "config.json", overrides)), end="")
+        else:
+            print(show_config(load_config(arguments.config, overrides)), end="")
         return 0

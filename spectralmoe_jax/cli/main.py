@@ -21,6 +21,7 @@ COMMANDS = {
     "quickstart": ("runs", "train, test and map a generated two-sensor benchmark; needs no data"),
     "prepare": ("data", "cut a published benchmark into tiles that are read at the speed of the disk"),
     "data": ("data", "draw batches of a configuration as a picture, with statistics and times"),
+    "config": ("data", "print a configuration whole: every key with its value, and where it comes from"),
     "train": ("runs", "train on source places, in a folder that can be resumed"),
     "evaluate": ("runs", "score a trained model on whole images, per domain and class"),
     "ablate": ("runs", "a grid of variants and seeds over one configuration, ending in one table"),

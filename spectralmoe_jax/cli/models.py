@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.configuration import apply_overrides, load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import fetch_first
 
@@ -33,7 +33,7 @@ class Predict:
         """Run the subcommand and return its exit status."""
         from spectralmoe_jax.checkpoints.store import read_run_config
 
-        config = apply_overrides(read_run_config(arguments.checkpoint), overrides)
+        config = read_run_config(arguments.checkpoint, overrides)
         if arguments.stream:
             from data_pipelines.streams import choose_stream
 
@@ -88,8 +88,6 @@ class Convert:
         if arguments.config is None:
             refuse_overrides(overrides, "convert without --config")
         else:
-            from spectralmoe_jax.configuration import load_config
-
             config = load_config(arguments.config, overrides)
         fetch_first(arguments.source.split(","))
         from spectralmoe_jax.conversion.convert import convert

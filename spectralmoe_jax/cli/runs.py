@@ -6,10 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.configuration import apply_overrides, load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.weights.hub import fetch_first
 
 
@@ -78,7 +76,7 @@ class Train:
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         config = load_config(arguments.config, overrides)
-        fetch_first(_weights(config))
+        fetch_first(config.model.weight_files)
         with all_processes(arguments):
             import jax
 
@@ -89,14 +87,6 @@ class Train:
                 best = "" if result["best"] is None else f", best checkpoint at step {result['best']}"
                 print(f"{result['workdir']}: {result['step']} steps{best}")
         return 0
-
-
-def _weights(config: ConfigDict) -> list[str]:
-    """What the configuration reads weights from."""
-    model = config.get("model") or {}  # what is missing or wrong in it is reported when it is built
-    sections = (model, model.get("visual") or {}, model.get("depth") or {})
-    given = [part.get("weights") or () for part in sections]
-    return [spec for one in given for spec in (one.split(",") if isinstance(one, str) else one)]
 
 
 class Evaluate:
@@ -132,7 +122,7 @@ class Evaluate:
         else:
             from spectralmoe_jax.checkpoints.store import read_run_config
 
-            config = apply_overrides(read_run_config(workdir), overrides)
+            config = read_run_config(workdir, overrides)
         if arguments.stream:
             from data_pipelines.streams import choose_stream
 

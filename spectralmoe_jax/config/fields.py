@@ -15,7 +15,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from spectralmoe_jax.errors import UserError, bad_value
@@ -29,10 +29,12 @@ class Allowed(NamedTuple):
     Attributes:
       words: what they are, as in "must be at least 1".
       holds: whether a value is one of them.
+      choices: the values, where they are few.
     """
 
     words: str
     holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
 
 
 def at_least(least: float) -> Allowed:
@@ -52,7 +54,7 @@ def between(low: float, high: float) -> Allowed:
 
 def one_of(*choices: str) -> Allowed:
     """The given texts."""
-    return Allowed(f"one of {', '.join(choices)}", lambda value: value in choices)
+    return Allowed(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
 
 
 def each(allowed: Allowed) -> Allowed:
@@ -124,6 +126,12 @@ def keys_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """The fields of a section that a configuration may give, by name."""
     fields = dataclasses.fields(typing.cast(Any, cls))
     return {field.name: field for field in fields if field.init and not field.metadata.get("derived")}
+
+
+def choices_of(cls: type) -> dict[str, tuple[str, ...]]:
+    """The values to choose from, of every field that has some."""
+    allowed = {name: field.metadata.get("allowed") for name, field in keys_of(cls).items()}
+    return {name: found.choices for name, found in allowed.items() if found and found.choices}
 
 
 @functools.cache
@@ -310,11 +318,3 @@ def type_name(hint: Any, plural: bool = False) -> str:
     if origin is not None:
         return type_name(origin, plural)
     return "a section" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", str(hint))
-
-
-def choose(key: str, value: T, allowed: Iterable[T]) -> T:
-    """The value where it is among the allowed ones, else a UserError that lists them."""
-    allowed = tuple(allowed)
-    if value not in allowed:
-        raise bad_value(key, value, f"must be one of {', '.join(map(str, allowed))}")
-    return value

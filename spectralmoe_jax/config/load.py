@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from spectralmoe_jax.config.adapters import ADAPTERS
 from spectralmoe_jax.config.fields import (
     checked,
-    choose,
     hints_of,
     is_finite,
     keys_of,
@@ -33,11 +32,14 @@ from spectralmoe_jax.config.fields import (
 )
 from spectralmoe_jax.config.model import HEADS
 from spectralmoe_jax.config.schema import RunConfig, assign
-from spectralmoe_jax.errors import UserError, bad_value, require
+from spectralmoe_jax.errors import UserError, bad_value, choose, require
 from spectralmoe_jax.files import replacing
 
 Given = dict[str, Any]
 """What a user wrote: nested dictionaries, every list a tuple."""
+
+Configuration: typing.TypeAlias = RunConfig | ConfigDict | str
+"""What public functions take as a configuration: read already, a ConfigDict, or `FILE[:args]`."""
 
 CHOICES: dict[str, Mapping[str, type]] = {"model.adapter": ADAPTERS, "model.head": HEADS}
 """Sections whose keys depend on their `kind`; the first kind is the default one."""
@@ -57,8 +59,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> RunConfig:
     return RunConfig.from_given(load_given(spec, overrides))
 
 
-def as_run_config(config: RunConfig | ConfigDict | str) -> RunConfig:
-    """What a public function is given as its configuration: read already, a ConfigDict, or `FILE[:args]`.
+def as_run_config(config: Configuration) -> RunConfig:
+    """Read a configuration unless it is read already.
 
     Raises:
       UserError: as `load_config`.
@@ -81,6 +83,11 @@ def load_given(spec: str, overrides: Sequence[str] = ()) -> Given:
 def given_of(config: ConfigDict) -> Given:
     """The nested dictionaries of a ConfigDict."""
     return _frozen(config.to_dict())
+
+
+def config_dict(given: Mapping[str, Any]) -> ConfigDict:
+    """A locked ConfigDict of nested dictionaries."""
+    return ConfigDict(dict(given)).lock()
 
 
 def _frozen(value: Any) -> Any:

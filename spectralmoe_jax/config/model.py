@@ -25,8 +25,14 @@ UNTIED_NORMS = ("cls_norm", "local_cls_norm")
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderArchitecture(Section):
-    """What an encoder is made of, whatever its weights and bands are."""
+class EncoderConfig(Section):
+    """An encoder, whatever its weights are.
+
+    Attributes:
+      in_channels: bands of the input; 0 as long as they are not known.
+      band_names: their names.
+      name: `visual` or `depth`.
+    """
 
     kind: str = option("dinov3", "Family of the encoder.", one_of(*KINDS))
     width: int = option(1024, "Width of the tokens.", at_least(1))
@@ -73,6 +79,8 @@ class EncoderArchitecture(Section):
         256, "Channels of the neck that comes with the weights; features do not use it (sam)."
     )
     trainable: bool = option(False, "Train the encoder's weights; by default they are frozen.")
+    in_channels: int = derived(3)
+    band_names: tuple[str, ...] = derived(())
     name: str = derived("visual")
 
     @property
@@ -87,14 +95,21 @@ class EncoderArchitecture(Section):
         if self.family.rope:
             must = f"must leave width / heads a multiple of 4 for rotary positions; width = {self.width}"
             self.require("heads", self.head_dim % 4 == 0, must)
-        low, high = WAVELENGTH_RANGE
-        inside = all(low <= wavelength <= high for wavelength in self.wavelengths)
-        must = f"must be micrometres between {low} and {high} (0.49 for blue, not 490)"
-        self.require("wavelengths", inside or not self.takes_wavelengths, must)
-        if self.kind == "sam":
+        if self.takes_wavelengths:
+            self._check_wavelengths()
+        elif self.kind == "sam":
             divides = self.global_every >= 2 and self.layers % self.global_every == 0
             must = f"must be at least 2 and divide the number of layers, {self.layers}"
             self.require("global_every", divides, must)
+
+    def _check_wavelengths(self) -> None:
+        must = f"must be one wavelength for each of the {self.in_channels} bands, in micrometres"
+        fits = not self.in_channels or len(self.wavelengths) == self.in_channels
+        self.require("wavelengths", fits, must)
+        low, high = WAVELENGTH_RANGE
+        inside = all(low <= wavelength <= high for wavelength in self.wavelengths)
+        must = f"must be micrometres between {low} and {high} (0.49 for blue, not 490)"
+        self.require("wavelengths", inside, must)
 
     @property
     def family(self) -> Family:
@@ -123,7 +138,7 @@ class EncoderArchitecture(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class VisualConfig(EncoderArchitecture):
+class VisualConfig(EncoderConfig):
     """`config.model.visual`: the encoder of all bands."""
 
     preset: str | None = option(
@@ -133,11 +148,23 @@ class VisualConfig(EncoderArchitecture):
         None, "Pretrained weights: a file, a Hugging Face folder or hf://owner/name; none for random ones."
     )
 
+    in_channels: int = derived(0)
+
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         """The section with the preset's sizes filled in."""
         named = given.get("preset")
         return given if named is None else {**preset(named, f"{place}.preset"), **given}
+
+    def encoder(self, bands: tuple[str, ...], **changes: Any) -> EncoderConfig:
+        """The encoder for these bands.
+
+        Args:
+          bands: names of the bands of its input.
+          changes: other fields to replace.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EncoderConfig)}
+        return EncoderConfig(**{**fields, **changes, "in_channels": len(bands), "band_names": bands})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +193,11 @@ LEVELS = 3  # feature levels that the deformable encoder and the mask decoder at
 
 @dataclasses.dataclass(frozen=True)
 class Mask2FormerConfig(HeadSection):
-    """The Mask2Former head; the defaults are the published ones (arXiv 2112.01527)."""
+    """The Mask2Former head; the defaults are the published ones (arXiv 2112.01527).
+
+    Attributes:
+      num_classes: classes without the "no object" one.
+    """
 
     kind: ClassVar[str] = "mask2former"
 
@@ -188,6 +219,7 @@ class Mask2FormerConfig(HeadSection):
         "How much each of the four feature maps is resized, finest first.",
         each(above(0)),
     )
+    num_classes: int = derived(1)
 
     def __post_init__(self) -> None:
         """Check what values the fields may have together."""
@@ -203,9 +235,15 @@ class Mask2FormerConfig(HeadSection):
 
 @dataclasses.dataclass(frozen=True)
 class LinearHeadConfig(HeadSection):
-    """A linear classifier of every patch: there is nothing to choose."""
+    """A linear classifier of every patch: there is nothing to choose.
+
+    Attributes:
+      num_classes: classes of the pixels.
+    """
 
     kind: ClassVar[str] = "linear"
+
+    num_classes: int = derived(1)
 
 
 HEADS: dict[str, type[HeadSection]] = {

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from spectralmoe_jax.config.adapters import ADAPTER_PRESETS, ADAPTERS, OwnAdapterConfig, SpectralMoEConfig
 from spectralmoe_jax.config.fields import (
     Section,
@@ -17,7 +15,7 @@ from spectralmoe_jax.config.fields import (
     section_class,
     type_name,
 )
-from spectralmoe_jax.config.load import as_run_config
+from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.model import HEADS, DepthConfig, ModelConfig, VisualConfig
 from spectralmoe_jax.config.presets import PRESETS
 from spectralmoe_jax.config.schema import (
@@ -38,7 +36,6 @@ _HEAD = '''"""The whole configuration of {name}: every key with its value.
 A comment says where a value comes from that the configuration does not give.
 """
 
-from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
@@ -46,7 +43,7 @@ def get_config() -> ConfigDict:
 '''
 
 
-def show_config(config: RunConfig | ConfigDict | str) -> str:
+def show_config(config: Configuration) -> str:
     """A configuration as a Python file that gives every key, defaults and presets filled in.
 
     Args:

@@ -49,6 +49,17 @@ class ClassesConfig(Section):
                 f"{self.place}.names: give each class one"
             )
 
+    @property
+    def colours(self) -> tuple[tuple[int, int, int], ...]:
+        """The palette, where there is no doing without.
+
+        Raises:
+          UserError: there is none.
+        """
+        if self.palette is None:
+            raise UserError(f"{self.place}.palette is missing: give each class a colour")
+        return self.palette
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
@@ -112,6 +123,7 @@ class DataConfig(Section):
     )
     corrupt: str = option("stop", "What a file that cannot be read leads to.", one_of("stop", "skip"))
     workers: int = option(0, "Processes that prepare batches; 0 prepares them in the main one.", at_least(0))
+    # decoding releases the interpreter lock; where transforms are heavy, more threads only wait for it
     threads: int = option(2, "Threads that prepare batches, in each process.", at_least(1))
     cache_bytes: int = option(512 << 20, "Memory for decoded images and labels, in each process.")
     scenes_source: int = option(24, "Generated scenes of each source domain (synthetic).")

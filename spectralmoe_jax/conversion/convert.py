@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from spectralmoe_jax.checkpoints.store import FOLDER
+from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.conversion.export import convert_run
 from spectralmoe_jax.conversion.merge import merge
 from spectralmoe_jax.errors import UserError
@@ -23,7 +22,7 @@ TARGETS = ("safetensors", "released", "hf")
 
 
 def convert(source: str, destination: str, *, format: str | None = None, preset: str | None = None,
-            to: str | None = None, config: ConfigDict | None = None) -> str:  # fmt: skip
+            to: str | None = None, config: Configuration | None = None) -> str:  # fmt: skip
     """Convert an encoder's weights, parts of a segmenter, or a run's folder.
 
     Args:
@@ -52,7 +51,7 @@ def convert(source: str, destination: str, *, format: str | None = None, preset:
         if to not in (None, "safetensors"):
             raise UserError(f"{source}: --to {to} is for the folder of a run; leave it out, or give a run")
         require_suffix(target, ".safetensors")
-        return merge(specs, target, config)
+        return merge(specs, target, None if config is None else as_run_config(config))
     _refuse(f"{source} is an encoder's file", {"--config": config})
     if to == "released":
         raise UserError(f"{source}: --to released writes a whole segmenter; give the folder of a run")

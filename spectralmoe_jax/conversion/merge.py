@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import SegmenterConfig
@@ -59,7 +59,7 @@ class Part(NamedTuple):
     found: Found | None
 
 
-def merge(specs: Sequence[str], target: Path, config: ConfigDict | None) -> str:
+def merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
     """Write one file that `config.model.weights` reads.
 
     Args:

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.evaluation.evaluate import settled, tally_split
+from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.evaluation.evaluate import resolve_wavelengths, tally_split
 from spectralmoe_jax.evaluation.metrics import write_images
 from spectralmoe_jax.evaluation.score_table import make_report, write_report
 from spectralmoe_jax.inference.model import load_trained, make_routed_step
@@ -21,7 +20,7 @@ from spectralmoe_jax.parallel.mesh import using_layout
 EVALUATION, IMAGES = "evaluation.json", "evaluation.npz"
 
 
-def judge(workdir: Path, config: ConfigDict) -> None:
+def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
     """Evaluate a run's best checkpoint on the target, and keep all of it in the run's folder.
 
     `evaluation.json` is what `spectralmoe evaluate` gives and the number of trainable parameters, the `step`
@@ -30,7 +29,7 @@ def judge(workdir: Path, config: ConfigDict) -> None:
 
     Raises UserError naming the file or key that is wrong.
     """
-    config = settled(workdir, config, "target")
+    config = resolve_wavelengths(workdir, config, "target")
     splits, layout = open_splits(config, only="target"), using_layout(config)
     segmenter = load_trained(workdir, config, layout)
     step = make_routed_step(segmenter, layout)
@@ -44,14 +43,14 @@ def judge(workdir: Path, config: ConfigDict) -> None:
     write_report(report | more, workdir / EVALUATION)
 
 
-def steps_of(workdir: Path, config: ConfigDict) -> tuple[int | None, int | None]:
+def steps_of(workdir: Path, config: RunConfig) -> tuple[int | None, int | None]:
     """The step of the checkpoint that is judged, the best one or the last where none was scored; and the last
     one's. None where there is none."""
     with CheckpointStore(workdir, config) as store:
         return store.best if store.best is not None else store.last, store.last
 
 
-def read_judged(workdir: Path) -> dict[str, Any] | None:
-    """The scores that `judge` kept, or None."""
+def read_evaluation(workdir: Path) -> dict[str, Any] | None:
+    """The scores that `evaluate_best_checkpoint` kept, or None."""
     path = workdir / EVALUATION
     return json.loads(path.read_text()) if path.is_file() else None

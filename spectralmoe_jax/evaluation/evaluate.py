@@ -7,48 +7,56 @@ import os
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from data_pipelines.splits import Splits, open_splits
 from data_pipelines.wavelengths import of_files
 from data_pipelines.whole_split import eval_batches
 from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
-from spectralmoe_jax.configuration import from_config
+from spectralmoe_jax.config.load import Configuration, as_run_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.evaluation.expert_routing import RoutedPredict
 from spectralmoe_jax.evaluation.metrics import Tally, write_images
 from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
 from spectralmoe_jax.inference.model import load_trained, make_routed_step
-from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep, WindowSettings
+from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel.mesh import using_layout
 from spectralmoe_jax.sensors.stated import adopt_stated
 
 
-def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str = "target",
-             output: str | os.PathLike[str] | None = None,
-             images: str | os.PathLike[str] | None = None) -> Report:  # fmt: skip
-    """Score a run's best checkpoint on whole images of a split, print the table, store the JSON.
+def evaluate(
+    workdir: str | os.PathLike[str],
+    config: Configuration,
+    *,
+    split: str = "target",
+    output: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+) -> Report:
+    """Score a run's best checkpoint on whole images of a split, print the table and store the JSON.
 
     All devices of all processes share the windows of an image; every process reads the images.
 
     Args:
-      workdir: folder of the run. config: its configuration.
-      split: `target`, `source` or `holdout`. output: JSON file to write, or None.
-      images: NPZ file for the confusion matrix of every image, or None; see `tally.write_images`.
+      workdir: folder of the run.
+      config: its configuration, in any form of `config.load.Configuration`.
+      split: `target`, `source` or `holdout`.
+      output: JSON file to write, or None.
+      images: NPZ file for the confusion matrix of every image, or None; see `metrics.write_images`.
 
-    Returns: see `report.make_report`.
+    Returns:
+      See `score_table.make_report`.
 
-    Raises UserError naming the file or key that is wrong.
+    Raises:
+      UserError: names the file or key that is wrong.
     """
-    from_config(WindowSettings, config.evaluate, "evaluate")  # a bad value is said before the data is read
-    config = settled(workdir, config, split)
-    splits = open_splits(config, only=split)
-    layout = using_layout(config)
-    segmenter = load_trained(workdir, config, layout)
-    tally = tally_split(config, splits, split, segmenter, make_routed_step(segmenter, layout))
+    run = resolve_wavelengths(workdir, as_run_config(config), split)
+    splits = open_splits(run, only=split)
+    layout = using_layout(run)
+    segmenter = load_trained(workdir, run, layout)
+    tally = tally_split(run, splits, split, segmenter, make_routed_step(segmenter, layout))
     report = make_report(tally)
     if jax.process_index() == 0:
-        print_table(report, f"{config.name}, {split}: {report['images']} images")
+        print_table(report, f"{run.name}, {split}: {report['images']} images")
         if output is not None:
             write_report(report, output)
         if images is not None:
@@ -57,7 +65,7 @@ def evaluate(workdir: str | os.PathLike[str], config: ConfigDict, *, split: str 
 
 
 def tally_split(
-    config: ConfigDict, splits: Splits, split: str, segmenter: Segmenter, step: RoutedStep
+    config: RunConfig, splits: Splits, split: str, segmenter: Segmenter, step: RoutedStep
 ) -> Tally:
     """What a segmenter says of the images of a split, and which experts its tokens go to; `step` is its
     own, of `checkpoints.trained.make_routed_step`."""
@@ -66,14 +74,14 @@ def tally_split(
     return tally
 
 
-def settled(workdir: str | os.PathLike[str], config: ConfigDict, split: str) -> ConfigDict:
-    """The configuration with the wavelengths that the run's files stated, or else those to be evaluated."""
+def resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:
+    """The configuration with the wavelengths that the run's files stated, else those of the split's files."""
     if (Path(workdir) / CONFIG_FILE).is_file():
         config = adopt_stated(config, read_run_config(workdir))
-    return of_files(config, config.data["target" if split == "target" else "source"])
+    return of_files(config, config.data.target if split == "target" else config.data.source)
 
 
-def score_split(config: ConfigDict, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
+def score_split(config: RunConfig, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
     """The scalars of a split that a training run logs: mIoU and overall accuracy."""
     tally = Tally(config.classes.names)
     _count(tally, config, splits, split, predict)
@@ -81,14 +89,19 @@ def score_split(config: ConfigDict, splits: Splits, split: str, predict: Predict
     return {"miou": report["miou"], "overall_accuracy": report["all"]["overall_accuracy"]}
 
 
-def _count(tally: Tally, config: ConfigDict, splits: Splits, split: str, predict: Predict) -> None:
+def _count(tally: Tally, config: RunConfig, splits: Splits, split: str, predict: Predict) -> None:
     """Tiles that fit into a window go through the model several at a time, larger images one by one."""
-    settings = from_config(WindowSettings, config.evaluate, "evaluate")
+    settings = config.evaluate
     source, records = splits.of(split)
     if any(max(record.height, record.width) > settings.window for record in records) or not records:
         tally.count_images(predict, splits.examples(split), settings)
         return
-    workers = config.data.get("workers", 0)
-    batches = eval_batches(source, records, settings.window, batch_size=settings.batch_size, workers=workers)
+    batches = eval_batches(
+        source,
+        records,
+        settings.window,
+        batch_size=settings.batch_size,
+        workers=config.data.workers,
+    )
     with contextlib.closing(batches):
         tally.count_tiles(predict, batches, [(record.domain, record.name) for record in records])

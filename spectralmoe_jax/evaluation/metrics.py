@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.records import IGNORE
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.expert_routing import RoutedPredict, RoutingCounts
 from spectralmoe_jax.files import replacing
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
-    WindowSettings,
     finite,
     padded_tile,
     predict_image,
@@ -108,7 +108,7 @@ class Tally:
         return found
 
     def count_images(self, predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
-                     settings: WindowSettings) -> None:  # fmt: skip
+                     settings: EvaluateConfig) -> None:  # fmt: skip
         """Go over (domain, name, image (H, W, C), label (H, W)), in windows that overlap.
 
         A token counts once for every window it is in; beyond the image it does not count.
@@ -144,7 +144,7 @@ class ImageCounts(NamedTuple):
     counts: np.ndarray
 
 
-def _windows(label: np.ndarray, settings: WindowSettings) -> np.ndarray:
+def _windows(label: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
     """The windows of a label (H, W), as `predict_image` lays them: (windows, T, T), 255 beyond it."""
     size = settings.window
     rows, columns = (window_starts(length, size, settings.overlap) for length in label.shape)

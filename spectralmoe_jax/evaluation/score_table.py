@@ -14,18 +14,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.expert_routing import routing_report
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, Tally
 from spectralmoe_jax.files import replacing
-from spectralmoe_jax.inference.sliding_window import Predict, WindowSettings
+from spectralmoe_jax.inference.sliding_window import Predict
 
 Report = dict[str, Any]
 _LOG_WIDTH = 200  # where the output is no terminal: rich would cut a table of many domains at 80
 
 
 def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
-          names: Sequence[str], settings: WindowSettings) -> Report:  # fmt: skip
+          names: Sequence[str], settings: EvaluateConfig) -> Report:  # fmt: skip
     """Score whole images.
 
     Args:

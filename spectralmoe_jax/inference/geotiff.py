@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.preview import write_preview
 from spectralmoe_jax.inference.scene import NODATA, Scene, georeference_optional, open_scene
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
-    WindowSettings,
     blending_weight,
     in_batches,
     padded_tile,
@@ -36,7 +36,7 @@ def predict_scene(
     input: Path,
     output: Path,
     *,
-    settings: WindowSettings,
+    settings: EvaluateConfig,
     names: Sequence[str],
     palette: Sequence[Sequence[int]] | np.ndarray,
     bands: Sequence[str],
@@ -235,7 +235,7 @@ class _ValidRows:
 
 
 def _tiles(
-    scene: Scene, settings: WindowSettings, valid_rows: _ValidRows
+    scene: Scene, settings: EvaluateConfig, valid_rows: _ValidRows
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """((row, column), tile (T, T, C)) of the windows that hold data. Each row of the file is read once."""
     size = settings.window
@@ -256,7 +256,7 @@ def _tiles(
 
 
 def _blend(
-    predict: Predict, scene: Scene, settings: WindowSettings, classes: int, output: Path, sinks: list[Any]
+    predict: Predict, scene: Scene, settings: EvaluateConfig, classes: int, output: Path, sinks: list[Any]
 ) -> np.ndarray:
     """Predict all windows and write the rows as they are finished; pixels of each class (K,)."""
     size, width = settings.window, scene.width

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from spectralmoe_jax.checkpoints.store import CONFIG_FILE, CheckpointStore, read_run_config
+from spectralmoe_jax.config.model import EncoderConfig, split_files
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import put
@@ -64,7 +64,7 @@ class Trained(NamedTuple):
     stream: Iterator[tuple[Path, Any]]
 
 
-def initial_segmenter(config: ConfigDict, layout: Layout | None = None) -> Segmenter:
+def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmenter:
     """The segmenter a run starts from.
 
     Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
@@ -107,7 +107,7 @@ def _on_device(
 
 
 def _every_leaf(
-    config: ConfigDict, settings: SegmenterConfig, abstract: Segmenter, opened: list[Opened],
+    config: RunConfig, settings: SegmenterConfig, abstract: Segmenter, opened: list[Opened],
     known: Collection[Path] = (), layout: Layout | None = None,
 ) -> Iterator[tuple[Path, Any]]:  # fmt: skip
     """Every leaf but the `known` ones, which come from elsewhere: those of the files, then the random ones.
@@ -130,7 +130,7 @@ def _random(
 
 
 def open_weights(
-    config: ConfigDict, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
+    config: RunConfig, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
 ) -> list[Opened]:
     """Every file that the configuration names.
 
@@ -171,14 +171,13 @@ def _open(
     return Opened(source, {encoder.name}, {encoder.name: recognise(source)}, False, stream)
 
 
-def _specs(config: ConfigDict, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
+def _specs(config: RunConfig, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
     """(key, file, the encoder that the key is for) of everything that is to be read."""
-    given = config.model.get("weights") or ()
-    for spec in given.split(",") if isinstance(given, str) else given:
-        yield "config.model.weights", spec.strip(), None
+    for spec in split_files(config.model.weights):
+        yield "config.model.weights", spec, None
     for encoder in (settings.visual, settings.depth if settings.uses_depth else None):
-        if encoder is not None and config.model[encoder.name].get("weights"):
-            yield f"config.model.{encoder.name}.weights", config.model[encoder.name].weights, encoder
+        if encoder is not None and (weights := getattr(config.model, encoder.name).weights):
+            yield f"config.model.{encoder.name}.weights", weights, encoder
 
 
 def _is_kernel(path: Path) -> bool:
@@ -186,12 +185,12 @@ def _is_kernel(path: Path) -> bool:
     return "blocks" in path and path[-1] == "kernel"
 
 
-def _report_random(config: ConfigDict, settings: SegmenterConfig, parts: set[str]) -> None:
+def _report_random(config: RunConfig, settings: SegmenterConfig, parts: set[str]) -> None:
     """Of frozen parts whose weights are in no file."""
     for encoder in (settings.visual, settings.depth):
         if encoder is None or encoder.name not in parts:
             continue
-        if config.model.get("weights"):
+        if config.model.weights:
             raise UserError(
                 f"config.model.weights = {config.model.weights} does not hold the {encoder.name} encoder, "
                 f"which is frozen: give config.model.{encoder.name}.weights, or the merged backbone file "
@@ -205,7 +204,7 @@ def _report_random(config: ConfigDict, settings: SegmenterConfig, parts: set[str
 
 
 def load_trained(
-    workdir: str | os.PathLike[str], config: ConfigDict, layout: Layout | None = None
+    workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None
 ) -> Segmenter:
     """The segmenter of a run's best checkpoint, or of its last where none was judged, spread by a layout.
 
@@ -219,9 +218,7 @@ def load_trained(
     return with_values(abstract, _on_device(trained.stream, abstract, layout))
 
 
-def open_trained(
-    workdir: str | os.PathLike[str], config: ConfigDict, layout: Layout | None = None
-) -> Trained:
+def open_trained(workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None) -> Trained:
     """As `load_trained`, with the frozen weights still to be read."""
     if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
         config = adopt_stated(config, read_run_config(workdir))

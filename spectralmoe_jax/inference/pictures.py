@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from einops import rearrange
-from ml_collections import ConfigDict
 
 from data_pipelines.records import IGNORE, Record
 from data_pipelines.splits import Splits
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import replacing
 from spectralmoe_jax.inference.panel import stretch
@@ -91,7 +91,7 @@ class Scene(NamedTuple):
         return self.name if self.name.startswith(self.domain) else f"{self.domain}: {self.name}"
 
 
-def keep_pictures(workdir: Path, config: ConfigDict, segmenter: Segmenter, step: RoutedStep,
+def keep_pictures(workdir: Path, config: RunConfig, segmenter: Segmenter, step: RoutedStep,
                   splits: Splits) -> list[Scene]:  # fmt: skip
     """Make the pictures of a run from a few images of the target, and store them in its folder.
 
@@ -116,9 +116,9 @@ def read_pictures(workdir: Path) -> list[Scene]:
     return [Scene(**scene)._replace(domain=str(scene["domain"]), name=str(scene["name"])) for scene in found]
 
 
-def make_pictures(config: ConfigDict, segmenter: Segmenter, step: RoutedStep, splits: Splits) -> list[Scene]:
+def make_pictures(config: RunConfig, segmenter: Segmenter, step: RoutedStep, splits: Splits) -> list[Scene]:
     """One window of each of `SCENES` images, from as many domains as there are."""
-    window, batch = config.evaluate.window, config.evaluate.get("batch_size", 8)
+    window, batch = config.evaluate.window, config.evaluate.batch_size
     source, records = splits.of("target")
     records = choose_records(records, SCENES)
     tiles, labels = [], []
@@ -131,7 +131,7 @@ def make_pictures(config: ConfigDict, segmenter: Segmenter, step: RoutedStep, sp
     scores, experts = step(filled)
     side = window // segmenter.config.visual.patch_size
     layers, depth = _depth_pictures(segmenter, np.stack(tiles), side)
-    shown = visible(tuple(config.bands), config.get("sensor")) or _first_three(len(config.bands))
+    shown = visible(tuple(config.bands), config.sensor) or _first_three(len(config.bands))
     found = []
     for i, (record, tile, label) in enumerate(zip(records, tiles, labels, strict=True)):
         height, width = label.shape

@@ -6,33 +6,16 @@ is always called with the same shape, so that it compiles once.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 
 Predict = Callable[[np.ndarray], np.ndarray]
 RoutedStep = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Raw tiles (B, T, T, C) -> scores (B, T, T, K) and each token's strongest expert (L, J, B, N)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class WindowSettings:
-    """`config.evaluate`: side of a window and its overlap with the next, in pixels; windows a call."""
-
-    window: int
-    overlap: int
-    batch_size: int = 8
-
-    def __post_init__(self):
-        if self.window < 1 or self.batch_size < 1:
-            raise UserError("config.evaluate.window and config.evaluate.batch_size must be at least 1")
-        if not 0 <= self.overlap < self.window:
-            raise UserError(
-                f"config.evaluate.overlap = {self.overlap}: give 0 or more, below window = {self.window}"
-            )
 
 
 def window_starts(length: int, window: int, overlap: int) -> list[int]:
@@ -88,7 +71,7 @@ def padded_tile(image: np.ndarray, row: int, column: int, window: int) -> np.nda
     return np.pad(tile, [*missing, (0, 0)], mode="symmetric")
 
 
-def predict_image(image: np.ndarray, predict: Predict, settings: WindowSettings) -> np.ndarray:
+def predict_image(image: np.ndarray, predict: Predict, settings: EvaluateConfig) -> np.ndarray:
     """Blended scores (H, W, K) float32 of a whole image (H, W, C) that fits in memory."""
     height, width = image.shape[:2]
     size = settings.window

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from spectralmoe_jax.config.model import LEVELS, Mask2FormerConfig
 from spectralmoe_jax.layers import Linear, normal, torch_bias, torch_uniform, wide_type
 from spectralmoe_jax.mask2former.pixel_decoder import PixelDecoder, sine_positions
-from spectralmoe_jax.mask2former.settings import LEVELS, HeadConfig
 from spectralmoe_jax.mask2former.transformer_decoder import MaskDecoder, Memory
 from spectralmoe_jax.resampling import resize_bilinear
 
@@ -43,7 +43,7 @@ class Mask2FormerHead(nnx.Module):
       param_dtype: of the weights, float32 or float64.
     """
 
-    def __init__(self, config: HeadConfig, *, in_features: int, dtype=jnp.float32, remat: bool = False,
+    def __init__(self, config: Mask2FormerConfig, *, in_features: int, dtype=jnp.float32, remat: bool = False,
                  own_positions: bool = False, own_features: bool = True, param_dtype=jnp.float32,
                  rngs: nnx.Rngs):  # fmt: skip
         kwargs = {"param_dtype": param_dtype, "rngs": rngs}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
+from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.mask2former.matching import match, matching_costs
 from spectralmoe_jax.mask2former.point_sampling import (
     LabelMap,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
+from spectralmoe_jax.config.schema import LossConfig
 
 # what a cost that is not finite is replaced by: worse than any real one
 BAD_COST = 1e5

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from spectralmoe_jax.config.model import LEVELS, Mask2FormerConfig
 from spectralmoe_jax.layers import (
     EPS,
     Conv,
@@ -28,7 +29,6 @@ from spectralmoe_jax.layers import (
     zeros,
 )
 from spectralmoe_jax.mask2former.deformable_attention import DeformableAttention, Shapes, pixel_centres
-from spectralmoe_jax.mask2former.settings import LEVELS, HeadConfig
 from spectralmoe_jax.resampling import resize_bilinear, resize_by_scale
 
 TEMPERATURE = 10000.0
@@ -66,7 +66,7 @@ class PixelFeatures(NamedTuple):
 class EncoderLayer(nnx.Module):
     """Deformable self-attention and a feed-forward block, each with its residual, normalised after."""
 
-    def __init__(self, config: HeadConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Mask2FormerConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kwargs = {"param_dtype": param_dtype, "rngs": rngs}
         self.self_attn = DeformableAttention(config.width, config.num_heads, LEVELS, config.points, **kwargs)
         self.norm_attention = LayerNorm(config.width, EPS, param_dtype=param_dtype)
@@ -85,7 +85,9 @@ class Projection(nnx.Module):
     so the result is that of the published order, at a fraction of the work.
     """
 
-    def __init__(self, in_features: int, config: HeadConfig, *, bias: bool, param_dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, config: Mask2FormerConfig, *, bias: bool, param_dtype, rngs: nnx.Rngs
+    ):
         init, bias_init = (xavier_uniform, zeros) if bias else (c2_uniform, None)
         self.conv = Linear(
             in_features, config.width, init=init, bias_init=bias_init, param_dtype=param_dtype, rngs=rngs
@@ -99,7 +101,7 @@ class Projection(nnx.Module):
 class Smoothing(nnx.Module):
     """3x3 convolution, group normalisation, ReLU."""
 
-    def __init__(self, config: HeadConfig, *, param_dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Mask2FormerConfig, *, param_dtype, rngs: nnx.Rngs):
         self.conv = Conv(config.width, config.width, param_dtype=param_dtype, rngs=rngs)
         self.gn = GroupNorm(config.width, config.group_norm_groups, param_dtype=param_dtype)
 
@@ -114,7 +116,7 @@ class PixelDecoder(nnx.Module):
     level 0 is the coarsest.
     """
 
-    def __init__(self, config: HeadConfig, in_features: int, *, remat: bool = False,
+    def __init__(self, config: Mask2FormerConfig, in_features: int, *, remat: bool = False,
                  param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
         kwargs = {"param_dtype": param_dtype}
         self.config, self.remat = config, remat

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from spectralmoe_jax.config.model import LEVELS, Mask2FormerConfig
 from spectralmoe_jax.layers import EPS, FeedForward, LayerNorm, Linear, stack_layers, wide_type, xavier_normal
-from spectralmoe_jax.mask2former.settings import LEVELS, HeadConfig
 
 
 class Memory(NamedTuple):
@@ -50,7 +50,7 @@ class Attention(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Masked cross-attention, self-attention, feed-forward, each with its residual, normalised after."""
 
-    def __init__(self, config: HeadConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Mask2FormerConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         kwargs = {"param_dtype": param_dtype, "rngs": rngs}
         self.cross_attn = Attention(config.width, config.num_heads, **kwargs)
         self.norm_cross = LayerNorm(config.width, EPS, param_dtype=param_dtype)
@@ -70,7 +70,9 @@ class DecoderLayer(nnx.Module):
 class MaskDecoder(nnx.Module):
     """All decoder layers, their weights stacked on a leading axis, and the norm before predictions."""
 
-    def __init__(self, config: HeadConfig, *, remat: bool = False, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, config: Mask2FormerConfig, *, remat: bool = False, param_dtype=jnp.float32, rngs: nnx.Rngs
+    ):
         self.layers = stack_layers(
             lambda rngs: DecoderLayer(config, param_dtype=param_dtype, rngs=rngs), config.decoder_layers, rngs
         )

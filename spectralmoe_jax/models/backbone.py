@@ -17,16 +17,16 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.adapters.base import Adapter, RunBlock, hook
-from spectralmoe_jax.adapters.registry import DEFAULT, adapter_class
+from spectralmoe_jax.adapters.registry import adapter_class
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.encoders.encoder import Encoder, EncoderConfig
+from spectralmoe_jax.models.encoders.encoder import Encoder
 from spectralmoe_jax.models.encoders.sam import SamEncoder
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
 from spectralmoe_jax.parallel import constrain
 from spectralmoe_jax.parallel.expert_parallel import forgetting_gathered, gathered
 from spectralmoe_jax.parameters import Path, train_some
-
-REMAT = ("none", "layer", "full")
 
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (carry, one layer's inputs) -> (carry, outputs)
 
@@ -49,7 +49,8 @@ class Backbone(nnx.Module):
     """
 
     def __init__(self, visual: EncoderConfig, depth: EncoderConfig | None, adapter: Any, *,
-                 kind: str = DEFAULT, out_layers: tuple[int, ...], depth_bands: tuple[int, ...],
+                 kind: str = SpectralMoEConfig.kind,
+                 out_layers: tuple[int, ...], depth_bands: tuple[int, ...],
                  remat: str = "none", param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
         self.visual: Encoder = make_encoder(visual, param_dtype=param_dtype, rngs=rngs)
         depth = depth if uses_depth(adapter) else None
@@ -170,10 +171,8 @@ def trainable_paths(config: EncoderConfig) -> set[Path]:
 
 
 def check_parts(visual: EncoderConfig, depth: EncoderConfig | None, adapter: Any,
-                out_layers: tuple[int, ...], depth_bands: tuple[int, ...], remat: str) -> None:  # fmt: skip
+                out_layers: tuple[int, ...], depth_bands: tuple[int, ...]) -> None:  # fmt: skip
     """Raise UserError, naming the key, where the parts do not go together."""
-    if remat not in REMAT:
-        raise UserError(f"config.model.remat = {remat!r}: choose from {', '.join(REMAT)}")
     if not out_layers or min(out_layers) < 0 or max(out_layers) >= visual.layers:
         raise UserError(
             f"config.model.out_layers = {tuple(out_layers)}: layers are numbered 0..{visual.layers - 1}"

@@ -12,15 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
-from spectralmoe_jax.adapters.registry import DEFAULT, adapter_class
-from spectralmoe_jax.configuration import choose, from_config, require
+from spectralmoe_jax.adapters.registry import adapter_class
+from spectralmoe_jax.config.adapters import OwnAdapterConfig
+from spectralmoe_jax.config.fields import build
+from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.mask2former.head import HeadConfig
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
-from spectralmoe_jax.models.linear_head import LinearConfig
-from spectralmoe_jax.models.presets import preset
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import Path, leaves, with_values
 from spectralmoe_jax.sensors import place_of, visible, wavelengths
@@ -63,59 +61,33 @@ def for_bands(segmenter: Segmenter, wavelengths: Sequence[float], *, pixel_mean:
     return with_values(abstract_segmenter(config), leaves(segmenter) | replaced)
 
 
-MODEL_KEYS = (
-    "weights",
-    "dtype",
-    "remat",
-    "pixel_mean",
-    "pixel_std",
-    "out_layers",
-    "visual",
-    "depth",
-    "adapter",
-    "head",
-)
+def segmenter_config(config: RunConfig) -> SegmenterConfig:
+    """Settings of the segmenter of a configuration, with what follows from its bands, sensor and classes.
 
-
-def segmenter_config(config: ConfigDict) -> SegmenterConfig:
-    """Read `config.bands`, `config.classes` and `config.model`.
-
-    Raises UserError naming the key for an unknown key, a wrong type, a value that is not allowed, or
-    parts that do not fit each other.
+    Raises:
+      UserError: parts that do not fit each other, or a user's own adapter that is none; names the key.
     """
-    model = config.model
-    for key in model:
-        if key not in MODEL_KEYS:
-            raise UserError(f"config.model.{key}: unknown key; allowed are {', '.join(MODEL_KEYS)}")
-    bands, classes = tuple(config.bands), tuple(config.classes.names)
-    require(len(bands) > 0, "config.bands", "name at least one band")
-    colours = config.classes.get("palette")
-    require(
-        colours is None or len(colours) == len(classes),
-        "config.classes.palette",
-        f"has {len(colours or ())} colours for {len(classes)} config.classes.names: give each class one",
-    )
-    visual = _encoder(model.visual, "visual", bands, config)
+    model, bands = config.model, config.bands
     depth: EncoderConfig | None = None
     depth_bands: tuple[int, ...] = ()
-    if model.get("depth") is not None:
-        section = model.depth.to_dict()
-        depth_bands = _depth_bands(section.pop("bands", None), bands, config.get("sensor"))
-        depth = _encoder(ConfigDict(section), "depth", tuple(bands[place] for place in depth_bands))
-    kind, adapter = _adapter(model.adapter)
-    _check_encoder(visual, kind)
+    if model.depth is not None:
+        depth_bands = _depth_bands(model.depth.bands, bands, config.sensor)
+        depth = model.depth.encoder(tuple(bands[place] for place in depth_bands))
+    adapter = _adapter(model.adapter)
+    visual = model.visual.encoder(bands, wavelengths=_wavelengths(config))
+    _check_encoder(visual, model.adapter.kind)
     return SegmenterConfig(
         visual=visual,
         depth=depth,
         adapter=adapter,
-        adapter_kind=kind,
-        head=_head(model.head, len(classes)),
+        adapter_kind=model.adapter.kind,
+        head=dataclasses.replace(model.head, num_classes=len(config.classes.names)),
         depth_bands=depth_bands,
-        out_layers=tuple(model.out_layers),
+        out_layers=model.out_layers,
         dtype=model.dtype,
         remat=model.remat,
-        pixel_mean=tuple(model.pixel_mean),
-        pixel_std=tuple(model.pixel_std),
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
     )
 
 
@@ -177,31 +149,22 @@ def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: st
     return tuple(places)
 
 
-def _encoder(
-    section: ConfigDict, name: str, bands: tuple[str, ...], config: ConfigDict | None = None
-) -> EncoderConfig:
-    """`preset` gives a published encoder's sizes, which the section's other keys override; `config` gives the
-    wavelengths to an encoder that needs them and has none: those that its files stated, or else of
-    `config.bands` on `config.sensor`."""
-    place, own = f"model.{name}", section.to_dict()
-    named = own.pop("preset", None)
-    own.pop("weights", None)
-    fields = {} if named is None else preset(named, f"config.{place}.preset")
-    derived = {"in_channels": len(bands), "band_names": tuple(bands), "name": name}
-    whole = {**fields, **own, **derived}
-    if config is not None and whole.get("kind") == "dofa" and not whole.get("wavelengths"):
-        whole["wavelengths"] = stated(config) or wavelengths(
-            tuple(config.bands), config.get("sensor") or "generic"
-        )
-    return from_config(EncoderConfig, ConfigDict(whole), place)
+def _wavelengths(config: RunConfig) -> tuple[float, ...]:
+    """Wavelengths of the bands, for an encoder that takes them.
+
+    Those that the configuration gives, else those that its files stated, else those of the sensor.
+    """
+    visual = config.model.visual
+    if visual.wavelengths or not visual.takes_wavelengths:
+        return visual.wavelengths
+    return stated(config) or wavelengths(config.bands, config.sensor or "generic")
 
 
-def _adapter(section: ConfigDict) -> tuple[str, Any]:
-    """The kind of adapter and its settings."""
-    own = section.to_dict()
-    kind = own.pop("kind", DEFAULT)
-    require(isinstance(kind, str), "config.model.adapter.kind", f"takes a name, not {kind!r}")
-    return kind, from_config(adapter_class(kind).Config, ConfigDict(own), "model.adapter")
+def _adapter(section: Any) -> Any:
+    """The adapter's settings; those of a user's own are checked by its class."""
+    if not isinstance(section, OwnAdapterConfig):
+        return section
+    return build(adapter_class(section.kind).Config, section.settings, "config.model.adapter")
 
 
 def _check_encoder(visual: EncoderConfig, kind: str) -> None:
@@ -217,13 +180,3 @@ def _check_encoder(visual: EncoderConfig, kind: str) -> None:
             f"config.model.visual.trainable is True but config.model.adapter.kind = {kind!r} says which of "
             "the encoder's weights train: set it to False"
         )
-
-
-HEADS: dict[str, Any] = {"mask2former": HeadConfig, "linear": LinearConfig}
-
-
-def _head(section: ConfigDict, classes: int) -> HeadConfig | LinearConfig:
-    """The settings of the head, whose kind is their type."""
-    own = section.to_dict()
-    kind = choose("config.model.head.kind", own.pop("kind", "mask2former"), HEADS)
-    return from_config(HEADS[kind], ConfigDict({**own, "num_classes": classes}), "model.head")

@@ -8,7 +8,6 @@ The loss of the linear head: cross-entropy of every labelled pixel.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,21 +16,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from spectralmoe_jax.config.model import LinearHeadConfig
 from spectralmoe_jax.layers import Linear, torch_bias, torch_uniform, wide_type
 from spectralmoe_jax.resampling import resize_bilinear
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearConfig:
-    """num_classes: of the pixels. There is nothing to choose."""
-
-    num_classes: int
 
 
 class LinearHead(nnx.Module):
     """Maps of any number of layers to logits of every class."""
 
-    def __init__(self, config: LinearConfig, *, in_features: int, maps: int, dtype=jnp.float32,
+    def __init__(self, config: LinearHeadConfig, *, in_features: int, maps: int, dtype=jnp.float32,
                  param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
         kwargs: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.config, self.dtype = config, dtype

@@ -6,9 +6,9 @@ import math
 from typing import NamedTuple
 
 from flax import nnx
-from ml_collections import ConfigDict
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 
@@ -31,12 +31,16 @@ class Part(NamedTuple):
     frozen: int
 
 
-def describe(config: ConfigDict) -> list[Part]:
-    """Parameters of every part of the configured segmenter, in the order data flows through them.
+def describe(config: Configuration) -> list[Part]:
+    """Count the parameters of every part of the configured segmenter, in the order data flows through them.
 
-    Raises UserError where the configuration is not a model.
+    Args:
+      config: a configuration in any form of `config.load.Configuration`.
+
+    Raises:
+      UserError: the configuration is not a model.
     """
-    model = segmenter_config(config)
+    model = segmenter_config(as_run_config(config))
     return count(abstract_segmenter(model), model)
 
 
@@ -50,7 +54,7 @@ def count(segmenter: Segmenter, config: SegmenterConfig) -> list[Part]:
         name = next(part for prefix, part in PARTS.items() if path[: len(prefix)] == prefix)
         sums[name][0 if isinstance(variable, nnx.Param) else 1] += math.prod(variable.shape)
     adapter = config.adapter
-    if isinstance(adapter, AdapterConfig):
+    if isinstance(adapter, SpectralMoEConfig):
         unused = max(adapter.ranks) * adapter.num_experts - sum(adapter.ranks)
         rows = adapter.num_tokens + config.visual.width
         sums["adapter"][0] -= config.visual.layers * unused * rows

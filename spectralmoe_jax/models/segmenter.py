@@ -12,13 +12,13 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.adapters.base import hook
-from spectralmoe_jax.adapters.registry import DEFAULT
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.model import EncoderConfig, LinearHeadConfig, Mask2FormerConfig, ModelConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.layers import Frozen
-from spectralmoe_jax.mask2former.head import HeadConfig, Mask2FormerHead, semantic_scores
+from spectralmoe_jax.mask2former.head import Mask2FormerHead, semantic_scores
 from spectralmoe_jax.models.backbone import Backbone, Features, check_parts, uses_depth
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
-from spectralmoe_jax.models.linear_head import LinearConfig, LinearHead, pixel_scores
+from spectralmoe_jax.models.linear_head import LinearHead, pixel_scores
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}
 
@@ -41,25 +41,23 @@ class SegmenterConfig:
     visual: EncoderConfig
     depth: EncoderConfig | None
     adapter: Any
-    head: HeadConfig | LinearConfig
+    head: Mask2FormerConfig | LinearHeadConfig
     depth_bands: tuple[int, ...] = (0, 1, 2)
     out_layers: tuple[int, ...] = (7, 11, 15, 23)
-    dtype: str = "bfloat16"
-    remat: str = "none"
+    dtype: str = ModelConfig.dtype
+    remat: str = ModelConfig.remat
     pixel_mean: tuple[float, ...] = (0.0,)
     pixel_std: tuple[float, ...] = (1.0,)
-    adapter_kind: str = DEFAULT
+    adapter_kind: str = SpectralMoEConfig.kind
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise UserError(f"config.model.dtype = {self.dtype!r}: choose from {', '.join(DTYPES)}")
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise UserError("config.model.dtype = 'float64': set the environment variable JAX_ENABLE_X64=1")
-        if isinstance(self.head, HeadConfig) and len(self.out_layers) != len(self.head.scales):
+        if isinstance(self.head, Mask2FormerConfig) and len(self.out_layers) != len(self.head.scales):
             raise UserError(
                 f"config.model.out_layers = {self.out_layers}: give {len(self.head.scales)} layers"
             )
-        check_parts(self.visual, self.depth, self.adapter, self.out_layers, self.depth_bands, self.remat)
+        check_parts(self.visual, self.depth, self.adapter, self.out_layers, self.depth_bands)
         for key in ("pixel_mean", "pixel_std"):
             if len(getattr(self, key)) != self.visual.in_channels:
                 raise UserError(
@@ -67,10 +65,10 @@ class SegmenterConfig:
                     f"{self.visual.in_channels} of config.bands: name there the bands that the images have, "
                     "and give one value for each"
                 )
-        if isinstance(self.head, HeadConfig):
+        if isinstance(self.head, Mask2FormerConfig):
             self._check_link(self.head)
 
-    def _check_link(self, head: HeadConfig) -> None:
+    def _check_link(self, head: Mask2FormerConfig) -> None:
         tokens = getattr(self.adapter, "num_tokens", head.num_queries)
         if tokens != head.num_queries:
             raise UserError(
@@ -178,7 +176,7 @@ def _make_head(config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs) -> M
     """The head, with queries of its own where the adapter links none."""
     kwargs: dict[str, Any] = {"in_features": config.visual.width, "dtype": config.compute_dtype,
                               "param_dtype": config.param_dtype, "rngs": rngs}  # fmt: skip
-    if isinstance(config.head, LinearConfig):
+    if isinstance(config.head, LinearHeadConfig):
         return LinearHead(config.head, maps=len(config.out_layers), **kwargs)
     adapter, shape = backbone.adapter, (config.head.num_queries, config.head.width)
     queries = jax.eval_shape(adapter.queries)

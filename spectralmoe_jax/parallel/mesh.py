@@ -22,10 +22,9 @@ import jax
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
-from spectralmoe_jax.configuration import from_config, require
-from spectralmoe_jax.parallel.settings import MESH_AXES, RULES, ParallelSettings, axes_of
+from spectralmoe_jax.config.schema import MESH_AXES, RULES, ParallelConfig, RunConfig, axes_of
+from spectralmoe_jax.errors import bad_value
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 Axes = tuple[str | None, ...]
@@ -66,7 +65,7 @@ class Layout:
         return hash((self.mesh, frozenset(self.rules.items())))
 
     @classmethod
-    def make(cls, settings: ParallelSettings, among: Sequence[Any] | None = None) -> Layout:
+    def make(cls, settings: ParallelConfig, among: Sequence[Any] | None = None) -> Layout:
         """Over the devices `among`, default all there are; they may be those of a topology, described only.
 
         Raises:
@@ -214,48 +213,45 @@ def _is_a_part(rows: list[int]) -> bool:
     return rows[-1] - rows[0] == len(rows) - 1 and rows[0] % len(rows) == 0
 
 
-def parallel_settings(config: ConfigDict) -> ParallelSettings:
-    """`config.parallel`, or its defaults. Raises UserError naming the key."""
-    return from_config(ParallelSettings, config.get("parallel") or ConfigDict(), "parallel")
-
-
-def training_layout(config: ConfigDict, devices: Sequence[Any] | None = None) -> Layout | None:
-    """The layout that a configuration trains on; None for one device.
+def training_layout(config: RunConfig, devices: Sequence[Any] | None = None) -> Layout | None:
+    """Return the layout that a configuration trains on; None for one device.
 
     Args:
-      devices: default all of all processes.
+      config: a run's configuration.
+      devices: by default all devices of all processes.
 
     Raises:
       UserError: a mesh that does not divide the devices, the batch or the experts.
     """
-    layout = Layout.make(parallel_settings(config), devices)
+    layout = Layout.make(config.parallel, devices)
     check_layout(config, layout)
     return None if layout.is_single else layout
 
 
-def check_layout(config: ConfigDict, layout: Layout) -> None:
-    """Raises UserError where the devices of a layout cannot share the batch or the experts evenly."""
+def check_layout(config: RunConfig, layout: Layout) -> None:
+    """Check that the devices of a layout share batch and experts evenly.
+
+    Raises:
+      UserError: they do not.
+    """
     parts, experts = layout.size("batch"), layout.mesh.shape["expert"]
-    batch = config.train.get("batch_size", 8)
-    adapter = config.model.get("adapter") or {}
-    require(
-        batch % parts == 0,
-        "config.train.batch_size",
-        f"is {batch}, which {parts} devices along data and fsdp cannot share: give a multiple of {parts}",
-    )
-    count = adapter.get("num_experts", 1)
-    require(
-        count % experts == 0,
-        "config.parallel.expert",
-        f"is {experts}, which does not divide config.model.adapter.num_experts = {count}: choose from "
-        f"{', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}",
-    )
+    batch = config.train.batch_size
+    if batch % parts:
+        must = f"must be a multiple of {parts}, the devices along data and fsdp, which share the batch"
+        raise bad_value("config.train.batch_size", batch, must)
+    count = getattr(config.model.adapter, "num_experts", 1)
+    if count % experts:
+        choices = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        must = f"must divide config.model.adapter.num_experts = {count}: {choices}"
+        raise bad_value("config.parallel.expert", experts, must)
 
 
-def using_layout(config: ConfigDict) -> Layout | None:
-    """The layout to use a trained model on: the one it was trained on where that fits the devices here, else
-    all of them along data; None for one device."""
-    layout = Layout.make(parallel_settings(config).fitted(jax.device_count()))
+def using_layout(config: RunConfig) -> Layout | None:
+    """Return the layout to use a trained model on; None for one device.
+
+    It is the one it was trained on where that fits the devices here, else all of them along data.
+    """
+    layout = Layout.make(config.parallel.fitted(jax.device_count()))
     return None if layout.is_single else layout
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parameters import fill, leaves, with_values
 from spectralmoe_jax.parity.comparison import (
@@ -34,7 +34,7 @@ QUANTITIES = ("outputs", "balance_losses", "queries", "objective")
 BOUNDS = {"released": (1e-5, 1e-4), "paper": (1e-9, 1e-9)}
 
 
-def adapter_config(meta: dict) -> tuple[str, AdapterConfig]:
+def adapter_config(meta: dict) -> tuple[str, SpectralMoEConfig]:
     """The reading a golden file was computed under, and its settings."""
     preset = "paper" if "fusion" in meta else "released"
     shared = ("num_experts", "rank", "num_tokens", "top_k", "gating", "query_dim", "noise_epsilon")
@@ -43,7 +43,7 @@ def adapter_config(meta: dict) -> tuple[str, AdapterConfig]:
         settings |= {"fusion": meta["fusion"], "fusion_value": meta["fusion_value"]}
     else:
         settings |= {"balance_weight": meta["balance_loss_coef"]}
-    return preset, AdapterConfig(preset=preset, **settings)
+    return preset, SpectralMoEConfig(preset=preset, **settings)
 
 
 def verify_adapter(path: Path) -> list[Check]:
@@ -69,7 +69,7 @@ def verify_adapter(path: Path) -> list[Check]:
         return _check(path, golden, meta, config, *BOUNDS[preset])
 
 
-def _input_shapes(golden: dict[str, np.ndarray], meta: dict, config: AdapterConfig) -> dict[str, Shape]:
+def _input_shapes(golden: dict[str, np.ndarray], meta: dict, config: SpectralMoEConfig) -> dict[str, Shape]:
     """Tokens, draws and experts, each of its own rank. N, the number of patches, is that of `visual`."""
     visual = golden.get("visual")
     batch, tokens = visual.shape[:2] if visual is not None and visual.ndim == 3 else (None, None)
@@ -89,7 +89,7 @@ def _input_shapes(golden: dict[str, np.ndarray], meta: dict, config: AdapterConf
     return shapes
 
 
-def _check(path: Path, golden: dict, meta: dict, config: AdapterConfig, values: float, gradients: float):
+def _check(path: Path, golden: dict, meta: dict, config: SpectralMoEConfig, values: float, gradients: float):
     dtype, file = golden["visual"].dtype, path.name
     adapter = SpectralMoE(
         config, layers=meta["num_layers"], width=meta["embed_dim"], param_dtype=dtype, rngs=nnx.Rngs(0)
@@ -119,7 +119,7 @@ def _under(prefix: str, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
 
 
-def _padded(tensors: dict[str, np.ndarray], config: AdapterConfig) -> dict[str, np.ndarray]:
+def _padded(tensors: dict[str, np.ndarray], config: SpectralMoEConfig) -> dict[str, np.ndarray]:
     """Experts of smaller rank filled up with zeros to the largest, which is how the adapter stacks them.
 
     An expert whose shape is not of its own rank stays as it is, for the comparison to complain about.

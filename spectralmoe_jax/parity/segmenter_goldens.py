@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.model import EncoderConfig, Mask2FormerConfig
+from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former.head import Mask2FormerHead, semantic_scores
 from spectralmoe_jax.mask2former.loss import mask2former_loss
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
-from spectralmoe_jax.mask2former.settings import HeadConfig
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import with_values
 from spectralmoe_jax.parity.comparison import (
@@ -124,10 +123,10 @@ def segmenter_config(meta: dict, feature_sizes: Sequence[int]) -> tuple[Segmente
     model = SegmenterConfig(
         visual=visual,
         depth=depth_encoder,
-        adapter=AdapterConfig(
+        adapter=SpectralMoEConfig(
             preset="released", balance_weight=adapter["balance_loss_coef"], **{k: adapter[k] for k in shared}
         ),
-        head=HeadConfig(
+        head=Mask2FormerConfig(
             num_classes=head["num_classes"], num_queries=head["num_queries"], width=head["feat_channels"],
             num_heads=head["num_heads"], encoder_layers=head["encoder_layers"],
             decoder_layers=head["decoder_layers"], encoder_ffn=head["encoder_ffn"],

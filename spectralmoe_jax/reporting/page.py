@@ -13,14 +13,14 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from ml_collections import ConfigDict
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.ablation.tables import caption, header, percent, rows
 from spectralmoe_jax.checkpoints.store import read_run_config
-from spectralmoe_jax.configuration import flatten
+from spectralmoe_jax.config.load import flatten
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.best_checkpoint import judge, read_judged, steps_of
+from spectralmoe_jax.evaluation.best_checkpoint import evaluate_best_checkpoint, read_evaluation, steps_of
 from spectralmoe_jax.files import replacing
 from spectralmoe_jax.inference.pictures import PICTURES
 from spectralmoe_jax.reporting import figures
@@ -61,7 +61,7 @@ def run_page(run: Run, shown: str) -> str:
         usage=figures.usage(run),
         specialisation=figures.specialisation(run),
         routing=figures.routing_tables(run),
-        configuration=[f"config.{key} = {value!r}" for key, value in flatten(run.config).items()],
+        configuration=[f"config.{key} = {value!r}" for key, value in flatten(run.config.given).items()],
     )
 
 
@@ -120,11 +120,13 @@ def _variant(grid: GridRecord, name: str, run: Run) -> dict[str, Any]:
     }
 
 
-def palette_of(config: ConfigDict) -> list[tuple[int, int, int]]:
+def palette_of(config: RunConfig) -> list[tuple[int, int, int]]:
     """The colours of the classes; where a configuration has none, those of the experts."""
-    colours = config.classes.get("palette")
     names = config.classes.names
-    return [tuple(c) for c in colours or (encode.EXPERTS * (1 + len(names) // 16))[: len(names)]]
+    return [
+        (r, g, b)
+        for r, g, b in config.classes.palette or (encode.EXPERTS * (1 + len(names) // 16))[: len(names)]
+    ]
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -231,9 +233,9 @@ def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | Non
 def _judge_anew(workdir: Path) -> None:
     """Evaluate a run where it was not, or where checkpoints came since."""
     config = read_run_config(workdir)
-    (step, last), known = steps_of(workdir, config), read_judged(workdir)
+    (step, last), known = steps_of(workdir, config), read_evaluation(workdir)
     if step is None:
         raise UserError(f"{workdir}: holds no checkpoint yet; train first")
     judged = known and (known.get("step"), known.get("trained"))
     if judged != (step, last) or not (workdir / PICTURES).is_file():
-        judge(workdir, config)
+        evaluate_best_checkpoint(workdir, config)

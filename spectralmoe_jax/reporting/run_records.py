@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from spectralmoe_jax.ablation.ablate import GRID_FILE, RESULTS
 from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, read_judged
+from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, read_evaluation
 from spectralmoe_jax.inference.pictures import Scene, read_pictures
 from spectralmoe_jax.training.logging import METRICS_FILE
 
@@ -25,7 +25,7 @@ class Run(NamedTuple):
     """
 
     name: str
-    config: ConfigDict
+    config: RunConfig
     metrics: dict[str, list[dict[str, Any]]]
     evaluation: dict[str, Any] | None
     scenes: list[Scene]
@@ -55,7 +55,7 @@ def read_run(folder: Path, name: str = "") -> Run:
         except ValueError:
             continue  # a killed run may leave its last line unfinished
         metrics.setdefault(record["kind"], []).append(record)
-    return Run(name or config.name, config, metrics, read_judged(folder), read_pictures(folder))
+    return Run(name or config.name, config, metrics, read_evaluation(folder), read_pictures(folder))
 
 
 def read_grid(folder: Path) -> GridRecord:

@@ -23,11 +23,11 @@ from jax.experimental import multihost_utils
 
 from spectralmoe_jax.adapters.base import Rule
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.configuration import require
+from spectralmoe_jax.config.schema import TrainConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.training.logging import Heartbeat, MetricsLog, ProgressReport
-from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
+from spectralmoe_jax.training.optimizer import make_optimizer, make_schedule
 from spectralmoe_jax.training.step import NEVER, LossFunction, TrainState, init_state, make_train_step
 
 _AHEAD = 2
@@ -72,22 +72,6 @@ class TrainingDiverged(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSettings(OptimizerSettings):
-    """`config.train`: the optimizer's settings, images a step of all hosts together, and how often things
-    happen, in steps."""
-
-    batch_size: int = 8
-    log_every: int = 50
-    evaluate_every: int = 1000
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("batch_size", "log_every", "evaluate_every", "checkpoint_every"):
-            require(getattr(self, name) > 0, f"config.train.{name}", "has to be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
 class Experiment:
     """What is trained, on what, and how it is judged.
 
@@ -117,7 +101,7 @@ class Experiment:
 
 
 def fit(
-    experiment: Experiment, settings: TrainSettings, key: jax.Array, store: CheckpointStore, workdir: Path
+    experiment: Experiment, settings: TrainConfig, key: jax.Array, store: CheckpointStore, workdir: Path
 ) -> int:
     """Trains from the last checkpoint, or from the start, to `settings.steps`.
 

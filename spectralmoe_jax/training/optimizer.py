@@ -5,7 +5,6 @@ configuration. Weight decay is 0.05, except 0 on norms, query and level
 embeddings, experts, gates, noise and alpha; biases are decayed like weights.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,65 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from spectralmoe_jax.adapters.base import Rule
-from spectralmoe_jax.configuration import require
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.config.schema import TrainConfig
+from spectralmoe_jax.errors import UserError, require
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
-DEFAULT_RULES: tuple[Rule, ...] = (
-    (r"norm|/gn/", 0.0, 1.0),
-    (r"query_feat$|query_embed$|level_embed$|level_encoding$", 0.0, 1.0),
-    (r"adapter/(experts_[ab]|w_gate|w_noise|scale)$", 0.0, 1.0),
-    # of an encoder that trains because it has no pretrained weights, which is not a published setting
-    (r"visual/.*(token|tokens|position_table|rel_[hw]|scale\d)$", 0.0, 1.0),
-    (r"(^|/|_)(kernel|bias)$", 1.0, 1.0),
-    # tokens, prompts and scales of other adapters, which may say otherwise in `optimizer_rules`
-    (r"^backbone/adapter/", 0.0, 1.0),
-)
 
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
-    """The numbers of AdamW and of its schedule.
-
-    Attributes:
-      steps: steps of the whole training; the learning rate is 0 after them.
-      warmup_steps: steps over which the learning rate rises linearly from 0; they
-        count as part of `steps`.
-      power: of the polynomial decay that follows.
-      clip_norm: bound on the global gradient norm, before AdamW; None for no bound.
-      rules: first-match rules over parameter names; every parameter needs one.
-    """
-
-    steps: int
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    power: float = 0.9
-    warmup_steps: int = 0
-    clip_norm: float | None = None
-    rules: tuple[tuple[str, float, float], ...] = DEFAULT_RULES
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "eps"):
-            require(getattr(self, name) > 0, f"config.train.{name}", "has to be above 0")
-        require(self.steps > 0, "config.train.steps", "has to be at least 1")
-        require(self.weight_decay >= 0, "config.train.weight_decay", "has to be 0 or more")
-        require(all(0 <= b < 1 for b in self.betas), "config.train.betas", "have to lie in [0, 1)")
-        in_range = 0 <= self.warmup_steps < self.steps
-        require(
-            in_range,
-            "config.train.warmup_steps",
-            f"has to lie in 0..{self.steps - 1}, below config.train.steps",
-        )
-        require(
-            self.clip_norm is None or self.clip_norm > 0,
-            "config.train.clip_norm",
-            "has to be none or above 0",
-        )
-
-
-def make_schedule(settings: OptimizerSettings) -> Callable[[Any], jax.Array]:
+def make_schedule(settings: TrainConfig) -> Callable[[Any], jax.Array]:
     """Learning rate by step: linear warm-up, then `lr * (1 - t / T) ** power` down to 0.
 
     Step 0 of a warm-up of w steps has `lr / (w + 1)`, so that no step is wasted.
@@ -110,7 +56,7 @@ def match_rules(rules: tuple[Rule, ...], params: Any) -> dict[str, tuple[float, 
 
 
 def make_optimizer(
-    settings: OptimizerSettings, params: Any, first: tuple[Rule, ...] = ()
+    settings: TrainConfig, params: Any, first: tuple[Rule, ...] = ()
 ) -> optax.GradientTransformation:
     """AdamW for these parameters.
 

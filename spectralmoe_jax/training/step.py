@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.mask2former.loss import mask2former_loss
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.linear_head import pixel_cross_entropy
 from spectralmoe_jax.models.segmenter import PixelOutput, Segmenter
 from spectralmoe_jax.parallel import Layout

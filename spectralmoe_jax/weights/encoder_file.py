@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.presets import PRESETS
+from spectralmoe_jax.config.presets import preset as published
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.encoders.dofa import KernelGenerator
-from spectralmoe_jax.models.encoders.encoder import Encoder, EncoderConfig
+from spectralmoe_jax.models.encoders.encoder import Encoder
 from spectralmoe_jax.models.positions import antialias_matrix, bicubic_matrix, linear_matrix
-from spectralmoe_jax.models.presets import PRESETS
-from spectralmoe_jax.models.presets import preset as published
 from spectralmoe_jax.parameters import fill, leaves, with_values
 from spectralmoe_jax.weights.formats import Found, default_leaves, file_fields, manifest, recognise
 from spectralmoe_jax.weights.name_rules import Path, Shape, stream_tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from spectralmoe_jax.models.encoders.encoder import UNTIED_NORMS, EncoderConfig
+from spectralmoe_jax.config.model import UNTIED_NORMS, EncoderConfig
 from spectralmoe_jax.weights.name_rules import ZEROS, Path, Rule
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spectralmoe_jax.config.model import UNTIED_NORMS, EncoderConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.encoders.encoder import UNTIED_NORMS, EncoderConfig
 from spectralmoe_jax.models.positions import centred_periods
 from spectralmoe_jax.weights import format_tables as rows
 from spectralmoe_jax.weights.format_tables import Names, encoder_rules

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from spectralmoe_jax.config.model import UNTIED_NORMS, EncoderConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.encoders.encoder import UNTIED_NORMS, EncoderConfig
 from spectralmoe_jax.weights import format_tables as rows
 from spectralmoe_jax.weights import name_rules as rules
 from spectralmoe_jax.weights.hub import CONFIG, WEIGHTS

@@ -17,10 +17,9 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from spectralmoe_jax.adapters.registry import DEFAULT
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.model import EncoderConfig, Mask2FormerConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.mask2former.settings import HeadConfig
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import fill, leaves
 from spectralmoe_jax.weights import format_tables as rows
@@ -293,8 +292,8 @@ def require_released(config: SegmenterConfig, parts: Collection[str], source: st
     source: the file, or the command, that has or wants the released layout.
     """
     kinds = {
-        "adapter": (config.adapter_kind, DEFAULT),
-        "head": ("mask2former" if isinstance(config.head, HeadConfig) else "linear", "mask2former"),
+        "adapter": (config.adapter_kind, SpectralMoEConfig.kind),
+        "head": ("mask2former" if isinstance(config.head, Mask2FormerConfig) else "linear", "mask2former"),
     }
     for part in sorted(parts):
         kind, released = kinds[part]

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from spectralmoe_jax.config.presets import PRESETS
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import replacing
-from spectralmoe_jax.models.presets import PRESETS
 from spectralmoe_jax.weights.encoder_file import OR, presets_of
 from spectralmoe_jax.weights.formats import MANIFEST, Found, file_fields, manifest
 from spectralmoe_jax.weights.reading import Source

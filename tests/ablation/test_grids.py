@@ -9,13 +9,12 @@ import pytest
 
 from spectralmoe_jax.ablation.grid import Grid, cells, folder_of, load_grid
 from spectralmoe_jax.adapters.registry import BUILTIN
-from spectralmoe_jax.adapters.settings import PRESETS, AdapterConfig
-from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.config.adapters import ADAPTER_PRESETS, SpectralMoEConfig
+from spectralmoe_jax.config.load import shipped_files
+from spectralmoe_jax.config.model import LinearHeadConfig, Mask2FormerConfig
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.mask2former.head import HeadConfig
 from spectralmoe_jax.models.build import segmenter_config
-from spectralmoe_jax.models.linear_head import LinearConfig
 
 PAPERS_ROWS = ["full", "one expert", "shared gate", "no depth", "addition"]
 
@@ -26,7 +25,7 @@ def models(name: str, base: str | None = None) -> dict:
     return {variant: segmenter_config(grid.config(variant, 0)) for variant in grid.variants}
 
 
-def different(one: AdapterConfig, other: AdapterConfig) -> dict:
+def different(one: SpectralMoEConfig, other: SpectralMoEConfig) -> dict:
     """The fields in which two differ, as they are in the second."""
     return {f.name: getattr(other, f.name) for f in dataclasses.fields(one)
             if getattr(one, f.name) != getattr(other, f.name)}  # fmt: skip
@@ -57,7 +56,7 @@ def test_rows_of_the_publication(base):
     assert list(found) == PAPERS_ROWS
     full = found["full"].adapter
     assert full.use_depth
-    assert {key: getattr(full, key) for key in PRESETS["paper"]} == PRESETS["paper"]
+    assert {key: getattr(full, key) for key in ADAPTER_PRESETS["paper"]} == ADAPTER_PRESETS["paper"]
     changed = [different(full, found[name].adapter) for name in PAPERS_ROWS[1:]]
     assert changed == [
         {"num_experts": 1}, {"router": "shared"}, {"use_depth": False, "fusion": "none"}, {"fusion": "add"},
@@ -67,19 +66,22 @@ def test_rows_of_the_publication(base):
 def test_each_switch_alone():
     found = models("switches")
     paper = found["paper"].adapter
-    assert {key: getattr(paper, key) for key in PRESETS["paper"]} == PRESETS["paper"]
+    assert {key: getattr(paper, key) for key in ADAPTER_PRESETS["paper"]} == ADAPTER_PRESETS["paper"]
     alone = [different(paper, settings.adapter) for settings in list(found.values())[1:-2]]
-    assert alone == [{key: value} for key, value in PRESETS["released"].items()]
+    assert alone == [{key: value} for key, value in ADAPTER_PRESETS["released"].items()]
     assert different(paper, found["fusion_value = visual"].adapter) == {"fusion_value": "visual"}
-    assert different(paper, found["released"].adapter) == {"preset": "released", **PRESETS["released"]}
+    assert different(paper, found["released"].adapter) == {
+        "preset": "released",
+        **ADAPTER_PRESETS["released"],
+    }
 
 
 def test_semantics_are_the_two_presets():
     found = models("semantics")
     assert {
-        name: {key: getattr(settings.adapter, key) for key in PRESETS[name]}
+        name: {key: getattr(settings.adapter, key) for key in ADAPTER_PRESETS[name]}
         for name, settings in found.items()
-    } == PRESETS
+    } == ADAPTER_PRESETS
 
 
 def test_sizes_go_together():
@@ -92,7 +94,7 @@ def test_sizes_go_together():
 def test_every_peer_and_every_gate():
     found = models("peers")
     assert {(s.adapter_kind, type(s.head)) for s in found.values()} == {
-        *((kind, HeadConfig) for kind in BUILTIN), ("none", LinearConfig),
+        *((kind, Mask2FormerConfig) for kind in BUILTIN), ("none", LinearHeadConfig),
     }  # fmt: skip
     gates = {(s.adapter.gating, s.adapter.full_softmax) for s in models("gating").values()}
     assert gates == set(itertools.product(("laplace", "gaussian", "softmax"), (False, True)))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
 from spectralmoe_jax.adapters.spectral_moe import clean_logits
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
 
 DISTANCES = {
     ("laplace", "l1"): lambda x: -np.abs(x).sum(-1),
@@ -20,7 +20,7 @@ def test_differences_between_experts_keep_their_digits(gating, distance):
     rng = np.random.default_rng(0)
     tokens = (rng.normal(size=(2, 256, 128)) + 4).astype(np.float32)
     gates = (0.05 * rng.normal(size=(128, 6))).astype(np.float32)
-    config = AdapterConfig(gating=gating, distance=distance)
+    config = SpectralMoEConfig(gating=gating, distance=distance)
     found = np.asarray(clean_logits(tokens, gates, config), np.float64)
     true = DISTANCES[gating, distance](tokens[:, :, None].astype(np.float64) - gates.T.astype(np.float64))
     differences, wanted = found - found[..., :1], true - true[..., :1]

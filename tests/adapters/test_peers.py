@@ -13,16 +13,16 @@ from spectralmoe_jax.adapters.base import hook
 from spectralmoe_jax.adapters.fada import haar, inverse_haar
 from spectralmoe_jax.adapters.registry import BUILTIN, adapter_class
 from spectralmoe_jax.adapters.set import polar
+from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.schema import LossConfig, TrainConfig
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
 from spectralmoe_jax.models.linear_head import pixel_cross_entropy
 from spectralmoe_jax.models.parameter_count import describe
 from spectralmoe_jax.parameters import join, leaves, split, with_values
-from spectralmoe_jax.training.optimizer import OptimizerSettings, match_rules
+from spectralmoe_jax.training.optimizer import match_rules
 from spectralmoe_jax.training.step import make_loss
 from tests.adapters import peer_formulas
 
@@ -263,7 +263,7 @@ def tiny(kind, head="linear") -> ConfigDict:
 
 
 def rules_of(structure):
-    return (hook(structure.backbone.adapter, "optimizer_rules") or ()) + OptimizerSettings(steps=1).rules
+    return (hook(structure.backbone.adapter, "optimizer_rules") or ()) + TrainConfig(steps=1).rules
 
 
 def leaf_names(tree):

@@ -10,8 +10,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectralmoe_jax.adapters.settings import CHOICES, AdapterConfig
+from spectralmoe_jax.adapters.settings import CHOICES
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.parameters import fill, leaves, with_values
 from tests.adapters import paper_formulas
 
@@ -24,7 +25,7 @@ def configs(draw):
     top_k = draw(st.integers(1, experts))
     rank = draw(st.sampled_from([2, (2, 1, 3, 1, 2)[:experts]]))
     switches = {key: draw(st.sampled_from(values)) for key, values in CHOICES.items()}
-    return AdapterConfig(
+    return SpectralMoEConfig(
         num_experts=experts, top_k=top_k, rank=rank, num_tokens=4, query_dim=4,
         use_depth=draw(st.booleans()), full_softmax=draw(st.booleans()),
         balance_weight=draw(st.sampled_from([1.0, 30.0])), **switches,
@@ -86,7 +87,7 @@ def test_every_linear_setting_equals_the_plain_form(modalities):
     for number, ((combination, top_k), token_map, full_softmax) in enumerate(settings):
         gate, noisy = GATES[(start + number + number // len(GATES)) % len(GATES)]
         gating, distance = gate.split()
-        config = AdapterConfig(
+        config = SpectralMoEConfig(
             num_experts=3, top_k=top_k, rank=(2, 1, 2), num_tokens=4, query_dim=4, combination=combination,
             token_map=token_map, full_softmax=full_softmax, gating=gating, distance=distance,
             balance=CHOICES["balance"][number % 2],
@@ -132,7 +133,7 @@ def require_plain_form(config, seed, noisy, compiled=lambda function: function):
 
 
 def test_smaller_rank_never_grows():
-    config = AdapterConfig(num_experts=2, rank=(1, 3), num_tokens=4, query_dim=4, combination="gated_sum")
+    config = SpectralMoEConfig(num_experts=2, rank=(1, 3), num_tokens=4, query_dim=4, combination="gated_sum")
     adapter = SpectralMoE(config, layers=2, width=WIDTH, rngs=nnx.Rngs(0))
     fill(
         adapter,
@@ -153,7 +154,7 @@ def test_smaller_rank_never_grows():
 
 @pytest.mark.parametrize("full_softmax", [False, True])
 def test_router_gradient_with_one_expert_a_token(full_softmax):
-    config = AdapterConfig(
+    config = SpectralMoEConfig(
         num_experts=3,
         top_k=1,
         rank=2,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.config.load import shipped_files
 from spectralmoe_jax.configuration import (
     apply_overrides,
     from_config,

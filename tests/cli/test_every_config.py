@@ -21,7 +21,7 @@ from data_pipelines.prepare.prepare import prepare
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.config.load import shipped_files
 from spectralmoe_jax.configuration import load_config, save_config
 from spectralmoe_jax.evaluation.evaluate import evaluate
 from spectralmoe_jax.training.train import train

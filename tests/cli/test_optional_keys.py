@@ -11,8 +11,10 @@ import pytest
 import data_pipelines
 import spectralmoe_jax
 from data_pipelines.transforms import Augment
-from spectralmoe_jax.adapters.settings import AdapterConfig
-from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.load import shipped_files
+from spectralmoe_jax.config.model import EncoderConfig, Mask2FormerConfig
+from spectralmoe_jax.config.schema import EvaluateConfig, LossConfig, ParallelConfig, TrainConfig
 from spectralmoe_jax.configuration import (
     apply_overrides,
     load_config,
@@ -20,24 +22,18 @@ from spectralmoe_jax.configuration import (
     save_config,
 )
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.sliding_window import WindowSettings
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
-from spectralmoe_jax.mask2former.settings import HeadConfig
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.optional_keys import OPTIONAL
-from spectralmoe_jax.parallel import ParallelSettings
-from spectralmoe_jax.training.loop import TrainSettings
 
 SECTIONS = {
     "augment": Augment,
-    "model.adapter": AdapterConfig,
-    "model.head": HeadConfig,
+    "model.adapter": SpectralMoEConfig,
+    "model.head": Mask2FormerConfig,
     "model.visual": EncoderConfig,
     "model.depth": EncoderConfig,
     "loss": LossConfig,
-    "train": TrainSettings,
-    "evaluate": WindowSettings,
-    "parallel": ParallelSettings,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "parallel": ParallelConfig,
 }
 # set by the code, or not a matter of the command line
 DERIVED = {"in_channels", "band_names", "name", "num_classes", "photometric_bands", "crop", "rules"}

@@ -18,13 +18,11 @@ from ml_collections import ConfigDict
 
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.ablation.grid import load_grid
+from spectralmoe_jax.config.schema import EvaluateConfig, LossConfig, TrainConfig
 from spectralmoe_jax.configuration import flatten, from_config, load_config
-from spectralmoe_jax.inference.sliding_window import WindowSettings
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.optional_keys import OPTIONAL
 from spectralmoe_jax.parallel.mesh import parallel_settings
-from spectralmoe_jax.training.loop import TrainSettings
 
 FOLDER = Path(__file__).parent / "snapshots"
 
@@ -99,9 +97,9 @@ def resolved(config: ConfigDict) -> Values:
         "data": filled("data"),
         "augment": Augment(crop=config.data.crop, photometric_bands=bands, **augment),
         "loss": from_config(LossConfig, config.loss, "loss"),
-        "train": from_config(TrainSettings, config.train, "train"),
+        "train": from_config(TrainConfig, config.train, "train"),
         "parallel": parallel_settings(config),
-        "evaluate": from_config(WindowSettings, config.evaluate, "evaluate"),
+        "evaluate": from_config(EvaluateConfig, config.evaluate, "evaluate"),
     }
     return _plain(
         {

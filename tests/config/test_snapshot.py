@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.config.load import shipped_files
 from tests.config.resolved import CONFIGURATIONS, FOLDER, GRIDS, of_configuration, of_grid, text
 
 

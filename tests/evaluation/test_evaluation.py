@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 from spectralmoe_jax.evaluation.score_table import print_table, score, write_report
-from spectralmoe_jax.inference.sliding_window import WindowSettings
 
 metrics = pytest.importorskip("sklearn.metrics")
 
@@ -62,7 +62,7 @@ def predict(tiles):
 
 
 def test_score_by_domain(tmp_path, capsys):
-    report = score(predict, examples(), ["w", "x", "y", "z"], WindowSettings(16, 5, 3))
+    report = score(predict, examples(), ["w", "x", "y", "z"], EvaluateConfig(16, 5, 3))
     assert report["images"] == 3
     assert set(report["domains"]) == {"a", "b"}
     a, b = report["domains"]["a"], report["domains"]["b"]
@@ -89,14 +89,14 @@ def test_score_by_domain(tmp_path, capsys):
 def test_table_of_many_domains_is_whole_in_a_log(capsys):
     domains = [f"a rather long domain {i}" for i in range(6)]
     shown = [(domain, *rest) for domain, (_, *rest) in zip(domains, [*examples(), *examples()], strict=True)]
-    print_table(score(predict, shown, ["w", "x", "y", "z"], WindowSettings(16, 5, 3)))
+    print_table(score(predict, shown, ["w", "x", "y", "z"], EvaluateConfig(16, 5, 3)))
     first = capsys.readouterr().out.splitlines()[0]
     assert all(domain in first for domain in domains)
 
 
 def test_domain_without_any_label_does_not_spoil_the_mean():
     unlabelled = ("c", "x", np.zeros((6, 6, 2), np.uint8), np.full((6, 6), 255, np.uint8))
-    names, settings = ["w", "x", "y", "z"], WindowSettings(16, 5, 3)
+    names, settings = ["w", "x", "y", "z"], EvaluateConfig(16, 5, 3)
     report = score(predict, [*examples(), unlabelled], names, settings)
     assert np.isnan(report["domains"]["c"]["miou"])
     assert report["mean_miou"] == score(predict, examples(), names, settings)["mean_miou"]
@@ -105,6 +105,6 @@ def test_domain_without_any_label_does_not_spoil_the_mean():
 
 def test_nothing_to_score(tmp_path):
     with pytest.raises(UserError, match="split to evaluate is empty"):
-        score(predict, [], ["a"], WindowSettings(4, 0))
+        score(predict, [], ["a"], EvaluateConfig(4, 0))
     with pytest.raises(UserError, match="cannot be written"):
         write_report({}, tmp_path / "missing" / "report.json")

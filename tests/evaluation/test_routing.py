@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.expert_routing import (
     RoutedPredict,
@@ -14,7 +15,6 @@ from spectralmoe_jax.evaluation.expert_routing import (
 )
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, read_images, write_images
 from spectralmoe_jax.evaluation.score_table import make_report, print_table, write_report
-from spectralmoe_jax.inference.sliding_window import WindowSettings
 
 metrics = pytest.importorskip("sklearn.metrics")
 
@@ -87,7 +87,7 @@ def test_windows_count_the_tokens_that_they_show(tmp_path, capsys):
     labels = [block[:h, :w] for block, (h, w) in zip(blocks, shapes, strict=True)]
     examples = [("a", f"image {i}", label[..., None], label) for i, label in enumerate(labels)]
     tally = Tally(list("wxyz"), 4)
-    tally.count_images(RoutedPredict(routed), examples, WindowSettings(16, 4, 4))
+    tally.count_images(RoutedPredict(routed), examples, EvaluateConfig(16, 4, 4))
     report = make_report(tally)
     # windows of 4 x 4 patches: one; two by three, at 0, 4 and 0, 12, 17; one of which 2 x 2 are in the image
     first, second = (np.array(entry["counts"]) for entry in report["routing"])
@@ -116,7 +116,7 @@ def test_no_routing_where_there_are_no_experts():
 
     tally = Tally(list("wxyz"), 4)
     image = np.zeros((16, 16, 1), np.uint8)
-    tally.count_images(RoutedPredict(without), [("a", "x", image, image[..., 0])], WindowSettings(16, 4, 4))
+    tally.count_images(RoutedPredict(without), [("a", "x", image, image[..., 0])], EvaluateConfig(16, 4, 4))
     assert "routing" not in make_report(tally)
 
 

@@ -12,14 +12,14 @@ from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
 from data_pipelines.readers.raster_file import read_pixels
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.geotiff import predict_scene
-from spectralmoe_jax.inference.sliding_window import WindowSettings
 
 NAMES = ("red soil", "green field", "blue water")
 PALETTE = ((200, 60, 20), (30, 160, 40), (20, 60, 200))
 RGB = ("red", "green", "blue")
-SETTINGS = WindowSettings(window=32, overlap=9, batch_size=3)
+SETTINGS = EvaluateConfig(window=32, overlap=9, batch_size=3)
 TRANSFORM = from_origin(500_000, 4_000_000, 10, 10)
 
 
@@ -77,7 +77,7 @@ def test_landsat_scene_keeps_its_georeference_and_nodata_area(shared_data, folde
         return scores_of(tiles)
 
     summary = map_scene(
-        path, folder / "map.tif", predict, settings=WindowSettings(128, 32, 4), preview=folder / "map.png",
+        path, folder / "map.tif", predict, settings=EvaluateConfig(128, 32, 4), preview=folder / "map.png",
         confidence=True,
     )  # fmt: skip
     assert shapes == {((4, 128, 128, 3), np.dtype(np.uint8))}
@@ -123,7 +123,7 @@ def test_landsat_scene_keeps_its_georeference_and_nodata_area(shared_data, folde
 def test_any_size_window_and_overlap(tmp_path, size, setting):
     pixels = random_pixels(*size)
     path = write_scene(tmp_path / "scene.tif", pixels)
-    map_scene(path, tmp_path / "map.tif", settings=WindowSettings(*setting))
+    map_scene(path, tmp_path / "map.tif", settings=EvaluateConfig(*setting))
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), pixels.argmax(-1))
 
 
@@ -221,7 +221,7 @@ def test_nodata_in_one_band_alone_reads_as_zero(tmp_path):
         seen.append(tiles.copy())
         return scores_of(tiles)
 
-    map_scene(path, tmp_path / "map.tif", predict, settings=WindowSettings(20, 0, 1))
+    map_scene(path, tmp_path / "map.tif", predict, settings=EvaluateConfig(20, 0, 1))
     wanted = np.where(pixels == -32768, 0, pixels)
     np.testing.assert_array_equal(seen[0][0], wanted)
 
@@ -269,7 +269,7 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
     for height in (600, 2400):
         path = write_scene(tmp_path / f"{height}.tif", random_pixels(height, 200), compress="deflate")
         tracemalloc.start()
-        map_scene(path, tmp_path / "map.tif", settings=WindowSettings(64, 16, 4))
+        map_scene(path, tmp_path / "map.tif", settings=EvaluateConfig(64, 16, 4))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
@@ -323,7 +323,7 @@ def test_unreadable_input(tmp_path, folder):
 def test_truncated_input(tmp_path, folder, driver, kept, window):
     path = write_scene(tmp_path / f"scene.{driver}", random_pixels(200, 300), driver=driver)
     os.truncate(path, int(path.stat().st_size * kept))
-    options = {"confidence": True, "preview": folder / "map.png", "settings": WindowSettings(window, 8)}
+    options = {"confidence": True, "preview": folder / "map.png", "settings": EvaluateConfig(window, 8)}
     check_refused(folder, [path.name, "complete"], path, **options)
 
 

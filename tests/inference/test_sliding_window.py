@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.sliding_window import (
-    WindowSettings,
     blending_weight,
     in_batches,
     predict_image,
@@ -20,7 +20,7 @@ from spectralmoe_jax.inference.sliding_window import (
 @st.composite
 def window_settings(draw):
     window = draw(st.integers(1, 12))
-    return WindowSettings(window, draw(st.integers(0, window - 1)), draw(st.integers(1, 5)))
+    return EvaluateConfig(window, draw(st.integers(0, window - 1)), draw(st.integers(1, 5)))
 
 
 def pixelwise(pixels):
@@ -100,7 +100,7 @@ def test_batches_are_always_full_and_in_order():
 )
 def test_settings_that_cannot_be_name_the_key(arguments, key):
     with pytest.raises(UserError, match=rf"config\.evaluate\.{key}"):
-        WindowSettings(*arguments)
+        EvaluateConfig(*arguments)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -113,4 +113,4 @@ def test_scores_that_are_not_finite_are_refused(bad):
         return scores
 
     with pytest.raises(UserError, match="not finite"):
-        predict_image(np.zeros((9, 9, 2), np.uint8), predict, WindowSettings(4, 1, 2))
+        predict_image(np.zeros((9, 9, 2), np.uint8), predict, EvaluateConfig(4, 1, 2))

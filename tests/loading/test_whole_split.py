@@ -5,10 +5,10 @@ import pytest
 
 from data_pipelines.records import Arrays
 from data_pipelines.whole_split import eval_batches
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import Tally
 from spectralmoe_jax.evaluation.score_table import make_report, score
-from spectralmoe_jax.inference.sliding_window import WindowSettings
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_scores_are_those_of_whole_images(source):
         (record.domain, record.name, source.read_image(record), source.read_label(record))
         for record in source.records
     )
-    whole = score(predict, examples, names, WindowSettings(16, 4, 2))
+    whole = score(predict, examples, names, EvaluateConfig(16, 4, 2))
     assert tiled == whole
     assert tiled["images"] == 7
     assert 0 < tiled["miou"] < 1

@@ -9,8 +9,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
+from spectralmoe_jax.config.model import Mask2FormerConfig
 from spectralmoe_jax.mask2former.head import Mask2FormerHead
-from spectralmoe_jax.mask2former.settings import HeadConfig
 from spectralmoe_jax.weights.name_rules import read_tensors
 from spectralmoe_jax.weights.released import head_rules
 
@@ -27,7 +27,7 @@ class Golden:
         tensors = load_file(name.with_suffix(".safetensors"))
         self.tensors = {key: value for key, value in tensors.items() if key.startswith(PREFIX)}
         # the recorded features are resized already
-        self.config = HeadConfig(
+        self.config = Mask2FormerConfig(
             num_classes=self.sizes["num_classes"],
             num_queries=self.sizes["num_queries"],
             width=self.sizes["feat_channels"],

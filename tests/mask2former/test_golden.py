@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.mask2former.head import semantic_scores
 from spectralmoe_jax.mask2former.loss import mask2former_loss
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.parity.segmenter_goldens import released_assignment, slot_points
 from spectralmoe_jax.weights.name_rules import write_tensors
 from spectralmoe_jax.weights.released import head_rules

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from spectralmoe_jax.config.model import Mask2FormerConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former.head import Mask2FormerHead
-from spectralmoe_jax.mask2former.settings import HeadConfig
 from spectralmoe_jax.mask2former.transformer_decoder import MaskDecoder, Memory
 from spectralmoe_jax.parameters import leaves, with_values
 
@@ -17,7 +17,7 @@ SMALL = {"num_classes": 3, "num_queries": 5, "width": 16, "num_heads": 2, "encod
 
 
 def small_head(**changes):
-    config = HeadConfig(**{**SMALL, "decoder_layers": 2, **changes})
+    config = Mask2FormerConfig(**{**SMALL, "decoder_layers": 2, **changes})
     return Mask2FormerHead(config, in_features=12, rngs=nnx.Rngs(0))
 
 
@@ -83,7 +83,7 @@ def test_a_fully_blocked_query_looks_everywhere():
 @pytest.mark.parametrize("count", [2, 7])
 def test_any_number_of_decoder_layers(count):
     rng = np.random.default_rng(3)
-    decoder = MaskDecoder(HeadConfig(**SMALL, decoder_layers=count), rngs=nnx.Rngs(1))
+    decoder = MaskDecoder(Mask2FormerConfig(**SMALL, decoder_layers=count), rngs=nnx.Rngs(1))
     query, positions = rng.standard_normal((2, 5, 16), np.float32), rng.standard_normal((5, 16), np.float32)
     memories = [Memory(*rng.standard_normal((2, 2, n, 16), np.float32)) for n in (4, 6, 9)]
     hidden = [rng.uniform(size=(2, 5, n)) < 0.4 for n in (4, 6, 9)]
@@ -104,7 +104,7 @@ def test_remat_keeps_less_for_the_way_back():
     features, queries = inputs()
 
     def kept(remat):
-        config = HeadConfig(**{**SMALL, "encoder_layers": 3}, decoder_layers=6)
+        config = Mask2FormerConfig(**{**SMALL, "encoder_layers": 3}, decoder_layers=6)
         head = nnx.eval_shape(lambda: Mask2FormerHead(config, in_features=12, remat=remat, rngs=nnx.Rngs(0)))
         graph, state = nnx.split(head)
         pull = jax.eval_shape(
@@ -116,7 +116,7 @@ def test_remat_keeps_less_for_the_way_back():
 
 
 def test_the_published_head_is_described_without_being_allocated():
-    config = HeadConfig(num_classes=19)
+    config = Mask2FormerConfig(num_classes=19)
     head = nnx.eval_shape(lambda: Mask2FormerHead(config, in_features=1024, rngs=nnx.Rngs(0)))
     leaves = jax.tree.leaves(nnx.state(head))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
@@ -141,7 +141,7 @@ def test_the_published_head_is_described_without_being_allocated():
 )
 def test_bad_settings_name_their_key(change, message):
     with pytest.raises(UserError) as caught:
-        HeadConfig(**{**SMALL, **change})
+        Mask2FormerConfig(**{**SMALL, **change})
     assert message in str(caught.value)
 
 

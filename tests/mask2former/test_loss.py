@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former.loss import mask2former_loss
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.parity.segmenter_goldens import class_assignment, released_assignment, slot_points
 
 CONFIG = LossConfig(num_points=32)

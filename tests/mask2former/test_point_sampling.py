@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
+from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.mask2former.point_sampling import (
     label_map,
     sample_classes,

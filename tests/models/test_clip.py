@@ -2,7 +2,7 @@
 
 import pytest
 
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+from spectralmoe_jax.config.model import EncoderConfig
 from tests.models.other_libraries import (
     OUR_SIZES,
     SIZES,

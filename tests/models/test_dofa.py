@@ -11,12 +11,13 @@ from flax import nnx
 from data_pipelines.readers.raster_file import read_header, read_pixels
 from data_pipelines.sensors import wavelengths_of_file
 from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
+from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import load_trained, make_predict
-from spectralmoe_jax.inference.sliding_window import WindowSettings, predict_image
+from spectralmoe_jax.inference.sliding_window import predict_image
 from spectralmoe_jax.models.build import for_bands, make_segmenter, segmenter_config
 from spectralmoe_jax.models.encoders.dofa import HEADS, HIDDEN, TOKEN_WIDTH, KernelGenerator, encode
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.parameters import leaves, split
 from spectralmoe_jax.sensors import SENSORS, wavelengths
 from tests.models.test_segmenter import tiny
@@ -166,7 +167,7 @@ def test_one_model_on_enmap_and_on_sentinel2(shared_data):
     names = [name for name in read_header(scenes[0]).descriptions if name]
     mean, std = statistics(sentinel)
     second = for_bands(first, wavelengths(names, "sentinel2"), pixel_mean=mean, pixel_std=std)
-    result = predict_image(sentinel[0], make_predict(second), WindowSettings(window=96, overlap=32))
+    result = predict_image(sentinel[0], make_predict(second), EvaluateConfig(window=96, overlap=32))
     assert result.shape == (101, 100, 5)
     assert np.isfinite(result).all()
     own = {("backbone", "visual", "patch_kernel"), ("backbone", "visual", "patch_bias"),

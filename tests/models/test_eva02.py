@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.models.encoders.vit import all_layers
 from spectralmoe_jax.parameters import fill, leaves
 

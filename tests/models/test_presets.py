@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from spectralmoe_jax.adapters.settings import AdapterConfig
+from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.presets import PRESETS, preset
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import check_parts, make_encoder
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.models.encoders.vit import all_layers
-from spectralmoe_jax.models.presets import PRESETS, preset
 from spectralmoe_jax.parameters import leaves
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
@@ -161,7 +161,7 @@ def test_patch_sizes_that_differ_and_what_to_do():
     depth = EncoderConfig(**preset("depth_anything_v2_l", "preset"), name="depth")
     message = r"depth\.patch_size = 14 differs .*; config\.model\.depth\.patch_size=16 resamples its weights"
     with pytest.raises(UserError, match=message):
-        check_parts(visual, depth, AdapterConfig(preset="released"), (7, 11, 15, 23), (0, 1, 2), "none")
+        check_parts(visual, depth, SpectralMoEConfig(preset="released"), (7, 11, 15, 23), (0, 1, 2), "none")
 
 
 def test_unknown_preset():

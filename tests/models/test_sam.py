@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
+from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.build import make_segmenter, segmenter_config
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.parameters import join, leaves, split, with_values
 from tests.models.other_libraries import (
     OUR_SIZES,

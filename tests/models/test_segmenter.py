@@ -9,14 +9,13 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from spectralmoe_jax.config_files import shipped_files
+from spectralmoe_jax.config.load import shipped_files
+from spectralmoe_jax.config.schema import LossConfig, TrainConfig
 from spectralmoe_jax.configuration import from_config, load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.parameter_count import describe
 from spectralmoe_jax.parameters import join, split
-from spectralmoe_jax.training.loop import TrainSettings
 from spectralmoe_jax.training.optimizer import make_optimizer, match_rules
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
 
@@ -70,7 +69,7 @@ def test_unequal_ranks_count_what_they_use():
 def test_shipped_configs_describe_a_model(name):
     config = load_config(f"configs/{name}")
     trainable, _ = split(abstract_segmenter(segmenter_config(config)))
-    assert match_rules(from_config(TrainSettings, config.train, "train").rules, trainable)
+    assert match_rules(from_config(TrainConfig, config.train, "train").rules, trainable)
     assert len(config.classes.names) == len(config.classes.palette)
 
 
@@ -82,7 +81,7 @@ def lowered():
     config = load_config(FULL)
     structure = abstract_segmenter(segmenter_config(config))
     trainable, frozen = split(structure)
-    settings = from_config(TrainSettings, config.train, "train")
+    settings = from_config(TrainConfig, config.train, "train")
     optimizer = make_optimizer(settings, trainable)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), trainable)
     batch = {

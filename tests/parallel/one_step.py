@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from spectralmoe_jax.config.schema import LossConfig, TrainConfig
 from spectralmoe_jax.configuration import from_config, load_config
-from spectralmoe_jax.mask2former.loss_settings import LossConfig
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import training_layout
 from spectralmoe_jax.parameters import split
-from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer
+from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import TrainState, init_state, make_loss, make_train_step
 
 WIDTH, SIDE, BATCH, CLASSES = 24, 64, 8, 5
@@ -83,7 +83,7 @@ class Step:
         self.layout = training_layout(config, devices)
         structure = abstract_segmenter(segmenter_config(config))
         trainable, frozen = values_of(config)
-        self.optimizer = make_optimizer(OptimizerSettings(steps=10, learning_rate=1e-2), trainable)
+        self.optimizer = make_optimizer(TrainConfig(steps=10, learning_rate=1e-2), trainable)
         self.state = state_of(trainable, self.optimizer, self.layout)
         self.frozen = jax.tree.map(jnp.asarray, frozen) if self.layout is None else self.layout.place(frozen)
         self.batch = batch_of() if self.layout is None else self.layout.place_batch(batch_of())

@@ -7,9 +7,10 @@ import optax
 import pytest
 from flax import nnx
 
+from spectralmoe_jax.config.schema import TrainConfig
 from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule, match_rules
+from spectralmoe_jax.training.optimizer import make_optimizer, make_schedule, match_rules
 
 RULES = ((r"norm", 0.0, 1.0), (r"expert", 0.0, 2.0), (r"head", 0.5, 0.1), (r"kernel|bias", 1.0, 1.0))
 FACTORS = {  # by hand: (weight decay, learning rate)
@@ -42,7 +43,7 @@ def test_updates_equal_torch_adamw(clip_norm, warmup_steps):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     start, steps, rate = random_values(rng), 12, 0.02
-    settings = OptimizerSettings(
+    settings = TrainConfig(
         steps=steps, learning_rate=rate, weight_decay=0.3, betas=(0.8, 0.95), eps=1e-6,
         clip_norm=clip_norm, warmup_steps=warmup_steps, rules=RULES,
     )  # fmt: skip
@@ -78,7 +79,7 @@ def closed_form(step, steps, rate, warmup, power):
 
 @pytest.mark.parametrize(("warmup", "power"), [(0, 0.9), (10, 0.9), (5, 2.0)])
 def test_schedule_follows_its_closed_form_down_to_zero(warmup, power):
-    settings = OptimizerSettings(steps=100, learning_rate=1e-4, power=power, warmup_steps=warmup)
+    settings = TrainConfig(steps=100, learning_rate=1e-4, power=power, warmup_steps=warmup)
     schedule = make_schedule(settings)
     ours = [float(schedule(step)) for step in range(101)]
     expected = [closed_form(step, 100, 1e-4, warmup, power) for step in range(101)]
@@ -100,7 +101,7 @@ def test_paths_as_keys_have_the_names_of_nested_dicts():
 def test_every_parameter_needs_a_rule():
     params = nested({"blocks/norm/scale": 0.0, "mystery/thing": 0.0, "other/riddle": 0.0})
     with pytest.raises(UserError, match=r"config\.train\.rules: no rule covers mystery/thing, other/riddle$"):
-        make_optimizer(OptimizerSettings(steps=1, rules=RULES), params)
+        make_optimizer(TrainConfig(steps=1, rules=RULES), params)
 
 
 def test_broken_rule_is_quoted():
@@ -131,7 +132,7 @@ def test_broken_rule_is_quoted():
 )
 def test_published_groups(name, decay):
     """Weight decay 0.05, but 0 on norms, query and level embeddings, experts, gates, noise and alpha."""
-    (factors,) = match_rules(OptimizerSettings(steps=1).rules, nested({name: 0.0})).values()
+    (factors,) = match_rules(TrainConfig(steps=1).rules, nested({name: 0.0})).values()
     assert factors == (decay, 1.0)
 
 
@@ -140,7 +141,7 @@ def test_shipped_model_is_covered_with_exactly_the_published_parts_undecayed():
 
     model = abstract_segmenter(segmenter_config(load_config("configs/dubai.py")))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    factors = match_rules(OptimizerSettings(steps=1).rules, params)
+    factors = match_rules(TrainConfig(steps=1).rules, params)
     adapted = {
         name.removeprefix("backbone/adapter/"): f for name, f in factors.items() if "/adapter/" in name
     }
@@ -158,4 +159,4 @@ def test_shipped_model_is_covered_with_exactly_the_published_parts_undecayed():
 )  # fmt: skip
 def test_bad_settings_name_the_key(values, key):
     with pytest.raises(UserError, match=rf"^config\.train\.{key}"):
-        OptimizerSettings(**({"steps": 5} | values))
+        TrainConfig(**({"steps": 5} | values))

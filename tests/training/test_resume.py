@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.config.schema import TrainConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parameters import named_leaves
-from spectralmoe_jax.training.loop import TrainSettings
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.train import run_experiment
 from tests.training import fake_experiment
@@ -30,7 +30,7 @@ def final_state(workdir):
 
 def saved(experiment, config, workdir):
     params = experiment.trainable
-    opt_state = make_optimizer(TrainSettings(**config.train), params).init(params)
+    opt_state = make_optimizer(TrainConfig(**config.train), params).init(params)
     with CheckpointStore(workdir, config) as store:
         state = store.restore(store.last, params, opt_state)
         return store.last, {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(state).items()}

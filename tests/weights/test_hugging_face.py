@@ -110,8 +110,8 @@ def test_half_precision_is_widened_exactly(tmp_path, dtype):
 
 def test_fewer_bands_are_chosen_by_name(folders):
     """Kernels are of red, green and blue in this order; which of them a band reads is in its name alone."""
+    from spectralmoe_jax.config.model import EncoderConfig
     from spectralmoe_jax.errors import UserError
-    from spectralmoe_jax.models.encoders.encoder import EncoderConfig
     from spectralmoe_jax.parameters import leaves
 
     model, folder = folders("dinov2")
@@ -127,7 +127,7 @@ def test_fewer_bands_are_chosen_by_name(folders):
 
 def test_sizes_that_differ_are_resampled(folders):
     """Patch size, table and bands other than the file's; torch's own interpolation is the reference."""
-    from spectralmoe_jax.models.encoders.encoder import EncoderConfig
+    from spectralmoe_jax.config.model import EncoderConfig
     from spectralmoe_jax.parameters import leaves
 
     model, folder = folders("dinov2")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.parameters import leaves
 from spectralmoe_jax.weights.encoder_file import fill_encoder
 from spectralmoe_jax.weights.format_tables import DOFA, encoder_rules

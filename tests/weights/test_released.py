@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.configuration import load_config, save_config
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.conversion.export import released_tensors
@@ -20,7 +21,6 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import initial_segmenter, load_trained
 from spectralmoe_jax.models import build
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter
-from spectralmoe_jax.models.encoders.encoder import EncoderConfig
 from spectralmoe_jax.parameters import leaves, split
 from spectralmoe_jax.parity.segmenter_goldens import segmenter_config
 from spectralmoe_jax.weights.reading import Source, open_source

@@ -17,6 +17,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
+from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.layers import (
     Frozen,
     LayerNorm,
@@ -27,7 +28,7 @@ from spectralmoe_jax.layers import (
     wide_type,
     zeros,
 )
-from spectralmoe_jax.models.encoders.encoder import Beside, Edit, EncoderConfig, Layers
+from spectralmoe_jax.models.encoders.encoder import Beside, Edit, Layers
 from spectralmoe_jax.models.encoders.vit import FeedForward, embed_patches, patch_grid, resample_table
 from spectralmoe_jax.models.positions import resize_linear
 from spectralmoe_jax.parameters import edited

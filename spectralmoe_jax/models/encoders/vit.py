@@ -1,5 +1,5 @@
 """One vision transformer for DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193, with registers 2309.16588), DOFA
-(2403.15356), CLIP (2103.00020) and EVA-02 (2303.11331); `encoder.FAMILIES` says how they differ.
+(2403.15356), CLIP (2103.00020) and EVA-02 (2303.11331); `config.presets.FAMILIES` says how they differ.
 
 Blocks are stacked on a leading layer axis and applied by a scan; see `backbone.py`.
 
@@ -17,10 +17,11 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
+from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.layers import Frozen, LayerNorm, Linear, VariableType, attend, trunc_normal, zeros
 from spectralmoe_jax.models.encoders.dofa import KernelGenerator
-from spectralmoe_jax.models.encoders.encoder import Beside, Edit, EncoderConfig, Layers
+from spectralmoe_jax.models.encoders.encoder import Beside, Edit, Layers
 from spectralmoe_jax.models.positions import (
     Rope,
     centred_periods,
