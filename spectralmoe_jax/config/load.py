@@ -75,6 +75,8 @@ def load_given(spec: str, overrides: Sequence[str] = ()) -> Given:
     file, _, arguments = spec.partition(":")
     path = find_file(file, "configs")
     config = call_in_file(path, "get_config", arguments)
+    if isinstance(config, RunConfig):  # of a file that starts from another one with `load_config`
+        return apply_overrides(config.given, overrides)
     is_config = isinstance(config, ConfigDict)
     require(is_config, str(path), "get_config() has to return an ml_collections.ConfigDict")
     return apply_overrides(given_of(config), overrides)

@@ -36,6 +36,7 @@ _HEAD = '''"""The whole configuration of {name}: every key with its value.
 A comment says where a value comes from that the configuration does not give.
 """
 
+from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:

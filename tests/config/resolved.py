@@ -14,15 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from data_pipelines.transforms import Augment, visible_bands
+from data_pipelines.transforms import visible_bands
 from spectralmoe_jax.ablation.grid import load_grid
-from spectralmoe_jax.config.schema import EvaluateConfig, LossConfig, TrainConfig
-from spectralmoe_jax.configuration import flatten, from_config, load_config
+from spectralmoe_jax.config.load import flatten, load_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.models.build import segmenter_config
-from spectralmoe_jax.optional_keys import OPTIONAL
-from spectralmoe_jax.parallel.mesh import parallel_settings
 
 FOLDER = Path(__file__).parent / "snapshots"
 
@@ -73,33 +69,37 @@ Values = dict[str, Any]
 """Plain values by dotted key."""
 
 
-def written(config: ConfigDict) -> Values:
+def written(config: RunConfig) -> Values:
     """What the file sets, by dotted key."""
-    return _plain(flatten(config))
+    return _plain(flatten(config.given))
 
 
-def resolved(config: ConfigDict) -> Values:
+def resolved(config: RunConfig) -> Values:
     """What a run is built from, every default filled in."""
-
-    def filled(section: str) -> Values:
-        defaults = {
-            name.removeprefix(f"{section}."): key.default
-            for name, key in OPTIONAL.items()
-            if name.startswith(f"{section}.")
-        }
-        return defaults | config[section].to_dict()
-
-    augment = filled("augment")
-    photometric = augment.pop("photometric")
-    bands = visible_bands(config.bands, config.get("sensor")) if photometric else None
+    photometric = visible_bands(config.bands, config.sensor) if config.augment.photometric else None
+    augment = dataclasses.asdict(config.augment) | {
+        "crop": config.data.crop,
+        "photometric_bands": photometric,
+    }
+    del augment["photometric"]
+    data = dataclasses.asdict(config.data)
+    # of the keys that not every kind of data has, the snapshot holds those that are given
+    for key in ("root", "image_glob", "mask_template"):
+        if key not in config.given["data"]:
+            del data[key]
+    segmenter = dataclasses.asdict(segmenter_config(config))
+    # numbers are floats now; the snapshot has whole ones as they were written
+    for key in ("pixel_mean", "pixel_std"):
+        assert segmenter[key] == config.given["model"][key]
+        segmenter[key] = config.given["model"][key]
     sections = {
-        "segmenter": segmenter_config(config),
-        "data": filled("data"),
-        "augment": Augment(crop=config.data.crop, photometric_bands=bands, **augment),
-        "loss": from_config(LossConfig, config.loss, "loss"),
-        "train": from_config(TrainConfig, config.train, "train"),
-        "parallel": parallel_settings(config),
-        "evaluate": from_config(EvaluateConfig, config.evaluate, "evaluate"),
+        "segmenter": segmenter,
+        "data": data,
+        "augment": augment,
+        "loss": config.loss,
+        "train": config.train,
+        "parallel": config.parallel,
+        "evaluate": config.evaluate,
     }
     return _plain(
         {
@@ -112,7 +112,7 @@ def resolved(config: ConfigDict) -> Values:
     )
 
 
-def both(config: ConfigDict) -> dict[str, Values]:
+def both(config: RunConfig) -> dict[str, Values]:
     """The values of a configuration as they are stored."""
     return {"written": written(config), "resolved": resolved(config)}
 
