@@ -13,20 +13,19 @@ PACKAGES = ("spectralmoe_jax", "data_pipelines")
 # is the package's own __init__.py: its version, and functions that it loads when they are first used.
 ARROWS = {
     "errors": "",
-    "config_files": "errors",
     "files": "",
-    "optional_keys": "",
-    "configuration": "errors config_files files optional_keys",
+    "configs": "",
+    "config": "errors files",
     "parameters": "",
     "spectralmoe_jax": "",
-    "parallel": "errors configuration parameters spectralmoe_jax",
+    "parallel": "errors config parameters spectralmoe_jax",
     "resampling": "",
-    "adapters": "errors configuration parallel resampling",
+    "adapters": "errors config parallel resampling",
     "layers": "",
-    "mask2former": "errors parallel resampling layers",
-    "sensors": "errors",
-    "models": "errors configuration parameters parallel resampling adapters layers mask2former sensors",
-    "checkpoints": "errors optional_keys configuration parameters models",
+    "mask2former": "config parallel resampling layers",
+    "sensors": "errors config",
+    "models": "errors config parameters parallel resampling adapters layers mask2former sensors",
+    "checkpoints": "errors config parameters",
     "data_pipelines.records": "errors",
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
@@ -34,78 +33,63 @@ ARROWS = {
         "errors sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
     ),
     "host_memory": "",
-    "data_pipelines.loader": "errors data_pipelines.readers host_memory",
-    "data_pipelines.synthetic": "errors files data_pipelines.records",
+    "data_pipelines.loader": "errors config data_pipelines.readers host_memory",
+    "data_pipelines.synthetic": "errors files config data_pipelines.records",
     "data_pipelines.open_source": (
-        "errors sensors data_pipelines.records data_pipelines.readers data_pipelines.synthetic"
+        "errors config sensors data_pipelines.records data_pipelines.readers data_pipelines.synthetic"
     ),
-    "data_pipelines.transforms": "errors sensors data_pipelines.records data_pipelines.tiles",
+    "data_pipelines.transforms": "errors config sensors data_pipelines.records data_pipelines.tiles",
     "data_pipelines.splits": (
-        "errors data_pipelines.records data_pipelines.tiles data_pipelines.loader "
+        "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
         "data_pipelines.open_source data_pipelines.transforms"
     ),
-    "data_pipelines.streams": "errors",
+    "data_pipelines.streams": "errors config",
     "data_pipelines.wavelengths": (
-        "errors sensors models data_pipelines.sensors data_pipelines.readers "
-        "data_pipelines.open_source data_pipelines.streams"
+        "errors config sensors data_pipelines.sensors data_pipelines.readers data_pipelines.open_source"
     ),
     "data_pipelines.whole_split": "errors data_pipelines.records data_pipelines.loader",
     "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
-    "weights": "errors files parameters adapters mask2former models",
+    "weights": "errors files config parameters models",
     "inference": (
-        "errors files configuration parameters parallel sensors models checkpoints "
-        "data_pipelines.records data_pipelines.sensors data_pipelines.readers data_pipelines.splits "
-        "data_pipelines.sheet weights"
+        "errors files config parameters parallel sensors models checkpoints data_pipelines.records "
+        "data_pipelines.sensors data_pipelines.readers data_pipelines.splits data_pipelines.sheet "
+        "weights"
     ),
     "evaluation": (
-        "errors files configuration parallel sensors models checkpoints data_pipelines.records "
+        "errors files config parallel sensors models checkpoints data_pipelines.records "
         "data_pipelines.splits data_pipelines.wavelengths data_pipelines.whole_split inference"
     ),
     "training": (
-        "errors files configuration parameters parallel adapters mask2former models checkpoints "
-        "host_memory data_pipelines.splits data_pipelines.streams data_pipelines.wavelengths "
-        "inference evaluation"
+        "errors files config parameters parallel adapters mask2former models checkpoints host_memory "
+        "data_pipelines.splits data_pipelines.streams data_pipelines.wavelengths inference evaluation"
     ),
-    "ablation": (
-        "errors config_files files configuration adapters mask2former models checkpoints inference "
-        "evaluation training"
-    ),
-    "ahead_of_time": (
-        "errors configuration parameters parallel adapters mask2former models inference training"
-    ),
-    "conversion": "errors parameters models checkpoints weights inference",
+    "ablation": "errors files config models checkpoints evaluation training",
+    "ahead_of_time": "errors config parameters parallel adapters models inference training",
+    "conversion": "errors config parameters models checkpoints weights inference",
     "data_pipelines.inspect": (
-        "errors data_pipelines.records data_pipelines.sensors data_pipelines.loader "
+        "errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
         "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"
     ),
     "data_pipelines.datasets": "errors data_pipelines.records data_pipelines.readers",
     "data_pipelines.benchmarks": "data_pipelines.datasets",
     "data_pipelines.prepare": (
-        "errors config_files configuration data_pipelines.records data_pipelines.readers "
-        "host_memory data_pipelines.sheet data_pipelines.datasets"
+        "errors config data_pipelines.records data_pipelines.readers host_memory data_pipelines.sheet "
+        "data_pipelines.datasets"
     ),
-    "parity": "errors parameters resampling adapters mask2former models weights",
+    "parity": "errors config parameters resampling adapters mask2former models weights",
     "quickstart": (
-        "configuration models data_pipelines.synthetic data_pipelines.splits inference evaluation training"
+        "config models data_pipelines.synthetic data_pipelines.splits inference evaluation training"
     ),
-    "reporting": (
-        "errors files configuration spectralmoe_jax checkpoints inference evaluation training ablation"
-    ),
+    "reporting": "errors files config spectralmoe_jax checkpoints inference evaluation training ablation",
     "cli": (
-        "errors configuration spectralmoe_jax parallel models checkpoints data_pipelines.streams "
-        "weights inference evaluation training ablation ahead_of_time conversion "
-        "data_pipelines.inspect data_pipelines.prepare parity quickstart reporting"
+        "errors config spectralmoe_jax parallel models checkpoints data_pipelines.streams weights "
+        "inference evaluation training ablation ahead_of_time conversion data_pipelines.inspect "
+        "data_pipelines.prepare parity quickstart reporting"
     ),
     "__main__": "cli",
-    "configs": "",
-    "config": "errors files",
 }
 # What the data may know of the other package: never a model.
-KNOWN_TO_DATA = {"errors", "files", "host_memory", "config", "config_files"} | {
-    "configuration",
-    "sensors",
-    "models",
-}
+KNOWN_TO_DATA = {"errors", "files", "host_memory", "config", "sensors"}
 
 
 def module_of(file: Path) -> str:
