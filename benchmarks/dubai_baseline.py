@@ -19,19 +19,20 @@ one confusion matrix.
 from __future__ import annotations
 
 import argparse
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from data_pipelines.splits import Splits, open_splits
-from spectralmoe_jax.configuration import apply_overrides, load_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 
@@ -86,29 +87,25 @@ def boosted(splits: Splits, *, pixels: int, seed: int, class_weight: str | None)
     return classify
 
 
-def trained(workdir: Path, config: ConfigDict) -> Classify:
+def trained(workdir: Path, config: RunConfig) -> Classify:
     """The best checkpoint of a run, over sliding windows.
 
     Raises UserError for a run that was not trained on this benchmark's source, bands or classes.
     """
     from spectralmoe_jax.checkpoints.store import read_run_config
-    from spectralmoe_jax.config.schema import EvaluateConfig
-    from spectralmoe_jax.configuration import from_config
     from spectralmoe_jax.inference.model import load_trained, make_predict
     from spectralmoe_jax.inference.sliding_window import predict_image
 
     run = read_run_config(workdir)
     for key in ("bands", "classes", "data.source", "data.holdout"):
-        section, _, name = key.rpartition(".")
-        here, there = ((c[section] if section else c)[name] for c in (config, run))
+        here, there = (operator.attrgetter(key)(each) for each in (config, run))
         if here != there:
             raise UserError(f"{workdir}: config.{key} is {there}, not {here}: give a run of configs/dubai.py")
-    settings = from_config(EvaluateConfig, run.evaluate, "evaluate")
     predict = make_predict(load_trained(workdir, run))
-    return lambda image: predict_image(image, predict, settings).argmax(axis=-1)
+    return lambda image: predict_image(image, predict, run.evaluate).argmax(axis=-1)
 
 
-def train_seeds(config: ConfigDict, folder: Path, seeds: int) -> list[Path]:
+def train_seeds(config: RunConfig, folder: Path, seeds: int) -> list[Path]:
     """The runs `dubai_0`, `dubai_1`, ... below a folder, trained to the end; a finished one stays as it is.
 
     Raises UserError for a run of another configuration, and what training raises.
@@ -117,7 +114,7 @@ def train_seeds(config: ConfigDict, folder: Path, seeds: int) -> list[Path]:
 
     workdirs = [folder / f"dubai_{seed}" for seed in range(seeds)]
     for seed, workdir in enumerate(workdirs):
-        run.train(apply_overrides(config, [f"--config.seed={seed}"]), workdir)
+        run.train(config.replaced({"seed": seed}), workdir)
     return workdirs
 
 
@@ -130,7 +127,7 @@ def total(scores: Scores) -> ConfusionMatrix:
 
 
 def benchmark(
-    config: ConfigDict, seeds: int, pixels: int, workdirs: Sequence[Path]
+    config: RunConfig, seeds: int, pixels: int, workdirs: Sequence[Path]
 ) -> Iterator[tuple[str, str, Scores]]:
     """(method, run, scores) of every trained model and every classifier, each as soon as it is known."""
     splits = open_splits(config)
@@ -143,7 +140,7 @@ def benchmark(
             yield method, f"seed {seed}", score_target(classify, splits, classes)
 
 
-def print_results(results: Sequence[tuple[str, str, Scores]], config: ConfigDict, console: Console) -> None:
+def print_results(results: Sequence[tuple[str, str, Scores]], config: RunConfig, console: Console) -> None:
     """One row a run, then one a method with the mean over its runs; which of them ours is above."""
     table = Table(
         box=None,
@@ -213,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
     results = []
     try:
-        config = apply_overrides(load_config(str(_CONFIG)), [f"--config.data.root={arguments.root}"])
+        config = load_config(str(_CONFIG), [f"--config.data.root={arguments.root}"])
         workdirs = arguments.workdirs
         if arguments.train is not None:
             workdirs = train_seeds(config, arguments.train, arguments.seeds)

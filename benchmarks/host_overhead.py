@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import TrainConfig
-from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.training.loop import Experiment, fit
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import Metrics, init_state, make_train_step

@@ -45,6 +45,7 @@ from data_pipelines.readers.image_files import GeoTiffTiles
 from data_pipelines.readers.labels import RasterLabels, ValueCode
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
+from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.host_memory import keep_freed_memory
 
 SIDE, CLASSES, BATCH = 512, 6, 8
@@ -94,15 +95,15 @@ class Case:
 CASES = (
     Case(
         "published, 4 bands uint8", ("nir", "red", "green", "blue"), np.uint8, 128,
-        Augment(SIDE, scale=(0.6, 1.2), flip=0.5, photometric_bands=(1, 2, 3)),
+        Augment(SIDE, AugmentConfig(scale=(0.6, 1.2), flip=0.5), photometric_bands=(1, 2, 3)),
     ),
     Case(
         "flip, 32 bands int16", tuple(f"b{n}" for n in range(32)), np.int16, 24,
-        Augment(SIDE, scale=(1.0, 1.0), max_class_share=1.0, flip=0.5),
+        Augment(SIDE, AugmentConfig(scale=(1.0, 1.0), max_class_share=1.0, flip=0.5)),
     ),
     Case(
         "photometric, RGB uint8", ("red", "green", "blue"), np.uint8, 128,
-        Augment(SIDE, scale=(0.5, 2.0), flip=0.5, photometric_bands=(0, 1, 2)),
+        Augment(SIDE, AugmentConfig(scale=(0.5, 2.0), flip=0.5), photometric_bands=(0, 1, 2)),
     ),
 )  # fmt: skip
 

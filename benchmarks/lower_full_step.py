@@ -13,8 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from spectralmoe_jax.config.schema import LossConfig, TrainConfig
-from spectralmoe_jax.configuration import from_config, load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.parameters import split
 from spectralmoe_jax.training.optimizer import make_optimizer
@@ -29,15 +28,14 @@ def main() -> None:
     start = time.perf_counter()
     structure = abstract_segmenter(segmenter_config(config))
     trainable, frozen = split(structure)
-    settings = from_config(TrainConfig, config.train, "train")
-    optimizer = make_optimizer(settings, trainable)
+    optimizer = make_optimizer(config.train, trainable)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), trainable)
     shape = (config.train.batch_size, config.data.crop, config.data.crop)
     batch = {
         "image": jax.ShapeDtypeStruct((*shape, len(config.bands)), jnp.uint8),
         "label": jax.ShapeDtypeStruct(shape, jnp.uint8),
     }
-    step = make_train_step(make_loss(structure, from_config(LossConfig, config.loss, "loss")), optimizer)
+    step = make_train_step(make_loss(structure, config.loss), optimizer)
     described = time.perf_counter()
     traced = step.trace(state, frozen, batch, jax.eval_shape(lambda: jax.random.key(0)))
     traced_at = time.perf_counter()

@@ -122,8 +122,6 @@ class SpectralMoEConfig(AdapterSection):
             object.__setattr__(self, "fusion_value", "depth")
         if not self.use_depth:
             object.__setattr__(self, "fusion", "none")
-        if isinstance(self.rank, list):
-            object.__setattr__(self, "rank", tuple(self.rank))
         super().__post_init__()
         in_range = 1 <= self.top_k <= self.num_experts
         self.require("top_k", in_range, f"must be between 1 and num_experts = {self.num_experts}")

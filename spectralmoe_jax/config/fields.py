@@ -95,7 +95,7 @@ def derived(default: Any) -> Any:
 
 
 class Section:
-    """Base class of the sections: checks the allowed values of every field.
+    """Base class of the sections: checks type and allowed values of every field.
 
     Attributes:
       place: where the section stands in the configuration.
@@ -106,8 +106,11 @@ class Section:
     tolerant: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        hints = hints_of(type(self))
         for field in dataclasses.fields(typing.cast(Any, self)):
-            allowed, value = field.metadata.get("allowed"), getattr(self, field.name)
+            allowed = field.metadata.get("allowed")
+            value = checked(getattr(self, field.name), hints[field.name], f"{self.place}.{field.name}")
+            object.__setattr__(self, field.name, value)
             if allowed is not None and value is not None:
                 self.require(field.name, allowed.holds(value), f"must be {allowed.words}")
 
@@ -238,7 +241,11 @@ def checked(value: Any, hint: Any, key: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _checked_union(value, arguments, hint, key)
     if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, key)
+        return (
+            value
+            if isinstance(value, typing.cast(type, hint))
+            else build(typing.cast(type, hint), value, key)
+        )
     if hint is tuple or origin is tuple:
         return _checked_tuple(value, arguments, hint, key)
     if hint is str and isinstance(value, os.PathLike):

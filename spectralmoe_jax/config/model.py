@@ -228,7 +228,6 @@ class Mask2FormerConfig(HeadSection):
         for key in ("num_heads", "group_norm_groups"):
             must = f"must divide {self.place}.width = {self.width}"
             self.require(key, self.width % getattr(self, key) == 0, must)
-        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         must = f"must be {LEVELS + 1} positive numbers, finest level first"
         self.require("scales", len(self.scales) == LEVELS + 1, must)
 

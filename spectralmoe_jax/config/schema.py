@@ -16,6 +16,7 @@ from spectralmoe_jax.config.fields import (
     at_least,
     between,
     build,
+    checked,
     one_of,
     option,
     required,
@@ -490,10 +491,11 @@ def _read_stream(base: Mapping[str, Any], name: str, section: Any) -> RunConfig:
     if name == MAIN:
         raise UserError(f"{place} is the run's own stream: give another name")
     given = overlaid(base, section, place)
+    weight = checked(section.get("weight", RunConfig.weight), float, f"{place}.weight")
+    if weight <= 0:
+        raise bad_value(f"{place}.weight", weight, "must be above 0")
     try:
-        return dataclasses.replace(
-            build(RunConfig, {**given, "weight": section.get("weight", 1.0)}, "config"), given=given
-        )
+        return dataclasses.replace(build(RunConfig, {**given, "weight": weight}, "config"), given=given)
     except UserError as problem:
         raise UserError(f"{place}: {problem}") from None
 

@@ -13,7 +13,7 @@ from spectralmoe_jax.ablation.grid import Grid, cells
 from spectralmoe_jax.ablation.results import collect
 from spectralmoe_jax.ablation.run import ATTEMPTS, check_folder, is_done, record_failure
 from spectralmoe_jax.ablation.tables import latex, markdown
-from spectralmoe_jax.configuration import save_config
+from spectralmoe_jax.config.load import save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, IMAGES
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images

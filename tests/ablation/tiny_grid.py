@@ -9,7 +9,7 @@ _OVERRIDES = [*SIZES, f"train.steps={STEPS}", "train.evaluate_every=2", "train.c
               "data.scenes_target=3", "data.holdout=0.0"]  # fmt: skip
 
 _BASE = f"""
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config
 
 def get_config():
     return load_config("configs/quickstart.py", {[f"--config.{value}" for value in _OVERRIDES]!r})

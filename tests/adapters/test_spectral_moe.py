@@ -10,12 +10,13 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectralmoe_jax.adapters.settings import CHOICES
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.fields import choices_of
 from spectralmoe_jax.parameters import fill, leaves, with_values
 from tests.adapters import paper_formulas
 
+CHOICES = {key: values for key, values in choices_of(SpectralMoEConfig).items() if key != "preset"}
 WIDTH, BATCH, TOKENS = 12, 2, 5
 
 

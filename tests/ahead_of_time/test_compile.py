@@ -6,7 +6,8 @@ import pytest
 
 from spectralmoe_jax.ahead_of_time.program_report import with_mesh
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.schema import ParallelConfig
 from tests.tiny_run import SIZES
 
 CONFIG = ["--config", "configs/quickstart.py"]
@@ -56,11 +57,11 @@ def test_a_slice_that_is_not_here(topology, tmp_path, capfd):
     [
         (["--topology", "v9:4x4"], "--topology v9:4x4: give local, or a TPU as GENERATION:SHAPE"),
         (["--topology", "v5e:many"], "--topology v5e:many: give local"),
-        (["--mesh", "data=2,experts=2"], "--mesh is 'experts'; allowed: 'data', 'fsdp', 'expert'"),
+        (["--mesh", "data=2,experts=2"], "--mesh = 'experts': must be one of data, fsdp, expert"),
         (["--mesh", "data=two"], "--mesh: 'data=two' is no AXIS=NUMBER"),
         (["--mesh", "data=3"], "data=3, fsdp=1, expert=1 does not divide 1 devices"),
         (["--mesh", "data=-1,fsdp=-1"], "data and fsdp are -1"),
-        (["--mesh", "data=0"], "config.parallel.data: is 0"),
+        (["--mesh", "data=0"], "config.parallel.data = 0: must be"),
     ],
 )
 def test_what_cannot_be_is_one_line(capsys, arguments, message):
@@ -72,4 +73,4 @@ def test_what_cannot_be_is_one_line(capsys, arguments, message):
 
 def test_a_mesh_not_named_takes_what_is_left():
     config = with_mesh(load_config("configs/quickstart.py"), "expert=3")
-    assert config.parallel.to_dict() == {"data": -1, "fsdp": 1, "expert": 3}
+    assert config.parallel == ParallelConfig(data=-1, fsdp=1, expert=3)

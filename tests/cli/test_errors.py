@@ -8,12 +8,11 @@ import pytest
 from spectralmoe_jax.cli.main import COMMANDS, main
 
 CONFIG = """
-from ml_collections import ConfigDict
+from spectralmoe_jax.configs import common
 
-def get_config(arg="plain"):
-    config = ConfigDict({"seed": 0, "bands": ("red",), "model": {"width": 8}, "arg": arg})
-    config.train = ConfigDict({"steps": 10, "learning_rate": 1e-4, "betas": (0.9, 0.999)})
-    config.augment = ConfigDict({"turns": True, "scale": (0.5, 2.0)})
+def get_config():
+    config = common.small("tiny")
+    config.mine = 3
     return config
 """
 
@@ -43,27 +42,27 @@ def error_of(capsys, *argv):
         (["--config.trian.steps=3"], "config.trian is not a known key; nearest: train"),
         (
             ["--config.qqqq=3"],
-            "config.qqqq is not a known key; allowed: arg, augment, bands, data, evaluate, loss, model, ",
+            "config.qqqq is not a known key; allowed: augment, bands, classes, data, evaluate, loss, ",
         ),
-        (["--config.train.steps=many"], "config.train.steps: takes a whole number, not 'many'"),
-        (["--config.train.steps=2.5"], "config.train.steps: takes a whole number, not '2.5'"),
-        (["--config.train.learning_rate", "fast"], "config.train.learning_rate: takes a number, not 'fast'"),
-        (["--config.augment.turns=maybe"], "config.augment.turns is 'maybe'; allowed: 'true'"),
+        (["--config.train.steps=many"], "config.train.steps = 'many': must be a whole number"),
+        (["--config.train.steps=2.5"], "config.train.steps = '2.5': must be a whole number"),
+        (["--config.train.learning_rate", "fast"], "config.train.learning_rate = 'fast': must be a number"),
+        (["--config.augment.turns=maybe"], "config.augment.turns = 'maybe': must be one of true"),
         (["--config.train=3"], "config.train is a section"),
         (["--config.seed.x=3"], "config.seed is 0, not a section"),
         (["--config.train.steps"], "config.train.steps needs a value"),
         (["--config.train.steps", "--workdir"], "config.train.steps needs a value"),
-        (["--config.train.steps=0"], "config.train.steps: has to be at least 1"),
-        (["--config.train.steps=none"], "config.train.steps: takes a whole number, not None"),
-        (["--config.train.betas=0.9"], "config.train.betas: takes 2 elements, not 1"),
-        (["--config.train.betas=a,b"], "config.train.betas[0]: takes a number, not 'a'"),
+        (["--config.train.steps=0"], "config.train.steps = 0: must be at least 1"),
+        (["--config.train.steps=none"], "config.train.steps = None: must be a whole number"),
+        (["--config.train.betas=0.9"], "config.train.betas = (0.9,): must have 2 elements, not 1"),
+        (["--config.train.betas=a,b"], "config.train.betas[0] = 'a': must be a number"),
         (
             ["--config.train.learning_rate=nan"],
-            "config.train.learning_rate: takes finite numbers, not nan",
+            "config.train.learning_rate = nan: must be finite",
         ),
         (
             ["--config.augment.scale=(0.5,1e999)"],
-            "config.augment.scale[1]: takes finite numbers, not inf",
+            "config.augment.scale[1] = inf: must be finite",
         ),
     ],
 )

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from data_pipelines.open_source import KINDS
@@ -21,8 +20,8 @@ from data_pipelines.prepare.prepare import prepare
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import shipped_files
-from spectralmoe_jax.configuration import load_config, save_config
+from spectralmoe_jax.config.load import load_config, save_config, shipped_files
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.evaluation.evaluate import evaluate
 from spectralmoe_jax.training.train import train
 from tests.datasets.lookalikes import WRITERS, write
@@ -56,35 +55,26 @@ TINY = {
 }  # fmt: skip
 
 
-def reduced(name: str, **values) -> ConfigDict:
+def reduced(name: str, **values) -> RunConfig:
     """A shipped configuration with a tiny model and run; everything else is its own."""
     file, _, arguments = name.partition(":")
     config = load_config(f"configs/{file}.py" + (f":{arguments}" if arguments else ""))
-    encoders = [section for section in ("visual", "depth") if config.model.get(section) is not None]
+    encoders = ["visual"] + ["depth"] * (config.model.depth is not None)
     sizes = {f"model.{part}.{key}": value for part in encoders
              for key, value in {"width": 16, "layers": 4, "heads": 2}.items()}  # fmt: skip
-    with config.unlocked(), config.ignore_type():
-        config.model.out_layers = (0, 1, 2, 3)
-        for key, value in (TINY | sizes | values).items():
-            *sections, last = key.split(".")
-            section = config
-            for part in sections:
-                section = section[part]
-            section[last] = value
-    return config
+    return config.replaced({"model.out_layers": (0, 1, 2, 3)} | TINY | sizes | values)
 
 
 def slow_unless_default(names):
     return [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def run(config: ConfigDict, workdir) -> None:
+def run(config: RunConfig, workdir) -> None:
     """Train, evaluate held-out images for those of `WITH_HOLDOUT`, and evaluate the target."""
     check_holdout(config)
     with_holdout = config.name in WITH_HOLDOUT
     if not with_holdout:
-        with config.unlocked():
-            config.data.holdout, config.data.holdout_domains = 0.0, ()
+        config = config.replaced({"data.holdout": 0.0, "data.holdout_domains": ()})
     result = train(config, workdir)
     assert result["step"] == 2
     assert result["best"] == (2 if with_holdout else None)
@@ -92,7 +82,7 @@ def run(config: ConfigDict, workdir) -> None:
     check_report(evaluate(workdir, config), config)
 
 
-def check_holdout(config: ConfigDict) -> None:
+def check_holdout(config: RunConfig) -> None:
     splits = open_splits(config)
     assert len(splits.holdout) > 0
     assert not set(splits.train) & set(splits.holdout)
@@ -105,7 +95,7 @@ def check_metrics(workdir: Path, evaluations: int) -> None:
     assert [0 <= score <= 1 for score in scores] == [True] * evaluations
 
 
-def check_report(report: dict, config: ConfigDict) -> None:
+def check_report(report: dict, config: RunConfig) -> None:
     assert report["images"] > 0
     assert set(report["all"]["iou"]) == set(config.classes.names)
     assert 0 <= report["all"]["overall_accuracy"] <= 1
@@ -132,8 +122,7 @@ def test_on_real_images(name, shared_data, tmp_path):
     config = reduced(name, **{"data.root": str(shared_data / REAL[name]), "data.crop": crop,
                               "evaluate.window": window})  # fmt: skip
     if name == "dubai":  # two small places stand for six
-        with config.unlocked():
-            config.data.source, config.data.target = ("tile_2",), ("tile_3",)
+        config = config.replaced({"data.source": ("tile_2",), "data.target": ("tile_3",)})
     run(config, tmp_path)
     if name == "enmap_landcover":  # the wavelengths of the files are stored with the run
         kept = json.loads((tmp_path / "config.json").read_text())["stated_wavelengths"]
@@ -196,12 +185,11 @@ def test_prepared_tiles_without_tensorflow(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     write_raster(tmp_path / "scene.tif", pixels, ("red", "green", "blue"), **PLACE)
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
-    config = reduced("loveda", **{"data.root": str(tmp_path / "out"), "data.workers": 1})
-    with config.unlocked():
-        config.model.head = ConfigDict({"kind": "linear"})
+    values = {"data.root": str(tmp_path / "out"), "data.workers": 1}
+    config = reduced("loveda", **values).replaced({"model.head": {"kind": "linear"}})
     save_config(config, tmp_path / "config.json")
     (tmp_path / "mine.py").write_text(
-        f"from spectralmoe_jax.configuration import read_config\n"
+        f"from spectralmoe_jax.config.load import read_config\n"
         f"def get_config(): return read_config({str(tmp_path / 'config.json')!r})\n"
     )
     workdir, report, scene_map = tmp_path / "run", tmp_path / "report.json", tmp_path / "map.tif"

@@ -28,8 +28,7 @@ def test_everything_in_one_file(names, written, tmp_path, capsys):  # noqa: F811
     target = tmp_path / "native.safetensors"
     assert main(["convert", files(folder, names), str(target)]) == 0
     assert "adapter, depth, head" in capsys.readouterr().out
-    config = tiny(weights=str(target))
-    config.seed = 1  # nothing that was read may come from the seed
+    config = tiny(weights=str(target)).replaced({"seed": 1})  # nothing that was read comes from the seed
     assert different(config, wanted) == []
     assert [file.name for file in tmp_path.iterdir()] == ["native.safetensors"]
 
@@ -63,10 +62,9 @@ def test_a_converted_encoder_is_known_as_what_it_was(written, tmp_path):  # noqa
 def test_fitted_to_a_configuration(written, tmp_path, caplog, monkeypatch):  # noqa: F811
     """With --config tables and kernels are resampled once, as reading the files into it would."""
     folder, _ = written
-    config = tiny(weights=files(folder, "backbone,trained"))
-    config.model.depth.table_size = 6
+    config = tiny(weights=files(folder, "backbone,trained"), depth__table_size=6)
     wanted = leaves(initial_segmenter(config))
-    monkeypatch.setattr("spectralmoe_jax.configuration.load_config", lambda *_: config)
+    monkeypatch.setattr("spectralmoe_jax.cli.models.load_config", lambda *_: config)
     with caplog.at_level(logging.INFO):
         target = str(tmp_path / "x.safetensors")
         assert main(["convert", files(folder, "backbone,trained"), target, "--config", "x.py"]) == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from data_pipelines.datasets import DATASETS, get_dataset
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.models.build import segmenter_config
 
 TILES_TIMES_EPOCHS = {  # of the published schedules: tiles of the source, epochs, batch

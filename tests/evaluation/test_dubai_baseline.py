@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from spectralmoe_jax.configuration import apply_overrides, load_config
+from spectralmoe_jax.config.load import load_config, save_config
 
 metrics = pytest.importorskip("sklearn.metrics")
 ndimage = pytest.importorskip("scipy.ndimage")
@@ -40,8 +40,8 @@ def splits(tmp_path_factory, config):
             label[rng.random(SIZE) < 0.1] = 5
             write_picture(root / f"tile_{tile}" / "images" / f"{image}.png", pixels.astype(np.uint8))
             write_picture(root / f"tile_{tile}" / "masks" / f"{image}.png", palette[label])
-    given = [f"--config.data.root={root}", "--config.data.image_glob=*/images/*.png"]
-    return baseline.open_splits(apply_overrides(config, given))
+    given = {"data.root": str(root), "data.image_glob": "*/images/*.png"}
+    return baseline.open_splits(config.replaced(given))
 
 
 def test_features_against_scipy():
@@ -97,10 +97,8 @@ def test_verdicts_say_what_is_above_what():
 
 
 def test_runs_of_another_benchmark_are_refused(tmp_path, capsys, splits, config):
-    from spectralmoe_jax.configuration import save_config
-
     root = splits.source.root
-    shown = apply_overrides(config, ["--config.data.source=('tile_1','tile_5')"])
+    shown = config.replaced({"data.source": ("tile_1", "tile_5")})
     save_config(shown, tmp_path / "config.json")
     with pytest.raises(baseline.UserError, match=r"config\.data\.source"):
         baseline.trained(tmp_path, config)

@@ -21,12 +21,15 @@ from data_pipelines.records import Arrays
 from data_pipelines.tiles.class_balance import ClassBalancedIndex
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
+from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError
 from tests.prepare import tiny_dataset
 from tests.rasters import PLACE, write_polygons, write_raster
 
-AUGMENT = Augment(8, scale=(0.5, 2.0), turns=True, photometric_bands=(0, 1, 2), gain=0.1)
-SIXTEEN_BITS = Augment(8, scale=(0.5, 2.0), turns=True, gain=0.1, offset=0.1, drop_bands=0.1, tilt=0.1)
+AUGMENT = Augment(8, AugmentConfig(scale=(0.5, 2.0), turns=True, gain=0.1), photometric_bands=(0, 1, 2))
+SIXTEEN_BITS = Augment(
+    8, AugmentConfig(scale=(0.5, 2.0), turns=True, gain=0.1, offset=0.1, drop_bands=0.1, tilt=0.1)
+)
 
 
 def images(domain, count, seed):

@@ -13,9 +13,10 @@ from data_pipelines.readers.image_files import ImageFolder
 from data_pipelines.records import Arrays
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
+from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError
 
-AUGMENT = Augment(16, flip=0.5, vertical_flip=0.5, turns=True, photometric_bands=(0, 1, 2))
+AUGMENT = Augment(16, AugmentConfig(flip=0.5, vertical_flip=0.5, turns=True), photometric_bands=(0, 1, 2))
 
 
 @pytest.fixture(scope="module")

@@ -131,8 +131,9 @@ def test_segmenter():
     """The whole segmenter takes SAM like any other encoder, here trained, with recomputation."""
     changes = {"kind": "sam", "window": 3, "global_every": 2, "table_size": 4, "patch_size": 8,
                "trainable": True}  # fmt: skip
-    config = tiny(**{f"model.visual.{key}": value for key, value in changes.items()})
-    config.model.remat = "full"
+    config = tiny(
+        **{f"model.visual.{key}": value for key, value in changes.items()} | {"model.remat": "full"}
+    )
     model = make_segmenter(segmenter_config(config), 0)
     weights, frozen = split(model)
     pixels = np.random.default_rng(0).integers(0, 255, (1, 32, 48, 3)).astype(np.uint8)

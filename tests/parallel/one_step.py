@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from spectralmoe_jax.config.schema import LossConfig, TrainConfig
-from spectralmoe_jax.configuration import from_config, load_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.schema import RunConfig, TrainConfig
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, segmenter_config
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import training_layout
@@ -28,18 +27,10 @@ SIZES = {
 }  # fmt: skip
 
 
-def tiny_config(data=1, fsdp=1, expert=1, **values) -> ConfigDict:
-    """The cross-sensor configuration at a tiny size on a mesh."""
-    config = load_config("configs/fbp_cross_sensor.py")
-    with config.unlocked(), config.ignore_type():
-        config.parallel = ConfigDict({"data": data, "fsdp": fsdp, "expert": expert})
-        for key, value in (SIZES | values).items():
-            *sections, last = key.split(".")
-            section = config
-            for part in sections:
-                section = section[part]
-            section[last] = value
-    return config
+def tiny_config(data=1, fsdp=1, expert=1, **values) -> RunConfig:
+    """The cross-sensor configuration at a tiny size on a mesh, with other values by dotted key."""
+    mesh = {"parallel": {"data": data, "fsdp": fsdp, "expert": expert}}
+    return load_config("configs/fbp_cross_sensor.py").replaced(mesh | SIZES | values)
 
 
 def batch_of(seed=0):
@@ -88,7 +79,7 @@ class Step:
         self.frozen = jax.tree.map(jnp.asarray, frozen) if self.layout is None else self.layout.place(frozen)
         self.batch = batch_of() if self.layout is None else self.layout.place_batch(batch_of())
         self.key = jax.random.key(3) if self.layout is None else self.layout.place(jax.random.key(3))
-        loss = make_loss(structure, from_config(LossConfig, config.loss, "loss"))
+        loss = make_loss(structure, config.loss)
         given = (self.state, self.frozen, self.batch, self.key)
         self.compiled = make_train_step(loss, self.optimizer, self.layout).lower(*given).compile()
 

@@ -16,6 +16,7 @@ from data_pipelines.readers.prepared import PreparedTiles
 from data_pipelines.records import Window, split_holdout
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
+from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError
 from tests.prepare import tiny_dataset
 
@@ -131,7 +132,14 @@ def test_threads_and_pickles_read_the_same(root):
 def test_batches_do_not_depend_on_workers(root):
     tiles = TileIndex(PreparedTiles(root, splits=["train"]), 16)
     batches = [
-        list(islice(train_batches(tiles, Augment(8, flip=0.5), batch_size=4, seed=1, workers=workers), 6))
+        list(
+            islice(
+                train_batches(
+                    tiles, Augment(8, AugmentConfig(flip=0.5)), batch_size=4, seed=1, workers=workers
+                ),
+                6,
+            )
+        )
         for workers in (0, 2)
     ]
     for one, other in zip(*batches, strict=True):

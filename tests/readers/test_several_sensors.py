@@ -7,7 +7,7 @@ import rasterio
 from data_pipelines.open_source import domain_sensors, open_source
 from data_pipelines.readers.image_files import GeoTiffTiles
 from data_pipelines.readers.labels import RasterLabels, ValueCode
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import Scene, open_scene
 from tests.rasters import PLACE, write_raster
@@ -84,9 +84,7 @@ def test_sensors_that_are_none(root, sensors, message):
 
 
 def test_sensors_as_a_mapping(root):
-    config = configuration(root, "none")
-    with config.unlocked():
-        config.data.sensors = {"a": "landsat8"}
+    config = configuration(root, "none").replaced({"data.sensors": {"a": "landsat8"}})
     assert domain_sensors(config) == {"a": "landsat8"}
     assert domain_sensors(configuration(root, "none")) == {}
 

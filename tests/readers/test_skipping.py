@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.readers.image_files import GeoTiffTiles
 from data_pipelines.readers.labels import RasterLabels, ValueCode
 from data_pipelines.splits import open_splits, training_batches
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from tests.rasters import PLACE, write_raster
 
@@ -45,11 +45,7 @@ def configuration(root, **values):
         "--config.data.mask_template={domain}/masks/{stem}.tif", "--config.data.tile=none",
         "--config.data.crop=32", "--config.data.holdout=0", "--config.train.batch_size=4",
     ])  # fmt: skip
-    with config.unlocked():
-        config.data.corrupt = "skip"
-        for key, value in values.items():
-            config.data[key] = value
-    return config
+    return config.replaced({f"data.{key}": value for key, value in {"corrupt": "skip", **values}.items()})
 
 
 @pytest.mark.parametrize("temperature", [None, 1.0])

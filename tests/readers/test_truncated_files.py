@@ -7,7 +7,7 @@ from PIL import Image
 
 from data_pipelines.open_source import open_source
 from data_pipelines.readers.file_search import require_complete, what_is_missing
-from spectralmoe_jax.configuration import apply_overrides, load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from tests.rasters import write_raster
 
@@ -102,6 +102,5 @@ def test_it_is_found_at_opening_unless_it_is_to_be_skipped(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"tile_1/images/b\.jpg: truncated"):
         open_source(config, ("tile_1",))
-    with config.unlocked():
-        config.data.corrupt = "skip"
-    assert len(open_source(apply_overrides(config, ()), ("tile_1",)).records) == 2
+    skipping = config.replaced({"data.corrupt": "skip"})
+    assert len(open_source(skipping, ("tile_1",)).records) == 2

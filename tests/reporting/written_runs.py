@@ -7,7 +7,7 @@ import numpy as np
 
 from spectralmoe_jax.ablation.ablate import write_results
 from spectralmoe_jax.ablation.grid import Grid, cells
-from spectralmoe_jax.configuration import load_config, save_config
+from spectralmoe_jax.config.load import load_config, save_config
 from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, IMAGES
 from spectralmoe_jax.evaluation.expert_routing import routing_report
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
@@ -23,8 +23,7 @@ def write_run(folder: Path, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     config = load_config("configs/quickstart.py")
-    with config.unlocked():
-        config.classes.names = (*config.classes.names[:-1], NASTY)
+    config = config.replaced({"classes.names": (*config.classes.names[:-1], NASTY)})
     save_config(config, folder / "config.json")
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(20, 3020, 20):

@@ -6,13 +6,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from data_pipelines.inspect.inspect import remarks
 from data_pipelines.inspect.measure import Survey
 from data_pipelines.sheet import display_bands
 from data_pipelines.transforms import visible_bands
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.sensors import SENSORS, visible
@@ -44,15 +43,11 @@ def test_what_is_not_there():
 
 
 def configured(bands, sensor, depth_bands):
-    config = load_config("configs/loveda.py")
-    with config.unlocked(), config.ignore_type():
-        config.bands, config.sensor = bands, sensor
-        config.model.pixel_mean, config.model.pixel_std = (0.0,) * len(bands), (1.0,) * len(bands)
-        if depth_bands is None:
-            del config.model.depth["bands"]
-        else:
-            config.model.depth.bands = depth_bands
-    return config
+    count = len(bands)
+    return load_config("configs/loveda.py").replaced({
+        "bands": bands, "sensor": sensor, "model.depth.bands": depth_bands,
+        "model.pixel_mean": (0.0,) * count, "model.pixel_std": (1.0,) * count,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -84,7 +79,7 @@ def test_depth_bands_that_are_not_there(bands, depth_bands, message):
 
 def surveyed(sensor, dtype, means):
     bands = ("blue", "green", "red", "nir")[: len(means)]
-    config = ConfigDict({"bands": bands, "sensor": sensor, "classes": {"names": ("a",)}})
+    config = configured(bands, sensor, None).replaced({"classes": {"names": ("a",)}})
     image = np.zeros((1, 2, 2, len(means)), dtype)
     found = Survey(
         batches=[{"image": image}], contents={}, shares=np.ones(1), labelled=1.0,
@@ -115,5 +110,4 @@ def test_values_that_do_not_fit_the_sensor_are_told(sensor, dtype, means, parts)
 
 def test_heat_is_no_reflectance():
     config, found = surveyed("landsat5", np.uint16, (45000,))
-    config.bands = ("thermal",)
-    assert remarks(config, dataclasses.replace(found)) == []
+    assert remarks(config.replaced({"bands": ("thermal",)}), dataclasses.replace(found)) == []

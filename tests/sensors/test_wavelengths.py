@@ -7,7 +7,7 @@ import rasterio
 from data_pipelines.open_source import open_source
 from data_pipelines.streams import choose_stream
 from data_pipelines.wavelengths import of_files, with_stated_wavelengths
-from spectralmoe_jax.configuration import apply_overrides, load_config, read_config, save_config
+from spectralmoe_jax.config.load import load_config, read_config, save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.sensors import SENSORS, wavelengths
@@ -40,12 +40,10 @@ def configuration(root, sensor, **visual):
         f"--config.data.root={root}", "--config.data.image_glob={domain}/images/*.tif",
         "--config.data.mask_template={domain}/masks/{stem}.tif", "--config.data.source=a,",
     ])  # fmt: skip
-    with config.unlocked(), config.ignore_type():
-        config.bands, config.sensor = BANDS, sensor
-        config.model.pixel_mean, config.model.pixel_std = (0.0,) * 3, (1.0,) * 3
-        for key, value in visual.items():
-            config.model.visual[key] = value
-    return config
+    return config.replaced(
+        {"bands": BANDS, "sensor": sensor, "model.pixel_mean": (0.0,) * 3, "model.pixel_std": (1.0,) * 3}
+        | {f"model.visual.{key}": value for key, value in visual.items()}
+    )
 
 
 def fed(config):
@@ -55,27 +53,26 @@ def fed(config):
 def test_the_model_is_fed_with_the_wavelengths_of_enmap_files(shared_data, tmp_path):
     """As rasterio reads the tags; they stay with the run, for any later use of its configuration."""
     config = load_config("configs/enmap_landcover.py", [f"--config.data.root={shared_data / 'enmap'}"])
-    settled = with_stated_wavelengths(config)
+    resolved = with_stated_wavelengths(config)
     with rasterio.open(shared_data / "enmap/images/enmap_potsdam_tile_128_0.tif") as file:
         numbers = [int(band.removeprefix("band ")) for band in config.bands]
         tags = [float(file.tags(number)["wavelength"]) / 1000 for number in numbers]
-    np.testing.assert_allclose(fed(settled), tags, rtol=0, atol=1e-9)
-    assert fed(settled) != fed(config) == wavelengths(config.bands, "enmap")
-    save_config(settled, tmp_path / "config.json")
+    np.testing.assert_allclose(fed(resolved), tags, rtol=0, atol=1e-9)
+    assert fed(resolved) != fed(config) == wavelengths(config.bands, "enmap")
+    save_config(resolved, tmp_path / "config.json")
     run = read_config(tmp_path / "config.json")
-    assert fed(run) == fed(settled) == fed(adopt_stated(config, run))
+    assert fed(run) == fed(resolved) == fed(adopt_stated(config, run))
     assert stated(config) is None
-    assert fed(apply_overrides(run, ["--config.data.crop=16"])) == fed(settled)
+    assert fed(read_config(tmp_path / "config.json", ["--config.data.crop=16"])) == fed(resolved)
 
 
 def test_another_sensor_or_other_bands_do_not_get_them(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     run = with_stated_wavelengths(configuration(tmp_path, "enmap"))
     assert fed(run) == (0.43, 0.456, 0.511)
-    other = apply_overrides(run, ["--config.bands=band 3,band 8,band 21"])
+    other = run.replaced({"bands": ("band 3", "band 8", "band 21")})
     assert fed(other) == wavelengths(("band 3", "band 8", "band 21"), "enmap")
-    with other.unlocked():
-        other.bands, other.sensor = BANDS, "orbita_ohs"
+    other = run.replaced({"bands": BANDS, "sensor": "orbita_ohs"})
     assert fed(other) == fed(adopt_stated(other, run)) == (0.5, 0.58, 0.76)
 
 
@@ -122,11 +119,11 @@ def test_nominal_wavelengths_give_way_to_those_of_files(write, tmp_path, sensor,
     config = configuration(tmp_path, sensor, kind=kind)
     assert open_source(config, ("a",)).records
     if kind == "dofa":
-        settled = with_stated_wavelengths(config)
-        np.testing.assert_allclose(fed(settled), np.add(wavelengths(BANDS, sensor), 0.04), atol=1e-9)
+        resolved = with_stated_wavelengths(config)
+        np.testing.assert_allclose(fed(resolved), np.add(wavelengths(BANDS, sensor), 0.04), atol=1e-9)
         write("y", [1000 * centre + 120 for centre in wavelengths(BANDS, sensor)], "b")
         with pytest.raises(UserError, match=r"b/images/y\.tif: band band 3 lies at"):
-            open_source(settled, ("b",))  # the target is compared with what the model is fed with
+            open_source(resolved, ("b",))  # the target is compared with what the model is fed with
 
 
 def test_other_sensors_are_compared_with_their_table(write, tmp_path):
@@ -139,14 +136,13 @@ def test_other_sensors_are_compared_with_their_table(write, tmp_path):
 def test_each_stream_has_its_own(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     write("y", (500.4, 580.0, 760.0), "b")
-    config = configuration(tmp_path, "enmap")
-    with config.unlocked():
-        config.streams = {"ohs": {"sensor": "orbita_ohs", "data": {"source": ("b",)}}}
-    settled = with_stated_wavelengths(config)
-    assert fed(choose_stream(settled, "main")) == (0.43, 0.456, 0.511)
-    assert fed(choose_stream(settled, "ohs")) == (0.5004, 0.58, 0.76)
+    streams = {"ohs": {"sensor": "orbita_ohs", "data": {"source": ("b",)}}}
+    config = configuration(tmp_path, "enmap").replaced({"streams": streams})
+    resolved = with_stated_wavelengths(config)
+    assert fed(choose_stream(resolved, "main")) == (0.43, 0.456, 0.511)
+    assert fed(choose_stream(resolved, "ohs")) == (0.5004, 0.58, 0.76)
     alone = choose_stream(config, "ohs")
-    assert fed(adopt_stated(alone, settled)) == (0.5004, 0.58, 0.76)
+    assert fed(adopt_stated(alone, resolved)) == (0.5004, 0.58, 0.76)
 
 
 def test_an_evaluation_of_files_of_another_grid_reads_theirs(write, tmp_path):

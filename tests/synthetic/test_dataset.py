@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from ml_collections import ConfigDict
 from sklearn.metrics import jaccard_score
 from sklearn.tree import DecisionTreeClassifier
 
@@ -25,6 +24,8 @@ from data_pipelines.synthetic import (
     open_domains,
 )
 from data_pipelines.tiles.tile_index import TileIndex
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 
 
@@ -191,9 +192,9 @@ def test_unwritable_folder_is_named(tmp_path):
     assert blocker.read_text() == "mine"
 
 
-def config(**data) -> ConfigDict:
-    known = {"source": ("sensor_a",), "target": ("sensor_b",), "scenes_source": 5, "scenes_target": 2}
-    return ConfigDict({"bands": BANDS, "classes": {"names": CLASSES}, "data": {**known, **data}})
+def config(**data) -> RunConfig:
+    known = {"scenes_source": 5, "scenes_target": 2}
+    return load_config("quickstart").replaced({f"data.{k}": v for k, v in {**known, **data}.items()})
 
 
 def test_opens_from_a_configuration():
@@ -213,7 +214,6 @@ def test_bad_settings_name_the_key():
         open_domains(config(scenes_source=0), ("sensor_a",))
     with pytest.raises(UserError, match="at least 64"):
         open_domains(config(scene_size=10), ("sensor_a",))
-    wrong = config()
-    wrong.bands = ("red", "green", "blue")
+    wrong = config().replaced({"bands": ("red", "green", "blue")})
     with pytest.raises(UserError, match=r"^bands .*'nir'"):
         open_domains(wrong, ("sensor_a",))

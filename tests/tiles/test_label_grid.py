@@ -17,6 +17,7 @@ from data_pipelines.tiles.class_balance import ClassBalancedIndex
 from data_pipelines.tiles.label_grid import LabelGrid, edges, grid_cells
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment, resized_crop
+from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError
 from tests.rasters import PLACE, write_raster
 
@@ -249,7 +250,7 @@ def test_images_without_borders_are_drawn_as_before_they_were_counted():
               for i in range(3)}  # fmt: skip
     blind, counted = Arrays(images), Arrays(images)
     counted.class_pixels = np.stack([np.bincount(label.ravel(), minlength=3) for _, label in images.values()])
-    augment = Augment(32, max_class_share=0.36)
+    augment = Augment(32, AugmentConfig(max_class_share=0.36))
     drawn = [
         list(islice(train_batches(TileIndex(source, 32), augment, batch_size=4, seed=2), 20))
         for source in (blind, counted)

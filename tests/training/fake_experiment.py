@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.training.loop import Experiment
 from spectralmoe_jax.training.train import run_experiment
 
@@ -34,13 +34,12 @@ class Tiny(nnx.Module):
         return self.second(jnp.tanh(self.first(x)))
 
 
-def make_config(**train):
+def make_config(model=None, **train):
+    """A configuration whose `train` is the stand-in's; its model, `model.KEY` apart, is only compared."""
     settings = {"steps": 30, "learning_rate": 0.01, "rules": RULES, "log_every": 1}
     settings |= {"evaluate_every": 7, "checkpoint_every": 2, "clip_norm": 1.0, "warmup_steps": 2}
-    return ConfigDict(
-        {"seed": 3, "bands": ("red", "green", "blue"), "model": {"width": 8, "dtype": "float32"}}
-        | {"train": settings | train}
-    )
+    values = {f"model.{key}": value for key, value in (model or {}).items()}
+    return load_config("configs/dubai.py").replaced({"seed": 3, "train": settings | train, **values})
 
 
 def make_experiment(on_batch=lambda step: None, evaluate=None):

@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import TrainConfig
-from spectralmoe_jax.configuration import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.training.optimizer import make_optimizer, make_schedule, match_rules
 

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.schema import TrainConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parameters import named_leaves
 from spectralmoe_jax.training.optimizer import make_optimizer
-from spectralmoe_jax.training.train import run_experiment
+from spectralmoe_jax.training.train import run_experiment, train
 from tests.training import fake_experiment
 from tests.training.fake_experiment import make_config, make_experiment
 
@@ -30,7 +29,7 @@ def final_state(workdir):
 
 def saved(experiment, config, workdir):
     params = experiment.trainable
-    opt_state = make_optimizer(TrainConfig(**config.train), params).init(params)
+    opt_state = make_optimizer(config.train, params).init(params)
     with CheckpointStore(workdir, config) as store:
         state = store.restore(store.last, params, opt_state)
         return store.last, {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(state).items()}
@@ -177,14 +176,13 @@ def test_finished_run_does_nothing(uninterrupted):
 
 
 def test_other_model_is_refused_by_key_and_folder_untouched(uninterrupted):
-    config = make_config()
-    config.model.width = 9
+    config = make_config(model={"visual.width": 96})
     before = (uninterrupted / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"config\.model\.width is 8 there, 9 here"):
-        run_experiment(make_experiment(), config, uninterrupted)
+    with pytest.raises(UserError, match=r"config\.model\.visual\.width is 192 there, 96 here"):
+        train(config, uninterrupted)
     with (
         CheckpointStore(uninterrupted, config) as store,
-        pytest.raises(UserError, match=r"config\.model\.width"),
+        pytest.raises(UserError, match=r"config\.model\.visual\.width"),
     ):
         store.restore_params(store.last, make_experiment().trainable)
     assert (uninterrupted / "config.json").read_bytes() == before
@@ -205,8 +203,7 @@ def test_every_leaf_has_to_be_filled(uninterrupted):
 
 
 def test_precision_may_differ_from_the_checkpoint(uninterrupted):
-    config = make_config()
-    config.model.dtype = "bfloat16"
+    config = make_config(model={"dtype": "bfloat16"})
     with CheckpointStore(uninterrupted, config) as store:
         params = store.restore_params(store.last, jax.eval_shape(lambda: make_experiment().trainable))
     assert named_leaves(params).keys() == named_leaves(make_experiment().trainable).keys()

@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.config.load import load_config, save_config
 from spectralmoe_jax.config.model import EncoderConfig
-from spectralmoe_jax.configuration import load_config, save_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.conversion.export import released_tensors
 from spectralmoe_jax.errors import UserError
@@ -134,20 +134,20 @@ def test_encoders_that_the_released_code_uses_otherwise(kind, reason, goldens):
         next(released_tensors(dataclasses.replace(config, visual=visual), iter(())))
 
 
-def tiny(**changes) -> ConfigDict:
-    """The cross-sensor configuration, tiny: DINOv3 with DINOv2 for depth."""
-    config = ConfigDict(load_config("configs/fbp_cross_sensor.py").to_dict())
-    config.model.visual.update(SIZES)
-    config.model.depth.update({**SIZES, "table_size": 4})
-    config.model.adapter.update({"num_tokens": 6, "rank": 2, "query_dim": 16, "num_experts": 2})
-    config.model.head.update({"num_queries": 6, "width": 16, "encoder_layers": 1, "decoder_layers": 3,
-                              "num_heads": 2, "encoder_ffn": 16, "decoder_ffn": 16})  # fmt: skip
-    config.model.head.group_norm_groups = 4
-    config.model.out_layers = (0, 1, 2, 3)
-    for key, value in changes.items():
-        section, _, name = key.replace("__", ".").rpartition(".")
-        (config.model[section] if section else config.model)[name] = value
-    return config
+def tiny(**changes) -> RunConfig:
+    """The cross-sensor configuration, tiny: DINOv3 with DINOv2 for depth; `__` stands for a dot in a key."""
+    head = {"num_queries": 6, "width": 16, "encoder_layers": 1, "decoder_layers": 3, "num_heads": 2,
+            "encoder_ffn": 16, "decoder_ffn": 16, "group_norm_groups": 4}  # fmt: skip
+    sections = {
+        "visual": SIZES,
+        "depth": {**SIZES, "table_size": 4},
+        "adapter": {"num_tokens": 6, "rank": 2, "query_dim": 16, "num_experts": 2},
+        "head": head,
+    }
+    values = {f"{section}.{key}": value for section, own in sections.items() for key, value in own.items()}
+    values |= {"out_layers": (0, 1, 2, 3)} | {key.replace("__", "."): value for key, value in changes.items()}
+    config = load_config("configs/fbp_cross_sensor.py")
+    return config.replaced({f"model.{key}": value for key, value in values.items()})
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +206,7 @@ def test_whole_or_in_parts(changes, written):
         key: ",".join(f"{folder}/{name}.safetensors" for name in value.split(","))
         for key, value in changes.items()
     }
-    config = tiny(**files)
-    config.seed = 1  # nothing that was read may come from the seed
+    config = tiny(**files).replaced({"seed": 1})  # nothing that was read comes from the seed
     assert different(config, wanted) == []
 
 
@@ -215,8 +214,8 @@ def test_whole_or_in_parts(changes, written):
 def test_without_depth(files, written, caplog):
     """The depth encoder of a file is left out of a model that has none, and the log says so."""
     folder, wanted = written
-    config = tiny(weights=",".join(f"{folder}/{name}.safetensors" for name in files.split(",")))
-    config.model.adapter.update({"use_depth": False, "fusion": "none"})
+    weights = ",".join(f"{folder}/{name}.safetensors" for name in files.split(","))
+    config = tiny(weights=weights, adapter__use_depth=False, adapter__fusion="none")
     with caplog.at_level(logging.INFO):
         found = leaves(initial_segmenter(config))
     assert "depth encoder and the router of depth are left out" in caplog.text
