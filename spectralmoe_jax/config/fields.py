@@ -106,7 +106,7 @@ class Section:
     tolerant: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        hints = hints_of(type(self))
+        hints = hints_of(typing.cast(type, type(self)))
         for field in dataclasses.fields(typing.cast(Any, self)):
             allowed = field.metadata.get("allowed")
             value = checked(getattr(self, field.name), hints[field.name], f"{self.place}.{field.name}")

@@ -8,10 +8,10 @@ import pytest
 from spectralmoe_jax.cli.main import COMMANDS, main
 
 CONFIG = """
-from spectralmoe_jax.configs import common
+from spectralmoe_jax.configs import dubai
 
 def get_config():
-    config = common.small("tiny")
+    config = dubai.get_config()
     config.mine = 3
     return config
 """

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config
 from tests.tiny_run import SIZES
 
 pytestmark = pytest.mark.slow
