@@ -87,6 +87,7 @@ ARROWS = {
         "data_pipelines.prepare parity quickstart reporting"
     ),
     "__main__": "cli",
+    "configuration": "config",
 }
 # What the data may know of the other package: never a model.
 KNOWN_TO_DATA = {"errors", "files", "host_memory", "config", "sensors"}
