@@ -26,7 +26,7 @@ from spectralmoe_jax.sensors.stated import adopt_stated
 
 def evaluate(
     workdir: str | os.PathLike[str],
-    config: Configuration,
+    config: Configuration | None = None,
     *,
     split: str = "target",
     output: str | os.PathLike[str] | None = None,
@@ -38,7 +38,7 @@ def evaluate(
 
     Args:
       workdir: folder of the run.
-      config: its configuration, in any form of `config.load.Configuration`.
+      config: in any form of `config.load.Configuration`; None for the one stored in the folder.
       split: `target`, `source` or `holdout`.
       output: JSON file to write, or None.
       images: NPZ file for the confusion matrix of every image, or None; see `metrics.write_images`.
@@ -49,7 +49,9 @@ def evaluate(
     Raises:
       UserError: names the file or key that is wrong.
     """
-    run = resolve_wavelengths(workdir, as_run_config(config), split)
+    run = resolve_wavelengths(
+        workdir, read_run_config(workdir) if config is None else as_run_config(config), split
+    )
     splits = open_splits(run, only=split)
     layout = using_layout(run)
     segmenter = load_trained(workdir, run, layout)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from spectralmoe_jax.checkpoints.store import read_run_config
 from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.inference.geotiff import predict_scene
 from spectralmoe_jax.inference.model import load_trained, make_predict
@@ -14,7 +15,7 @@ from spectralmoe_jax.parallel.mesh import using_layout
 
 def predict(
     checkpoint: str | os.PathLike[str],
-    config: Configuration,
+    config: Configuration | None = None,
     *,
     input: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -25,7 +26,7 @@ def predict(
 
     Args:
       checkpoint: folder of the run.
-      config: its configuration, in any form of `config.load.Configuration`.
+      config: in any form of `config.load.Configuration`; None for the one stored in the folder.
       input: raster with the bands of the configuration.
       output: map to write.
       confidence: write the confidence beside the map.
@@ -37,7 +38,7 @@ def predict(
     Raises:
       UserError: names the file or key that is wrong.
     """
-    run = as_run_config(config)
+    run = read_run_config(checkpoint) if config is None else as_run_config(config)
     layout = using_layout(run)
     return predict_scene(
         make_predict(load_trained(checkpoint, run, layout), layout),
