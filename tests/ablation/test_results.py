@@ -183,5 +183,5 @@ def test_a_grid_without_a_folder(tmp_path, capsys):
     assert main(["ablate", "experts", "--workdir", missing, "--task", "36"]) == 2
     assert "--task: is 36: the grid's runs are numbered 0..35" in capsys.readouterr().err
     assert main(["ablate", "experts", "--workdir", missing, "--only", "E = 99"]) == 2
-    assert "--only is 'E = 99'; allowed: 'E = 1'" in capsys.readouterr().err
+    assert "--only = 'E = 99': must be one of E = 1, E = 2" in capsys.readouterr().err
     assert not Path(missing).exists()
