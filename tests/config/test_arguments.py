@@ -6,7 +6,7 @@ import pytest
 
 from spectralmoe_jax.config.load import shipped_files
 from spectralmoe_jax.configs import common
-from spectralmoe_jax.configuration import load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 
 
