@@ -11,8 +11,7 @@ import numpy as np
 from data_pipelines.loader import Batch, Mixture, train_batches
 from data_pipelines.open_source import open_source
 from data_pipelines.records import Record, Source, examples, split_holdout
-from data_pipelines.tiles.class_balance import ClassBalancedIndex
-from data_pipelines.tiles.tile_index import TileIndex
+from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError

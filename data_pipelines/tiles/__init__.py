@@ -1,1 +1,1 @@
-"""Tiles of images of any size, and how they are drawn for training."""
+"""Division of images into training tiles, and the label grid that finds tiles with labels."""

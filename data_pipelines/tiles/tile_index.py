@@ -1,4 +1,9 @@
-"""Random access to small windows of images of any size."""
+"""Training tiles from images of any size, drawn evenly by area or with rare classes more often.
+
+An element of an epoch is an image and a cell of it; no pixel is read before the crop is placed. `TileIndex`
+visits every cell once an epoch, `ClassBalancedIndex` draws a class first and then a place that has it. Both
+are random access data sources for Grain.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +17,19 @@ from data_pipelines.records import IGNORE, R, Record, Source, Window
 from data_pipelines.tiles.label_grid import LabelGrid, edges, label_grid
 from spectralmoe_jax.errors import UserError
 
-_TRIES = 100  # to find a cell with data by chance
+_TRIES = 100  # random draws of a cell with data, before cells are searched in order
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One element of an epoch: an image not yet read, and the cell of it that this element stands for.
+    """One element of an epoch: an image that is not read yet, and a cell of it.
 
-    A crop drawn from it holds a pixel of the class `wanted`. `index` is what it comes from, which knows where
-    labels are; without it crops are placed blindly.
+    Attributes:
+      source: reads the image.
+      record: the image.
+      cell: the part of the image that this element stands for.
+      wanted: class that a crop from this tile has to show; None for any label.
+      index: the index that it comes from, which knows where labels are; None to place crops blindly.
     """
 
     source: Source[Any]
@@ -28,68 +37,75 @@ class Tile:
     cell: Window
     wanted: int | None = None
     index: TileIndex[Any] | None = field(default=None, repr=False, compare=False)
-    _places: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _pixels: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def draw(self, rng: np.random.Generator) -> Tile:
-        """This tile, or another one where no labelled pixel around its cell has data."""
+        """Return this tile, or another one if no labelled pixel around its cell has data."""
         return self if self.index is None else self.index.with_data(self, rng)
 
     def find_pixel(self, rng: np.random.Generator, within: Window) -> tuple[int, int] | None:
-        """Row and column of a random labelled pixel, or one of `wanted`, in a coarse cell touching `within`.
+        """Draw a labelled pixel, of the class `wanted` if set, from the coarse cells around a window.
 
-        None if none of these cells has one, or where nothing is known about it.
+        Args:
+          rng: random generator.
+          within: a window of the image.
+
+        Returns:
+          Row and column in the image; None if there is no such pixel, or no label grid.
         """
         grid = None if self.index is None else self.index.grid
         if grid is None:
             return None
         for number, cell in grid.draw_cells(rng, self.record, within, self.wanted):
-            if number not in self._places:  # several may be asked for, for one crop
+            if number not in self._pixels:  # one crop may ask several times
                 label = self.read_label(cell)
                 held = label != IGNORE if self.wanted is None else label == self.wanted
-                self._places[number] = np.flatnonzero(held)
-            places = self._places[number]
-            if len(places):
-                row, col = divmod(int(places[rng.integers(len(places))]), cell.width)
+                self._pixels[number] = np.flatnonzero(held)
+            pixels = self._pixels[number]
+            if len(pixels):
+                row, col = divmod(int(pixels[rng.integers(len(pixels))]), cell.width)
                 return cell.row + row, cell.col + col
             if self.wanted is None:
-                grid.note(number, False)
+                grid.remember(number, False)
         return None
 
     def read_image(self, window: Window) -> np.ndarray:
-        """Pixels (height, width, C) of `window`, which lies within the image."""
+        """Read pixels (height, width, C) of a window within the image."""
         return self.source.read_image(self.record, window)
 
     def read_label(self, window: Window) -> np.ndarray:
-        """Training ids (height, width) of `window`, which lies within the image."""
+        """Read training ids (height, width) of a window within the image."""
         return self.source.read_label(self.record, window)
 
 
 class TileIndex(Generic[R]):
-    """The cells of all images of a source, as a Grain random access source of `Tile`.
+    """The cells of all images of a source, as a random access source of `Tile` that is even by area.
 
-    Every image is divided into a regular grid of ceil(H / stride) x ceil(W / stride) cells which cover
-    each pixel exactly once and whose sides differ by at most one pixel. An epoch visits each cell once,
-    and a transform places its window at random within the cell's share of the possible positions: an
-    epoch samples all images evenly by area, whatever their sizes.
+    Every image is divided into a regular grid of ceil(H / stride) x ceil(W / stride) cells that cover each
+    pixel exactly once and whose sides differ by at most one pixel. An epoch visits each cell once. A
+    transform places its crop at random within the cell's share of the possible positions, so that an epoch
+    samples all images evenly by area, whatever their sizes.
 
-    Where the source knows where its labels are (`label_grid`), cells are left out that touch none of its
-    coarse cells with labels. A cell without a labelled pixel that has data is known only when it is drawn,
-    which then draws another one by the element's generator.
+    If the source knows where its labels are (`label_grid`), cells that touch no coarse cell with labels are
+    left out. A cell whose labelled pixels all lack data is recognised only when it is drawn; another one is
+    then drawn with the generator of the element.
 
     Args:
       source: the images.
-      stride: side of a cell in pixels; with the crop size, an epoch sees about every pixel once.
+      stride: side of a cell in pixels; with the side of the crop, an epoch sees about every pixel once.
       records: the images to use; default all of `source.records`.
-      min_labelled: images with a smaller share of labelled pixels are left out, and always those without
-        any; above 0 the source has to count the pixels of each class, and may have to read images for it.
-      exact: whether to know of every cell what it holds from the start, likewise.
+      min_labelled: smallest share of labelled pixels of an image that is used; images without labels are
+        never used. Above 0, the source has to count the pixels of each class, and may have to read images.
+      exact: find out at the start which cells have labelled pixels with data; the source may have to read
+        images.
 
     Attributes:
       records: the images that are drawn from.
-      grid: where labels are, or None.
+      grid: the label grid, or None.
 
     Raises:
-      UserError: no images or none with labels, a stride below 1, or a share to hold without class_pixels.
+      UserError: no images, none with labels, a stride below 1, or `min_labelled` for a source that does not
+        count labels.
     """
 
     def __init__(
@@ -106,9 +122,9 @@ class TileIndex(Generic[R]):
         self.source, self.stride = source, stride
         self.grid = label_grid(source, exact or min_labelled > 0)
         self.records = labelled_records(source, records, min_labelled, self.grid)
-        sizes = np.array([(record.height, record.width) for record in self.records])
-        self._grids = -(-sizes // stride)
-        self._ends = np.cumsum(self._grids.prod(axis=1))
+        sizes = np.array([(record.height, record.width) for record in self.records])  # (images, 2)
+        self._shapes = -(-sizes // stride)  # of each image, in cells
+        self._ends = np.cumsum(self._shapes.prod(axis=1))  # one more than the last cell of each image
         self._cells = self._labelled_cells()
 
     def __len__(self) -> int:
@@ -119,7 +135,7 @@ class TileIndex(Generic[R]):
             raise IndexError(f"tile {index} of {len(self)}")
         cell = int(self._cells[index])
         image = int(np.searchsorted(self._ends, cell, side="right"))
-        rows, cols = (int(n) for n in self._grids[image])
+        rows, cols = (int(n) for n in self._shapes[image])
         row, col = divmod(cell - int(self._ends[image]) + rows * cols, cols)
         record = self.records[image]
         top, bottom = row * record.height // rows, (row + 1) * record.height // rows
@@ -127,10 +143,10 @@ class TileIndex(Generic[R]):
         return Tile(self.source, record, Window(top, left, bottom - top, right - left), index=self)
 
     def with_data(self, tile: Tile, rng: np.random.Generator) -> Tile:
-        """`tile`, or a random one of this index where no labelled pixel around its cell has data.
+        """Return `tile`, or a random one of this index if no labelled pixel around its cell has data.
 
         Raises:
-          UserError: no cell has one, or a file cannot be read.
+          UserError: no cell has such a pixel, or a file cannot be read.
         """
         if self.grid is None:
             return tile
@@ -149,7 +165,7 @@ class TileIndex(Generic[R]):
         )
 
     def _labelled_cells(self) -> np.ndarray:
-        """Numbers of the cells, of those of all images, that touch labels."""
+        """Return the numbers of the cells, counted over all images, that touch labels."""
         if self.grid is None:
             return np.arange(self._ends[-1])
         held = [
@@ -165,12 +181,16 @@ class TileIndex(Generic[R]):
 def labelled_records(
     source: Source[R], records: Sequence[R] | None, min_labelled: float, grid: LabelGrid | None
 ) -> tuple[R, ...]:
-    """Those of `records`, default all of the source's, with labels on `min_labelled` of their pixels or more.
+    """Return the records with a share of labelled pixels of at least `min_labelled`, and with any label.
 
-    Images without any label are always left out, as `grid` knows them; without one all stay.
+    Args:
+      source: the images.
+      records: the images to choose from; default all.
+      min_labelled: the share.
+      grid: the label grid; None keeps all records.
 
     Raises:
-      UserError: nothing is left, or a share above 0 of a source that does not count labels.
+      UserError: no record is left, or a share above 0 is asked of a source that does not count labels.
     """
     if not 0 <= min_labelled <= 1:
         raise UserError(f"data.min_labelled={min_labelled}: give a share of the pixels, 0 to 1")
@@ -184,7 +204,7 @@ def labelled_records(
                 f"{type(source).__name__} does not count: set it to 0"
             )
         return chosen
-    labelled = grid.pixels(chosen).sum(axis=1)
+    labelled = grid.pixels(chosen).sum(axis=1)  # (images, K) -> (images,)
     areas = np.array([record.height * record.width for record in chosen])
     kept = (labelled > 0) & (labelled >= min_labelled * areas)
     if not kept.any():
@@ -193,3 +213,102 @@ def labelled_records(
             f"has {(labelled / areas).max():.1%} of its pixels labelled: lower it or check the labels"
         )
     return tuple(record for record, keep in zip(chosen, kept, strict=True) if keep)
+
+
+@dataclass(frozen=True)
+class ClassDraw:
+    """One element of an epoch of `ClassBalancedIndex`: a tile that is chosen when it is drawn."""
+
+    index: ClassBalancedIndex[Any]
+
+    def draw(self, rng: np.random.Generator) -> Tile:
+        """Draw a class, and a coarse cell that has it."""
+        return self.index.draw(rng)
+
+
+class ClassBalancedIndex(Generic[R]):
+    """Rare class sampling (Hoyer et al., DAFormer, arXiv:2111.14887, section 3.2), for `train_batches`.
+
+    1. A class is drawn with probability proportional to exp((1 - f) / temperature), where f is its share of
+       the labelled pixels of the training images.
+    2. A coarse cell with this class is drawn by area (the whole image if a source counts only whole images).
+    3. A pixel of the class in that cell is drawn, and a crop that covers the pixel.
+
+    All draws use the generator of the element, so that element i of a run is a function of (seed, i). Where
+    images can have nodata, the labelled parts of all images are read once at the start, so that no class is
+    drawn where it has no data.
+
+    An epoch has as many elements as one of `TileIndex`. Classes that no image has are not drawn.
+
+    Args:
+      source: the images; it has to have `class_pixels`.
+      stride: as for `TileIndex`.
+      records: as for `TileIndex`.
+      temperature: a small value draws almost only the rarest class, a large one all classes alike.
+      min_labelled: as for `TileIndex`.
+
+    Attributes:
+      probabilities: probability of each class, (K,).
+
+    Raises:
+      UserError: as for `TileIndex`, a temperature that is not above 0, or a source without `class_pixels`.
+    """
+
+    def __init__(
+        self,
+        source: Source[R],
+        stride: int,
+        records: Sequence[R] | None = None,
+        *,
+        temperature: float,
+        min_labelled: float = 0.0,
+    ):
+        if not 0 < temperature < np.inf:
+            raise UserError(f"data.class_temperature={temperature}: give a number above 0, or None for off")
+        if getattr(source, "class_pixels", None) is None:
+            raise UserError(
+                f"data.class_temperature={temperature} needs the pixels of each class in each image, which "
+                f"{type(source).__name__} does not count: set it to None"
+            )
+        self._cells = TileIndex(source, stride, records, min_labelled=min_labelled, exact=True)
+        grid = self._cells.grid
+        assert grid is not None  # as the source counts classes
+        self._grid = grid
+        counts = grid.pixels(self._cells.records).sum(axis=0)  # (images, K) -> (K,)
+        self.probabilities = class_probabilities(counts, temperature)
+        held = [grid.cells_with(self._cells.records, label) for label in range(len(counts))]
+        self._numbers = [numbers for numbers, _ in held]  # of the cells with each class
+        self._ends = [np.cumsum(areas) for _, areas in held]
+
+    @property
+    def records(self) -> tuple[R, ...]:
+        """The images that are drawn from."""
+        return self._cells.records
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __getitem__(self, index: int) -> ClassDraw:
+        if not 0 <= index < len(self):
+            raise IndexError(f"tile {index} of {len(self)}")
+        return ClassDraw(self)
+
+    def draw(self, rng: np.random.Generator) -> Tile:
+        """Draw a class, and a coarse cell that has it."""
+        wanted = int(rng.choice(len(self.probabilities), p=self.probabilities))
+        ends = self._ends[wanted]
+        place = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
+        record, cell = self._grid.locate(int(self._numbers[wanted][place]))
+        return Tile(self._cells.source, record, cell, wanted, self._cells)
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{p:.0%}" for p in self.probabilities)
+        return f"ClassBalancedIndex({len(self)} draws of {len(self.records)} images, classes {shares})"
+
+
+def class_probabilities(pixels: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probability of each class, (K,), from its number of pixels; 0 for a class without any."""
+    scores = (1 - pixels / pixels.sum()) / temperature
+    scores = np.where(pixels > 0, scores, -np.inf)
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()

@@ -1,9 +1,17 @@
-"""Random transforms of tiles and examples, as functions of (example, generator)."""
+"""Random transforms of tiles and examples, as functions of (example, random generator)."""
 
 from data_pipelines.transforms.augment import Augment, visible_bands
 from data_pipelines.transforms.geometry import flip, quarter_turns, resized_crop, vertical_flip
-from data_pipelines.transforms.photometric import Distortion, distort, photometric_distortion
-from data_pipelines.transforms.spectral import Jitter, draw_jitter, jitter, normalise, spectral_jitter
+from data_pipelines.transforms.radiometry import (
+    Distortion,
+    Jitter,
+    distort,
+    draw_jitter,
+    jitter,
+    normalise,
+    photometric_distortion,
+    spectral_jitter,
+)
 
 __all__ = [
     "Augment",

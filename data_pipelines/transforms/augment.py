@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipelines.tiles.class_balance import ClassDraw
-from data_pipelines.tiles.tile_index import Tile
+from data_pipelines.tiles.tile_index import ClassDraw, Tile
 from data_pipelines.transforms.geometry import Example, flip, quarter_turns, resized_crop, vertical_flip
-from data_pipelines.transforms.photometric import photometric_distortion
-from data_pipelines.transforms.spectral import spectral_jitter
+from data_pipelines.transforms.radiometry import photometric_distortion, spectral_jitter
 from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import place_of, visible

@@ -18,8 +18,7 @@ from data_pipelines.readers.image_files import GeoTiffTiles
 from data_pipelines.readers.labels import ValueCode, VectorLabels
 from data_pipelines.readers.prepared import PreparedTiles
 from data_pipelines.records import Arrays
-from data_pipelines.tiles.class_balance import ClassBalancedIndex
-from data_pipelines.tiles.tile_index import TileIndex
+from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError

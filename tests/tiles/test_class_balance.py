@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.records import Arrays
-from data_pipelines.tiles.class_balance import ClassBalancedIndex, class_probabilities
-from data_pipelines.tiles.tile_index import TileIndex
+from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex, class_probabilities
 from data_pipelines.transforms import resized_crop
 from spectralmoe_jax.errors import UserError
 

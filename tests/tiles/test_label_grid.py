@@ -13,9 +13,8 @@ from data_pipelines.readers import label_counts
 from data_pipelines.readers.image_files import GeoTiffTiles
 from data_pipelines.readers.labels import RasterLabels, ValueCode
 from data_pipelines.records import Arrays, Record, Window
-from data_pipelines.tiles.class_balance import ClassBalancedIndex
 from data_pipelines.tiles.label_grid import LabelGrid, edges, grid_cells
-from data_pipelines.tiles.tile_index import TileIndex
+from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment, resized_crop
 from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError
@@ -100,7 +99,7 @@ def test_counts_of_cells_are_those_of_the_pixels(tmp_path, monkeypatch, tile):
             for label in range(2):
                 assert source.label_grid.counts[number, label] == (here == label + 1).sum()
                 assert source.exact_label_grid.counts[number, label] == (valid == label + 1).sum()
-            assert source.label_grid.place(number) == (record, cell)
+            assert source.label_grid.locate(number) == (record, cell)
             number += 1
     assert number == len(source.label_grid.counts)
     assert source.class_pixels.sum() == ((mask > 0) & (image > 0)).sum()

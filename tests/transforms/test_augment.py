@@ -17,7 +17,7 @@ from data_pipelines.transforms import (
     resized_crop,
     visible_bands,
 )
-from data_pipelines.transforms.photometric import draw_distortion
+from data_pipelines.transforms.radiometry import draw_distortion
 from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError
 
