@@ -5,20 +5,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import functools
 import importlib
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.import_path import load_object
 
 KEY = "config.model.adapter.kind"
 _PACKAGE = "spectralmoe_jax.adapters"
@@ -52,13 +47,7 @@ def adapter_class(kind: str) -> Any:
         raise UserError(
             f"{KEY} = {kind!r}: {hint} {', '.join(BUILTIN)}, or your own as module:Class or file.py:Class"
         )
-    place, _, name = kind.rpartition(":")
-    module = _import(place, kind)
-    found = getattr(module, name, None)
-    if found is None:
-        near = difflib.get_close_matches(name, dir(module), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{KEY} = {kind!r}: {place} has no {name}{hint}")
+    found = load_object(kind, KEY)
     _require_adapter(found, kind)
     return found
 
@@ -77,50 +66,3 @@ def _require_adapter(found: Any, kind: str) -> None:
         problem = "has no dataclass Config"
     if problem:
         raise UserError(f"{KEY} = {kind!r}: {problem}; {rules} (docs/adding_an_adapter.md)")
-
-
-def _import(place: str, kind: str) -> Any:
-    """A module by its name or file; whatever it raises becomes a UserError."""
-    try:
-        if place.endswith(".py"):
-            file = Path(place).absolute()
-            if not file.is_file():
-                raise UserError(f"{KEY} = {kind!r}: there is no file {file}")
-            return _from_file(file)
-        with _folder_on_path(str(Path.cwd())):
-            return importlib.import_module(place)
-    except UserError:
-        raise
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{KEY} = {kind!r}: {place}: {type(error).__name__}: {message}") from error
-
-
-@functools.cache
-def _from_file(file: Path) -> Any:
-    """Once a file: one class has to stay one."""
-    name = f"_adapter_{file.stem}_{len(sys.modules)}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look up the names in their annotations
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-@contextlib.contextmanager
-def _folder_on_path(folder: str) -> Iterator[None]:
-    """A module beside the user is found, whichever way the program was started."""
-    if folder in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
