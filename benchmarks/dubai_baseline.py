@@ -92,7 +92,7 @@ def trained(workdir: Path, config: RunConfig) -> Classify:
 
     Raises UserError for a run that was not trained on this benchmark's source, bands or classes.
     """
-    from spectralmoe_jax.checkpoints.store import read_run_config
+    from spectralmoe_jax.config.load import read_run_config
     from spectralmoe_jax.inference.model import load_trained, make_predict
     from spectralmoe_jax.inference.sliding_window import predict_image
 

@@ -1,4 +1,4 @@
-"""Several sensors in one run: which sensor each batch comes from, and the configuration of each.
+"""Several sensors in one run: the order of their batches.
 
 A run has the stream of its own `data` section. Each section of `config.streams` is a further one, with the
 keys in which it differs; see docs/configuration.md.
@@ -12,33 +12,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from spectralmoe_jax.config.schema import MAIN, RunConfig
-from spectralmoe_jax.errors import UserError
-
 _ROUNDING = 1e-9
 B = TypeVar("B")
-
-
-def stream_configs(config: RunConfig) -> dict[str, RunConfig]:
-    """Return the configuration of every stream by name, `main` first."""
-    return {MAIN: config.main, **config.streams}
-
-
-def choose_stream(config: RunConfig, name: str) -> RunConfig:
-    """Return the configuration of one stream.
-
-    Raises:
-      UserError: there is no stream of this name.
-    """
-    configs = stream_configs(config)
-    if name not in configs:
-        raise UserError(f"--stream {name}: the configuration has {', '.join(configs)}")
-    return configs[name]
-
-
-def stream_weights(config: RunConfig) -> dict[str, float]:
-    """Return the share of batches of every stream; the main stream's is `config.weight`."""
-    return {name: stream.weight for name, stream in stream_configs(config).items()}
 
 
 def schedule(weights: Mapping[str, float]) -> Iterator[tuple[str, int]]:

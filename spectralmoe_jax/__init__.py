@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
-    "quickstart": "spectralmoe_jax.quickstart",
+    "quickstart": "spectralmoe_jax.quick_start",
     "train": "spectralmoe_jax.training.train",
     "evaluate": "spectralmoe_jax.evaluation.evaluate",
     "ablate": "spectralmoe_jax.ablation.ablate",
@@ -24,6 +24,9 @@ _FUNCTIONS = {
     "load_config": "spectralmoe_jax.config.load",
     "show_config": "spectralmoe_jax.config.reference",
     "prepare": "data_pipelines.prepare.prepare",
+    "check": "data_pipelines.prepare.prepare",
+    "show_data": "data_pipelines.inspect.inspect:show",
+    "compile_steps": "spectralmoe_jax.ahead_of_time.compile",
 }
 
 __all__ = ["__version__", *_FUNCTIONS]

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from spectralmoe_jax.ablation.grid import Cell
-from spectralmoe_jax.checkpoints.store import CONFIG_FILE, describe_differences, read_run_given
-from spectralmoe_jax.config.load import flatten
+from spectralmoe_jax.checkpoints.store import describe_differences
+from spectralmoe_jax.config.load import CONFIG_FILE, flatten, read_run_given
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.best_checkpoint import read_evaluation
 from spectralmoe_jax.files import replacing

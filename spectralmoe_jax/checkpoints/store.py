@@ -20,20 +20,19 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from spectralmoe_jax.config.load import CHOICES, flatten, read_config, read_given
+from spectralmoe_jax.config.load import CHOICES, flatten
 from spectralmoe_jax.config.presets import FAMILIES, kind_of
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
-CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"
 TRAINABLE, OPTIMIZER = "trainable", "optimizer"
 
@@ -77,24 +76,6 @@ def _takes_any_bands(given: Mapping[str, Any]) -> bool:
 def fingerprint(given: Mapping[str, Any]) -> str:
     """A hexadecimal digest of `model_part`; equal for configurations that may share checkpoints."""
     return hashlib.sha256(json.dumps(model_part(given), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_run_config(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration stored in a run's folder, with overrides.
-
-    Raises:
-      UserError: there is none, or an override does not fit it.
-    """
-    return read_config(Path(workdir) / CONFIG_FILE, overrides)
-
-
-def read_run_given(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is stored in a run's folder as its configuration, its values unchecked.
-
-    Raises:
-      UserError: there is none.
-    """
-    return read_given(Path(workdir) / CONFIG_FILE)
 
 
 class CheckpointStore:

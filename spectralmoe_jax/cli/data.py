@@ -4,8 +4,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.config.load import load_config, read_config
+from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.config.reference import reference, show_config
 from spectralmoe_jax.config.schema import MAIN
 from spectralmoe_jax.errors import UserError
@@ -52,13 +53,11 @@ class Prepare:
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         refuse_overrides(overrides, "prepare")
-        from data_pipelines.prepare.prepare import check, prepare
-
         if arguments.check:
-            return int(bool(check(arguments.benchmark, arguments.source)))
+            return int(bool(spectralmoe_jax.check(arguments.benchmark, arguments.source)))
         if arguments.out is None:
             raise UserError("spectralmoe prepare: --out is required, except with --check")
-        prepare(
+        spectralmoe_jax.prepare(
             arguments.benchmark,
             arguments.source,
             arguments.out,
@@ -92,12 +91,10 @@ class Data:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        config = load_config(arguments.config, overrides)
-        from data_pipelines.inspect.inspect import show
-        from data_pipelines.streams import choose_stream
-
-        config = choose_stream(config, arguments.stream or MAIN)
-        show(config, arguments.batches, arguments.output or Path(f"data_{config.name}.png"))
+        config = load_config(arguments.config, overrides).stream(arguments.stream or MAIN)
+        spectralmoe_jax.show_data(
+            config, arguments.batches, arguments.output or Path(f"data_{config.name}.png")
+        )
         return 0
 
 
@@ -130,7 +127,7 @@ class Config:
             refuse_overrides(overrides, "config --reference")
             print(reference(), end="")
         elif arguments.workdir is not None:
-            print(show_config(read_config(arguments.workdir / "config.json", overrides)), end="")
+            print(show_config(read_run_config(arguments.workdir, overrides)), end="")
         else:
             print(show_config(load_config(arguments.config, overrides)), end="")
         return 0

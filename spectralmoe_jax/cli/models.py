@@ -5,8 +5,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import fetch_first
 
@@ -31,18 +32,10 @@ class Predict:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        from spectralmoe_jax.checkpoints.store import read_run_config
-
         config = read_run_config(arguments.checkpoint, overrides)
-        if arguments.stream:
-            from data_pipelines.streams import choose_stream
-
-            config = choose_stream(config, arguments.stream)
-        from spectralmoe_jax.inference.predict import predict
-
-        predict(
+        spectralmoe_jax.predict(
             arguments.checkpoint,
-            config,
+            config.stream(arguments.stream) if arguments.stream else config,
             input=arguments.input,
             output=arguments.output,
             confidence=arguments.confidence,
@@ -90,10 +83,8 @@ class Convert:
         else:
             config = load_config(arguments.config, overrides)
         fetch_first(arguments.source.split(","))
-        from spectralmoe_jax.conversion.convert import convert
-
         print(
-            convert(
+            spectralmoe_jax.convert(
                 arguments.source, arguments.destination, format=arguments.format, preset=arguments.preset,
                 to=arguments.to, config=config,
             )
@@ -117,9 +108,7 @@ class Verify:
         refuse_overrides(overrides, "verify")
         if not arguments.directory.is_dir():
             raise UserError(f"{arguments.directory} is not a folder; name one with reference values (*.npz)")
-        from spectralmoe_jax.parity.verify import verify
-
-        return 0 if verify(arguments.directory) else 1
+        return 0 if spectralmoe_jax.verify(arguments.directory) else 1
 
 
 class Params:
@@ -135,10 +124,7 @@ class Params:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        config = load_config(arguments.config, overrides)
-        from spectralmoe_jax.models.parameter_count import describe
-
-        parts = describe(config)
+        parts = spectralmoe_jax.params(load_config(arguments.config, overrides))
         rows = [(part.name, part.trainable, part.frozen) for part in parts]
         rows.append(("total", sum(part.trainable for part in parts), sum(part.frozen for part in parts)))
         print(f"{'':<20}{'trainable':>15}{'frozen':>15}")
@@ -173,13 +159,12 @@ class Compile:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
+        # tables are drawn by a library that no other subcommand needs at its start
         from spectralmoe_jax.ahead_of_time.program_report import print_report, with_mesh
 
         config = with_mesh(load_config(arguments.config, overrides), arguments.mesh)
-        from spectralmoe_jax.ahead_of_time.compile import STEPS, compile_steps
-
-        steps = STEPS if arguments.step == "both" else (arguments.step,)
-        report = compile_steps(config, arguments.topology, steps)
+        steps = ("train", "predict") if arguments.step == "both" else (arguments.step,)
+        report = spectralmoe_jax.compile_steps(config, arguments.topology, steps)
         print_report(report)
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=2) + "\n")

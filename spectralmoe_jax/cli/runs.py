@@ -6,8 +6,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.weights.hub import fetch_first
 
 
@@ -24,6 +25,7 @@ def add_process_arguments(parser: ArgumentParser) -> None:
 @contextlib.contextmanager
 def all_processes(arguments: Namespace) -> Iterator[None]:
     """Together with the run's other processes, if the command line or the environment tells of any."""
+    # with JAX: too slow for the start of every subcommand
     from spectralmoe_jax.parallel.distributed import find_start, joined
 
     start = find_start(os.environ, arguments.coordinator, arguments.processes, arguments.process_id)
@@ -48,9 +50,7 @@ class Quickstart:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        from spectralmoe_jax.quickstart import quickstart
-
-        quickstart(arguments.workdir, overrides)
+        spectralmoe_jax.quickstart(arguments.workdir, overrides)
         return 0
 
 
@@ -80,9 +80,7 @@ class Train:
         with all_processes(arguments):
             import jax
 
-            from spectralmoe_jax.training.train import train
-
-            result = train(config, arguments.workdir)
+            result = spectralmoe_jax.train(config, arguments.workdir)
             if jax.process_index() == 0:
                 best = "" if result["best"] is None else f", best checkpoint at step {result['best']}"
                 print(f"{result['workdir']}: {result['step']} steps{best}")
@@ -120,17 +118,13 @@ class Evaluate:
         if arguments.config:
             config = load_config(arguments.config, overrides)
         else:
-            from spectralmoe_jax.checkpoints.store import read_run_config
-
             config = read_run_config(workdir, overrides)
         if arguments.stream:
-            from data_pipelines.streams import choose_stream
-
-            config = choose_stream(config, arguments.stream)
+            config = config.stream(arguments.stream)
         with all_processes(arguments):
-            from spectralmoe_jax.evaluation.evaluate import evaluate
-
-            evaluate(workdir, config, split=arguments.split, output=arguments.output, images=arguments.images)
+            spectralmoe_jax.evaluate(
+                workdir, config, split=arguments.split, output=arguments.output, images=arguments.images
+            )
         return 0
 
 
@@ -171,21 +165,19 @@ class Ablate:
         """Run the subcommand and return its exit status."""
         given = (arguments.grid, arguments.workdir)
         options = {"base": arguments.base, "seeds": arguments.seeds}
-        if arguments.list:
-            from spectralmoe_jax.ablation.grid import cells, load_grid
+        # with JAX and the plots: too slow for the start of every subcommand
+        from spectralmoe_jax.ablation.ablate import ablate, collect_results, run_task
+        from spectralmoe_jax.ablation.grid import cells, load_grid
+        from spectralmoe_jax.ablation.tables import markdown
 
+        if arguments.list:
             grid = load_grid(arguments.grid, **options)
             for cell in cells(grid, Path(arguments.workdir), overrides):
                 print(cell.folder)
             return 0
         if arguments.task is not None:
-            from spectralmoe_jax.ablation.ablate import run_task
-
             run_task(*given, arguments.task, overrides, with_parent=arguments.end_with_parent, **options)
             return 0
-        from spectralmoe_jax.ablation.ablate import ablate, collect_results
-        from spectralmoe_jax.ablation.tables import markdown
-
         if arguments.collect:
             results = collect_results(*given, overrides, **options)
         else:
@@ -216,8 +208,6 @@ class Report:
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         refuse_overrides(overrides, "report")
-        from spectralmoe_jax.reporting.page import report
-
-        path = report(arguments.workdir, arguments.output)
+        path = spectralmoe_jax.report(arguments.workdir, arguments.output)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
         return 0

@@ -321,6 +321,27 @@ def _literal(text: str) -> Any:
 
 # Storage
 
+CONFIG_FILE = "config.json"
+"""The file of a run's folder that holds its configuration."""
+
+
+def read_run_config(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the configuration stored in a run's folder, and apply overrides.
+
+    Raises:
+      UserError: there is none, or an override does not fit it.
+    """
+    return read_config(Path(workdir) / CONFIG_FILE, overrides)
+
+
+def read_run_given(workdir: str | os.PathLike[str]) -> Given:
+    """As `read_run_config`, without reading the values.
+
+    Raises:
+      UserError: there is none.
+    """
+    return read_given(Path(workdir) / CONFIG_FILE)
+
 
 def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Write what is given in a configuration as JSON, whole or not at all."""

@@ -470,10 +470,21 @@ class RunConfig(Section):
         return RunConfig.from_given(given)
 
     @property
-    def main(self) -> RunConfig:
-        """The run's own stream by itself."""
+    def every_stream(self) -> dict[str, RunConfig]:
+        """The configuration of every stream by name, the run's own (`main`) first."""
         given = {key: value for key, value in self.given.items() if key != "streams"}
-        return dataclasses.replace(self, streams={}, given=given)
+        return {MAIN: dataclasses.replace(self, streams={}, given=given), **self.streams}
+
+    def stream(self, name: str) -> RunConfig:
+        """The configuration of one stream.
+
+        Raises:
+          UserError: there is no stream of this name.
+        """
+        streams = self.every_stream
+        if name not in streams:
+            raise UserError(f"--stream {name}: the configuration has {', '.join(streams)}")
+        return streams[name]
 
 
 def assign(given: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from spectralmoe_jax.checkpoints.store import FOLDER, read_run_config
+from spectralmoe_jax.checkpoints.store import FOLDER
+from spectralmoe_jax.config.load import read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Trained, open_trained
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config

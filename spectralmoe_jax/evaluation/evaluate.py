@@ -11,8 +11,7 @@ import jax
 from data_pipelines.splits import Splits, open_splits
 from data_pipelines.wavelengths import of_files
 from data_pipelines.whole_split import eval_batches
-from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
-from spectralmoe_jax.config.load import Configuration, as_run_config
+from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_config, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.evaluation.expert_routing import RoutedPredict
 from spectralmoe_jax.evaluation.metrics import Tally, write_images

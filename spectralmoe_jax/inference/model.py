@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from spectralmoe_jax.checkpoints.store import CONFIG_FILE, CheckpointStore, read_run_config
+from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.config.load import CONFIG_FILE, read_run_config
 from spectralmoe_jax.config.model import EncoderConfig, split_files
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError

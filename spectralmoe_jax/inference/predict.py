@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spectralmoe_jax.checkpoints.store import read_run_config
-from spectralmoe_jax.config.load import Configuration, as_run_config
+from spectralmoe_jax.config.load import Configuration, as_run_config, read_run_config
 from spectralmoe_jax.inference.geotiff import predict_scene
 from spectralmoe_jax.inference.model import load_trained, make_predict
 from spectralmoe_jax.parallel.mesh import using_layout

@@ -16,8 +16,7 @@ from markupsafe import Markup
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.ablation.tables import caption, header, percent, rows
-from spectralmoe_jax.checkpoints.store import read_run_config
-from spectralmoe_jax.config.load import flatten
+from spectralmoe_jax.config.load import flatten, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.best_checkpoint import evaluate_best_checkpoint, read_evaluation, steps_of

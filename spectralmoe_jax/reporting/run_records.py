@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spectralmoe_jax.ablation.ablate import GRID_FILE, RESULTS
-from spectralmoe_jax.checkpoints.store import CONFIG_FILE, read_run_config
+from spectralmoe_jax.config.load import CONFIG_FILE, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, read_evaluation

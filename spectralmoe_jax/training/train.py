@@ -11,17 +11,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.splits import Splits, open_splits, training_batches
-from data_pipelines.streams import interleave, stream_configs, stream_weights
+from data_pipelines.streams import interleave
 from data_pipelines.wavelengths import with_stated_wavelengths
 from spectralmoe_jax.adapters.base import hook
-from spectralmoe_jax.checkpoints.store import (
+from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part
+from spectralmoe_jax.config.load import (
     CONFIG_FILE,
-    CheckpointStore,
-    describe_differences,
-    model_part,
+    Configuration,
+    as_run_config,
+    flatten,
     read_run_given,
+    save_config,
 )
-from spectralmoe_jax.config.load import Configuration, as_run_config, flatten, save_config
 from spectralmoe_jax.config.schema import MAIN, RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.evaluation.evaluate import score_split
@@ -97,7 +98,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     Raises:
       UserError: names the key or file that is wrong.
     """
-    configs = stream_configs(config)
+    configs = config.every_stream
     structures = {name: abstract_segmenter(segmenter_config(stream)) for name, stream in configs.items()}
     for stream in configs.values():
         check_sizes(stream)
@@ -125,7 +126,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
 
     def make_batches(start: int) -> Iterator[Any]:
         return interleave(
-            stream_weights(config),
+            {name: stream.weight for name, stream in configs.items()},
             lambda name, number: training_batches(configs[name], splits[name], number, *part),
             start,
         )

@@ -183,8 +183,12 @@ def test_streams_are_whole_configurations():
     stream = config.streams["landsat"]
     assert (stream.weight, stream.bands, stream.model.pixel_mean) == (0.5, ("red",), (1.0,))
     assert stream.model.visual == config.model.visual
-    assert "streams" not in config.main.given
-    assert config.main == load_config("configs/dubai.py")
+    main, same = config.every_stream.values()
+    assert same is stream is config.stream("landsat")
+    assert "streams" not in main.given
+    assert main == config.stream("main") == load_config("configs/dubai.py")
+    with pytest.raises(UserError, match="--stream sentinel: the configuration has main, landsat"):
+        config.stream("sentinel")
 
 
 def test_unknown_keys_where_a_file_may_keep_its_own_are_warned_of(caplog):

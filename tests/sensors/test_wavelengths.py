@@ -5,7 +5,6 @@ import pytest
 import rasterio
 
 from data_pipelines.open_source import open_source
-from data_pipelines.streams import choose_stream
 from data_pipelines.wavelengths import of_files, with_stated_wavelengths
 from spectralmoe_jax.config.load import load_config, read_config, save_config
 from spectralmoe_jax.errors import UserError
@@ -139,9 +138,9 @@ def test_each_stream_has_its_own(write, tmp_path):
     streams = {"ohs": {"sensor": "orbita_ohs", "data": {"source": ("b",)}}}
     config = configuration(tmp_path, "enmap").replaced({"streams": streams})
     resolved = with_stated_wavelengths(config)
-    assert fed(choose_stream(resolved, "main")) == (0.43, 0.456, 0.511)
-    assert fed(choose_stream(resolved, "ohs")) == (0.5004, 0.58, 0.76)
-    alone = choose_stream(config, "ohs")
+    assert fed(resolved.stream("main")) == (0.43, 0.456, 0.511)
+    assert fed(resolved.stream("ohs")) == (0.5004, 0.58, 0.76)
+    alone = config.stream("ohs")
     assert fed(adopt_stated(alone, resolved)) == (0.5004, 0.58, 0.76)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.streams import interleave, schedule, stream_configs, stream_weights
+from data_pipelines.streams import interleave, schedule
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate
@@ -85,11 +85,11 @@ def config(tmp_path_factory):
 
 
 def test_streams_differ_where_they_say_so(config):
-    main, narrow = stream_configs(config).values()
+    main, narrow = config.every_stream.values()
     assert (main.bands, narrow.bands) == tuple(SENSORS.values())
     assert narrow.data.crop == main.data.crop
     assert not narrow.streams
-    assert stream_weights(config) == {"main": 1.0, "narrow": 1.0}
+    assert (main.weight, narrow.weight) == (1.0, 1.0)
 
 
 def test_one_run_on_two_sensors(config, tmp_path):
@@ -99,13 +99,13 @@ def test_one_run_on_two_sensors(config, tmp_path):
     assert first["main"]["image"].shape == (2, 32, 32, 3)
     assert second["narrow"]["image"].shape == (2, 32, 32, 4)
     train(config, tmp_path)
-    wide, narrow = (leaves(load_trained(tmp_path, stream)) for stream in stream_configs(config).values())
+    wide, narrow = (leaves(load_trained(tmp_path, stream)) for stream in config.every_stream.values())
     assert narrow["backbone", "visual", "patch_kernel"].shape[2] == 4
     own = {("backbone", "visual", "patch_kernel"), ("backbone", "visual", "patch_bias"),
            ("pixel_mean",), ("pixel_std",)}  # fmt: skip
     for path in wide.keys() - own:
         np.testing.assert_array_equal(wide[path], narrow[path])
-    assert 0 <= evaluate(tmp_path, stream_configs(config)["narrow"])["miou"] <= 1
+    assert 0 <= evaluate(tmp_path, config.every_stream["narrow"])["miou"] <= 1
 
 
 def test_an_encoder_of_one_band_set_is_refused(config):
