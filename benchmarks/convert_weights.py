@@ -31,7 +31,7 @@ from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.parameters import named_leaves, split
-from spectralmoe_jax.weights import format_tables as rows
+from spectralmoe_jax.weights import format_tables as tables
 from spectralmoe_jax.weights.encoder_file import stored_leaves
 from spectralmoe_jax.weights.name_rules import Shape, written_shapes
 from spectralmoe_jax.weights.writing import write_safetensors
@@ -108,8 +108,8 @@ def run(command: list[str]) -> Measured:
 
 def make_cases(folder: Path) -> list[Case]:
     visual, depth = folder / "dinov3_vitl16.safetensors", folder / "depth_anything_v2_vitl.safetensors"
-    write_random(visual, "dinov3_l", rows.META_DINOV3, "")
-    write_random(depth, "depth_anything_v2_l", rows.META_DINOV2, "pretrained.")
+    write_random(visual, "dinov3_l", tables.META_DINOV3, "")
+    write_random(depth, "depth_anything_v2_l", tables.META_DINOV2, "pretrained.")
     workdir = write_run(folder / "run", visual, depth)
     checkpoint = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file()) / MEGABYTE
     one, two = visual.stat().st_size / MEGABYTE, (visual.stat().st_size + depth.stat().st_size) / MEGABYTE
@@ -129,10 +129,10 @@ def make_cases(folder: Path) -> list[Case]:
     ]
 
 
-def write_random(path: Path, name: str, names: rows.Names, prefix: str) -> None:
+def write_random(path: Path, name: str, names: tables.TensorNames, prefix: str) -> None:
     """An encoder's file with random weights under its publisher's names."""
     config = EncoderConfig(**preset(name, "preset"))
-    table = [rule.under(prefix, ()) for rule in rows.encoder_rules(names, config)]
+    table = [rule.under(prefix, ()) for rule in tables.encoder_rules(names, config)]
     stored = {rule.path for rule in table}
     leaves = {path: shape for path, shape in stored_leaves(config).items() if path in stored}
     shapes = written_shapes(table, leaves)

@@ -1,7 +1,6 @@
-"""What is told to the user without a traceback."""
+"""Errors that the command line reports in one line, without a traceback."""
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,11 +15,11 @@ class UserError(Exception):
     """
 
 
-_SHOWN = 200  # characters of a value in a message
+_SHOWN = 200  # longest representation of a value in a message
 
 
 def bad_value(key: str, value: object, must: str) -> UserError:
-    """The error of a value that is not allowed, in the form `KEY = VALUE: must be at least 1`."""
+    """Return the error for a value that is not allowed, in the form `KEY = VALUE: must be at least 1`."""
     shown = repr(value)
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     return UserError(f"{key} = {shown}: {must}")
@@ -33,7 +32,7 @@ def require(condition: bool, key: str, message: str) -> None:
 
 
 def choose(key: str, value: T, allowed: Iterable[T]) -> T:
-    """The value where it is among the allowed ones, else a UserError that lists them."""
+    """Return the value if it is among the allowed ones; otherwise raise a UserError that lists them."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise bad_value(key, value, f"must be one of {', '.join(map(str, allowed))}")
@@ -41,15 +40,4 @@ def choose(key: str, value: T, allowed: Iterable[T]) -> T:
 
 
 class RunLost(Exception):
-    """A run of several processes cannot go on here; started again, it resumes."""
-
-
-@contextlib.contextmanager
-def naming(path: object) -> Iterator[None]:
-    """An OSError that does not say which file it is about, as one of writing does not, says `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
+    """A run of several processes cannot continue in this process; started again, it resumes."""

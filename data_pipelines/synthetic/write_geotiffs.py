@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 
 from data_pipelines.synthetic.render import SCALE, Domain, Scene
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 
 _COLOURS = {"red": ColorInterp.red, "green": ColorInterp.green, "blue": ColorInterp.blue}
 
@@ -77,7 +77,7 @@ def _write(path: Path, pixels: np.ndarray, georeference: Mapping[str, Any], fini
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            replacing(path) as aside,
+            atomic_write(path) as aside,
             rasterio.open(aside, "w", driver="GTiff", compress="deflate", **shape, **georeference) as dataset,
         ):
             finish(dataset)  # before the pixels: colours belong to the file's first part

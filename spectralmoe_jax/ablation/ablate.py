@@ -14,7 +14,7 @@ from spectralmoe_jax.ablation.run import check_folder, end_with_parent, run_cell
 from spectralmoe_jax.ablation.schedule import own_command, run_all, shares
 from spectralmoe_jax.ablation.tables import comma_separated, comma_separated_runs, latex, markdown
 from spectralmoe_jax.errors import UserError, choose, require
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 
 RESULTS, TIMINGS, GRID_FILE = "results.json", "timings.json", "grid.json"
 _TABLES: dict[str, Callable[[Results], str]] = {
@@ -142,7 +142,7 @@ def write_results(grid: Grid, found: Sequence[Cell], workdir: Path) -> Results:
     write_json(timings(found), workdir / TIMINGS)
     _name_runs(grid, found, workdir)
     for name, make in _TABLES.items():
-        with replacing(workdir / name) as aside:
+        with atomic_write(workdir / name) as aside:
             aside.write_text(make(results))
     write_plots(results, workdir / "plots")
     return results

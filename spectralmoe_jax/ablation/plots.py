@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spectralmoe_jax.ablation.results import Results
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 
 _INK, _QUIET, _REFERENCE = "#1b1f24", "#8a93a0", "#0072b2"
 
@@ -69,5 +69,5 @@ def write_plots(results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in (("scores", draw_scores(results)), ("classes", draw_classes(results))):
         for kind in ("png", "pdf"):
-            with replacing(folder / f"{name}.{kind}") as aside:
+            with atomic_write(folder / f"{name}.{kind}") as aside:
                 figure.savefig(aside, format=kind)

@@ -26,7 +26,7 @@ from spectralmoe_jax.checkpoints.store import describe_differences
 from spectralmoe_jax.config.load import CONFIG_FILE, flatten, read_run_given
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.best_checkpoint import read_evaluation
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 
 FAILURE, ATTEMPTS, LOG = "failure.json", "attempts.jsonl", "log.txt"
 LOST = 75  # exit status: another process was lost
@@ -163,5 +163,5 @@ def end_with_parent() -> None:
 
 def write_json(value: Any, path: Path) -> None:
     """Whole or not at all."""
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=2) + "\n")

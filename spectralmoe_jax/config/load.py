@@ -33,7 +33,7 @@ from spectralmoe_jax.config.fields import (
 from spectralmoe_jax.config.model import HEADS
 from spectralmoe_jax.config.schema import RunConfig, assign
 from spectralmoe_jax.errors import UserError, bad_value, choose, require
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 
 Given = dict[str, Any]
 """What a user wrote: nested dictionaries, every list a tuple."""
@@ -345,7 +345,7 @@ def read_run_given(workdir: str | os.PathLike[str]) -> Given:
 
 def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Write what is given in a configuration as JSON, whole or not at all."""
-    with replacing(Path(path)) as aside:
+    with atomic_write(Path(path)) as aside:
         aside.write_text(json.dumps(ConfigDict(dict(config.given)).to_dict(), indent=2) + "\n")
 
 

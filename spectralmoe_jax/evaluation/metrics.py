@@ -16,7 +16,7 @@ from data_pipelines.records import IGNORE
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.expert_routing import RoutedPredict, RoutingCounts
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
     finite,
@@ -161,7 +161,7 @@ def write_images(images: Sequence[ImageCounts], path: str | os.PathLike[str]) ->
     """
     path = Path(path)
     try:
-        with replacing(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez_compressed(
                 file,
                 domain=np.array([image.domain for image in images]),

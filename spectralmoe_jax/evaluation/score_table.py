@@ -18,7 +18,7 @@ from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.expert_routing import routing_report
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, Tally
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.sliding_window import Predict
 
 Report = dict[str, Any]
@@ -91,7 +91,7 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     try:
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(_without_nan(report), indent=2) + "\n")
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None

@@ -26,8 +26,8 @@ from spectralmoe_jax.parallel.mesh import put
 from spectralmoe_jax.parameters import Path, join, leaves, split, with_values
 from spectralmoe_jax.sensors.stated import adopt_stated
 from spectralmoe_jax.weights.encoder_file import read_encoder
-from spectralmoe_jax.weights.formats import Found, recognise
-from spectralmoe_jax.weights.reading import Source, open_source
+from spectralmoe_jax.weights.formats import EncoderFile, recognise
+from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 from spectralmoe_jax.weights.released import (
     ENCODERS,
     encoders_of,
@@ -48,9 +48,9 @@ class Opened(NamedTuple):
     not of an encoder. stream: its leaves, each read as it is asked for.
     """
 
-    source: Source
+    source: WeightFile
     parts: set[str]
-    encoders: dict[str, Found]
+    encoders: dict[str, EncoderFile]
     whole: bool
     stream: Iterator[tuple[Path, np.ndarray]]
 
@@ -70,7 +70,7 @@ def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmen
 
     Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
     as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
-    `config.model.depth.weights`; see `sources.open_source` for what each may be. Whatever none of them holds
+    `config.model.depth.weights`; see `open_weight_file` for what each may be. Whatever none of them holds
     is random; a warning says so where it is frozen. Files are read leaf by leaf: there is one copy in memory.
     With a layout every leaf goes where it belongs as soon as it is read, and is made there if it is random.
 
@@ -157,7 +157,7 @@ def _open(
     key: str, spec: str, encoder: EncoderConfig | None, settings: SegmenterConfig,
     shapes: dict[Path, tuple[int, ...]],
 ) -> Opened:  # fmt: skip
-    source = open_source(spec)
+    source = open_weight_file(spec)
     if is_segmenter(source):
         parts = {encoder.name} if encoder else parts_of(source)
         found = encoders_of(source, parts)

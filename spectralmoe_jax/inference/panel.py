@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 
 EXPERT_COLOURS = (
     (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0),
@@ -193,7 +193,7 @@ def _legends(figure, names, palette, expert_count: int, error: bool) -> None:
 def _save(figure: Any, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             figure.savefig(aside, dpi=_DPI)
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem}): choose another place") from problem

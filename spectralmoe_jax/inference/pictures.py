@@ -18,7 +18,7 @@ from data_pipelines.records import IGNORE, Record
 from data_pipelines.splits import Splits
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.panel import stretch
 from spectralmoe_jax.inference.sliding_window import RoutedStep, in_batches, padded_tile
 from spectralmoe_jax.models.segmenter import Segmenter
@@ -99,7 +99,7 @@ def keep_pictures(workdir: Path, config: RunConfig, segmenter: Segmenter, step: 
       step: the segmenter's; see `checkpoints.trained.make_routed_step`.
     """
     scenes = make_pictures(config, segmenter, step, splits)
-    with replacing(workdir / PICTURES) as aside:
+    with atomic_write(workdir / PICTURES) as aside:
         fields = {f"{i}/{field}": np.asarray(value)
                   for i, scene in enumerate(scenes) for field, value in scene._asdict().items()}  # fmt: skip
         np.savez_compressed(aside, allow_pickle=False, **fields)

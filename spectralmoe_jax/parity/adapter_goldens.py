@@ -1,4 +1,4 @@
-"""Golden files of the adapter alone: every layer on the same tokens, values and gradients."""
+"""Check golden files of the adapter alone: values and gradients of every layer on the same tokens."""
 
 from __future__ import annotations
 
@@ -19,45 +19,33 @@ from spectralmoe_jax.parity.comparison import (
     Check,
     Shape,
     compare,
-    compare_present,
+    compare_if_present,
+    raise_problems,
     read_arrays,
-    refuse,
     require_arrays,
     worst,
 )
 from spectralmoe_jax.weights.name_rules import read_tensors, write_tensors
-from spectralmoe_jax.weights.released import ADAPTER, ADAPTER_CONSTANTS
+from spectralmoe_jax.weights.released import ADAPTER_CONSTANTS, ADAPTER_RULES
 
 QUANTITIES = ("outputs", "balance_losses", "queries", "objective")
-
-# values, gradients
+# Largest relative errors of values and of gradients: `released` in float32, `paper` in float64.
 BOUNDS = {"released": (1e-5, 1e-4), "paper": (1e-9, 1e-9)}
 
 
-def adapter_config(meta: dict) -> tuple[str, SpectralMoEConfig]:
-    """The reading a golden file was computed under, and its settings."""
-    preset = "paper" if "fusion" in meta else "released"
-    shared = ("num_experts", "rank", "num_tokens", "top_k", "gating", "query_dim", "noise_epsilon")
-    settings = {key: meta[key] for key in shared}
-    if preset == "paper":
-        settings |= {"fusion": meta["fusion"], "fusion_value": meta["fusion_value"]}
-    else:
-        settings |= {"balance_weight": meta["balance_loss_coef"]}
-    return preset, SpectralMoEConfig(preset=preset, **settings)
-
-
 def verify_adapter(path: Path) -> list[Check]:
-    """Check one `adapter_*.npz` (goldens/README.md): outputs, balance losses, queries, gradients.
+    """Check one `adapter_*.npz`: outputs, balance losses, queries, objective and gradients.
 
     `released` files are checked in float32, `paper` files in float64. A quantity that the file does not hold
-    gives a check without a bound.
+    is listed without a bound. goldens/README.md describes the file.
 
-    Raises UserError for a file that is unreadable, or whose inputs and parameters do not fit its `meta`.
+    Raises:
+      UserError: the file is not readable, or its inputs and parameters do not fit its `meta`.
     """
     golden = read_arrays(path)
     try:
         meta = json.loads(str(golden.pop("meta")))
-        preset, config = adapter_config(meta)
+        preset, config = golden_adapter_config(meta)
         inputs = _input_shapes(golden, meta, config)
     except KeyError as missing:
         raise UserError(f"{path}: not an adapter golden (no {missing}); see goldens/README.md") from None
@@ -69,9 +57,21 @@ def verify_adapter(path: Path) -> list[Check]:
         return _check(path, golden, meta, config, *BOUNDS[preset])
 
 
+def golden_adapter_config(meta: dict) -> tuple[str, SpectralMoEConfig]:
+    """Return the preset (`released` or `paper`) that a golden file was computed with, and its settings."""
+    preset = "paper" if "fusion" in meta else "released"
+    shared = ("num_experts", "rank", "num_tokens", "top_k", "gating", "query_dim", "noise_epsilon")
+    settings = {key: meta[key] for key in shared}
+    if preset == "paper":
+        settings |= {"fusion": meta["fusion"], "fusion_value": meta["fusion_value"]}
+    else:
+        settings |= {"balance_weight": meta["balance_loss_coef"]}
+    return preset, SpectralMoEConfig(preset=preset, **settings)
+
+
 def _input_shapes(golden: dict[str, np.ndarray], meta: dict, config: SpectralMoEConfig) -> dict[str, Shape]:
-    """Tokens, draws and experts, each of its own rank. N, the number of patches, is that of `visual`."""
-    visual = golden.get("visual")
+    """Return the shapes of tokens, noise and experts; the number of patch tokens follows from `visual`."""
+    visual = golden.get("visual")  # (B, prefix + N, D)
     batch, tokens = visual.shape[:2] if visual is not None and visual.ndim == 3 else (None, None)
     patches = None if tokens is None else tokens - meta["num_prefix_tokens_visual"]
     width, skip = meta["embed_dim"], meta["num_prefix_tokens_depth"]
@@ -89,40 +89,41 @@ def _input_shapes(golden: dict[str, np.ndarray], meta: dict, config: SpectralMoE
     return shapes
 
 
-def _check(path: Path, golden: dict, meta: dict, config: SpectralMoEConfig, values: float, gradients: float):
+def _check(
+    path: Path, golden: dict, meta: dict, config: SpectralMoEConfig, values: float, gradients: float
+) -> list[Check]:
     dtype, file = golden["visual"].dtype, path.name
+    # 1. Fill an adapter with the golden parameters.
     adapter = SpectralMoE(
         config, layers=meta["num_layers"], width=meta["embed_dim"], param_dtype=dtype, rngs=nnx.Rngs(0)
     )
-    shapes = {place: leaf.shape for place, leaf in leaves(adapter).items()}
-    released = _padded(_under("param/", golden), config)
+    shapes = {leaf_path: leaf.shape for leaf_path, leaf in leaves(adapter).items()}
+    released = _pad_experts(_below("param/", golden), config)
     constants = {name: value for name, value in ADAPTER_CONSTANTS.items() if name in released}
-    fill(adapter, read_tensors(ADAPTER, shapes, released, source=str(path), constants=constants))
-    wanted = _padded(_under("grad/", golden), config)
-    refuse(
-        path, {"left over": [f"grad/{name}" for name in wanted if name not in set(released) - set(constants)]}
-    )
-
+    fill(adapter, read_tensors(ADAPTER_RULES, shapes, released, file=str(path), constants=constants))
+    wanted = _pad_experts(_below("grad/", golden), config)
+    parameters = set(released) - set(constants)
+    raise_problems(path, {"left over": [f"grad/{name}" for name in wanted if name not in parameters]})
+    # 2. Compute values and gradients.
     objective_and_parts = jax.jit(jax.value_and_grad(_objective(adapter, golden, meta), has_aux=True))
     (objective, parts), grads = objective_and_parts(leaves(adapter))
-    ours = write_tensors(ADAPTER, {place: np.asarray(leaf) for place, leaf in grads.items()})
+    parts |= {"objective": objective}
+    # 3. Compare.
+    checks = [compare_if_present(file, key, parts[key], golden, values) for key in QUANTITIES]
+    ours = write_tensors(ADAPTER_RULES, {leaf_path: np.asarray(leaf) for leaf_path, leaf in grads.items()})
     each = [compare(file, name, ours[name], value, gradients) for name, value in wanted.items()]
-    return [
-        *(compare_present(file, key, (parts | {"objective": objective})[key], golden, values)
-          for key in QUANTITIES),
-        worst(file, each, "gradients"),
-    ]  # fmt: skip
+    return [*checks, worst(file, each, "gradients")]
 
 
-def _under(prefix: str, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays whose keys start with `prefix`, without it."""
+def _below(prefix: str, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays whose keys start with `prefix`, under keys without it."""
     return {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
 
 
-def _padded(tensors: dict[str, np.ndarray], config: SpectralMoEConfig) -> dict[str, np.ndarray]:
-    """Experts of smaller rank filled up with zeros to the largest, which is how the adapter stacks them.
+def _pad_experts(tensors: dict[str, np.ndarray], config: SpectralMoEConfig) -> dict[str, np.ndarray]:
+    """Pad experts of smaller rank with zeros to the largest rank, as the adapter stacks them.
 
-    An expert whose shape is not of its own rank stays as it is, for the comparison to complain about.
+    An expert whose shape does not have its own rank stays as it is, so that the comparison reports it.
     """
     padded, largest = dict(tensors), max(config.ranks)
     ranks = {str(expert): rank for expert, rank in enumerate(config.ranks)}
@@ -132,18 +133,21 @@ def _padded(tensors: dict[str, np.ndarray], config: SpectralMoEConfig) -> dict[s
             continue
         axis, rank = 1 if side == "experts_a" else 0, ranks.get(numbers[-1], largest)
         if value.shape[axis] == rank:
-            beyond = [(0, largest - rank if axis == place else 0) for place in (0, 1)]
-            padded[name] = np.pad(value, beyond)
+            padded[name] = np.pad(value, [(0, largest - rank if axis == i else 0) for i in (0, 1)])
     return padded
 
 
 def _objective(adapter: SpectralMoE, golden: dict, meta: dict):
-    """The scalar whose gradients the golden holds, with the quantities it is made of."""
+    """Return the function from the adapter's values to the objective and the quantities it consists of.
+
+    The golden file holds the gradients of the objective. goldens/README.md defines it.
+    """
     skip_v, skip_d = meta["num_prefix_tokens_visual"], meta["num_prefix_tokens_depth"]
     visual, depth = jnp.asarray(golden["visual"]), jnp.asarray(golden["depth"])
     noise = golden.get("noise")
     batch, patches = visual.shape[0], visual.shape[1] - skip_v
     if noise is not None:
+        # (L, J, B * N, E) -> (L, J, B, N, E)
         noise = jnp.asarray(noise).reshape(*noise.shape[:2], batch, patches, -1)
     probe = np.cos(np.arange(visual.size, dtype=visual.dtype)).reshape(visual.shape)
     balance_factor = 1e-3 if "balance_loss_coef" in meta else 1.0

@@ -1,9 +1,8 @@
-"""Golden files of the whole segmenter: features to loss to gradients, from the released weights.
+"""Check golden files of the whole segmenter: features, logits, losses and gradients from released weights.
 
-Translation of assignments and points between our slots, one a class, and the released order.
-
-The released code numbers the ground truths of an image by the sorted classes present in it, and lists
-masks image by image, in each image by query. Needed wherever its recorded numbers are compared.
+The released code orders assignments and loss points differently from ours. It numbers the ground truths of an
+image by the sorted classes present in it, and lists masks by image, then by query; we have one slot for every
+class. `released_assignment`, `class_assignment` and `slot_points` translate between the two.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from spectralmoe_jax.parity.comparison import (
     Check,
     Shape,
     compare,
-    compare_present,
+    compare_if_present,
+    raise_problems,
     read_arrays,
-    refuse,
     require_arrays,
     worst,
 )
@@ -39,71 +38,53 @@ from spectralmoe_jax.resampling import resize_bilinear
 from spectralmoe_jax.weights.name_rules import write_tensors
 from spectralmoe_jax.weights.released import load_released, segmenter_rules
 
-
-def released_assignment(assignment: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K, B, Q) of class + 1 -> (K, B, Q) of index among the sorted classes of the image, + 1.
-
-    Args:
-      assignment: as `mask2former_loss` returns it. labels: (B, H, W), values from `num_classes` up are
-        ignored.
-    """
-    ranks = _ranks(labels, num_classes)  # (B, C+1)
-    assignment = np.asarray(assignment)
-    return np.stack([ranks[b][assignment[:, b]] for b in range(len(ranks))], axis=1)
-
-
-def class_assignment(released: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The inverse of `released_assignment`."""
-    codes = [np.concatenate([[0], np.flatnonzero(row[1:]) + 1]) for row in _ranks(labels, num_classes)]
-    released = np.asarray(released)
-    return np.stack([code[released[:, b]] for b, code in enumerate(codes)], axis=1)
-
-
-def slot_points(points: Sequence[np.ndarray], released: np.ndarray, labels: np.ndarray,
-                num_classes: int) -> np.ndarray:  # fmt: skip
-    """Loss points in the released order -> (K, B, C, P, 2), one slot a class; empty slots are zero.
-
-    Args:
-      points: for each of K layers (masks, P, 2), masks ordered by image, then by query.
-      released: (K, B, Q), the assignment they were recorded with.
-    """
-    classes = class_assignment(released, labels, num_classes)
-    layers, batch, _ = classes.shape
-    slots = np.zeros((layers, batch, num_classes, *points[0].shape[1:]), points[0].dtype)
-    for layer in range(layers):
-        image, query = np.nonzero(classes[layer])
-        slots[layer, image, classes[layer, image, query] - 1] = points[layer]
-    return slots
-
-
-def _ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """(B, C+1): for class + 1, its rank + 1 among the image's classes, 0 where it is absent; 0 for 0."""
-    present = np.stack([np.isin(np.arange(num_classes), image) for image in np.asarray(labels)])
-    ranks = np.where(present, np.cumsum(present, axis=1), 0)
-    return np.concatenate([np.zeros((len(ranks), 1), ranks.dtype), ranks], axis=1)
-
-
+# Largest relative errors of features and queries; of logits and losses; of gradients.
 FEATURES, LOGITS, GRADIENTS = 1e-5, 1e-4, 1e-3
 OUTPUTS = (
-    "queries",
-    "balance_loss",
-    "class_logits",
-    "mask_logits",
-    "seg_logits",
-    "loss_total",
-    "loss/",
-    "grad/",
-)
+    "queries", "balance_loss", "class_logits", "mask_logits", "seg_logits", "loss_total", "loss/", "grad/",
+)  # fmt: skip
 
 
-def segmenter_config(meta: dict, feature_sizes: Sequence[int]) -> tuple[SegmenterConfig, LossConfig]:
-    """Settings of a golden segmenter from the hyper-parameters beside it.
+def verify_segmenter(path: Path) -> list[Check]:
+    """Check one golden segmenter: `NAME.json` beside `NAME.npz` and `NAME.safetensors`.
+
+    Without the weights in the folder the result is one check without a bound that says so. A quantity that
+    the file does not hold is listed without a bound, too.
+
+    Raises:
+      UserError: a file is not readable or does not fit the others.
+    """
+    golden = read_arrays(path.with_suffix(".npz"))
+    try:
+        meta = json.loads(path.read_text())
+        require_arrays(path.with_suffix(".npz"), golden, _input_shapes(golden, meta), OUTPUTS)
+        config, loss_config = golden_segmenter_config(
+            meta, [golden[f"feature_{i}"].shape[-1] for i in range(4)]
+        )
+        slot_points(*_recorded(golden, config.head.num_classes))
+    except KeyError as missing:
+        raise UserError(f"{path}: not a segmenter golden (no {missing}); see goldens/README.md") from None
+    except (OSError, ValueError, TypeError, IndexError) as problem:
+        raise UserError(f"{path}: not a segmenter golden ({problem}); see goldens/README.md") from None
+    weights = path.with_suffix(".safetensors")
+    if not weights.exists():
+        return [Check(path.name, "everything", np.nan, None, f"skipped: {weights.name} is not here")]
+    segmenter = Segmenter(config, rngs=nnx.Rngs(0))
+    load_released(segmenter, weights)
+    with jax.default_matmul_precision("highest"):
+        return _check(path, segmenter, golden, loss_config)
+
+
+def golden_segmenter_config(meta: dict, feature_sizes: Sequence[int]) -> tuple[SegmenterConfig, LossConfig]:
+    """Return the configuration of a golden segmenter and of its loss.
 
     Args:
-      feature_sizes: side of each feature map that the head sees: the released DOFA backbone, unlike that of
-        DINOv3, leaves them all at the size of the patch grid.
+      meta: hyper-parameters in the `.json` file.
+      feature_sizes: side of each feature map that the head sees. The released DOFA backbone, unlike that of
+        DINOv3, leaves all of them at the size of the patch grid.
 
-    Raises ValueError for a patch padding that no encoder has.
+    Raises:
+      ValueError: the patch padding is not that of the encoder.
     """
     depth, adapter, head = meta["depth_encoder"], meta["adapter"], meta["head"]
     grid = meta["image_size"] // meta["patch_size"]
@@ -151,35 +132,8 @@ def segmenter_config(meta: dict, feature_sizes: Sequence[int]) -> tuple[Segmente
     return model, loss
 
 
-def verify_segmenter(path: Path) -> list[Check]:
-    """Check one golden segmenter, `NAME.json` beside `NAME.npz` and `NAME.safetensors`.
-
-    A golden whose weights are not in the folder gives one check without a bound, which says so; so does each
-    quantity that the file does not hold.
-
-    Raises UserError where a file is unreadable or does not fit the others.
-    """
-    golden = read_arrays(path.with_suffix(".npz"))
-    try:
-        meta = json.loads(path.read_text())
-        require_arrays(path.with_suffix(".npz"), golden, _input_shapes(golden, meta), OUTPUTS)
-        config, loss_config = segmenter_config(meta, [golden[f"feature_{i}"].shape[-1] for i in range(4)])
-        slot_points(*_recorded(golden, config.head.num_classes))
-    except KeyError as missing:
-        raise UserError(f"{path}: not a segmenter golden (no {missing}); see goldens/README.md") from None
-    except (OSError, ValueError, TypeError, IndexError) as problem:
-        raise UserError(f"{path}: not a segmenter golden ({problem}); see goldens/README.md") from None
-    weights = path.with_suffix(".safetensors")
-    if not weights.exists():
-        return [Check(path.name, "everything", np.nan, None, f"skipped: {weights.name} is not here")]
-    segmenter = Segmenter(config, rngs=nnx.Rngs(0))
-    load_released(segmenter, weights)
-    with jax.default_matmul_precision("highest"):
-        return _check(path, segmenter, golden, loss_config)
-
-
 def _input_shapes(golden: dict[str, np.ndarray], meta: dict) -> dict[str, Shape]:
-    """What the quantities are computed from, the sizes of the feature maps included."""
+    """Return the shapes of the arrays that the quantities are computed from."""
     head, side = meta["head"], meta["image_size"]
     layers, queries = head["decoder_layers"] + 1, head["num_queries"]
     batch = golden["image"].shape[0] if "image" in golden and golden["image"].ndim else None
@@ -199,38 +153,41 @@ def _input_shapes(golden: dict[str, np.ndarray], meta: dict) -> dict[str, Shape]
 
 
 def _recorded(golden: dict, classes: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, int]:
-    """What `slot_points` takes: the loss points of every layer, the assignment, the labels, the classes."""
+    """Return the arguments of `slot_points`: recorded loss points, assignment, labels, class count."""
     points = [golden[f"loss_points_{i}"] for i in range(len(golden["assignment"]))]
     return points, golden["assignment"], golden["label"], classes
 
 
 def _check(path: Path, segmenter: Segmenter, golden: dict, loss_config: LossConfig) -> list[Check]:
     file = path.name
+    # 1. Compute all quantities and gradients.
     trainable = {
-        place: variable.get_value()
-        for place, variable in nnx.to_flat_state(nnx.state(segmenter))
+        leaf_path: variable.get_value()
+        for leaf_path, variable in nnx.to_flat_state(nnx.state(segmenter))
         if isinstance(variable, nnx.Param)
     }
     run = jax.jit(jax.value_and_grad(_objective(segmenter, golden, loss_config), has_aux=True))
     (total, parts), grads = run(trainable)
+    # 2. Compare features, queries, logits and the assignment.
     features = [
         compare(file, f"feature_{i}", _channels_first(parts["features"][i]), golden[f"feature_{i}"], FEATURES)
         for i in range(4)
     ]
-    queries = compare_present(file, "queries", parts["queries"], golden, FEATURES)
+    queries = compare_if_present(file, "queries", parts["queries"], golden, FEATURES)
     logits = [
-        compare_present(file, key, parts[key], golden, LOGITS)
+        compare_if_present(file, key, parts[key], golden, LOGITS)
         for key in ("class_logits", "mask_logits", "seg_logits")
     ]
     ours = released_assignment(parts["assignment"], golden["label"], segmenter.config.head.num_classes)
     assignment = compare(file, "assignment", ours, golden["assignment"], 0.0)
+    # 3. Compare losses and gradients, under the released names.
     terms = {"balance_loss": parts["balance"], "loss_total": total, "loss/loss_lora": parts["balance"]}
     terms |= {f"loss/{name}": value for name, value in parts["terms"].items()}
     rules = segmenter_rules(segmenter.config.visual, segmenter.config.depth)
-    released = write_tensors(rules, {place: np.asarray(leaf) for place, leaf in grads.items()})
+    released = write_tensors(rules, {leaf_path: np.asarray(leaf) for leaf_path, leaf in grads.items()})
     gradients = {f"grad/{name}": value for name, value in released.items()}
     known = terms | gradients
-    refuse(
+    raise_problems(
         path.with_suffix(".npz"),
         {"left over": [key for key in golden if key.startswith(("loss/", "grad/")) and key not in known]},
     )
@@ -242,8 +199,8 @@ def _check(path: Path, segmenter: Segmenter, golden: dict, loss_config: LossConf
 
 
 def _objective(segmenter: Segmenter, golden: dict, loss_config: LossConfig):
-    """The golden's loss at the golden's points, and every quantity on the way."""
-    image = jnp.asarray(golden["image"].transpose(0, 2, 3, 1))
+    """Return the function from trainable weights to the loss at the recorded points, and all quantities."""
+    image = jnp.asarray(golden["image"].transpose(0, 2, 3, 1))  # (B, H, W, bands)
     labels = golden["label"]
     loss_points = slot_points(*_recorded(golden, segmenter.config.head.num_classes))
 
@@ -274,3 +231,56 @@ def _objective(segmenter: Segmenter, golden: dict, loss_config: LossConfig):
 
 def _channels_first(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(jnp.asarray(x), -1, 1)
+
+
+def released_assignment(assignment: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Translate an assignment of queries from ours to the released numbering.
+
+    Args:
+      assignment: (K, B, Q), class + 1 of every query as `mask2former_loss` returns it, 0 for no object.
+      labels: (B, H, W); values from `num_classes` up are ignored.
+      num_classes: number of classes.
+
+    Returns:
+      (K, B, Q), index + 1 of the class among the sorted classes of the image, 0 for no object.
+    """
+    ranks = _ranks(labels, num_classes)  # (B, C+1)
+    assignment = np.asarray(assignment)
+    return np.stack([ranks[b][assignment[:, b]] for b in range(len(ranks))], axis=1)
+
+
+def class_assignment(released: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Translate an assignment from the released numbering to ours: the inverse of `released_assignment`."""
+    codes = [np.concatenate([[0], np.flatnonzero(row[1:]) + 1]) for row in _ranks(labels, num_classes)]
+    released = np.asarray(released)
+    return np.stack([code[released[:, b]] for b, code in enumerate(codes)], axis=1)
+
+
+def slot_points(
+    points: Sequence[np.ndarray], released: np.ndarray, labels: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """Bring recorded loss points into one slot for every class.
+
+    Args:
+      points: for each of the K decoder outputs (masks, P, 2), masks ordered by image, then by query.
+      released: (K, B, Q), the recorded assignment in the released numbering.
+      labels: (B, H, W).
+      num_classes: number of classes.
+
+    Returns:
+      (K, B, C, P, 2); slots of absent classes are zero.
+    """
+    classes = class_assignment(released, labels, num_classes)
+    layers, batch, _ = classes.shape
+    slots = np.zeros((layers, batch, num_classes, *points[0].shape[1:]), points[0].dtype)
+    for layer in range(layers):
+        image, query = np.nonzero(classes[layer])
+        slots[layer, image, classes[layer, image, query] - 1] = points[layer]
+    return slots
+
+
+def _ranks(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return (B, C + 1): at class + 1 its rank + 1 among the image's classes, 0 if absent; at 0 a zero."""
+    present = np.stack([np.isin(np.arange(num_classes), image) for image in np.asarray(labels)])  # (B, C)
+    ranks = np.where(present, np.cumsum(present, axis=1), 0)
+    return np.concatenate([np.zeros((len(ranks), 1), ranks.dtype), ranks], axis=1)

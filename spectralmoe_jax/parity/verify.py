@@ -1,4 +1,4 @@
-"""`spectralmoe verify`: hold the model against a folder of golden numbers."""
+"""`spectralmoe verify`: compare the model with a folder of golden values."""
 
 from __future__ import annotations
 
@@ -15,33 +15,18 @@ from spectralmoe_jax.parity.comparison import Check
 from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
 
 
-def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
-    """Check every golden file below a folder: `adapter_*.npz` and segmenters by their `.json`.
-
-    Raises UserError where the folder does not exist, holds no golden, or holds a broken one.
-    """
-    root = Path(directory)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give one with golden files, such as tests/goldens")
-    adapters = sorted(root.rglob("adapter_*.npz"))
-    segmenters = sorted(path for path in root.rglob("*.json") if path.with_suffix(".npz").exists())
-    if not adapters and not segmenters:
-        raise UserError(
-            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz; see goldens/README.md"
-        )
-    readers = [(path, verify_adapter) for path in adapters] + [
-        (path, verify_segmenter) for path in segmenters
-    ]
-    return [
-        check._replace(file=str(path.relative_to(root))) for path, verify in readers for check in verify(path)
-    ]
-
-
 def verify(directory: str | os.PathLike[str]) -> bool:
-    """Check a folder and print a table: file, quantity, error, bound, ok.
+    """Check all golden files of a folder and print a table: file, quantity, error, bound, ok.
 
-    The error is the largest absolute one over the golden's largest magnitude. Returns whether every
-    checked quantity is within its bound; what could not be checked is listed with its reason and is no miss.
+    Args:
+      directory: folder of golden files, at any depth.
+
+    Returns:
+      Whether every checked quantity is within its bound. A quantity that cannot be checked is listed with the
+      reason and does not count as a miss.
+
+    Raises:
+      UserError: as `check_folder`.
     """
     checks = check_folder(directory)
     table = Table(box=None, header_style="bold")
@@ -60,6 +45,27 @@ def verify(directory: str | os.PathLike[str]) -> bool:
     skipped = len(checks) - len(checked)
     console.print(f"{len(checked)} checked, {len(misses)} missed, {skipped} skipped")
     return not misses
+
+
+def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
+    """Check every golden file below a folder: `adapter_*.npz`, and segmenters by their `.json`.
+
+    Raises:
+      UserError: the folder does not exist, holds no golden file, or holds a broken one.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give one with golden files, such as tests/goldens")
+    adapters = sorted(root.rglob("adapter_*.npz"))
+    segmenters = sorted(path for path in root.rglob("*.json") if path.with_suffix(".npz").exists())
+    if not adapters and not segmenters:
+        raise UserError(
+            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz; see goldens/README.md"
+        )
+    files = [(path, verify_adapter) for path in adapters] + [(path, verify_segmenter) for path in segmenters]
+    return [
+        check._replace(file=str(path.relative_to(root))) for path, verify in files for check in verify(path)
+    ]
 
 
 def _verdict(check: Check) -> str:

@@ -20,7 +20,7 @@ from spectralmoe_jax.config.load import flatten, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.best_checkpoint import evaluate_best_checkpoint, read_evaluation, steps_of
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.pictures import PICTURES
 from spectralmoe_jax.reporting import figures
 from spectralmoe_jax.reporting import svg as encode
@@ -222,7 +222,7 @@ def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | Non
         page = run_page(read_run(workdir), str(workdir))
     path = workdir / REPORT if output is None else Path(output)
     try:
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(page, encoding="utf-8")
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None

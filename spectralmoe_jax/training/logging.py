@@ -20,8 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from spectralmoe_jax.errors import naming
-from spectralmoe_jax.files import replacing
+from spectralmoe_jax.files import atomic_write, naming_file
 
 FOLDER = "heartbeat"
 EVERY = 10.0  # seconds
@@ -52,7 +51,7 @@ class Heartbeat:
             return
         self._next = time.monotonic() + EVERY
         life = {"step": step, "time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
-        with naming(self.path), replacing(self.path) as aside:
+        with naming_file(self.path), atomic_write(self.path) as aside:
             aside.write_text(json.dumps(life) + "\n")
 
 
@@ -87,7 +86,7 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         if self._silent:
             return
-        with naming(self._file.name):  # closing writes what a full disk did not take before
+        with naming_file(self._file.name):  # closing writes what a full disk did not take before
             self._file.close()
         self._tensorboard.close()
 
@@ -117,7 +116,7 @@ class MetricsLog:
         self._append({"step": step, "kind": kind, **rounded})
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        with naming(self._file.name):
+        with naming_file(self._file.name):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 
@@ -127,7 +126,7 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("".join(line + "\n" for line in kept))
 
 

@@ -1,6 +1,7 @@
-"""One encoder's weights from a file of any known format.
+"""Fill one encoder from a weight file of any known format.
 
-Published weights made to fit another patch size, position grid or number of bands.
+Patch kernel, position table and relative positions are resized where the encoder has another patch size,
+position grid or number of bands than the file. Everything else has to match.
 """
 
 from __future__ import annotations
@@ -16,264 +17,235 @@ import numpy as np
 from flax import nnx
 
 from spectralmoe_jax.config.model import EncoderConfig
-from spectralmoe_jax.config.presets import PRESETS
-from spectralmoe_jax.config.presets import preset as published
+from spectralmoe_jax.config.presets import PRESETS, preset
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.encoders.dofa import KernelGenerator
 from spectralmoe_jax.models.encoders.encoder import Encoder
 from spectralmoe_jax.models.positions import antialias_matrix, bicubic_matrix, linear_matrix
 from spectralmoe_jax.parameters import fill, leaves, with_values
-from spectralmoe_jax.weights.formats import Found, default_leaves, file_fields, manifest, recognise
-from spectralmoe_jax.weights.name_rules import Path, Shape, stream_tensors
-from spectralmoe_jax.weights.reading import Source
+from spectralmoe_jax.weights.formats import EncoderFile, default_leaves, file_fields, manifest, recognise
+from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stream_tensors
+from spectralmoe_jax.weights.reading import WeightFile
 
-RGB = ("red", "green", "blue")  # the order of the channels of weights made for colour images
-log = logging.getLogger(__name__)
-
-
-class EncoderAdapt:
-    """Resamples patch kernels and position tables bicubically, as torch's `interpolate(align_corners=False)`,
-    relative positions linearly, and gives further bands a kernel; see `EncoderConfig.extra_bands`.
-
-    Each adaptation is logged in a line.
-    """
-
-    def __init__(self, config: EncoderConfig, source: str):
-        self.config, self.source = config, source
-        self._logged: set[Path] = set()
-
-    def fits(self, path: Path, shape: Shape, wanted: Shape) -> bool:
-        how = self._how(path, shape, wanted)
-        if how == self._kernel and wanted[2] < shape[2]:
-            self._chosen(shape[2])  # refused before anything is read
-        return how is not None
-
-    def __call__(self, path: Path, value: np.ndarray, wanted: Shape) -> np.ndarray:
-        how = self._how(path, value.shape, wanted)
-        assert how is not None
-        if path not in self._logged:
-            log.info("%s: %s %s adapted to %s", self.source, "/".join(path), value.shape, wanted)
-            self._logged.add(path)
-        return how(value, wanted).astype(value.dtype)
-
-    def _how(self, path: Path, shape: Shape, wanted: Shape) -> Callable | None:
-        if len(shape) != len(wanted) or shape[-1] != wanted[-1]:
-            return None
-        if path == ("patch_kernel",):
-            return self._kernel if shape[0] == shape[1] else None
-        if path == ("position_table",):
-            classes = 0 if self.config.kind == "sam" else 1
-            square = all(math.isqrt(rows - classes) ** 2 == rows - classes for rows in (shape[0], wanted[0]))
-            return self._table if square and shape[0] > classes else None
-        return _linear if path[0].startswith(("window_rel_", "global_rel_")) else None
-
-    def _kernel(self, kernel: np.ndarray, wanted: Shape) -> np.ndarray:
-        """(p, p, C, D) -> (P, P, bands, D)."""
-        if kernel.shape[0] != wanted[0]:
-            flat = kernel.reshape(*kernel.shape[:2], -1)
-            kernel = _bicubic(flat, wanted[0]).reshape(*wanted[:2], *kernel.shape[2:])
-        channels, bands = kernel.shape[2], wanted[2]
-        if bands == channels:
-            return kernel
-        if bands < channels:
-            return kernel[:, :, self._chosen(channels)]
-        if self.config.extra_bands == "modulo":
-            return kernel[:, :, np.arange(bands) % channels]
-        extra = np.zeros_like(kernel[:, :, :1])
-        if self.config.extra_bands == "mean":
-            extra = kernel.mean(axis=2, keepdims=True)
-        return np.concatenate([kernel, np.repeat(extra, bands - channels, axis=2)], axis=2)
-
-    def _chosen(self, channels: int) -> list[int]:
-        """Which of the weights' channels the bands are, where there are fewer of them.
-
-        Raises UserError where that cannot be told: channels must not be dropped by their order.
-        """
-        names = self.config.band_names
-        if channels == len(RGB) and names and set(names) <= set(RGB):
-            return [RGB.index(name) for name in names]
-        listed = ", ".join(names) or f"{self.config.in_channels} without names"
-        raise UserError(
-            f"{self.source}: the weights have {channels} channels, and config.model.{self.config.name} reads "
-            f"fewer bands ({listed}), so channels would be dropped unseen; give the bands of the weights, or "
-            f"where they are made for RGB, bands named {', '.join(RGB)}"
-        )
-
-    def _table(self, table: np.ndarray, wanted: Shape) -> np.ndarray:
-        """([1 +] s * s, D) -> ([1 +] S * S, D); the class row stays."""
-        classes = 0 if self.config.kind == "sam" else 1
-        side, target = (math.isqrt(rows - classes) for rows in (len(table), wanted[0]))
-        grid = table[classes:].reshape(side, side, -1)
-        resized = _bicubic(grid, target, self.config.table_antialias)
-        return np.concatenate([table[:classes], resized.reshape(target**2, -1)])
-
-
-def _bicubic(grid: np.ndarray, size: int, antialias: bool = False) -> np.ndarray:
-    """(s, s, D) -> (size, size, D), through float64."""
-    matrix = (antialias_matrix if antialias else bicubic_matrix)(grid.shape[0], size)
-    return np.einsum("ih,jw,hwd->ijd", matrix, matrix, grid, optimize=True)
-
-
-def _linear(table: np.ndarray, wanted: Shape) -> np.ndarray:
-    """(n, D) -> (m, D)."""
-    return linear_matrix(len(table), wanted[0]) @ table
-
-
-GENERATED: tuple[Path, ...] = (
-    ("patch_kernel",),
-    ("patch_bias",),
-)  # of encoders that make them of wavelengths
-OR = " or "  # between the names of presets that a file may hold
-_HEAD_WIDTH = 64  # of every published encoder but SAM-H, which says so
-_ANY_BANDS = (0.665, 0.56, 0.49)  # stand in where shapes alone are asked for
+# Leaves that an encoder of the family DOFA generates from wavelengths; no file holds them.
+GENERATED_LEAVES: tuple[LeafPath, LeafPath] = (("patch_kernel",), ("patch_bias",))
+OR = " or "  # joins the names of presets where a file may hold any of them
+RGB = ("red", "green", "blue")  # order of the channels in weights made for RGB images
+_HEAD_WIDTH = 64  # of every published encoder except SAM-H, whose config.json gives the number of heads
+_ANY_WAVELENGTHS = (0.665, 0.56, 0.49)  # micrometres; for shapes, which do not depend on them
 _ARCHITECTURE = (
     "kind", "width", "layers", "heads", "ffn", "mlp_width", "qkv_bias", "storage_tokens", "window",
     "global_every", "neck_width", "norm_eps", "rope_base", "untied_norms",
 )  # fmt: skip
+log = logging.getLogger(__name__)
 
 
-def abstract_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: make_encoder(config, rngs=nnx.Rngs(0)))
-
-
-def stored_leaves(config: EncoderConfig) -> dict[Path, Shape]:
-    """Shapes of the leaves that a file has to fill: all but those made from wavelengths."""
-    everything = leaves(abstract_encoder(config))  # type: ignore[arg-type]
-    left_out = GENERATED if config.family.wavelengths else ()
-    return {path: tuple(leaf.shape) for path, leaf in everything.items() if path not in left_out}
+def fill_encoder(encoder: Encoder, file: WeightFile, format_name: str | None = None) -> None:
+    """Fill an encoder in place; arguments and errors are those of `read_encoder`."""
+    fill(encoder, dict(read_encoder(file, encoder.config, format_name)))  # type: ignore[arg-type]
 
 
 def read_encoder(
-    source: Source, config: EncoderConfig, format_name: str | None = None
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """(path, array) of every leaf of an encoder, each read as it is asked for.
+    file: WeightFile, config: EncoderConfig, format_name: str | None = None
+) -> Iterator[tuple[LeafPath, np.ndarray]]:
+    """Yield path and array of every leaf of an encoder, each read when it is asked for.
 
     Args:
-      source: a file that holds this encoder, perhaps among other things of its format.
-      config: what the encoder should be. Patch size, position grid and bands may differ from the file's, and
-        are adapted.
-      format_name: a format instead of the one recognised.
+      file: a file that holds this encoder, perhaps among other things of its format.
+      config: the encoder to fill. Patch size, position grid and bands may differ from the file's.
+      format_name: the format, instead of the one recognised.
 
-    Raises UserError, before anything large is read, where the file is of no known format, holds another
-    architecture, or does not fit leaf by leaf.
+    Raises:
+      UserError: before anything large is read, where the file is of no known format, holds another
+        architecture, or has missing, unexpected or misshapen tensors.
     """
-    found = recognise(source, format_name)
-    require_architecture(found, config)
-    return stream_found(found, config)
+    encoder_file = recognise(file, format_name)
+    require_architecture(encoder_file, config)
+    return stream_encoder(encoder_file, config)
 
 
-def stream_found(found: Found, config: EncoderConfig) -> Iterator[tuple[Path, np.ndarray]]:
+def stream_encoder(encoder_file: EncoderFile, config: EncoderConfig) -> Iterator[tuple[LeafPath, np.ndarray]]:
+    """Yield the leaves as `read_encoder` does, from a file whose format and architecture are checked."""
     wanted = stored_leaves(config)
+    spec = encoder_file.file.spec
     stream = stream_tensors(
-        found.rules(config, wanted), wanted, found.source, source=found.source.describe,
-        ignored=found.format.ignored, defaults=default_leaves(found, config),
-        adapt=EncoderAdapt(config, found.source.describe),
-    )  # fmt: skip
-    stream = right_masks(stream, found.source.describe)
-    return with_generated(config, stream) if config.family.wavelengths else stream
+        encoder_file.rules(config, wanted),
+        wanted,
+        encoder_file.file,
+        file=spec,
+        ignored=encoder_file.format.ignored,
+        defaults=default_leaves(encoder_file, config),
+        resizer=EncoderResizer(config, spec),
+    )
+    stream = check_bias_masks(stream, spec)
+    return with_patch_embedding(config, stream) if config.family.wavelengths else stream
 
 
-def right_masks(stream: Iterator[tuple[Path, np.ndarray]], source: str) -> Iterator[tuple[Path, np.ndarray]]:
-    """The leaves of `stream`, masks of attention biases checked: one for queries and values, zero for keys.
+def stored_leaves(config: EncoderConfig) -> dict[LeafPath, Shape]:
+    """Return the shapes of the leaves that a file has to fill: all but `GENERATED_LEAVES`."""
+    abstract: Any = nnx.eval_shape(lambda: make_encoder(config, rngs=nnx.Rngs(0)))
+    generated = GENERATED_LEAVES if config.family.wavelengths else ()
+    return {path: tuple(leaf.shape) for path, leaf in leaves(abstract).items() if path not in generated}
 
-    DINOv3's code makes the mask of NaN and fills it later; a file written before that gets the right one, and
-    a line of the log says so. Raises UserError for any other mask.
+
+def check_bias_masks(
+    stream: Iterator[tuple[LeafPath, np.ndarray]], file: str
+) -> Iterator[tuple[LeafPath, np.ndarray]]:
+    """Yield the leaves of `stream`, the masks of attention biases checked or filled.
+
+    A mask is one for queries and values and zero for keys. DINOv3's code creates it as NaN and fills it
+    later; a mask that was saved before that is filled here, with a line in the log.
+
+    Raises:
+      UserError: a mask has other values.
     """
     for path, leaf in stream:
         if path[-1] == "bias_mask":
             right = np.repeat(np.array([1, 0, 1], leaf.dtype), leaf.shape[-1] // 3)
             empty = np.isnan(leaf).any()
             if empty:
-                log.info("%s: the mask of the key bias is not filled (NaN); the right one is used", source)
+                log.info("%s: the mask of the key bias is not filled (NaN); the right one is used", file)
             elif not (leaf == right).all():
                 raise UserError(
-                    f"{source}: attn.qkv.bias_mask is not one for queries and values and zero for keys; "
+                    f"{file}: attn.qkv.bias_mask is not one for queries and values and zero for keys; "
                     "the file is damaged or of another model: give another"
                 )
             leaf = np.broadcast_to(right, leaf.shape).copy() if empty else leaf
         yield path, leaf
 
 
-def with_generated(
-    config: EncoderConfig, stream: Iterator[tuple[Path, np.ndarray]], root: Path = ()
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """The leaves of `stream`, then the patch embedding that the generator among them, of the encoder at
-    `root`, makes of the wavelengths."""
-    generator, kept = (*root, "generator"), {}
+def with_patch_embedding(
+    config: EncoderConfig, stream: Iterator[tuple[LeafPath, np.ndarray]], root: LeafPath = ()
+) -> Iterator[tuple[LeafPath, np.ndarray]]:
+    """Yield the leaves of `stream`, then the patch embedding generated from the encoder's wavelengths.
+
+    Args:
+      config: an encoder of the family DOFA.
+      stream: leaves, those of the encoder's kernel generator among them.
+      root: path of the encoder.
+    """
+    generator, weights = (*root, "generator"), {}
     for path, leaf in stream:
         if path[: len(generator)] == generator:
-            kept[path[len(generator) :]] = leaf
+            weights[path[len(generator) :]] = leaf
         yield path, leaf
-    kernel, bias = generated(config, kept)
-    yield (*root, *GENERATED[0]), kernel
-    yield (*root, *GENERATED[1]), bias
+    kernel, bias = _generate_patch_embedding(config, weights)
+    yield (*root, *GENERATED_LEAVES[0]), kernel
+    yield (*root, *GENERATED_LEAVES[1]), bias
 
 
-def generated(config: EncoderConfig, weights: Mapping[Path, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Patch kernel (p, p, C, D) and bias (D,) from the generator's leaves."""
+def _generate_patch_embedding(
+    config: EncoderConfig, weights: Mapping[LeafPath, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return patch kernel (p, p, bands, D) and bias (D,)."""
     abstract = nnx.eval_shape(lambda: KernelGenerator(config.patch_size, config.width, rngs=nnx.Rngs(0)))
     kernel, bias = with_values(abstract, weights)(config.wavelengths)
     return np.asarray(kernel), np.asarray(bias)
 
 
-def require_architecture(found: Found, config: EncoderConfig, where: str = "") -> None:
-    """Raises UserError, naming the key, where a file holds another architecture than `config`, which the user
-    set at `where`."""
-    theirs, where = file_fields(found), where or f"config.model.{config.name}"
+def require_architecture(encoder_file: EncoderFile, config: EncoderConfig, where: str = "") -> None:
+    """Raise a UserError that names the key where a file holds another architecture than `config`.
+
+    Args:
+      encoder_file: the file.
+      config: the encoder to fill.
+      where: key or option that the user gave the architecture by; by default the encoder's section.
+    """
+    theirs, where = file_fields(encoder_file), where or f"config.model.{config.name}"
     ours = {**dataclasses.asdict(config), "mlp_width": config.hidden}
     for key in _ARCHITECTURE:
-        if key not in theirs or theirs[key] == ours[key] or not _matters(key, config):
+        if key not in theirs or theirs[key] == ours[key] or not _applies(key, config):
             continue
-        name = OR.join(presets_of(found, theirs))
+        name = OR.join(candidate_presets(encoder_file, theirs))
         remedy = f"choose the preset {name}" if name else "choose the configuration of the file"
         raise UserError(
-            f"{found.source.describe}: the file ({found.format.title}) holds {key} {theirs[key]}, "
+            f"{encoder_file.file.spec}: the file ({encoder_file.format.title}) holds {key} {theirs[key]}, "
             f"{where}.{key} is {ours[key]}; {remedy}, or give another file"
         )
-    _require_activation(found, config)
+    _require_activation(encoder_file, config)
 
 
-def _require_activation(found: Found, config: EncoderConfig) -> None:
-    """Models of one shape differ in it, as CLIP's copies do."""
-    settings = found.source.config or {}
-    theirs = settings.get("vision_config", settings).get("hidden_act")
-    gated = config.ffn == "swiglu"
-    if theirs is None or (gated and config.kind != "dinov3"):  # DINOv2's gate does not look at the setting
-        return
-    ours = "silu" if gated else config.family.activation
-    if theirs != ours:
-        raise UserError(
-            f"{found.source.describe}: config.json has hidden_act {theirs}, which this encoder does not "
-            f"compute; a {found.format.title} with {ours} is needed"
-        )
-
-
-def _matters(key: str, config: EncoderConfig) -> bool:
-    """Whether a setting means anything for the family; tables of relative positions can be resampled."""
+def _applies(key: str, config: EncoderConfig) -> bool:
+    """Return whether a setting has a meaning for the encoder's family."""
     if key in ("window", "global_every", "neck_width"):
         return config.kind == "sam"
     return key != "rope_base" or config.family.rope == "centred"
 
 
-def matching_presets(fields: dict[str, Any]) -> list[str]:
-    """The presets that these fields, as a file has them, do not contradict."""
+def _require_activation(encoder_file: EncoderFile, config: EncoderConfig) -> None:
+    """Raise a UserError where config.json names another activation: models of one shape differ in it."""
+    settings = encoder_file.file.config or {}
+    theirs = settings.get("vision_config", settings).get("hidden_act")
+    gated = config.ffn == "swiglu"
+    if theirs is None or (gated and config.kind != "dinov3"):  # DINOv2's SwiGLU ignores the setting
+        return
+    ours = "silu" if gated else config.family.activation
+    if theirs != ours:
+        raise UserError(
+            f"{encoder_file.file.spec}: config.json has hidden_act {theirs}, which this encoder does not "
+            f"compute; a {encoder_file.format.title} with {ours} is needed"
+        )
 
-    def complete(row: dict[str, Any]) -> dict[str, Any]:
-        width = int(row["width"] * 4)
-        return {
-            "ffn": "mlp",
-            "mlp_width": width,
-            "storage_tokens": 0,
-            "qkv_bias": True,
-            "untied_norms": (),
-            **row,
-        }
 
-    keys = ("kind", "width", "layers", "ffn", "mlp_width", "storage_tokens", "qkv_bias", "patch_size",
-            "table_size", "heads", "untied_norms")  # fmt: skip
-    rows = {name: complete(row) for name, row in PRESETS.items()}
+def infer_config(
+    encoder_file: EncoderFile, preset_name: str | None = None
+) -> tuple[dict[str, Any], EncoderConfig]:
+    """Infer an encoder's configuration from a file.
+
+    Args:
+      encoder_file: the file.
+      preset_name: the preset that the file has to hold, where the user gave one.
+
+    Returns:
+      The fields that the file or the preset determines, and a configuration that gives every leaf its shape.
+
+    Raises:
+      UserError: the file holds another architecture than the preset, or is a native file without a manifest.
+    """
+    fields = file_fields(encoder_file)
+    if encoder_file.names is None and not fields:
+        raise UserError(f"{encoder_file.file.spec}: has no manifest; convert the file it came from again")
+    chosen = preset_name or next(iter(candidate_presets(encoder_file, fields)), None)
+    row = preset(chosen, "--preset") if chosen else {}
+    if preset_name:
+        fields = {**fields, **row}
+    whole = {"heads": max(1, fields["width"] // _HEAD_WIDTH), **row, **fields}
+    if whole["kind"] == "dofa":
+        whole |= {"wavelengths": _ANY_WAVELENGTHS, "in_channels": len(_ANY_WAVELENGTHS)}
+    config = EncoderConfig(**whole)
+    require_architecture(encoder_file, config, f"--preset {preset_name}")
+    return fields, config
+
+
+def candidate_presets(encoder_file: EncoderFile, fields: dict[str, Any]) -> list[str]:
+    """List the presets that a file may hold.
+
+    These are the presets of the file's sizes that its format publishes. Where sizes do not tell presets
+    apart, the manifest of a native file does, or a tensor beside the encoder, or the weights' published name.
+    """
+    recorded = manifest(encoder_file.file).get("preset")
+    if encoder_file.names is None and recorded:
+        return recorded.split(OR)
+    presets = encoder_file.format.presets
+    names = [name for name in _presets_of_size(fields) if re.fullmatch(presets, name)]
+    if any(name.startswith("prompt_") for name in names):
+        is_prompt_depth = _is_prompt_depth(encoder_file.file)
+        return [name for name in names if name.startswith("prompt_") == is_prompt_depth]
+    for pretraining, suffix in (("sat493m", "_sat"), ("lvd1689m", "")):
+        if pretraining in encoder_file.file.spec:
+            names = [name for name in names if name.endswith("_sat") == bool(suffix)] or names
+    return names
+
+
+def _presets_of_size(fields: dict[str, Any]) -> list[str]:
+    """List the presets that agree with all given fields."""
+    keys = (
+        "kind", "width", "layers", "ffn", "mlp_width", "storage_tokens", "qkv_bias", "patch_size",
+        "table_size", "heads", "untied_norms",
+    )  # fmt: skip
+    defaults = {"ffn": "mlp", "storage_tokens": 0, "qkv_bias": True, "untied_norms": ()}
+    rows = {name: {**defaults, "mlp_width": int(row["width"] * 4), **row} for name, row in PRESETS.items()}
     return [
         name
         for name, row in rows.items()
@@ -281,50 +253,113 @@ def matching_presets(fields: dict[str, Any]) -> list[str]:
     ]
 
 
-def presets_of(found: Found, fields: dict[str, Any]) -> list[str]:
-    """The presets that a file may hold: what its sizes allow, of those that its format publishes.
+def _is_prompt_depth(file: WeightFile) -> bool:
+    """Return whether a file is Prompt-Depth-Anything's; unlike Depth-Anything's it has the pixels' mean."""
+    model = (file.config or {}).get("model_type")
+    return model == "prompt_depth_anything" or any(name.endswith("_mean") for name in file)
 
-    Where sizes do not tell them apart, the record in a file of ours does, or what stands beside the encoder,
-    or the published name of the weights.
+
+class EncoderResizer:
+    """Resizes patch kernels, position tables and relative positions to the sizes of an encoder.
+
+    Kernels and tables are resampled bicubically, as torch's `interpolate(align_corners=False)`; relative
+    positions linearly. Bands beyond the file's get a kernel as `EncoderConfig.extra_bands` says. Every
+    leaf that is resized is logged.
+
+    Args:
+      config: the encoder to fill.
+      file: name of the weight file in messages.
     """
-    recorded = manifest(found.source).get("preset")
-    if found.names is None and recorded:
-        return recorded.split(OR)
-    names = [name for name in matching_presets(fields) if re.fullmatch(found.format.presets, name)]
-    if any(name.startswith("prompt_") for name in names):
-        return [name for name in names if name.startswith("prompt_") == _is_prompt_depth(found.source)]
-    for pretraining, suffix in (("sat493m", "_sat"), ("lvd1689m", "")):
-        if pretraining in found.source.describe:
-            names = [name for name in names if name.endswith("_sat") == bool(suffix)] or names
-    return names
+
+    def __init__(self, config: EncoderConfig, file: str):
+        self.config, self.file = config, file
+        self._logged: set[LeafPath] = set()
+
+    def fits(self, path: LeafPath, shape: Shape, wanted: Shape) -> bool:
+        """Return whether a leaf of `shape` can be resized to `wanted`.
+
+        Raises:
+          UserError: channels would have to be dropped, and it is not known which.
+        """
+        resize = self._choose(path, shape, wanted)
+        if resize == self._resize_kernel and wanted[2] < shape[2]:
+            self._kept_channels(shape[2])
+        return resize is not None
+
+    def __call__(self, path: LeafPath, value: np.ndarray, wanted: Shape) -> np.ndarray:
+        """Resize a leaf for which `fits` is true."""
+        resize = self._choose(path, value.shape, wanted)
+        assert resize is not None
+        if path not in self._logged:
+            log.info("%s: %s %s adapted to %s", self.file, "/".join(path), value.shape, wanted)
+            self._logged.add(path)
+        return resize(value, wanted).astype(value.dtype)
+
+    def _choose(self, path: LeafPath, shape: Shape, wanted: Shape) -> Callable | None:
+        """Return the function that resizes this leaf, or None where none can."""
+        if len(shape) != len(wanted) or shape[-1] != wanted[-1]:
+            return None
+        if path == ("patch_kernel",):
+            return self._resize_kernel if shape[0] == shape[1] else None
+        if path == ("position_table",):
+            sides = [rows - self._class_rows for rows in (shape[0], wanted[0])]
+            square = all(math.isqrt(rows) ** 2 == rows for rows in sides)
+            return self._resize_table if square and shape[0] > self._class_rows else None
+        return _resize_relative if path[0].startswith(("window_rel_", "global_rel_")) else None
+
+    @property
+    def _class_rows(self) -> int:
+        """Rows of the position table for the class token."""
+        return 0 if self.config.kind == "sam" else 1
+
+    def _resize_kernel(self, kernel: np.ndarray, wanted: Shape) -> np.ndarray:
+        """Resize (p, p, channels, D) to (P, P, bands, D)."""
+        if kernel.shape[0] != wanted[0]:
+            flat = kernel.reshape(*kernel.shape[:2], -1)  # (p, p, channels * D)
+            kernel = _bicubic(flat, wanted[0]).reshape(*wanted[:2], *kernel.shape[2:])
+        channels, bands = kernel.shape[2], wanted[2]
+        if bands == channels:
+            return kernel
+        if bands < channels:
+            return kernel[:, :, self._kept_channels(channels)]
+        if self.config.extra_bands == "modulo":
+            return kernel[:, :, np.arange(bands) % channels]
+        extra = np.zeros_like(kernel[:, :, :1])
+        if self.config.extra_bands == "mean":
+            extra = kernel.mean(axis=2, keepdims=True)
+        return np.concatenate([kernel, np.repeat(extra, bands - channels, axis=2)], axis=2)
+
+    def _kept_channels(self, channels: int) -> list[int]:
+        """Return the channel of the weights for each band, where there are fewer bands than channels.
+
+        Raises:
+          UserError: the bands are not known to be channels of RGB weights; dropping by order would be silent.
+        """
+        names = self.config.band_names
+        if channels == len(RGB) and names and set(names) <= set(RGB):
+            return [RGB.index(name) for name in names]
+        listed = ", ".join(names) or f"{self.config.in_channels} without names"
+        raise UserError(
+            f"{self.file}: the weights have {channels} channels, and config.model.{self.config.name} reads "
+            f"fewer bands ({listed}), so channels would be dropped unseen; give the bands of the weights, or "
+            f"where they are made for RGB, bands named {', '.join(RGB)}"
+        )
+
+    def _resize_table(self, table: np.ndarray, wanted: Shape) -> np.ndarray:
+        """Resize ([1 +] s * s, D) to ([1 +] S * S, D); the row of the class token stays."""
+        classes = self._class_rows
+        side, target = (math.isqrt(rows - classes) for rows in (len(table), wanted[0]))
+        grid = table[classes:].reshape(side, side, -1)
+        resized = _bicubic(grid, target, self.config.table_antialias)  # (S, S, D)
+        return np.concatenate([table[:classes], resized.reshape(target**2, -1)])
 
 
-def _is_prompt_depth(source: Source) -> bool:
-    """Of the two, Prompt-Depth-Anything alone stores the mean of its pixels."""
-    model = (source.config or {}).get("model_type")
-    return model == "prompt_depth_anything" or any(name.endswith("_mean") for name in source)
+def _bicubic(grid: np.ndarray, size: int, antialias: bool = False) -> np.ndarray:
+    """Resample (s, s, D) to (size, size, D), through float64."""
+    matrix = (antialias_matrix if antialias else bicubic_matrix)(grid.shape[0], size)
+    return np.einsum("ih,jw,hwd->ijd", matrix, matrix, grid, optimize=True)
 
 
-def described(found: Found, preset: str | None = None) -> tuple[dict[str, Any], EncoderConfig]:
-    """What the file or `preset` says of the encoder, and a configuration that gives every leaf its shape.
-
-    Raises UserError where the file is of another architecture than the preset, or one of ours says nothing.
-    """
-    fields = file_fields(found)
-    if found.names is None and not fields:
-        raise UserError(f"{found.source.describe}: has no manifest; convert the file it came from again")
-    chosen = preset or next(iter(presets_of(found, fields)), None)
-    row = published(chosen, "--preset") if chosen else {}
-    if preset:
-        fields = {**fields, **row}
-    whole = {"heads": max(1, fields["width"] // _HEAD_WIDTH), **row, **fields}
-    if whole["kind"] == "dofa":
-        whole |= {"wavelengths": _ANY_BANDS, "in_channels": len(_ANY_BANDS)}
-    config = EncoderConfig(**whole)
-    require_architecture(found, config, f"--preset {preset}")
-    return fields, config
-
-
-def fill_encoder(encoder: Encoder, source: Source, format_name: str | None = None) -> None:
-    """Fill an encoder in place; see `read_encoder` for what is raised."""
-    fill(encoder, dict(read_encoder(source, encoder.config, format_name)))  # type: ignore[arg-type]
+def _resize_relative(table: np.ndarray, wanted: Shape) -> np.ndarray:
+    """Resample relative positions (n, D) to (m, D)."""
+    return linear_matrix(len(table), wanted[0]) @ table

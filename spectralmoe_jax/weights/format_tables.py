@@ -1,24 +1,49 @@
-"""What publishers call an encoder's tensors, one row each, and the rules that follow from a row."""
+"""Tensor names of published encoders, and the rules that follow from them.
+
+Each `TensorNames` describes one published layout; the comment above it names the code that defines it.
+`encoder_rules` turns a layout and an encoder's configuration into name rules.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from spectralmoe_jax.config.model import UNTIED_NORMS, EncoderConfig
-from spectralmoe_jax.weights.name_rules import ZEROS, Path, Rule
+from spectralmoe_jax.weights.name_rules import ZEROS, LeafPath, Rule
 
 
-class Names(NamedTuple):
-    """Source names of an encoder. Names of layers and norms stand without `.weight` and `.bias`; an empty one
-    does not exist in the format.
+class TensorNames(NamedTuple):
+    """Tensor names of one published layout of an encoder.
 
-    patch: the patch convolution. class_token, table, mask: name and transform. storage: register tokens.
-    periods: of the rotary positions. block: prefix of a block's names, with `{layer}`; what follows stands
-    under it. qkv: one fused projection, or three. bias_mask: of a fused projection's bias. mlp, gated: the
-    first layer of the feed-forward block, plain and SwiGLU (gate, then value). mlp_last, gated_last: the
-    second. scale1, scale2: LayerScale. relative: relative positions along height and width, with `{axis}`.
-    generator: prefix of DOFA's kernel generator. qkv_biases: whole names of the projections' biases, where
-    they do not stand under `qkv`. neck: of SAM's neck, its convolutions and norms in turn.
+    Names of linear layers, convolutions and norms come without `.weight` and `.bias`. An empty name means
+    that the layout has no such tensor.
+
+    Attributes:
+      patch: patch convolution.
+      block: prefix of a block's names, with `{layer}`; the names below it in this list follow this prefix.
+      qkv: one fused projection, or those of queries, keys and values.
+      out: output projection of the attention.
+      norm1: norm before the attention.
+      norm2: norm before the feed-forward block.
+      mlp: first layer of a plain feed-forward block.
+      mlp_last: its second layer.
+      gated: first layer of a SwiGLU block: one fused layer, or gate and value.
+      gated_last: its second layer.
+      class_token: name and transform.
+      storage: register tokens.
+      table: name and transform of the position table.
+      mask: name and transform of the mask token.
+      periods: periods of the rotary positions.
+      bias_mask: mask of a fused projection's bias, in a block.
+      scale1: LayerScale of the attention, in a block.
+      scale2: LayerScale of the feed-forward block, in a block.
+      norm: last norm.
+      norm_first: norm before the first block.
+      ffn_norm: norm inside the feed-forward block, in a block.
+      relative: relative positions along one axis, with `{axis}`, in a block.
+      generator: prefix of DOFA's kernel generator.
+      qkv_biases: whole names of the projections' biases where they differ from `qkv`, in a block.
+      neck: SAM's neck: first convolution, its norm, second convolution, its norm.
     """
 
     patch: str
@@ -53,39 +78,46 @@ class Names(NamedTuple):
         return self.qkv_biases or tuple(f"{name}.bias" for name in self.qkv)
 
 
-META_DINOV2 = Names(
+# github.com/facebookresearch/dinov2, DinoVisionTransformer; (Prompt-)Depth-Anything has the same encoder
+META_DINOV2 = TensorNames(
     patch="patch_embed.proj", block="blocks.{layer}.", qkv=("attn.qkv",), out="attn.proj",
     norm1="norm1", norm2="norm2", mlp="mlp.fc1", mlp_last="mlp.fc2", gated=("mlp.w12",), gated_last="mlp.w3",
     class_token=("cls_token", "squeeze"), storage="register_tokens", table=("pos_embed", "squeeze"),
     mask=("mask_token", "copy"), scale1="ls1.gamma", scale2="ls2.gamma", norm="norm",
 )  # fmt: skip
+# github.com/facebookresearch/dinov3, DinoVisionTransformer
 META_DINOV3 = META_DINOV2._replace(
     gated=("mlp.w1", "mlp.w2"), storage="storage_tokens", periods="rope_embed.periods",
     bias_mask="attn.qkv.bias_mask", table=("", ""),
 )  # fmt: skip
+# github.com/zhu-xlab/DOFA, OFAViT
 DOFA = META_DINOV2._replace(
     patch="", storage="", mask=("", ""), scale1="", scale2="", norm="", generator="patch_embed."
 )
+# github.com/huggingface/pytorch-image-models, Eva
 TIMM_EVA02 = DOFA._replace(
     patch="patch_embed.proj", qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
     gated=("mlp.fc1_g", "mlp.fc1_x"), gated_last="mlp.fc2", ffn_norm="mlp.norm", generator="",
 )  # fmt: skip
-# the names of EVA-02's own code, which the released SpectralMoE code took over
+# github.com/baaivision/EVA, EVA-02; the released SpectralMoE code has the same names.
 EVA02 = TIMM_EVA02._replace(
     gated=("mlp.w1", "mlp.w2"), gated_last="mlp.w3", ffn_norm="mlp.ffn_ln",
     qkv_biases=("attn.q_bias", "", "attn.v_bias"),
 )  # fmt: skip
-META_SAM = Names(
+# github.com/facebookresearch/segment-anything, ImageEncoderViT
+META_SAM = TensorNames(
     patch="patch_embed.proj", block="blocks.{layer}.", qkv=("attn.qkv",), out="attn.proj", norm1="norm1",
     norm2="norm2", mlp="mlp.lin1", mlp_last="mlp.lin2", table=("pos_embed", "grid"),
     relative="attn.rel_pos_{axis}", neck=("neck.0", "neck.1", "neck.2", "neck.3"),
 )  # fmt: skip
+# transformers, SamVisionModel
 HF_SAM = META_SAM._replace(
     patch="patch_embed.projection", block="layers.{layer}.", norm1="layer_norm1", norm2="layer_norm2",
     neck=("neck.conv1", "neck.layer_norm1", "neck.conv2", "neck.layer_norm2"),
 )  # fmt: skip
 _ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
-HF_DINOV3 = Names(
+# transformers, DINOv3ViTModel
+HF_DINOV3 = TensorNames(
     patch="embeddings.patch_embeddings", block="layer.{layer}.", qkv=_ATTENTION, out="attention.o_proj",
     norm1="norm1", norm2="norm2", mlp="mlp.up_proj", mlp_last="mlp.down_proj",
     gated=("mlp.gate_proj", "mlp.up_proj"), gated_last="mlp.down_proj",
@@ -93,8 +125,8 @@ HF_DINOV3 = Names(
     mask=("embeddings.mask_token", "squeeze"), scale1="layer_scale1.lambda1", scale2="layer_scale2.lambda1",
     norm="norm",
 )  # fmt: skip
-# the names transformers 5 has in memory; what it writes, and what was published, has those of HF_DINOV2
-HF_DINOV2_NEW = Names(
+# transformers 5, Dinov2Model and Dinov2WithRegistersModel, as state_dict() gives them
+HF_DINOV2_IN_MEMORY = TensorNames(
     patch="embeddings.patch_embeddings.projection", block="encoder.layer.{layer}.", qkv=_ATTENTION,
     out="attention.o_proj", norm1="norm1", norm2="norm2", mlp="mlp.fc1", mlp_last="mlp.fc2",
     gated=("mlp.gate_proj", "mlp.up_proj"), gated_last="mlp.down_proj",
@@ -102,11 +134,13 @@ HF_DINOV2_NEW = Names(
     table=("embeddings.position_embeddings", "squeeze"), mask=("embeddings.mask_token", "copy"),
     scale1="layer_scale1.lambda1", scale2="layer_scale2.lambda1", norm="layernorm",
 )  # fmt: skip
-HF_DINOV2 = HF_DINOV2_NEW._replace(
+# transformers, Dinov2Model and Dinov2WithRegistersModel, as save_pretrained() and the hub have them
+HF_DINOV2 = HF_DINOV2_IN_MEMORY._replace(
     qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
     out="attention.output.dense", gated=("mlp.weights_in",), gated_last="mlp.weights_out",
 )  # fmt: skip
-HF_CLIP = Names(
+# transformers, CLIPVisionModel
+HF_CLIP = TensorNames(
     patch="embeddings.patch_embedding", block="encoder.layers.{layer}.",
     qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), out="self_attn.out_proj",
     norm1="layer_norm1", norm2="layer_norm2", mlp="mlp.fc1", mlp_last="mlp.fc2",
@@ -115,9 +149,10 @@ HF_CLIP = Names(
 )  # fmt: skip
 
 
-def encoder_rules(names: Names, config: EncoderConfig) -> list[Rule]:
-    """The rules of an encoder of this shape under these names; some may be of leaves it does not have."""
+def encoder_rules(names: TensorNames, config: EncoderConfig) -> list[Rule]:
+    """Return the rules of an encoder under these names; some may be for leaves that it does not have."""
     rules = []
+    # tokens and positions
     tokens = (
         (names.class_token, "class_token"),
         (names.table, "position_table"),
@@ -126,19 +161,23 @@ def encoder_rules(names: Names, config: EncoderConfig) -> list[Rule]:
         ((names.periods, "copy"), "rope_periods"),
     )
     rules += [Rule(name, (path,), move) for (name, move), path in tokens if name]
+    # patch embedding: a convolution, or DOFA's generator of one
     if names.patch:
         rules += [
             Rule(f"{names.patch}.weight", ("patch_kernel",), "conv"),
             Rule(f"{names.patch}.bias", ("patch_bias",)),
         ]
-    rules += _norm(names.norm, ("norm",)) + _norm(names.norm_first, ("norm_first",))
-    for untied in UNTIED_NORMS:
-        rules += _norm(untied, (untied,))
     if names.generator:
         rules += [rule.under(names.generator, ("generator",)) for rule in generator_rules()]
+    # norms before and after the blocks
+    rules += _norm(names.norm_first, ("norm_first",)) + _norm(names.norm, ("norm",))
+    for untied in UNTIED_NORMS:
+        rules += _norm(untied, (untied,))
+    # blocks
     rules += [rule.under(names.block, ("blocks",)) for rule in block_rules(names, config)]
     if names.relative:
         rules += _relative_positions(names, config)
+    # SAM's neck
     if names.neck:
         first, norm1, second, norm2 = names.neck
         rules += [Rule(f"{first}.weight", ("neck_first",), "conv1x1"), *_norm(norm1, ("neck_norm1",))]
@@ -146,8 +185,8 @@ def encoder_rules(names: Names, config: EncoderConfig) -> list[Rule]:
     return rules
 
 
-def block_rules(names: Names, config: EncoderConfig) -> list[Rule]:
-    """The rules of one block."""
+def block_rules(names: TensorNames, config: EncoderConfig) -> list[Rule]:
+    """Return the rules of one block, relative to it."""
     gated = config.ffn == "swiglu"
     first, last = (names.gated, names.gated_last) if gated else ((names.mlp,), names.mlp_last)
     biases = names.biases
@@ -169,7 +208,7 @@ def block_rules(names: Names, config: EncoderConfig) -> list[Rule]:
 
 
 def generator_rules() -> list[Rule]:
-    """The rules of DOFA's `KernelGenerator`."""
+    """Return the rules of DOFA's `KernelGenerator`: github.com/zhu-xlab/DOFA, Dynamic_MLP_OFA."""
     generator, layer = "weight_generator.", "weight_generator.transformer_encoder.layers.0."
     return [
         *_linear(("fclayer.w1",), ("token_in",)),
@@ -189,21 +228,22 @@ def generator_rules() -> list[Rule]:
 
 
 def global_layers(config: EncoderConfig) -> tuple[int, ...]:
-    """Numbers of SAM's layers with global attention."""
+    """Return the numbers of SAM's layers with global attention, from 0."""
     return tuple(range(config.global_every - 1, config.layers, config.global_every))
 
 
-def _relative_positions(names: Names, config: EncoderConfig) -> list[Rule]:
-    everywhere = global_layers(config)
-    windowed = tuple(layer for layer in range(config.layers) if layer not in everywhere)
+def _relative_positions(names: TensorNames, config: EncoderConfig) -> list[Rule]:
+    """Return the rules of SAM's relative positions; windowed and global layers are stacked separately."""
+    global_numbers = global_layers(config)
+    windowed = tuple(layer for layer in range(config.layers) if layer not in global_numbers)
     return [
         Rule(names.block + names.relative.replace("{axis}", axis), (f"{kind}_rel_{axis}",), "copy", numbers)
-        for kind, numbers in (("window", windowed), ("global", everywhere))
+        for kind, numbers in (("window", windowed), ("global", global_numbers))
         for axis in "hw"
     ]
 
 
-def _linear(names: tuple[str, ...], path: Path) -> list[Rule]:
+def _linear(names: tuple[str, ...], path: LeafPath) -> list[Rule]:
     if not all(names) or not names:
         return []
     return [
@@ -212,5 +252,5 @@ def _linear(names: tuple[str, ...], path: Path) -> list[Rule]:
     ]
 
 
-def _norm(name: str, path: Path) -> list[Rule]:
+def _norm(name: str, path: LeafPath) -> list[Rule]:
     return [Rule(f"{name}.weight", (*path, "scale")), Rule(f"{name}.bias", (*path, "bias"))] if name else []

@@ -1,4 +1,4 @@
-"""Published encoder files: how each is recognised, what its tensors are called, what it leaves out."""
+"""Formats of encoder files: how to recognise them, and how to read an encoder's settings from a file."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ import numpy as np
 from spectralmoe_jax.config.model import UNTIED_NORMS, EncoderConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.positions import centred_periods
-from spectralmoe_jax.weights import format_tables as rows
-from spectralmoe_jax.weights.format_tables import Names, encoder_rules
-from spectralmoe_jax.weights.name_rules import Path, Rule
-from spectralmoe_jax.weights.reading import Source
+from spectralmoe_jax.weights import format_tables as tables
+from spectralmoe_jax.weights.format_tables import TensorNames, encoder_rules
+from spectralmoe_jax.weights.name_rules import LeafPath, Rule
+from spectralmoe_jax.weights.reading import WeightFile
 
-NATIVE = "native"
-MANIFEST = "spectralmoe"  # the key of a native file's header under which its manifest stands
-_NATIVE_MARK = "blocks/attention/qkv/kernel"
-_TRAINING_HEADS = (r"(.*\.)?(dino_head|ibot_head)\..*",)
-_EVA02_REST = (r"(mask_token|(norm|fc_norm|head|lm_head)\..*|(.*\.)?rope\..*)",)
-_SAM_REST = (r"(prompt_encoder|mask_decoder|shared_image_embedding)\..*",)
+NATIVE = "native"  # the format of files with this project's names, which are the paths of leaves
+MANIFEST = "spectralmoe"  # key of a native file's header that holds its manifest
+_NATIVE_TENSOR = "blocks/attention/qkv/kernel"
 
 
 class Format(NamedTuple):
-    """A way in which an encoder is published.
+    """One way in which an encoder is published.
 
-    kind: the family that it holds. names: what its tensors may be called. prefixes: what may stand before
-    every name. ignored: regular expressions of tensors that the encoder has no use for. licence: a note on
-    the weights' terms. untied: further norms are stored; where not, they get the identity, as no feature
-    depends on them. presets: regular expression of the presets that are published so.
+    Attributes:
+      name: value of the option `--as` of `spectralmoe convert`.
+      title: name in messages.
+      kind: the encoder family.
+      layouts: tensor names that files of the format may have.
+      licence: note on the terms of the weights.
+      prefixes: what may precede every tensor name.
+      ignored: regular expressions of tensors that the encoder does not need.
+      untied: whether files may store further norms. Where they do not, these norms are the identity, because
+        no feature depends on them.
+      presets: regular expression of the presets that are published in this format.
     """
 
     name: str
     title: str
     kind: str
-    names: tuple[Names, ...]
+    layouts: tuple[TensorNames, ...]
     licence: str
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
@@ -44,215 +48,247 @@ class Format(NamedTuple):
     presets: str = ".*"
 
 
-_META = ("", "backbone.", "module.", "module.backbone.", "model.", "encoder.")
-_DINOV3_LICENCE = "DINOv3 License (Meta): accept it before use; it goes with the weights"
-_APACHE = "Apache-2.0"
-# what (Prompt-)Depth-Anything holds beside its encoder `pretrained`: its head, and the mean and the deviation
-# of its pixels, which are this project's configuration
+# Wrappers that training code puts around an encoder.
+_WRAPPERS = ("", "backbone.", "module.", "module.backbone.", "model.", "encoder.")
+# Heads of self-supervised pretraining, and heads or buffers of the models that an encoder is published in.
+_TRAINING_HEADS = (r"(.*\.)?(dino_head|ibot_head)\..*",)
+_DOFA_REST = (r"(mask_token|(norm|fc_norm|head|projector)\..*|decoder_.*)",)
+_EVA02_REST = (r"(mask_token|(norm|fc_norm|head|lm_head)\..*|(.*\.)?rope\..*)",)
+_SAM_REST = (r"(prompt_encoder|mask_decoder|shared_image_embedding)\..*",)
+_CLIP_REST = (r"text_model\..*", r"(text|visual)_projection\..*", "logit_scale", r".*position_ids")
+# (Prompt-)Depth-Anything holds its encoder as `pretrained`, beside its head and the statistics of its pixels,
+# which are part of this project's configuration. It is published without a wrapper, and by
+# Prompt-Depth-Anything's training code (promptda_*.ckpt) inside its `pipeline`.
 DEPTH_REST = (r"depth_head\..*", "_mean", "_std")
-# published bare, and by Prompt-Depth-Anything's training code (promptda_*.ckpt) within its `pipeline`
 _DEPTH_WRAPPERS = ("", "pipeline.", "model.", "module.")
-_DINOV2, _DEPTH = r"dinov2_.*", r".*depth_anything_.*"  # alike in every size: the format tells them apart
-_DEPTH_LICENCE = "Apache-2.0 for the small models; larger ones may be non-commercial: see their page"
+_DEPTH_IGNORED = tuple(rf"({'|'.join(map(re.escape, _DEPTH_WRAPPERS))}){rest}" for rest in DEPTH_REST)
 
+_APACHE = "Apache-2.0"
+_DINOV3_LICENCE = "DINOv3 License (Meta): accept it before use; it goes with the weights"
+_DEPTH_LICENCE = "Apache-2.0 for the small models; larger ones may be non-commercial: see their page"
+# The same architecture in every size: only the format tells the two publications apart.
+_DINOV2, _DEPTH = r"dinov2_.*", r".*depth_anything_.*"
+
+# A file has the first format whose signature it holds, so the more specific formats come first.
 FORMATS = (
+    Format("dofa", "DOFA .pth", "dofa", (tables.DOFA,), "CC-BY-4.0", _WRAPPERS, _DOFA_REST),
     Format(
-        "dofa", "DOFA .pth", "dofa", (rows.DOFA,), "CC-BY-4.0", _META,
-        (r"(mask_token|(norm|fc_norm|head|projector)\..*|decoder_.*)",),
+        "timm_eva02", "EVA-02 in timm's names", "eva02", (tables.TIMM_EVA02,), "MIT", _WRAPPERS, _EVA02_REST
+    ),
+    Format("eva02", "EVA-02 .pt", "eva02", (tables.EVA02,), "MIT", _WRAPPERS, _EVA02_REST),
+    Format(
+        "meta_dinov3", "DINOv3 .pth", "dinov3", (tables.META_DINOV3,), _DINOV3_LICENCE, _WRAPPERS,
+        _TRAINING_HEADS,
     ),
     Format(
-        "timm_eva02", "EVA-02 in timm's names", "eva02", (rows.TIMM_EVA02,), "MIT", _META, _EVA02_REST,
-    ),
-    Format("eva02", "EVA-02 .pt", "eva02", (rows.EVA02,), "MIT", _META, _EVA02_REST),
-    Format(
-        "meta_dinov3", "DINOv3 .pth", "dinov3", (rows.META_DINOV3,), _DINOV3_LICENCE, _META, _TRAINING_HEADS
-    ),
-    Format(
-        "meta_dinov2", "DINOv2 .pth", "dinov2", (rows.META_DINOV2,), _APACHE, _META, _TRAINING_HEADS,
+        "meta_dinov2", "DINOv2 .pth", "dinov2", (tables.META_DINOV2,), _APACHE, _WRAPPERS, _TRAINING_HEADS,
         presets=_DINOV2,
     ),
     Format(
-        "depth_anything", "(Prompt-)Depth-Anything .pth or .ckpt", "dinov2", (rows.META_DINOV2,),
-        _DEPTH_LICENCE, tuple(wrapper + "pretrained." for wrapper in _DEPTH_WRAPPERS),
-        tuple(rf"({'|'.join(map(re.escape, _DEPTH_WRAPPERS))}){rest}" for rest in DEPTH_REST),
+        "depth_anything", "(Prompt-)Depth-Anything .pth or .ckpt", "dinov2", (tables.META_DINOV2,),
+        _DEPTH_LICENCE, tuple(wrapper + "pretrained." for wrapper in _DEPTH_WRAPPERS), _DEPTH_IGNORED,
         presets=_DEPTH,
     ),
     Format(
         "hf_dinov3", "DINOv3 of Hugging Face", "dinov3",
-        (rows.HF_DINOV3, rows.HF_DINOV3._replace(block="model.layer.{layer}.")), _DINOV3_LICENCE,
+        (tables.HF_DINOV3, tables.HF_DINOV3._replace(block="model.layer.{layer}.")), _DINOV3_LICENCE,
         ("", "dinov3_vit.", "backbone."), (r"(.*\.)?rope_embeddings\..*", r"classifier\..*"), untied=False,
     ),
     Format(
-        "hf_dinov2", "DINOv2 of Hugging Face", "dinov2", (rows.HF_DINOV2, rows.HF_DINOV2_NEW), _APACHE,
-        ("", "dinov2.", "dinov2_with_registers."), (r"classifier\..*",), untied=False, presets=_DINOV2,
+        "hf_dinov2", "DINOv2 of Hugging Face", "dinov2", (tables.HF_DINOV2, tables.HF_DINOV2_IN_MEMORY),
+        _APACHE, ("", "dinov2.", "dinov2_with_registers."), (r"classifier\..*",), untied=False,
+        presets=_DINOV2,
     ),
     Format(
         "hf_depth_anything", "(Prompt-)Depth-Anything of Hugging Face", "dinov2",
-        (rows.HF_DINOV2, rows.HF_DINOV2_NEW), _DEPTH_LICENCE, ("backbone.",), (r"(neck|head)\..*",),
-        untied=False, presets=_DEPTH,
+        (tables.HF_DINOV2, tables.HF_DINOV2_IN_MEMORY), _DEPTH_LICENCE, ("backbone.",),
+        (r"(neck|head)\..*",), untied=False, presets=_DEPTH,
     ),
     Format(
-        "hf_clip", "CLIP of Hugging Face", "clip", (rows.HF_CLIP,), "MIT", ("vision_model.", ""),
-        (r"text_model\..*", r"(text|visual)_projection\..*", "logit_scale", r".*position_ids"),
+        "hf_clip", "CLIP of Hugging Face", "clip", (tables.HF_CLIP,), "MIT", ("vision_model.", ""), _CLIP_REST
     ),
     Format(
-        "hf_sam", "SAM of Hugging Face", "sam", (rows.HF_SAM,), _APACHE, ("vision_encoder.", ""), _SAM_REST
+        "hf_sam", "SAM of Hugging Face", "sam", (tables.HF_SAM,), _APACHE, ("vision_encoder.", ""), _SAM_REST
     ),
-    Format("meta_sam", "SAM .pth", "sam", (rows.META_SAM,), _APACHE, ("image_encoder.", ""), _SAM_REST),
+    Format("meta_sam", "SAM .pth", "sam", (tables.META_SAM,), _APACHE, ("image_encoder.", ""), _SAM_REST),
 )  # fmt: skip
 DEPTH_FORMATS = ("depth_anything", "hf_depth_anything")
 
 
-class Found(NamedTuple):
-    """A source whose format is known: under which names and behind which prefix."""
+class EncoderFile(NamedTuple):
+    """A weight file whose format is known.
+
+    Attributes:
+      format: the format.
+      names: the tensor names, one of the format's layouts; None in a native file.
+      prefix: what precedes every tensor name.
+      file: the weight file.
+    """
 
     format: Format
-    names: Names | None  # None: our own names
+    names: TensorNames | None
     prefix: str
-    source: Source
+    file: WeightFile
 
-    def rules(self, config: EncoderConfig, leaves: dict[Path, Any]) -> list[Rule]:
+    def rules(self, config: EncoderConfig, leaves: dict[LeafPath, Any]) -> list[Rule]:
+        """Return the name rules of the encoder, whose leaves are `leaves`."""
         if self.names is None:
             return native_rules(leaves)
         return [rule.under(self.prefix, ()) for rule in encoder_rules(self.names, config)]
 
 
 def native_rules(leaves) -> list[Rule]:
-    """Our own files: a leaf by its path."""
+    """Return the rules of native names: a tensor is named by the path of its leaf."""
     return [Rule("/".join(path), path) for path in leaves]
 
 
-def recognise(source: Source, name: str | None = None) -> Found:
-    """The format of an encoder file, from its tensors' names.
+def recognise(file: WeightFile, name: str | None = None) -> EncoderFile:
+    """Find the format of an encoder file from its tensors' names.
 
     Args:
-      name: of the format, where the user gave it.
+      file: a file that holds an encoder, perhaps among other things.
+      name: name of the format, where the user gave it.
 
-    Raises UserError for an unknown name, a file that is not of that format, or one of no known format.
+    Raises:
+      UserError: the name is unknown, the file is not of that format, or it is of no known format.
     """
     known = (NATIVE, *(format.name for format in FORMATS))
     if name is not None and name not in known:
         raise UserError(f"--as {name}: unknown format; choose from {', '.join(known)}")
-    if name in (None, NATIVE) and _NATIVE_MARK in source:
-        return _native(source)
+    # 1. native names
+    if name in (None, NATIVE) and _NATIVE_TENSOR in file:
+        return _native(file)
+    # 2. published formats: the first that has its whole signature in the file, behind one of its prefixes
     for format in FORMATS:
         if name not in (None, format.name):
             continue
         for prefix in format.prefixes:
-            for names in format.names:
-                if all(prefix + mark in source for mark in _marks(names)):
-                    return Found(format, names, prefix, source)
-    first = ", ".join(list(source)[:3])
+            for names in format.layouts:
+                if all(prefix + tensor in file for tensor in _signature(names)):
+                    return EncoderFile(format, names, prefix, file)
+    # 3. neither
+    first = ", ".join(list(file)[:3])
     if name is not None:
-        raise UserError(f"{source.describe}: is not of the format {name}; its tensors start with {first}")
+        raise UserError(f"{file.spec}: is not of the format {name}; its tensors start with {first}")
     raise UserError(
-        f"{source.describe}: no encoder of a known format ({', '.join(known)}); "
-        f"its tensors start with {first}"
+        f"{file.spec}: no encoder of a known format ({', '.join(known)}); its tensors start with {first}"
     )
 
 
-def _marks(names: Names) -> list[str]:
-    """Tensors that every file with these names has, enough to tell the formats apart."""
+def _signature(names: TensorNames) -> list[str]:
+    """List tensors that every file of a layout has, enough to tell the layouts apart."""
     block = names.block.format(layer=0)
-    marks = [f"{block}{name}.weight" for name in (*names.qkv, names.norm1)]
-    marks += [name for name in (names.table[0], names.periods) if name]
-    marks += [f"{name}.weight" for name in (names.patch, names.norm_first) if name]
-    marks += [block + name for name in (names.scale1, names.relative.replace("{axis}", "h")) if name]
-    if names.ffn_norm:  # by which EVA-02's two layouts differ
-        marks.append(f"{block}{names.ffn_norm}.weight")
+    signature = [f"{block}{name}.weight" for name in (*names.qkv, names.norm1)]
+    signature += [name for name in (names.table[0], names.periods) if name]
+    signature += [f"{name}.weight" for name in (names.patch, names.norm_first) if name]
+    signature += [block + name for name in (names.scale1, names.relative.replace("{axis}", "h")) if name]
+    if names.ffn_norm:  # in which EVA-02's two layouts differ
+        signature.append(f"{block}{names.ffn_norm}.weight")
     if names.generator:
-        marks.append(f"{names.generator}weight_generator.weight_tokens")
-    return marks
+        signature.append(f"{names.generator}weight_generator.weight_tokens")
+    return signature
 
 
-def manifest(source: Source) -> dict[str, Any]:
-    """What a native file's header says about where it came from; empty where it says nothing."""
+def manifest(file: WeightFile) -> dict[str, Any]:
+    """Return the record of origin in a native file's header; empty if there is none."""
     try:
-        value = json.loads(source.metadata.get(MANIFEST, "{}"))
+        value = json.loads(file.metadata.get(MANIFEST, "{}"))
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _native(source: Source) -> Found:
-    made = manifest(source)
-    encoder = made.get("encoder", {})
-    licence = str(made.get("licence", "of the file it was made from"))
+def _native(file: WeightFile) -> EncoderFile:
+    record = manifest(file)
+    encoder = record.get("encoder", {})
+    licence = str(record.get("licence", "of the file it was made from"))
     title = "an encoder that spectralmoe convert wrote"
-    return Found(Format(NATIVE, title, encoder.get("kind", ""), (), licence), None, "", source)
+    return EncoderFile(Format(NATIVE, title, encoder.get("kind", ""), (), licence), None, "", file)
 
 
-def file_fields(found: Found) -> dict[str, Any]:
-    """Fields of `EncoderConfig` as the file has them, from shapes and the Hugging Face configuration."""
-    if found.names is None:
-        fields = dict(manifest(found.source).get("encoder", {}))
+def file_fields(encoder_file: EncoderFile) -> dict[str, Any]:
+    """Infer fields of `EncoderConfig` from the shapes of a file's tensors and its Hugging Face configuration.
+
+    Fields that the file does not determine are left out.
+    """
+    if encoder_file.names is None:
+        fields = dict(manifest(encoder_file.file).get("encoder", {}))
         return fields | {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    names, source = found.names, found.source.renamed(lambda name: _without(name, found.prefix))
+    names, prefix = encoder_file.names, encoder_file.prefix
+    file = encoder_file.file.renamed(lambda name: _strip_prefix(name, prefix))
     block = names.block.format(layer=0)
-    gated = bool(names.gated) and all(f"{block}{name}.weight" in source for name in names.gated)
-    width = source.shape(f"{block}{names.norm1}.weight")[0]
-    last = f"{block}{names.gated_last if gated else names.mlp_last}.weight"
+    gated = bool(names.gated) and all(f"{block}{name}.weight" in file for name in names.gated)
+    width = file.shape(f"{block}{names.norm1}.weight")[0]
     fields = {
-        "kind": found.format.kind,
+        "kind": encoder_file.format.kind,
         "width": width,
-        "layers": _count_layers(names, source),
+        "layers": _count_layers(names, file),
         "ffn": "swiglu" if gated else "mlp",
-        "qkv_bias": f"{block}{names.biases[0]}" in source,
-        "storage_tokens": source.shape(names.storage)[1] if names.storage in source else 0,
+        "qkv_bias": f"{block}{names.biases[0]}" in file,
+        "storage_tokens": file.shape(names.storage)[1] if names.storage in file else 0,
     }
-    if last in source:
-        fields["mlp_width"] = source.shape(last)[1]
-    fields |= _stem_fields(names, source, width)
+    last_layer = f"{block}{names.gated_last if gated else names.mlp_last}.weight"
+    if last_layer in file:
+        fields["mlp_width"] = file.shape(last_layer)[1]
+    fields |= _patch_fields(names, file, width)
     if names.periods:
-        fields["heads"] = width // (4 * source.shape(names.periods)[0])
+        fields["heads"] = width // (4 * file.shape(names.periods)[0])
     if names.relative:
-        fields |= _sam_fields(names, source, width, fields["layers"])
-    if found.format.untied:
-        fields["untied_norms"] = tuple(n for n in UNTIED_NORMS if f"{n}.weight" in source)
-    return fields | _hugging_face_fields(found.source.config)
+        fields |= _sam_fields(names, file, width, fields["layers"])
+    if encoder_file.format.untied:
+        fields["untied_norms"] = tuple(norm for norm in UNTIED_NORMS if f"{norm}.weight" in file)
+    return fields | _hugging_face_fields(encoder_file.file.config)
 
 
-def _without(name: str, prefix: str) -> str:
+def _strip_prefix(name: str, prefix: str) -> str:
+    """Return the name without its prefix, or an empty string where it lacks the prefix."""
     return name[len(prefix) :] if name.startswith(prefix) else ""
 
 
-def _count_layers(names: Names, source: Source) -> int:
+def _count_layers(names: TensorNames, file: WeightFile) -> int:
     layer = 0
-    while f"{names.block.format(layer=layer)}{names.norm1}.weight" in source:
+    while f"{names.block.format(layer=layer)}{names.norm1}.weight" in file:
         layer += 1
     return layer
 
 
-def _stem_fields(names: Names, source: Source, width: int) -> dict[str, Any]:
+def _patch_fields(names: TensorNames, file: WeightFile, width: int) -> dict[str, Any]:
+    """Infer patch size, channels and position grid."""
     fields: dict[str, Any] = {}
     if names.generator:
-        rows_out = source.shape(f"{names.generator}weight_generator.fc_weight.weight")[0]
-        fields["patch_size"] = round((rows_out / width) ** 0.5)
+        # the last layer of DOFA's generator has patch_size**2 * width outputs
+        outputs = file.shape(f"{names.generator}weight_generator.fc_weight.weight")[0]
+        fields["patch_size"] = round((outputs / width) ** 0.5)
     else:
-        _, fields["in_channels"], fields["patch_size"], _ = source.shape(f"{names.patch}.weight")
+        _, fields["in_channels"], fields["patch_size"], _ = file.shape(f"{names.patch}.weight")
     if names.table[0]:
-        shape = source.shape(names.table[0])
+        shape = file.shape(names.table[0])  # (1, S, S, D) or ([1,] 1 + S * S, D)
         fields["table_size"] = shape[1] if len(shape) == 4 else round((shape[-2] - 1) ** 0.5)
     return fields
 
 
-def _sam_fields(names: Names, source: Source, width: int, layers: int) -> dict[str, Any]:
-    """Layers with global attention are those that config.json names, or those with longer tables of relative
-    positions. Raises UserError where they are not every n-th."""
+def _sam_fields(names: TensorNames, file: WeightFile, width: int, layers: int) -> dict[str, Any]:
+    """Infer heads, windows, neck and the layers with global attention.
+
+    The latter are those that config.json lists, or else those with longer tables of relative positions.
+
+    Raises:
+      UserError: they are not every n-th layer.
+    """
     name = names.block + names.relative.format(axis="h", layer="{layer}")
-    shapes = [source.shape(name.format(layer=layer)) for layer in range(layers)]
+    shapes = [file.shape(name.format(layer=layer)) for layer in range(layers)]  # (2 * side - 1, head width)
     fields: dict[str, Any] = {"heads": width // shapes[0][1], "window": (shapes[0][0] + 1) // 2}
-    if f"{names.neck[0]}.weight" in source:
-        fields["neck_width"] = source.shape(f"{names.neck[0]}.weight")[0]
-    settings = (source.config or {}).get("vision_config", source.config or {})
-    others = [layer for layer, shape in enumerate(shapes) if shape != shapes[0]]
-    everywhere = sorted(settings.get("global_attn_indexes", others))
-    if not everywhere:
+    if f"{names.neck[0]}.weight" in file:
+        fields["neck_width"] = file.shape(f"{names.neck[0]}.weight")[0]
+    settings = (file.config or {}).get("vision_config", file.config or {})
+    longer = [layer for layer, shape in enumerate(shapes) if shape != shapes[0]]
+    global_numbers = sorted(settings.get("global_attn_indexes", longer))
+    if not global_numbers:
         return fields
-    every = everywhere[0] + 1
-    if everywhere != list(range(every - 1, layers, every)):
+    every = global_numbers[0] + 1
+    if global_numbers != list(range(every - 1, layers, every)):
         raise UserError(
-            f"{source.describe}: layers {', '.join(map(str, everywhere))} of {layers} have global attention; "
+            f"{file.spec}: layers {', '.join(map(str, global_numbers))} of {layers} have global attention; "
             "this encoder can have it in every n-th layer alone: give one that does, as SAM's own do"
         )
     return fields | {"global_every": every}
@@ -266,18 +302,19 @@ def _hugging_face_fields(config: dict[str, Any] | None) -> dict[str, Any]:
     return {ours: config[name] for ours, name in theirs.items() if config.get(name) is not None}
 
 
-def default_leaves(found: Found, config: EncoderConfig) -> dict[Path, np.ndarray]:
-    """Values of leaves that a format defines instead of storing them."""
-    width = config.width
-    if found.names is None:
+def default_leaves(encoder_file: EncoderFile, config: EncoderConfig) -> dict[LeafPath, np.ndarray]:
+    """Return values of leaves that a format defines instead of storing them."""
+    if encoder_file.names is None:
         return {}
-    defaults: dict[Path, np.ndarray] = {("mask_token",): np.zeros((1, width), np.float32)}
+    width = config.width
+    defaults: dict[LeafPath, np.ndarray] = {("mask_token",): np.zeros((1, width), np.float32)}
+    # the keys have no bias
     mask = np.ones((3, width), np.float32)
     mask[1] = 0
     defaults["blocks", "attention", "bias_mask"] = np.tile(mask.reshape(1, -1), (config.layers, 1))
-    if not found.names.periods:
+    if not encoder_file.names.periods:
         defaults["rope_periods",] = np.asarray(centred_periods(config.head_dim, config.rope_base))
-    if not found.format.untied:
+    if not encoder_file.format.untied:
         for norm in config.untied_norms:
             defaults[norm, "scale"], defaults[norm, "bias"] = np.ones(width, "f4"), np.zeros(width, "f4")
     return defaults

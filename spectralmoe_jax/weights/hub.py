@@ -1,4 +1,4 @@
-"""Files of `hf://owner/name[@revision][/file]`: the local cache first, then the hub."""
+"""Fetch `hf://owner/name[@revision][/file]` from the local cache or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ from typing import Any
 
 from spectralmoe_jax.errors import UserError
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+# Files of a Hugging Face folder: weights in one file, or in shards that an index lists.
+CONFIG = "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
 HUB = "hf://"
-PATIENCE = 2.0  # seconds until the hub counts as out of reach
+TIMEOUT = 2.0  # seconds without an answer after which the hub counts as unreachable
 _SPEC = re.compile(HUB + r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?")
 
 
 def fetch(spec: str) -> Path:
-    """The file, or the folder with config.json and all weights, that `spec` names; downloaded where it is not
-    in the cache.
+    """Return the local path of a name on the hub, downloading it if it is not in the cache.
 
-    Raises UserError where it cannot be had; without a network within `PATIENCE` seconds, saying what to
-    download by hand.
+    Args:
+      spec: `hf://owner/name[@revision]` for the folder with config.json and all weights, or
+        `hf://owner/name[@revision]/file` for one file.
+
+    Raises:
+      UserError: the name is malformed, the repository lacks the file, or the hub cannot be reached within
+        `TIMEOUT` seconds; the message says what to download by hand.
     """
-    found = _SPEC.fullmatch(spec)
-    if found is None:
+    match = _SPEC.fullmatch(spec)
+    if match is None:
         raise UserError(f"{spec}: write hf://owner/name, hf://owner/name@revision or hf://owner/name/file")
-    repository, revision, file = found.groups()
-    cached = _cached(repository, revision, file)
+    repository, revision, file = match.groups()
+    cached = _find_in_cache(repository, revision, file)
     if cached is not None:
         return cached
     _require_network(spec, repository, revision, file)
@@ -42,20 +49,29 @@ def fetch(spec: str) -> Path:
         reason = " ".join(str(problem).split())[:200] or type(problem).__name__
         raise UserError(
             f"{spec}: could not be downloaded ({reason}); for weights behind a licence accept it and run "
-            f"`hf auth login`, or {_by_hand(repository, file)}"
+            f"`hf auth login`, or {_manual_download(repository, file)}"
         ) from None
 
 
 def fetch_first(specs: Iterable[str]) -> None:
-    """Fetch what is on the hub among `specs`, before slower things are loaded: without a network that is said
-    at once. Raises UserError as `fetch` does."""
+    """Fetch every `hf://` name among `specs`.
+
+    Commands call this before they load JAX, so that a missing network is reported at once.
+
+    Raises:
+      UserError: as `fetch`.
+    """
     for spec in specs:
         if spec.strip().startswith(HUB):
             fetch(spec.strip())
 
 
-def shards_of(index: Path) -> list[str]:
-    """File names of the shards that an index names. Raises UserError where the index is broken."""
+def shard_names(index: Path) -> list[str]:
+    """Return the file names of the shards that an index lists.
+
+    Raises:
+      UserError: the index is not readable or lists no shards.
+    """
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise UserError(f"{index}: has no weight_map that names the shards; download it again")
@@ -63,6 +79,11 @@ def shards_of(index: Path) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a downloaded file.
+
+    Raises:
+      UserError: the file is not readable, not JSON, or holds no object.
+    """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as problem:
@@ -74,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _cached(repository: str, revision: str | None, file: str | None) -> Path | None:
+def _find_in_cache(repository: str, revision: str | None, file: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     def lookup(name: str) -> Path | None:
@@ -87,8 +108,8 @@ def _cached(repository: str, revision: str | None, file: str | None) -> Path | N
     if config is None:
         return None
     indices = [path for path in map(lookup, (INDEX, TORCH_INDEX)) if path is not None]
-    whole = any(all(lookup(shard) for shard in shards_of(index)) for index in indices)
-    return config.parent if whole or lookup(WEIGHTS) or lookup(TORCH_WEIGHTS) else None
+    has_shards = any(all(lookup(name) for name in shard_names(index)) for index in indices)
+    return config.parent if has_shards or lookup(WEIGHTS) or lookup(TORCH_WEIGHTS) else None
 
 
 def _download(repository: str, revision: str | None, file: str | None) -> Path:
@@ -97,16 +118,16 @@ def _download(repository: str, revision: str | None, file: str | None) -> Path:
 
     def get(name: str) -> Path | None:
         try:
-            return Path(hf_hub_download(repository, name, revision=revision, etag_timeout=PATIENCE))
+            return Path(hf_hub_download(repository, name, revision=revision, etag_timeout=TIMEOUT))
         except EntryNotFoundError:
             return None
 
     advice = f"name a file that it has: {HUB}{repository}/FILE"
     if file is not None:
-        found = get(file)
-        if found is None:
+        path = get(file)
+        if path is None:
             raise UserError(f"{HUB}{repository}: has no {file}; {advice}")
-        return found
+        return path
     config = get(CONFIG)
     if config is None:
         raise UserError(f"{HUB}{repository}: has no {CONFIG}, so it is no Hugging Face folder; {advice}")
@@ -114,8 +135,8 @@ def _download(repository: str, revision: str | None, file: str | None) -> Path:
         path = get(name)
         if path is None:
             continue
-        for shard in shards_of(path) if name in (INDEX, TORCH_INDEX) else ():
-            get(shard)  # one that is missing is named when the folder is opened
+        for shard in shard_names(path) if name in (INDEX, TORCH_INDEX) else ():
+            get(shard)  # a missing shard is reported when the folder is opened
         return config.parent
     raise UserError(f"{HUB}{repository}: has a {CONFIG} but no {WEIGHTS}; {advice}")
 
@@ -124,13 +145,14 @@ def _require_network(spec: str, repository: str, revision: str | None, file: str
     from huggingface_hub import constants, hf_hub_url
 
     url = hf_hub_url(repository, file or CONFIG, revision=revision)
-    if constants.HF_HUB_OFFLINE or not _reachable(url):
+    if constants.HF_HUB_OFFLINE or not _is_reachable(url):
         raise UserError(
-            f"{spec}: not in the local cache, and the hub is out of reach; {_by_hand(repository, file)}"
+            f"{spec}: not in the local cache, and the hub is out of reach; "
+            f"{_manual_download(repository, file)}"
         )
 
 
-def _by_hand(repository: str, file: str | None) -> str:
+def _manual_download(repository: str, file: str | None) -> str:
     if file is not None:
         return f"download {file} of {repository} by hand and give the path of the file"
     return (
@@ -139,9 +161,12 @@ def _by_hand(repository: str, file: str | None) -> str:
     )
 
 
-def _reachable(url: str) -> bool:
-    """Whether the hub answers a request for a file within `PATIENCE` seconds, through the client, and so the
-    proxy, that would download it. In a thread: neither name lookup nor an answer in drops knows a limit."""
+def _is_reachable(url: str) -> bool:
+    """Return whether the hub answers a request for a file within `TIMEOUT` seconds.
+
+    The request goes through the client, and so through the proxy, that would download the file. It runs in a
+    thread because neither a hanging name lookup nor a response that trickles in obeys the client's timeout.
+    """
     from huggingface_hub.utils import get_session
 
     session = get_session()
@@ -149,10 +174,10 @@ def _reachable(url: str) -> bool:
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # the client raises errors of several HTTP libraries
-            if session.head(url, timeout=PATIENCE).status_code < 500:  # above that a proxy failed
+            if session.head(url, timeout=TIMEOUT).status_code < 500:  # from 500 on a proxy failed
                 answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     return answered.is_set()

@@ -1,9 +1,9 @@
-"""A name table between a PyTorch state dict and our parameters, strict both ways.
+"""Rules that map tensors of a PyTorch state dict to parameters of our model, and back.
 
-A `Rule` says which source tensors fill which leaf and how their axes move. Indices in braces,
-`{layer}` or `{expert}`, are the leading (stacked) axes of the leaf, in order, so one rule covers
-all layers. Every transform is a permutation of axes: values are never touched, so a round trip is
-bit-exact.
+A `Rule` says which tensors of a weight file fill a leaf of the model and how their axes move. Indices in
+braces, such as `{layer}` or `{expert}`, are the leading (stacked) axes of the leaf, in order, so one rule
+covers all layers. Every transform only permutes or reshapes axes, so a round trip is bit-exact. Loading is
+strict: a missing or unexpected tensor is an error.
 """
 
 from __future__ import annotations
@@ -18,24 +18,17 @@ import numpy as np
 
 from spectralmoe_jax.errors import UserError
 
-Path = tuple[str, ...]
+LeafPath = tuple[str, ...]
 Shape = tuple[int, ...]
 
 
-class Adapt(Protocol):
-    """Makes tensors of another size fit, such as a patch kernel."""
-
-    def fits(self, path: Path, shape: Shape, wanted: Shape) -> bool:
-        """Whether an array of `shape`, in our layout, can be made to fit."""
-        ...
-
-    def __call__(self, path: Path, value: np.ndarray, wanted: Shape) -> np.ndarray:
-        """The array that fits; `fits` said that there is one."""
-        ...
-
-
 class Transform(NamedTuple):
-    """Axis moves between the released layout and ours, for one unstacked tensor."""
+    """Axis moves between the PyTorch layout and ours, for one unstacked tensor.
+
+    Attributes:
+      read: from the PyTorch layout to ours.
+      write: the inverse.
+    """
 
     read: Callable[[np.ndarray], np.ndarray]
     write: Callable[[np.ndarray], np.ndarray]
@@ -49,57 +42,59 @@ TRANSFORMS: dict[str, Transform] = {
     "conv": Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
     # torch 1x1 Conv2d (out, in, 1, 1) <-> kernel (in, out)
     "conv1x1": Transform(lambda x: x.squeeze((2, 3)).T, lambda x: x.T[:, :, None, None]),
-    # a leading axis of one, e.g. cls_token (1, 1, d) <-> (1, d)
+    # a leading axis of one, such as a class token (1, 1, D) <-> (1, D)
     "squeeze": Transform(lambda x: x.squeeze(0), lambda x: x[None]),
-    # a leading axis of one that the source does not have, e.g. CLIP's class embedding (d,) <-> (1, d)
+    # a leading axis of one that the file lacks, such as CLIP's class embedding (D,) <-> (1, D)
     "unsqueeze": Transform(lambda x: x[None], lambda x: x[0]),
-    # a square grid of positions (1, S, S, d) <-> (S * S, d)
+    # a square grid of positions (1, S, S, D) <-> (S * S, D)
     "grid": Transform(
         lambda x: x.squeeze(0).reshape(-1, x.shape[-1]),
         lambda x: x.reshape(1, math.isqrt(len(x)), math.isqrt(len(x)), -1),
     ),
-    # one value a band, (C, 1, 1) <-> (C,)
+    # one value per band, (bands, 1, 1) <-> (bands,)
     "per_band": Transform(lambda x: x.squeeze((1, 2)), lambda x: x[:, None, None]),
 }
 
-
-ZEROS = ""  # stands for a part that the source does not have and that is zero, such as a key's bias
+ZEROS = ""  # stands for a zero part of a leaf that no tensor holds, such as the bias of the keys
 
 
 class Rule(NamedTuple):
-    """Which source tensors fill a leaf.
+    """A leaf of the model and the tensors that fill it.
 
-    pattern: source name with `{index}` placeholders, or several, whose tensors stand side by side along the
-      leaf's last axis (`ZEROS` for a part the source does not have).
-    path: where the leaf stands in the model's pure dict.
-    transform: a key of `TRANSFORMS`, for each tensor.
-    numbers: what the first index counts in the source where that is not 0, 1, 2, ..., such as the numbers
-      of a model's global layers.
+    Attributes:
+      pattern: tensor name with `{index}` placeholders, or several names whose tensors are concatenated along
+        the leaf's last axis (`ZEROS` for a part that no tensor holds).
+      path: path of the leaf in the model.
+      transform: key of `TRANSFORMS`, applied to each tensor.
+      numbers: values of the first index in tensor names where these are not 0, 1, 2, ..., such as the numbers
+        of the layers with global attention.
     """
 
     pattern: str | tuple[str, ...]
-    path: Path
+    path: LeafPath
     transform: str = "copy"
     numbers: tuple[int, ...] = ()
 
-    def under(self, prefix: str, path: Path) -> Rule:
-        """The same rule for a module that stands at `path` in ours and at `prefix` in the source names."""
+    def under(self, prefix: str, path: LeafPath) -> Rule:
+        """Return the rule for a module nested at `path` in our model and at `prefix` in tensor names."""
         patterns = tuple(pattern if pattern == ZEROS else prefix + pattern for pattern in self.patterns)
         return self._replace(pattern=patterns, path=(*path, *self.path))
 
     @property
     def patterns(self) -> tuple[str, ...]:
+        """The tensor names, also where there is only one."""
         return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
 
     @property
     def indices(self) -> list[str]:
+        """Names of the placeholders, in order of the leaf's stacked axes."""
         return re.findall(r"{(\w+)}", next(pattern for pattern in self.patterns if pattern != ZEROS))
 
     def names(self, shape: Shape) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
-        """For a leaf of `shape`: the stacked indices, and the source names of the parts at each."""
+        """List the stacked indices of a leaf of `shape`, each with the tensor names that belong to it."""
         keys = self.indices
         return [
-            (index, tuple(p.format(**self._numbered(keys, index)) for p in self.patterns))
+            (index, tuple(pattern.format(**self._numbered(keys, index)) for pattern in self.patterns))
             for index in itertools.product(*(range(n) for n in shape[: len(keys)]))
         ]
 
@@ -110,64 +105,85 @@ class Rule(NamedTuple):
         return numbered
 
 
+class Resizer(Protocol):
+    """Makes tensors of another size fit a leaf, such as the kernel of another patch size."""
+
+    def fits(self, path: LeafPath, shape: Shape, wanted: Shape) -> bool:
+        """Return whether an array of `shape`, in our layout, can be resized to `wanted`."""
+        ...
+
+    def __call__(self, path: LeafPath, value: np.ndarray, wanted: Shape) -> np.ndarray:
+        """Resize an array for which `fits` is true."""
+        ...
+
+
 def read_tensors(
     rules: Iterable[Rule],
-    leaves: Mapping[Path, Shape],
+    leaves: Mapping[LeafPath, Shape],
     tensors: Mapping[str, np.ndarray],
     *,
-    source: str,
+    file: str,
     constants: Mapping[str, float] | None = None,
     ignored: Iterable[str] = (),
-    defaults: Mapping[Path, np.ndarray] | None = None,
-    adapt: Adapt | None = None,
-) -> dict[Path, np.ndarray]:
-    """Fill every leaf from `tensors`: all of `stream_tensors` at once.
+    defaults: Mapping[LeafPath, np.ndarray] | None = None,
+    resizer: Resizer | None = None,
+) -> dict[LeafPath, np.ndarray]:
+    """Fill every leaf from `tensors`, strictly.
 
     Args:
-      rules: the name table.
-      leaves: path -> shape of every leaf that must be filled.
-      tensors: source name -> array.
-      source: what to call the file in messages.
-      constants: source names that carry a fixed value and no information, with that value.
-      ignored: regular expressions of source names that the model has no use for; the whole name must match.
+      rules: one rule for every leaf, perhaps more.
+      leaves: shape of every leaf that must be filled, by path.
+      tensors: arrays by tensor name.
+      file: name of the weight file in error messages.
+      constants: tensors that carry a fixed value and no information, with that value.
+      ignored: regular expressions of tensor names that the model does not need; the whole name must match.
       defaults: values of leaves that the format defines instead of storing them.
-      adapt: makes a tensor of another size fit, such as a patch kernel.
+      resizer: makes a tensor of another size fit.
 
-    Returns: path -> array in our layout, of the tensors' dtype.
+    Returns:
+      Arrays in our layout by path, in the tensors' dtype.
 
-    Raises UserError, listing all problems together: leaves without a rule or tensor, tensors
-    nobody reads, tensors of the wrong shape.
+    Raises:
+      UserError: lists all problems together: leaves without a rule or tensor, unexpected tensors, tensors of
+        the wrong shape.
     """
     return dict(
         stream_tensors(
-            rules, leaves, tensors, source=source, constants=constants, ignored=ignored,
-            defaults=defaults, adapt=adapt,
+            rules,
+            leaves,
+            tensors,
+            file=file,
+            constants=constants,
+            ignored=ignored,
+            defaults=defaults,
+            resizer=resizer,
         )
-    )  # fmt: skip
+    )
 
 
 def stream_tensors(
     rules: Iterable[Rule],
-    leaves: Mapping[Path, Shape],
+    leaves: Mapping[LeafPath, Shape],
     tensors: Mapping[str, np.ndarray],
     *,
-    source: str,
+    file: str,
     constants: Mapping[str, float] | None = None,
     ignored: Iterable[str] = (),
-    defaults: Mapping[Path, np.ndarray] | None = None,
-    adapt: Adapt | None = None,
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """As `read_tensors`, one leaf at a time, in the order of `leaves`.
+    defaults: Mapping[LeafPath, np.ndarray] | None = None,
+    resizer: Resizer | None = None,
+) -> Iterator[tuple[LeafPath, np.ndarray]]:
+    """Yield every leaf as `read_tensors` fills it, one at a time, in the order of `leaves`.
 
-    Names and shapes are checked before this returns: a mapping with a method `shape(name)` is not read for
-    that, and a file that does not fit is never read at all.
+    All names and shapes are checked before this function returns, so a file that does not fit is never read.
+    Tensors of a mapping with a method `shape(name)` are not read for the check.
     """
     defaults = defaults or {}
+    by_path = {rule.path: rule for rule in rules}
     used: set[str] = set()
     missing: list[str] = []
     wrong: list[str] = []
-    by_path = {rule.path: rule for rule in rules}
-    stored: dict[Path, Rule] = {}
+    # 1. Find the rule that fills each leaf, and check that its tensors exist and fit.
+    stored: dict[LeafPath, Rule] = {}
     for path, shape in leaves.items():
         rule = by_path.get(path)
         names = [] if rule is None else [n for _, parts in rule.names(shape) for n in parts if n != ZEROS]
@@ -181,62 +197,112 @@ def stream_tensors(
             missing += absent
         else:
             stored[path] = rule
-            wrong += _misfits(rule, shape, tensors, adapt)
+            wrong += _misfits(rule, shape, tensors, resizer)
+    # 2. Check tensors that must hold a constant.
     for name, value in (constants or {}).items():
         if name in tensors:
             used.add(name)
             if not np.all(np.asarray(tensors[name]) == value):
                 wrong.append(f"{name} should hold the constant {value}")
+    # 3. Everything else must be a tensor that the model does not need.
     left = sorted(name for name in set(tensors) - used if not any(re.fullmatch(p, name) for p in ignored))
-    _refuse(source, {"missing": missing, "left over": left, "wrong shape": wrong})
+    _raise_problems(file, {"missing": missing, "left over": left, "wrong shape": wrong})
+    # 4. Read the leaves.
     return (
-        (path, _read_leaf(stored[path], path, shape, tensors, adapt) if path in stored else defaults[path])
+        (path, _read_leaf(stored[path], path, shape, tensors, resizer) if path in stored else defaults[path])
         for path, shape in leaves.items()
     )
 
 
-def _refuse(source: str, problems: Mapping[str, list[str]]) -> None:
-    listed = [f"{what} ({len(items)}): {_listed(items)}" for what, items in problems.items() if items]
+def _misfits(
+    rule: Rule, shape: Shape, tensors: Mapping[str, np.ndarray], resizer: Resizer | None
+) -> list[str]:
+    """Describe the tensors whose shape does not fit a leaf."""
+    wanted, problems = shape[len(rule.indices) :], []
+    for _, names in rule.names(shape):
+        shapes = {name: shape_of(tensors, name) for name in names if name != ZEROS}
+        joined = joined_shape(rule, list(shapes.values()))
+        if joined is None or (joined != wanted and not (resizer and resizer.fits(rule.path, joined, wanted))):
+            listed = ", ".join(f"{name} {theirs}" for name, theirs in shapes.items())
+            problems.append(f"{listed} does not fit {'/'.join(rule.path)} {wanted}")
+    return problems
+
+
+def _raise_problems(file: str, problems: Mapping[str, list[str]]) -> None:
+    listed = [f"{what} ({len(items)}): {_enumerate(items)}" for what, items in problems.items() if items]
     if listed:
         raise UserError(
-            f"{source} does not fit this configuration: {'; '.join(listed)}. "
+            f"{file} does not fit this configuration: {'; '.join(listed)}. "
             "Choose the configuration the file was made with."
         )
 
 
-def _listed(items: list[str], at_most: int = 12) -> str:
+def _enumerate(items: list[str], at_most: int = 12) -> str:
     more = [f"and {len(items) - at_most} more"] * (len(items) > at_most)
     return ", ".join(items[:at_most] + more)
 
 
-def write_tensors(rules: Iterable[Rule], leaves: Mapping[Path, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `read_tensors`: source name -> array, for every leaf. Raises KeyError for a
-    leaf without a rule."""
+def _read_leaf(
+    rule: Rule,
+    path: LeafPath,
+    shape: Shape,
+    tensors: Mapping[str, np.ndarray],
+    resizer: Resizer | None,
+) -> np.ndarray:
+    """Read one leaf; its memory is allocated once."""
+    wanted = shape[len(rule.indices) :]
+    leaf, read = None, TRANSFORMS[rule.transform].read
+    for index, names in rule.names(shape):
+        parts = [read(np.asarray(tensors[name])) for name in names if name != ZEROS]
+        value = _concatenate(rule.patterns, parts)
+        if resizer is not None and value.shape != wanted:
+            value = resizer(path, value, wanted)
+        if not index:
+            return value
+        leaf = np.empty(shape, value.dtype) if leaf is None else leaf
+        leaf[index] = value
+    assert leaf is not None
+    return leaf
+
+
+def _concatenate(patterns: tuple[str, ...], parts: list) -> np.ndarray:
+    if len(patterns) == 1:
+        return parts[0]
+    remaining, zeros = iter(parts), np.zeros_like(parts[0])
+    return np.concatenate([zeros if pattern == ZEROS else next(remaining) for pattern in patterns], axis=-1)
+
+
+def write_tensors(rules: Iterable[Rule], leaves: Mapping[LeafPath, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors that hold these leaves: the inverse of `read_tensors`.
+
+    Raises:
+      KeyError: a leaf has no rule.
+    """
     return dict(write_each(rules, leaves.items()))
 
 
 def write_each(
-    rules: Iterable[Rule], leaves: Iterable[tuple[Path, np.ndarray]]
+    rules: Iterable[Rule], leaves: Iterable[tuple[LeafPath, np.ndarray]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """As `write_tensors`, one tensor at a time, in the order of `leaves`; each is a copy."""
+    """Yield the tensors of `write_tensors` one at a time, in the order of `leaves`; each is a copy."""
     by_path = {rule.path: rule for rule in rules}
     for path, leaf in leaves:
-        for name, view in _views(by_path[path], np.asarray(leaf)):
+        for name, view in _tensor_views(by_path[path], np.asarray(leaf)):
             yield name, np.array(view, order="C")
 
 
-def written_shapes(rules: Iterable[Rule], shapes: Mapping[Path, Shape]) -> dict[str, Shape]:
-    """Source name -> shape of what `write_tensors` makes of leaves of these shapes."""
+def written_shapes(rules: Iterable[Rule], shapes: Mapping[LeafPath, Shape]) -> dict[str, Shape]:
+    """Return the shapes, by name, of the tensors that `write_tensors` makes of leaves of these shapes."""
     by_path = {rule.path: rule for rule in rules}
     return {
         name: view.shape
         for path, shape in shapes.items()
-        for name, view in _views(by_path[path], np.broadcast_to(np.int8(0), shape))
+        for name, view in _tensor_views(by_path[path], np.broadcast_to(np.int8(0), shape))
     }
 
 
-def _views(rule: Rule, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The source tensors that a leaf holds, without copies."""
+def _tensor_views(rule: Rule, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the tensors that a leaf holds, as views."""
     write = TRANSFORMS[rule.transform].write
     for index, names in rule.names(leaf.shape):
         value = leaf[index]
@@ -244,18 +310,18 @@ def _views(rule: Rule, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         yield from ((name, write(part)) for name, part in zip(names, parts, strict=True) if name != ZEROS)
 
 
-def stored_shapes(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> dict[Path, Shape]:
-    """The shape of every rule's leaf as a file's own tensors have it, for a model whose sizes nobody gave.
+def stored_shapes(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> dict[LeafPath, Shape]:
+    """Infer the shape of every rule's leaf from the tensors of a file, for a model of unknown size.
 
-    A stacked axis is as long as the longest among the leaves beside it, so that `stream_tensors` reports what
-    is missing at its end; of a leaf without any tensor only the stacked axes are known.
+    A stacked axis is as long as the longest among the leaves of the same module, so that `stream_tensors`
+    reports tensors that are missing at its end. Of a leaf without any tensor only the stacked axes are known.
     """
     rules = list(rules)
-    lengths: dict[tuple[str, Path], int] = {}
+    lengths: dict[tuple[str, LeafPath], int] = {}
     for rule in rules:
         for key in rule.indices:
-            place = (key, rule.path[:-1][:3])
-            lengths[place] = max(lengths.get(place, 0), _count(rule, key, tensors))
+            module = (key, rule.path[:-1][:3])
+            lengths[module] = max(lengths.get(module, 0), _count_tensors(rule, key, tensors))
     shapes = {}
     for rule in rules:
         stacked = tuple(lengths[key, rule.path[:-1][:3]] for key in rule.indices)
@@ -265,35 +331,28 @@ def stored_shapes(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> d
     return shapes
 
 
-def _count(rule: Rule, key: str, tensors: Mapping[str, np.ndarray]) -> int:
-    """How many tensors there are along one index, where all others are 0."""
+def _count_tensors(rule: Rule, key: str, tensors: Mapping[str, np.ndarray]) -> int:
+    """Count the tensors along one index while all other indices are 0."""
     pattern = next(pattern for pattern in rule.patterns if pattern != ZEROS)
     others = dict.fromkeys(rule.indices, 0)
     return next(n for n in itertools.count() if pattern.format(**{**others, key: n}) not in tensors)
 
 
 def shape_of(tensors: Mapping[str, np.ndarray], name: str) -> Shape:
-    """The shape of a tensor, unread where the mapping knows it."""
+    """Return the shape of a tensor, without reading it where the mapping has a method `shape(name)`."""
     known = getattr(tensors, "shape", None)
     return tuple(known(name) if callable(known) else np.shape(tensors[name]))
 
 
-def _misfits(rule: Rule, shape: Shape, tensors: Mapping[str, np.ndarray], adapt: Adapt | None) -> list[str]:
-    """Which of a leaf's tensors have a shape that does not fit it, in words."""
-    want, found = shape[len(rule.indices) :], []
-    for _, names in rule.names(shape):
-        shapes = {name: shape_of(tensors, name) for name in names if name != ZEROS}
-        joined = joined_shape(rule, list(shapes.values()))
-        if joined is None or (joined != want and not (adapt and adapt.fits(rule.path, joined, want))):
-            listed = ", ".join(f"{name} {theirs}" for name, theirs in shapes.items())
-            found.append(f"{listed} does not fit {'/'.join(rule.path)} {want}")
-    return found
-
-
 def joined_shape(rule: Rule, shapes: list[Shape]) -> Shape | None:
-    """The shape that a rule makes of tensors of these shapes (those that exist), or None where it cannot."""
+    """Return the shape that a rule makes of tensors of these shapes, or None where they do not fit together.
+
+    Args:
+      rule: the rule that joins the tensors.
+      shapes: shapes of the tensors that exist, in the order of the rule's patterns.
+    """
     try:
-        # a view of one number stands for the tensor: axes move, nothing is read
+        # A broadcast scalar stands for the tensor: its axes move, and nothing is read or allocated.
         read = TRANSFORMS[rule.transform].read
         parts = [read(np.broadcast_to(np.int8(0), shape)).shape for shape in shapes]
     except (ValueError, IndexError):
@@ -302,30 +361,5 @@ def joined_shape(rule: Rule, shapes: list[Shape]) -> Shape | None:
         return parts[0]
     if len({part[:-1] for part in parts}) > 1:
         return None
-    absent = len(rule.patterns) - len(parts)
-    return (*parts[0][:-1], sum(part[-1] for part in parts) + absent * parts[0][-1])
-
-
-def _read_leaf(rule: Rule, path: Path, shape: Shape, tensors: Mapping[str, np.ndarray],
-               adapt: Adapt | None) -> np.ndarray:  # fmt: skip
-    """One leaf, allocated once."""
-    want = shape[len(rule.indices) :]
-    leaf, read = None, TRANSFORMS[rule.transform].read
-    for index, names in rule.names(shape):
-        parts = [read(np.asarray(tensors[name])) for name in names if name != ZEROS]
-        value = _join(rule.patterns, parts)
-        if adapt is not None and value.shape != want:
-            value = adapt(path, value, want)
-        if not index:
-            return value
-        leaf = np.empty(shape, value.dtype) if leaf is None else leaf
-        leaf[index] = value
-    assert leaf is not None
-    return leaf
-
-
-def _join(patterns: tuple[str, ...], parts: list) -> np.ndarray:
-    if len(patterns) == 1:
-        return parts[0]
-    remaining, zeros = iter(parts), np.zeros_like(parts[0])
-    return np.concatenate([zeros if pattern == ZEROS else next(remaining) for pattern in patterns], axis=-1)
+    zero_parts = len(rule.patterns) - len(parts)
+    return (*parts[0][:-1], sum(part[-1] for part in parts) + zero_parts * parts[0][-1])

@@ -1,63 +1,127 @@
-"""Files of weights, written tensor by tensor, whole or not at all.
-
-Where the weights in a file came from: the record that goes into its header.
-"""
+"""Write weight files tensor by tensor: safetensors files, Hugging Face folders, and records of origin."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spectralmoe_jax.config.model import UNTIED_NORMS, EncoderConfig
 from spectralmoe_jax.config.presets import PRESETS
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.files import replacing
-from spectralmoe_jax.weights.encoder_file import OR, presets_of
-from spectralmoe_jax.weights.formats import MANIFEST, Found, file_fields, manifest
-from spectralmoe_jax.weights.reading import Source
+from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.weights import format_tables as tables
+from spectralmoe_jax.weights.encoder_file import OR, candidate_presets
+from spectralmoe_jax.weights.formats import MANIFEST, EncoderFile, file_fields, manifest
+from spectralmoe_jax.weights.hub import CONFIG, WEIGHTS
+from spectralmoe_jax.weights.name_rules import LeafPath, Shape, write_each, written_shapes
+from spectralmoe_jax.weights.reading import WeightFile
+
+DTYPE = np.dtype("<f4")
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def atomic_create(destination: Path) -> Iterator[Path]:
+    """Yield a temporary path for a new file or folder, which is renamed to `destination` on success.
+
+    Raises:
+      UserError: the destination exists, or its parent folder does not.
+    """
+    if destination.exists():
+        raise UserError(f"{destination}: exists already; remove it or choose another name")
+    if not destination.parent.is_dir():
+        raise UserError(f"{destination.parent}: no such folder; make it first")
+    with atomic_write(destination) as temporary:
+        yield temporary
+
+
+def require_suffix(target: Path, *suffixes: str) -> None:
+    """Raise a UserError where a file name ends in none of the suffixes."""
+    if target.suffix not in suffixes:
+        raise UserError(f"{target}: the name has to end in {' or '.join(suffixes)}")
+
+
+def write_safetensors(
+    path: Path,
+    shapes: Mapping[str, Shape],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write float32 tensors to a safetensors file with only one of them in memory.
+
+    The safetensors library would need all of them at once.
+
+    Args:
+      path: the file.
+      shapes: shape of every tensor by name, in any order.
+      tensors: name and array of each, once, in any order.
+      metadata: metadata for the header.
+    """
+    # 1. The header has the byte range of every tensor.
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + int(np.prod(shape)) * DTYPE.itemsize
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors start at a multiple of eight bytes
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        # 2. Each tensor goes to its own range, in the order in which they come.
+        written = set()
+        for name, tensor in tensors:
+            assert tensor.shape == tuple(shapes[name]), name
+            assert name not in written, name
+            file.seek(8 + len(encoded) + header[name]["data_offsets"][0])
+            file.write(np.ascontiguousarray(tensor, DTYPE).data)
+            written.add(name)
+        assert written == set(shapes)
+
+
+# Records of origin
 
 Record = dict[str, Any]
 
 
-def header(record: Mapping[str, Any]) -> dict[str, str]:
-    """A record as metadata of a safetensors file."""
+def record_metadata(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return a record as metadata of a safetensors file."""
     return {MANIFEST: json.dumps(record)}
 
 
-def of_source(source: Source) -> Record:
-    """Source and SHA-256 of its files; of a file of ours its own record goes along as `earlier`."""
-    record = {"source": source.describe, "sha256": digests(source)}
-    earlier = manifest(source)
+def file_record(file: WeightFile) -> Record:
+    """Return the name and checksums of a weight file; a native file's own record is kept as `earlier`."""
+    digests = {path.name: _sha256(path) for path in file.paths}
+    record = {"source": file.spec, "sha256": digests}
+    earlier = manifest(file)
     return record | ({"earlier": earlier} if earlier else {})
 
 
-def of_encoder(found: Found, preset: str | None = None) -> Record:
-    """An encoder's source, SHA-256, licence note, preset (several, joined by `or`, where the file does not
-    tell), format and settings.
+def encoder_record(encoder_file: EncoderFile, preset_name: str | None = None) -> Record:
+    """Return the record of an encoder: its file, licence note, preset, format and settings.
 
     Args:
-      preset: the one that the user named.
+      encoder_file: the file that the encoder comes from.
+      preset_name: the preset that the user gave. Without it the record names every candidate, joined by `or`.
     """
-    fields = {**file_fields(found), **(PRESETS[preset] if preset else {})}
+    fields = {**file_fields(encoder_file), **(PRESETS[preset_name] if preset_name else {})}
     return {
-        **of_source(found.source), "licence": found.format.licence,
-        "preset": preset or OR.join(presets_of(found, fields)) or None,
-        "format": found.format.name, "encoder": fields,
-    }  # fmt: skip
+        **file_record(encoder_file.file),
+        "licence": encoder_file.format.licence,
+        "preset": preset_name or OR.join(candidate_presets(encoder_file, fields)) or None,
+        "format": encoder_file.format.name,
+        "encoder": fields,
+    }
 
 
-def digests(source: Source) -> dict[str, str]:
-    """SHA-256 of every file of a source, by its name."""
-    return {path.name: _sha256(path) for path in source.files}
-
-
-def of_folder(folder: Path) -> str:
-    """One SHA-256 of a folder: of its files' names and SHA-256 sums, in the order of the names."""
+def folder_sha256(folder: Path) -> str:
+    """Return one checksum of a folder, over the names and checksums of its files in order of their names."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         total.update(f"{path.relative_to(folder).as_posix()} {_sha256(path)}\n".encode())
@@ -69,57 +133,108 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-DTYPE = np.dtype("<f4")
+# Hugging Face folders
+
+_HUGGING_FACE_LAYOUTS = {
+    "dinov3": tables.HF_DINOV3,
+    "dinov2": tables.HF_DINOV2,
+    "clip": tables.HF_CLIP,
+    "sam": tables.HF_SAM,
+}
+_HUGGING_FACE_PREFIXES = {"clip": "vision_model.", "sam": "vision_encoder."}
+# Leaves that transformers computes, or that its models do not have.
+_NOT_STORED = ("rope_periods", "bias_mask", *UNTIED_NORMS)
 
 
-@contextlib.contextmanager
-def aside(destination: Path) -> Iterator[Path]:
-    """A name beside `destination` to write a file or folder at; it takes its place once the block is done, or
-    vanishes where that fails.
-
-    Raises UserError where the destination exists, or its folder does not.
-    """
-    if destination.exists():
-        raise UserError(f"{destination}: exists already; remove it or choose another name")
-    if not destination.parent.is_dir():
-        raise UserError(f"{destination.parent}: no such folder; make it first")
-    with replacing(destination) as temporary:
-        yield temporary
-
-
-def require_suffix(target: Path, *suffixes: str) -> None:
-    """Raises UserError where a file's name ends in none of these."""
-    if target.suffix not in suffixes:
-        raise UserError(f"{target}: the name has to end in {' or '.join(suffixes)}")
-
-
-def write_safetensors(
-    path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str],
+def write_hugging_face_folder(
+    folder: Path,
+    config: EncoderConfig,
+    shapes: Mapping[LeafPath, Shape],
+    leaves: Iterable[tuple[LeafPath, np.ndarray]],
+    record: Mapping[str, Any],
 ) -> None:
-    """Write float32 tensors as they come: one at a time is in memory, where the library wants all.
+    """Write an encoder as a folder that transformers' `from_pretrained` reads, leaf by leaf.
 
     Args:
-      shapes: of every tensor, in any order.
-      tensors: (name, array) of each, once.
-      metadata: for the header.
+      folder: the folder, which is created.
+      config: the encoder.
+      shapes: shapes of its leaves.
+      leaves: path and array of each leaf, once.
+      record: record of origin for the header.
+
+    Raises:
+      UserError: transformers does not have the encoder.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + int(np.prod(shape)) * DTYPE.itemsize
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # tensors start at a multiple of eight bytes
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        written = set()
-        for name, tensor in tensors:
-            assert tensor.shape == tuple(shapes[name]), name
-            assert name not in written, name
-            file.seek(8 + len(encoded) + header[name]["data_offsets"][0])
-            file.write(np.ascontiguousarray(tensor, DTYPE).data)
-            written.add(name)
-        assert written == set(shapes)
+    if config.kind not in _HUGGING_FACE_LAYOUTS:
+        known = ", ".join(_HUGGING_FACE_LAYOUTS)
+        raise UserError(f"--to hf: transformers is written for {known}, not for {config.kind}")
+    settings = _hugging_face_config(config)
+    prefix = _HUGGING_FACE_PREFIXES.get(config.kind, "")
+    names = _HUGGING_FACE_LAYOUTS[config.kind]
+    rules = [rule.under(prefix, ()) for rule in tables.encoder_rules(names, config)]
+    omitted = sorted({part for path in shapes for part in path if part in _NOT_STORED})
+    if omitted:
+        log.info("%s: transformers does not store %s", folder.name, ", ".join(omitted))
+    wanted = {path: shape for path, shape in shapes.items() if not set(path) & set(_NOT_STORED)}
+    stored = ((path, leaf) for path, leaf in leaves if path in wanted)
+    folder.mkdir()
+    metadata = {"format": "pt", **record_metadata(record)}
+    write_safetensors(folder / WEIGHTS, written_shapes(rules, wanted), write_each(rules, stored), metadata)
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _hugging_face_config(config: EncoderConfig) -> dict[str, Any]:
+    """Return the contents of config.json."""
+    gated = config.ffn == "swiglu"
+    common = {
+        "hidden_size": config.width, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
+        "patch_size": config.patch_size, "num_channels": config.in_channels,
+        "layer_norm_eps": config.norm_eps, "image_size": config.table_size * config.patch_size,
+        "dtype": "float32",
+    }  # fmt: skip
+    if config.kind == "clip":
+        return {
+            **common, "model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"],
+            "intermediate_size": config.hidden, "hidden_act": "quick_gelu",
+        }  # fmt: skip
+    if config.kind == "sam":
+        return {
+            **common, "model_type": "sam_vision_model", "architectures": ["SamVisionModel"],
+            "mlp_dim": config.hidden, "output_channels": config.neck_width, "window_size": config.window,
+            "global_attn_indexes": list(tables.global_layers(config)), "qkv_bias": config.qkv_bias,
+            "hidden_act": "gelu",
+        }  # fmt: skip
+    if config.kind == "dinov3":
+        return {
+            **common, "model_type": "dinov3_vit", "architectures": ["DINOv3ViTModel"],
+            "query_bias": config.qkv_bias, "value_bias": config.qkv_bias, "key_bias": False,
+            "intermediate_size": config.hidden, "hidden_act": "silu" if gated else "gelu",
+            "use_gated_mlp": gated, "num_register_tokens": config.storage_tokens,
+            "rope_theta": config.rope_base,
+        }  # fmt: skip
+    model: dict[str, Any] = {"model_type": "dinov2", "architectures": ["Dinov2Model"]}
+    if config.storage_tokens:
+        model = {
+            "model_type": "dinov2_with_registers", "architectures": ["Dinov2WithRegistersModel"],
+            "num_register_tokens": config.storage_tokens,
+        }  # fmt: skip
+    return {
+        **common, **model, "mlp_ratio": _dinov2_mlp_ratio(config), "qkv_bias": config.qkv_bias,
+        "use_swiglu_ffn": gated, "hidden_act": "gelu",
+    }  # fmt: skip
+
+
+def _dinov2_mlp_ratio(config: EncoderConfig) -> int:
+    """Return the `mlp_ratio` for which transformers gives the encoder's hidden width."""
+
+    def hidden(ratio: int) -> int:
+        wide = config.width * ratio
+        # a gated block has two thirds of that, rounded up to a multiple of eight
+        return (wide * 2 // 3 + 7) // 8 * 8 if config.ffn == "swiglu" else wide
+
+    for ratio in range(1, 17):
+        if hidden(ratio) == config.hidden:
+            return ratio
+    raise UserError(
+        f"--to hf: a hidden width of {config.hidden} for width {config.width} is none transformers has"
+    )

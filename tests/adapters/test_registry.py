@@ -20,7 +20,7 @@ from spectralmoe_jax.inference.pictures import expert_maps
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.parameters import join, leaves, split
 from spectralmoe_jax.training.train import train
-from spectralmoe_jax.weights.reading import open_source
+from spectralmoe_jax.weights.reading import open_weight_file
 from spectralmoe_jax.weights.released import stream_segmenter
 from tests.tiny_run import SIZES
 
@@ -147,7 +147,7 @@ def test_keys_of_an_own_adapter_are_its_own(example):
 
 
 def test_the_released_layout_has_no_other_kinds(goldens):
-    file = open_source(goldens / "released_tiny" / "dinov3_laplace_k1.safetensors")
+    file = open_weight_file(goldens / "released_tiny" / "dinov3_laplace_k1.safetensors")
     for section, kind in (("adapter", "rein"), ("head", "linear")):
         settings = segmenter_config(load_config(FULL, [f"--config.model.{section}.kind={kind}"]))
         with pytest.raises(UserError, match=rf"model\.{section}\.kind = '{kind}' has no released layout"):

@@ -11,10 +11,10 @@ from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parameters import leaves
-from spectralmoe_jax.weights import writing as write
-from spectralmoe_jax.weights.encoder_file import OR, presets_of
-from spectralmoe_jax.weights.formats import FORMATS, Found
-from spectralmoe_jax.weights.reading import Source, open_source
+from spectralmoe_jax.weights import writing
+from spectralmoe_jax.weights.encoder_file import OR, candidate_presets
+from spectralmoe_jax.weights.formats import FORMATS, EncoderFile
+from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 from tests.weights.tiny_encoders import (
     CONFIGS,
     SIZES,
@@ -170,9 +170,9 @@ def test_preset_of_satellite_weights(folder, preset):
     """transformers' DINOv3 stores nothing that tells the two pretrainings of ViT-L apart but the name."""
     fields = {"kind": "dinov3", "width": 1024, "layers": 24, "ffn": "mlp", "mlp_width": 4096,
               "storage_tokens": 4, "qkv_bias": True, "patch_size": 16, "heads": 16}  # fmt: skip
-    source = Source(f"models/{folder}", [], {}, {}.__getitem__)
+    source = WeightFile(f"models/{folder}", [], {}, {}.__getitem__)
     hf = next(format for format in FORMATS if format.name == "hf_dinov3")
-    assert OR.join(presets_of(Found(hf, hf.names[0], "", source), fields)) == preset
+    assert OR.join(candidate_presets(EncoderFile(hf, hf.layouts[0], "", source), fields)) == preset
 
 
 def test_settings_that_a_file_does_not_say_are_not_guessed(tmp_path):
@@ -203,7 +203,7 @@ def test_nothing_half_written(folders, tmp_path, monkeypatch):
     def full_disk(self, *_):
         raise OSError(28, "No space left on device", str(self))
 
-    monkeypatch.setattr(write.np, "ascontiguousarray", full_disk)
+    monkeypatch.setattr(writing.np, "ascontiguousarray", full_disk)
     with pytest.raises(OSError, match="No space"):
         convert(str(folders("dinov2")), str(tmp_path / "x.safetensors"))
     assert list(tmp_path.iterdir()) == []
@@ -240,8 +240,8 @@ def test_writer_is_the_formats_own(tmp_path):
     tensors = {"a/b": rng.normal(size=(3, 5)).astype("f4"), "scalar": np.float32(2.5).reshape(()),
                "empty": np.zeros((0, 4), "f4"), "t": rng.normal(size=(2, 7)).astype("f4").T}  # fmt: skip
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    write.write_safetensors(tmp_path / "x.safetensors", shapes, reversed(tensors.items()), {"k": "v"})
+    writing.write_safetensors(tmp_path / "x.safetensors", shapes, reversed(tensors.items()), {"k": "v"})
     back = load_file(tmp_path / "x.safetensors")
     assert back.keys() == tensors.keys()
     assert all(np.array_equal(back[name], tensors[name]) for name in tensors)
-    assert open_source(tmp_path / "x.safetensors").metadata == {"k": "v"}
+    assert open_weight_file(tmp_path / "x.safetensors").metadata == {"k": "v"}

@@ -12,7 +12,7 @@ from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import initial_segmenter
 from spectralmoe_jax.parameters import leaves
-from spectralmoe_jax.weights.reading import open_source
+from spectralmoe_jax.weights.reading import open_weight_file
 from tests.weights.test_released import different, tiny, written  # noqa: F401 (a fixture)
 
 
@@ -41,7 +41,7 @@ def test_parts_apart(written, tmp_path):  # noqa: F811
     assert different(tiny(weights=files(tmp_path, "backbone,trained")), wanted) == []
     convert(files(tmp_path, "backbone,trained"), str(tmp_path / "both.safetensors"))
     assert different(tiny(weights=files(tmp_path, "both")), wanted) == []
-    record = json.loads(open_source(tmp_path / "both.safetensors").metadata["spectralmoe"])
+    record = json.loads(open_weight_file(tmp_path / "both.safetensors").metadata["spectralmoe"])
     assert record["encoders"]["depth"]["encoder"]["layers"] == 4
     earlier = record["encoders"]["depth"]["earlier"]
     assert earlier["source"] == f"{folder}/backbone.safetensors"

@@ -47,7 +47,7 @@ class Golden:
         head = Mask2FormerHead(self.config, in_features=64, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
         graph, state = nnx.split(head)
         shapes = {path: leaf.shape for path, leaf in flatten_dict(nnx.to_pure_dict(state)).items()}
-        leaves = read_tensors(head_rules(path=()), shapes, self.tensors, source="golden")
+        leaves = read_tensors(head_rules(path=()), shapes, self.tensors, file="golden")
         leaves = {path: leaf.astype(dtype) for path, leaf in leaves.items()}
         nnx.replace_by_pure_dict(state, unflatten_dict(jax.tree.map(jax.numpy.asarray, leaves)))
         return graph, state

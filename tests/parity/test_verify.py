@@ -108,7 +108,7 @@ def test_tables_move_axes_only():
     tensors = {f"layer.{i}.weight": rng.normal(size=(3, 5)) for i in range(2)} | {
         "conv": rng.normal(size=(2, 3, 4, 5))
     }
-    read = read_tensors(rules, {("kernel",): (2, 5, 3), ("conv",): (4, 5, 3, 2)}, tensors, source="x")
+    read = read_tensors(rules, {("kernel",): (2, 5, 3), ("conv",): (4, 5, 3, 2)}, tensors, file="x")
     assert read["kernel",][1, 4, 2] == tensors["layer.1.weight"][2, 4]
     assert read["conv",][3, 4, 2, 1] == tensors["conv"][1, 2, 3, 4]
     back = write_tensors(rules, read)

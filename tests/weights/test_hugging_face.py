@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.weights.formats import file_fields, recognise
-from spectralmoe_jax.weights.reading import open_source
+from spectralmoe_jax.weights.reading import open_weight_file
 from tests.weights.tiny_encoders import (
     CONFIGS,
     OURS,
@@ -51,7 +51,7 @@ def test_layers(folders, kind):
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_fields_from_the_file(folders, kind):
-    found = recognise(open_source(folders(kind)[1]))
+    found = recognise(open_weight_file(folders(kind)[1]))
     config = CONFIGS[kind]
     for key, value in file_fields(found).items():
         assert getattr(config, key) == value, key
@@ -89,7 +89,7 @@ def test_sharded_folder_is_the_same(folders, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="8KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
-    whole, sharded = open_source(folder), open_source(tmp_path)
+    whole, sharded = open_weight_file(folder), open_weight_file(tmp_path)
     assert set(whole) == set(sharded)
     assert all(np.array_equal(whole[name], sharded[name]) for name in whole)
     assert len(sharded.files) > 2
@@ -99,13 +99,13 @@ def test_sharded_folder_is_the_same(folders, tmp_path):
 def test_half_precision_is_widened_exactly(tmp_path, dtype):
     model = published("dinov2").to(getattr(torch, dtype))
     model.save_pretrained(tmp_path)
-    source = open_source(tmp_path)
+    source = open_weight_file(tmp_path)
     wanted = {name: value.float().numpy() for name, value in model.state_dict().items()}
     name = "embeddings.position_embeddings"
     assert source[name].dtype == np.float32
     np.testing.assert_array_equal(source[name], wanted[name])
     torch.save(model.state_dict(), tmp_path / "half.pth")
-    np.testing.assert_array_equal(open_source(tmp_path / "half.pth")[name], wanted[name])
+    np.testing.assert_array_equal(open_weight_file(tmp_path / "half.pth")[name], wanted[name])
 
 
 def test_fewer_bands_are_chosen_by_name(folders):

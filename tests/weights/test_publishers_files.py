@@ -14,7 +14,7 @@ from spectralmoe_jax.weights.encoder_file import fill_encoder
 from spectralmoe_jax.weights.format_tables import DOFA, encoder_rules
 from spectralmoe_jax.weights.formats import file_fields, recognise
 from spectralmoe_jax.weights.name_rules import write_tensors
-from spectralmoe_jax.weights.reading import open_source
+from spectralmoe_jax.weights.reading import open_weight_file
 from tests.weights.tiny_encoders import (
     CONFIGS,
     OURS,
@@ -104,7 +104,7 @@ def test_same_leaves_as_from_hugging_face(kind, folder_leaves, tmp_path):
     assert ours.keys() == wanted.keys()
     for path, leaf in wanted.items():
         np.testing.assert_allclose(ours[path], leaf, rtol=1e-6, err_msg=str(path))
-    found = file_fields(recognise(open_source(tmp_path / "meta.pth")))
+    found = file_fields(recognise(open_weight_file(tmp_path / "meta.pth")))
     assert all(getattr(CONFIGS[kind], key) == value for key, value in found.items())
 
 
@@ -199,7 +199,7 @@ def test_original_eva02(wrap, tmp_path):
         state[name] = value
     state["blocks.0.attn.rope.freqs_sin"] = torch.zeros(16, 12)
     torch.save({wrap: state, "epoch": 3}, tmp_path / "eva02.pt")
-    found = recognise(open_source(tmp_path / "eva02.pt"))
+    found = recognise(open_weight_file(tmp_path / "eva02.pt"))
     assert found.format.name == "eva02"
     assert file_fields(found)["qkv_bias"]
     ours = leaves(filled(config, tmp_path / "eva02.pt"))
@@ -238,7 +238,7 @@ def sam_folder(path, everywhere, layers=8, window=3):
 
 @pytest.mark.parametrize("everywhere", [[2, 5, 6], [1, 2], [2, 4, 7], [0, 2]])
 def test_sam_with_irregular_global_layers(everywhere, tmp_path):
-    found = recognise(open_source(sam_folder(tmp_path, everywhere)))
+    found = recognise(open_weight_file(sam_folder(tmp_path, everywhere)))
     listed = ", ".join(map(str, everywhere))
     with pytest.raises(UserError, match=f"layers {listed} of 8 have global attention; this encoder can"):
         file_fields(found)
@@ -246,7 +246,7 @@ def test_sam_with_irregular_global_layers(everywhere, tmp_path):
 
 def test_sam_whose_tables_do_not_tell(tmp_path):
     """A window as large as the grid: tables of one length, and config.json alone tells the global layers."""
-    found = recognise(open_source(sam_folder(tmp_path, [3, 7], window=8)))
+    found = recognise(open_weight_file(sam_folder(tmp_path, [3, 7], window=8)))
     assert file_fields(found)["global_every"] == 4
 
 
@@ -316,7 +316,7 @@ def test_wrong_architecture(config, message, tmp_path):
     torch.save(meta_state("dinov2"), tmp_path / "x.pth")
     encoder = make_encoder(EncoderConfig(**{"kind": "dinov2", **OURS, **TABLE, **config}), rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=message) as error:
-        fill_encoder(encoder, open_source(tmp_path / "x.pth"))
+        fill_encoder(encoder, open_weight_file(tmp_path / "x.pth"))
     assert "\n" not in str(error.value)
 
 
@@ -333,7 +333,7 @@ def test_everything_that_does_not_fit_is_listed_together(tmp_path):
 
 def test_format_by_name(tmp_path):
     torch.save(meta_state("dinov2"), tmp_path / "x.pth")
-    source = open_source(tmp_path / "x.pth")
+    source = open_weight_file(tmp_path / "x.pth")
     assert recognise(source, "meta_dinov2").format.kind == "dinov2"
     with pytest.raises(UserError, match="is not of the format hf_clip"):
         recognise(source, "hf_clip")

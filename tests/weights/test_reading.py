@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.weights.reading import open_source
+from spectralmoe_jax.weights.reading import open_weight_file
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 
@@ -28,7 +28,7 @@ TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([Tru
 
 def message(spec):
     with pytest.raises(UserError) as error:
-        open_source(spec)
+        open_weight_file(spec)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -37,13 +37,13 @@ def test_reads_a_tensor_when_asked(tmp_path):
     save_file(TENSORS, tmp_path / "x.safetensors")
     torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in TENSORS.items()}}, tmp_path / "x.pth")
     for name in ("x.safetensors", "x.pth"):
-        source = open_source(tmp_path / name)
+        source = open_weight_file(tmp_path / name)
         assert set(source) == {"a", "b"}
         assert source.shape("a") == (2, 3)
         np.testing.assert_array_equal(source["a"], TENSORS["a"])
         assert source["b"].dtype == bool
         assert "c" not in source
-        assert source.describe == str(tmp_path / name)
+        assert source.spec == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -54,7 +54,7 @@ def test_half_precision(tmp_path, dtype):
     save_torch({"x": value}, tmp_path / "x.safetensors")
     torch.save({"x": value}, tmp_path / "x.pth")
     for name in ("x.safetensors", "x.pth"):
-        found = open_source(tmp_path / name)["x"]
+        found = open_weight_file(tmp_path / name)["x"]
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, value.float().numpy())
 
@@ -159,7 +159,7 @@ def test_training_checkpoint_of_mmengine(tmp_path, mmengine, installed, archive,
     if not installed:
         for name in [name for name in sys.modules if name.startswith("mmengine")]:
             monkeypatch.delitem(sys.modules, name)
-    source = open_source(tmp_path / "epoch_20.pth")
+    source = open_weight_file(tmp_path / "epoch_20.pth")
     assert set(source) == set(state)
     np.testing.assert_array_equal(source["decode_head.cls_embed.bias"], np.arange(3))
     assert not (tmp_path / "witness").exists()
@@ -177,7 +177,7 @@ def test_names_of_stand_ins_do_nothing(tmp_path):
 
 def test_files_of_old_torch(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
-    np.testing.assert_array_equal(open_source(tmp_path / "x.pth")["a"], np.ones(3))
+    np.testing.assert_array_equal(open_weight_file(tmp_path / "x.pth")["a"], np.ones(3))
 
 
 def test_without_torch(tmp_path, monkeypatch):
@@ -201,11 +201,11 @@ def folder(path, shards=("one.safetensors",)):
 
 
 def test_folders(tmp_path):
-    source = open_source(folder(tmp_path / "whole"))
+    source = open_weight_file(folder(tmp_path / "whole"))
     assert source.config == {"model_type": "x"}
     assert set(source) == set(TENSORS)
     sharded = folder(tmp_path / "sharded", ("a-1.safetensors", "a-2.safetensors"))
-    np.testing.assert_array_equal(open_source(sharded)["t1"], TENSORS["a"] + 1)
+    np.testing.assert_array_equal(open_weight_file(sharded)["t1"], TENSORS["a"] + 1)
     (sharded / "a-2.safetensors").unlink()
     assert "the shard a-2.safetensors" in message(sharded)
     (tmp_path / "whole" / "model.safetensors").unlink()
@@ -221,9 +221,9 @@ def test_sharded_folder_of_torch(tmp_path):
     for name, shard in table.items():
         torch.save({name: torch.from_numpy(TENSORS[name])}, tmp_path / shard)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": table}))
-    source = open_source(tmp_path)
+    source = open_weight_file(tmp_path)
     assert {name: source[name].tolist() for name in source} == {k: v.tolist() for k, v in TENSORS.items()}
-    assert [file.name for file in source.files] == sorted(table.values())
+    assert [file.name for file in source.paths] == sorted(table.values())
     (tmp_path / "pytorch_model-2.bin").unlink()
     assert "the shard pytorch_model-2.bin, which pytorch_model.bin.index.json names" in message(tmp_path)
 
@@ -250,13 +250,13 @@ def put_in_cache(cache, repository, shards=("one.safetensors",)):
 
 def test_hub_from_the_cache(cache):
     where = put_in_cache(cache, "lab/encoder")
-    source = open_source("hf://lab/encoder")
-    assert source.describe == "hf://lab/encoder"
+    source = open_weight_file("hf://lab/encoder")
+    assert source.spec == "hf://lab/encoder"
     np.testing.assert_array_equal(source["a"], TENSORS["a"])
-    assert open_source("hf://lab/encoder@c0ffee").files == (where / "model.safetensors",)
-    assert set(open_source("hf://lab/encoder/model.safetensors")) == set(TENSORS)
+    assert open_weight_file("hf://lab/encoder@c0ffee").paths == (where / "model.safetensors",)
+    assert set(open_weight_file("hf://lab/encoder/model.safetensors")) == set(TENSORS)
     put_in_cache(cache, "lab/sharded", ("a-1.safetensors", "a-2.safetensors"))
-    assert set(open_source("hf://lab/sharded")) == {"t0", "t1"}
+    assert set(open_weight_file("hf://lab/sharded")) == {"t0", "t1"}
 
 
 def test_hub_without_network(cache):
@@ -382,11 +382,11 @@ def test_hub_folder_is_downloaded_once(kind, served, tmp_path):
         torch.save({"a": torch.ones(2)}, place / "pytorch_model-1.bin")
         (place / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
     served |= {file.name: file.read_bytes() for file in place.iterdir()}
-    wanted = open_source(place)
-    found = open_source("hf://lab/encoder")
+    wanted = open_weight_file(place)
+    found = open_weight_file("hf://lab/encoder")
     assert {name: found[name].tolist() for name in found} == {n: wanted[n].tolist() for n in wanted}
     served.clear()
-    assert set(open_source("hf://lab/encoder")) == set(wanted)
+    assert set(open_weight_file("hf://lab/encoder")) == set(wanted)
 
 
 def test_hub_repository_that_is_no_folder(served):

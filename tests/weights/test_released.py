@@ -22,8 +22,8 @@ from spectralmoe_jax.inference.model import initial_segmenter, load_trained
 from spectralmoe_jax.models import build
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter
 from spectralmoe_jax.parameters import leaves, split
-from spectralmoe_jax.parity.segmenter_goldens import segmenter_config
-from spectralmoe_jax.weights.reading import Source, open_source
+from spectralmoe_jax.parity.segmenter_goldens import golden_segmenter_config
+from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 from spectralmoe_jax.weights.released import PARTS, stream_segmenter
 
 SIZES = {"width": 16, "layers": 4, "heads": 2, "patch_size": 8}
@@ -37,7 +37,7 @@ def golden(name, goldens):
     if found is None:
         pytest.skip(f"needs {file} of ../shared/reference/goldens, which this machine does not have")
     meta = json.loads((goldens / file).with_suffix(".json").read_text())
-    config, _ = segmenter_config(meta, (8, 8, 8, 8))  # the sizes of feature maps change no weight
+    config, _ = golden_segmenter_config(meta, (8, 8, 8, 8))  # the sizes of feature maps change no weight
     if name == "dofa":
         visual = EncoderConfig(
             "dofa", width=64, layers=4, heads=4, in_channels=4, wavelengths=tuple(meta["wavelengths_um"]),
@@ -51,7 +51,7 @@ def golden(name, goldens):
 def test_released_to_ours_to_released(name, goldens):
     config, file = golden(name, goldens)
     shapes = {path: leaf.shape for path, leaf in leaves(abstract_segmenter(config)).items()}
-    ours = dict(stream_segmenter(open_source(file), config, shapes, list(PARTS)))
+    ours = dict(stream_segmenter(open_weight_file(file), config, shapes, list(PARTS)))
     assert {path: leaf.shape for path, leaf in ours.items()} == shapes
     back = dict(released_tensors(config, ours.items()))
     wanted = load_file(file)
@@ -73,7 +73,7 @@ def test_ours_to_released_to_ours(kind, goldens):
     config = dataclasses.replace(config, visual=visual)
     values = {path: np.asarray(leaf) for path, leaf in leaves(make_segmenter(config, 0)).items()}
     tensors = dict(released_tensors(config, values.items()))
-    source = Source("tensors", [], {name: x.shape for name, x in tensors.items()}, tensors.__getitem__)
+    source = WeightFile("tensors", [], {name: x.shape for name, x in tensors.items()}, tensors.__getitem__)
     shapes = {path: leaf.shape for path, leaf in values.items()}
     back = dict(stream_segmenter(source, config, shapes, list(PARTS)))
     assert back.keys() == values.keys()
@@ -297,7 +297,7 @@ def test_released_file_of_a_run_is_whole(name, workdir, written, tmp_path):
     place, _ = workdir
     folder, _ = written
     convert(str(place), str(tmp_path / name), to="released")
-    source = open_source(tmp_path / name)
+    source = open_weight_file(tmp_path / name)
     unused = load_file(folder / "unused.safetensors")
     pixels = {"data_preprocessor.mean", "data_preprocessor.std"}
     names = load_file(folder / "whole.safetensors").keys() | {f"backbone.{name}" for name in unused}
@@ -331,7 +331,7 @@ def test_record_of_a_run(to, name, workdir, written, tmp_path):
         torch = pytest.importorskip("torch", reason="needs the extra `torch`")
         record = json.loads(torch.load(tmp_path / name, weights_only=True)["meta"]["spectralmoe"])
     else:
-        record = json.loads(open_source(tmp_path / name).metadata["spectralmoe"])
+        record = json.loads(open_weight_file(tmp_path / name).metadata["spectralmoe"])
     assert record["source"] == str(place)
     assert record["checkpoint"]["step"] == 3
     assert len(record["checkpoint"]["sha256"]) == 64

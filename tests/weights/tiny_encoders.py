@@ -9,7 +9,7 @@ from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.encoders.vit import all_layers
 from spectralmoe_jax.weights.encoder_file import fill_encoder
-from spectralmoe_jax.weights.reading import open_source
+from spectralmoe_jax.weights.reading import open_weight_file
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 OURS = {"width": 24, "layers": 2, "heads": 2, "patch_size": 4, "mlp_width": 48}
@@ -62,7 +62,7 @@ def published(kind):
 def filled(config, spec, format_name=None):
     """Our encoder with the weights of a source."""
     encoder = make_encoder(config, rngs=nnx.Rngs(0))
-    fill_encoder(encoder, open_source(spec), format_name)
+    fill_encoder(encoder, open_weight_file(spec), format_name)
     return encoder
 
 
