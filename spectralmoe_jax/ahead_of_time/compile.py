@@ -1,6 +1,7 @@
-"""`spectralmoe compile`: the train and the predict step of a configuration, compiled ahead of time.
+"""`spectralmoe compile`: compile the train and predict steps ahead of time, and report what they cost.
 
-Devices of a machine that need not be here.
+The steps are compiled for the devices of this machine, or for a TPU slice that is not present. Nothing is
+allocated.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
 
 from spectralmoe_jax.adapters.base import hook
-from spectralmoe_jax.ahead_of_time.collectives import collectives
-from spectralmoe_jax.ahead_of_time.program_report import product_flops
+from spectralmoe_jax.ahead_of_time.program_cost import collectives, product_flops
 from spectralmoe_jax.config.load import Configuration, as_run_config
-from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.config.schema import MESH_AXES, RunConfig
+from spectralmoe_jax.errors import UserError, choose, require
 from spectralmoe_jax.inference.model import make_predict_step
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.parallel import Layout
@@ -31,12 +33,12 @@ from spectralmoe_jax.parameters import split
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
 
+STEPS = ("train", "predict")
 LOCAL = "local"
-# GiB of a chip's memory: Google Cloud, TPU system architecture, page of each generation.
+# Memory of a chip in GiB: Google Cloud, TPU system architecture, page of each generation.
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
-
-# What libtpu would ask the machine it is on, and complain of not finding; its lock on chips that nobody uses.
-_NO_TPU_HERE = {
+# Answers to what libtpu would ask a TPU machine about itself, and no lock on chips.
+_LIBTPU_WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -44,8 +46,85 @@ _NO_TPU_HERE = {
 }
 
 
+def with_mesh(config: RunConfig, mesh: str | None) -> RunConfig:
+    """Return a configuration on another mesh.
+
+    Args:
+      config: a run's configuration.
+      mesh: such as `data=64,expert=4`. An axis that is not named has one device; data has all that are left.
+
+    Raises:
+      UserError: an unknown axis, or a size that is no number.
+    """
+    if mesh is None:
+        return config
+    sizes = {"data": -1, "fsdp": 1, "expert": 1}
+    for part in mesh.split(","):
+        axis, _, size = part.strip().partition("=")
+        choose("--mesh", axis, MESH_AXES)
+        require(size.lstrip("-").isdigit(), "--mesh", f"{part!r} is no AXIS=NUMBER, as in data=64,expert=4")
+        sizes[axis] = int(size)
+    return config.replaced({f"parallel.{axis}": size for axis, size in sizes.items()})
+
+
+def compile_steps(
+    config: Configuration, topology: str = LOCAL, steps: Sequence[str] = STEPS
+) -> dict[str, Any]:
+    """Compile the real steps for the devices of a topology.
+
+    Args:
+      config: a run's configuration; `config.parallel` is the mesh.
+      topology: `local`, or a TPU that need not be present, such as `v5e:16x16`.
+      steps: `train`, `predict` or both.
+
+    Returns:
+      `topology`, `devices` (how many), `memory` (bytes of one device, or None), `mesh`, `batch`, `jax` (its
+      version) and an entry for each step:
+
+      * `arguments`, `outputs`, `aliased`, `temporaries`, `code`, `total`: bytes per device,
+      * `fits`: whether `total` is within `memory`, or None,
+      * `flops`: operations of the products in one step, over all devices,
+      * `seconds`: time to compile,
+      * `collectives`: a list of `kind`, `axes`, `count` and `bytes` that one device exchanges in a step; None
+        if the compiler did not write the program as text.
+
+    Raises:
+      UserError: the configuration, mesh or topology is not possible.
+    """
+    machine = find_machine(topology)
+    run = as_run_config(config)
+    layout = Layout.make(run.parallel, machine.devices)
+    check_layout(run, layout)
+    trace = {"train": _trace_train_step, "predict": _trace_predict_step}
+    report: dict[str, Any] = {
+        "topology": machine.name,
+        "devices": len(machine.devices),
+        "memory": machine.memory,
+        "mesh": dict(layout.mesh.shape),
+        "batch": run.train.batch_size,
+        "jax": jax.__version__,
+    }
+    for step in steps:
+        start = time.monotonic()
+        traced = trace[step](run, layout)
+        compiled, program = _compile(traced.lower(), is_local=topology == LOCAL)
+        report[step] = {
+            **_memory(compiled, machine.memory),
+            "collectives": None if program is None else _sum_collectives(program, layout),
+            "flops": product_flops(traced.jaxpr.jaxpr),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+    return report
+
+
 class Machine(NamedTuple):
-    """name: as asked for. devices: real or described. memory: bytes of one, or None where it does not say."""
+    """Devices to compile for.
+
+    Attributes:
+      name: name of the machine.
+      devices: present or described devices.
+      memory: bytes of one device, or None if it does not say.
+    """
 
     name: str
     devices: Sequence[Any]
@@ -53,10 +132,14 @@ class Machine(NamedTuple):
 
 
 def find_machine(topology: str) -> Machine:
-    """The devices here (`local`), or those of a TPU slice such as `v5e:16x16`, which takes libtpu and no TPU.
+    """Find the devices of a topology.
+
+    Args:
+      topology: `local` for the devices of this machine, or a TPU slice such as `v5e:16x16`, which needs
+        libtpu and no TPU.
 
     Raises:
-      UserError: an unknown topology, or no libtpu.
+      UserError: the topology is unknown, or libtpu is missing.
     """
     if topology == LOCAL:
         devices = jax.devices()
@@ -70,8 +153,8 @@ def find_machine(topology: str) -> Machine:
         )
     from jax.experimental import topologies
 
-    jax.config.update("jax_platforms", "cpu")  # devices that are here stay free
-    for name, value in _NO_TPU_HERE.items():
+    jax.config.update("jax_platforms", "cpu")  # leave this machine's devices free
+    for name, value in _LIBTPU_WITHOUT_TPU.items():
         os.environ.setdefault(name, value)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
@@ -83,109 +166,59 @@ def find_machine(topology: str) -> Machine:
     return Machine(topology, described.devices, HBM[generation] << 30)
 
 
-STEPS = ("train", "predict")
-
-
-def compile_steps(
-    config: Configuration, topology: str = LOCAL, steps: Sequence[str] = STEPS
-) -> dict[str, Any]:
-    """Compiles the real steps for the devices of a topology, without allocating anything.
-
-    Args:
-      config: a run's configuration; `config.parallel` is the mesh.
-      topology: `local`, or of a TPU that need not be here, such as `v5e:16x16`.
-      steps: of `train` and `predict`.
-
-    Returns:
-      `{"topology", "devices", "memory": bytes of one device or None, "mesh", "jax"}` and for each step
-      `{"arguments", "outputs", "aliased", "temporaries", "code", "total": bytes a device, "fits": bool or
-      None, "flops": of the products of one step over all devices, "seconds": to compile, "collectives":
-      [{"kind", "axes", "count", "bytes"}]}`, bytes those that one device receives in a step; None where the
-      compiler did not write the program down.
-
-    Raises:
-      UserError: a configuration, mesh or topology that cannot be.
-    """
-    machine = find_machine(topology)
-    run = as_run_config(config)
-    layout = Layout.make(run.parallel, machine.devices)
-    check_layout(run, layout)
-    lower = {"train": lower_train, "predict": lower_predict}
-    report: dict[str, Any] = {
-        "topology": machine.name,
-        "devices": len(machine.devices),
-        "memory": machine.memory,
-        "mesh": dict(layout.mesh.shape),
-        "batch": run.train.batch_size,
-        "jax": jax.__version__,
-    }
-    for step in steps:
-        start = time.monotonic()
-        traced = lower[step](run, layout)
-        compiled, program = _compiled(traced.lower(), is_here=topology == LOCAL)
-        report[step] = _figures(compiled, program, machine.memory, layout)
-        report[step] |= {
-            "flops": product_flops(traced.jaxpr.jaxpr),
-            "seconds": round(time.monotonic() - start, 1),
-        }
-    return report
-
-
-def lower_train(config: RunConfig, layout: Layout) -> Any:
-    """The traced train step of a configuration, from shapes alone."""
-    structure, trainable, frozen = _shapes(config, layout)
-    settings = config.train
+def _trace_train_step(config: RunConfig, layout: Layout) -> Any:
+    """Trace the train step of a configuration from shapes alone."""
+    structure, trainable, frozen = _abstract_parameters(config, layout)
     rules = hook(structure.backbone.adapter, "optimizer_rules") or ()
-    optimizer = make_optimizer(settings, trainable, rules)
+    optimizer = make_optimizer(config.train, trainable, rules)
     state = layout.shapes(jax.eval_shape(lambda params: init_state(params, optimizer), trainable))
-    crop, rows = config.data.crop, settings.batch_size
+    crop, rows = config.data.crop, config.train.batch_size
     batch = {
-        "image": _batch(layout, rows, crop, crop, len(config.bands)),
-        "label": _batch(layout, rows, crop, crop),
+        "image": _abstract_batch(layout, rows, crop, crop, len(config.bands)),
+        "label": _abstract_batch(layout, rows, crop, crop),
     }
     key = layout.shapes(jax.eval_shape(lambda: jax.random.key(0)))
     step = make_train_step(make_loss(structure, config.loss), optimizer, layout)
     return step.trace(state, frozen, batch, key)  # type: ignore[attr-defined]
 
 
-def lower_predict(config: RunConfig, layout: Layout) -> Any:
-    """The traced step that maps windows, from shapes alone."""
-    structure, trainable, frozen = _shapes(config, layout)
+def _trace_predict_step(config: RunConfig, layout: Layout) -> Any:
+    """Trace the step that predicts windows from shapes alone."""
+    structure, trainable, frozen = _abstract_parameters(config, layout)
     settings = config.evaluate
     parts = layout.size("batch")
     rows = -(-settings.batch_size // parts) * parts
-    pixels = _batch(layout, rows, settings.window, settings.window, len(config.bands))
+    pixels = _abstract_batch(layout, rows, settings.window, settings.window, len(config.bands))
     return make_predict_step(structure, layout).trace(trainable, frozen, pixels)
 
 
-def _shapes(config: RunConfig, layout: Layout) -> tuple[Any, Any, Any]:
+def _abstract_parameters(config: RunConfig, layout: Layout) -> tuple[Any, Any, Any]:
+    """Return the abstract segmenter, and shapes with shardings of its trainable and frozen parameters."""
     structure = abstract_segmenter(segmenter_config(config))
     trainable, frozen = split(structure)
     return structure, layout.shapes(trainable), layout.shapes(frozen)
 
 
-def _batch(layout: Layout, *shape: int) -> jax.ShapeDtypeStruct:
+def _abstract_batch(layout: Layout, *shape: int) -> jax.ShapeDtypeStruct:
     sharding = layout.sharding(("batch", *(None,) * (len(shape) - 1)))
     return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
 
 
-def _compiled(lowered: Any, is_here: bool) -> tuple[Any, str | None]:
-    """The compiled step and its program as text; None where there is no such text.
-
-    What libtpu compiles, it writes down itself: asked for it afterwards, jaxlib 0.10.2 fails for v6e and v5p.
-    """
-    if is_here:
+def _compile(lowered: Any, is_local: bool) -> tuple[Any, str | None]:
+    """Compile a step and return it with its program as text, or None if there is no such text."""
+    if is_local:
         compiled = lowered.compile()
         return compiled, compiled.as_text()
-    with tempfile.TemporaryDirectory() as folder, _without_cache():
+    # libtpu writes the text while it compiles: jaxlib 0.10.2 fails to give it afterwards for v6e and v5p
+    with tempfile.TemporaryDirectory() as folder, _without_compilation_cache():
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         written = sorted(Path(folder).glob("*.after_codegen.txt"), key=lambda file: file.stat().st_size)
         return compiled, written[-1].read_text() if written else None
 
 
 @contextlib.contextmanager
-def _without_cache() -> Iterator[None]:
-    """What comes from the cache is not written down, and cannot be read without the machine it is for."""
+def _without_compilation_cache() -> Iterator[None]:
+    """Disable the cache: a cached program is not written as text, nor can it be read without its TPU."""
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -194,7 +227,8 @@ def _without_cache() -> Iterator[None]:
         jax.config.update("jax_enable_compilation_cache", before)
 
 
-def _figures(compiled: Any, program: str | None, memory: int | None, layout: Layout) -> dict[str, Any]:
+def _memory(compiled: Any, available: int | None) -> dict[str, Any]:
+    """Return the bytes per device that a compiled step needs, by purpose, and whether they fit."""
     analysis = compiled.memory_analysis()
     parts = {
         "arguments": analysis.argument_size_in_bytes,
@@ -203,23 +237,68 @@ def _figures(compiled: Any, program: str | None, memory: int | None, layout: Lay
         "temporaries": analysis.temp_size_in_bytes,
         "code": analysis.generated_code_size_in_bytes,
     }
+    # aliased bytes are part of the arguments and of the outputs: they count once, and not by themselves
     total = sum(parts.values()) - 2 * parts["aliased"]
-    return {
-        **parts,
-        "total": total,
-        "fits": None if memory is None else total <= memory,
-        "collectives": None if program is None else _moved(program, layout),
-    }
+    return {**parts, "total": total, "fits": None if available is None else total <= available}
 
 
-def _moved(program: str, layout: Layout) -> list[dict[str, Any]]:
-    """What crosses between devices, summed by kind and axes."""
-    moved: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+def _sum_collectives(program: str, layout: Layout) -> list[dict[str, Any]]:
+    """Sum the exchanges between devices by kind and mesh axes."""
+    sums: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for item in collectives(program, layout.mesh):
-        sums = moved.setdefault((item.kind, item.axes), [0, 0])
-        sums[0] += item.times
-        sums[1] += item.bytes
+        entry = sums.setdefault((item.kind, item.axes), [0, 0])
+        entry[0] += item.times
+        entry[1] += item.bytes
     return [
         {"kind": kind, "axes": list(axes), "count": count, "bytes": size}
-        for (kind, axes), (count, size) in sorted(moved.items())
+        for (kind, axes), (count, size) in sorted(sums.items())
     ]
+
+
+_MEMORY_ROWS = {
+    "parameters, state and batch": "arguments",
+    "outputs": "outputs",
+    "of which in place": "aliased",
+    "temporaries": "temporaries",
+    "program": "code",
+    "total": "total",
+}
+
+
+def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+    """Print the report of `compile_steps` as a table: memory, operations, time to compile, exchanges."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
+    memory = "" if report["memory"] is None else f" of {_format_size(report['memory'])}"
+    console.print(f"{report['topology']}: {report['devices']} devices{memory}, mesh {mesh}", style="bold")
+    steps = [name for name in STEPS if name in report]
+    table = Table(box=None, header_style="bold")
+    table.add_column("per device")
+    for name in steps:
+        table.add_column(name, justify="right")
+    for title, key in _MEMORY_ROWS.items():
+        table.add_row(title, *(_format_size(report[name][key]) for name in steps))
+    fits = {None: "-", True: "yes", False: "NO"}
+    table.add_row("fits", *(fits[report[name]["fits"]] for name in steps))
+    table.add_section()
+    table.add_row("TFLOP per step, all devices", *(f"{report[name]['flops'] / 1e12:.3g}" for name in steps))
+    table.add_row("seconds to compile", *(f"{report[name]['seconds']:.1f}" for name in steps))
+    table.add_section()
+    exchanges = {(c["kind"], tuple(c["axes"])) for name in steps for c in report[name]["collectives"] or ()}
+    for kind, axes in sorted(exchanges):
+        title = f"{kind} along {', '.join(axes) or 'none'}"
+        table.add_row(title, *(_format_exchange(report[name], kind, axes) for name in steps))
+    console.print(table)
+    unknown = [name for name in steps if report[name]["collectives"] is None]
+    if unknown:
+        names = ", ".join(unknown)
+        console.print(f"exchanges between devices are not known: the compiler gave no text of {names}")
+
+
+def _format_exchange(step: dict[str, Any], kind: str, axes: tuple[str, ...]) -> str:
+    found = [c for c in step["collectives"] or () if c["kind"] == kind and tuple(c["axes"]) == axes]
+    return f"{found[0]['count']} x, {_format_size(found[0]['bytes'])}" if found else "-"
+
+
+def _format_size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"

@@ -159,12 +159,12 @@ class Compile:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        # tables are drawn by a library that no other subcommand needs at its start
-        from spectralmoe_jax.ahead_of_time.program_report import print_report, with_mesh
+        # loads JAX, which no other subcommand needs at its start
+        from spectralmoe_jax.ahead_of_time.compile import STEPS, compile_steps, print_report, with_mesh
 
         config = with_mesh(load_config(arguments.config, overrides), arguments.mesh)
-        steps = ("train", "predict") if arguments.step == "both" else (arguments.step,)
-        report = spectralmoe_jax.compile_steps(config, arguments.topology, steps)
+        steps = STEPS if arguments.step == "both" else (arguments.step,)
+        report = compile_steps(config, arguments.topology, steps)
         print_report(report)
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -62,6 +62,8 @@ def golden_adapter_config(meta: dict) -> tuple[str, SpectralMoEConfig]:
     preset = "paper" if "fusion" in meta else "released"
     shared = ("num_experts", "rank", "num_tokens", "top_k", "gating", "query_dim", "noise_epsilon")
     settings = {key: meta[key] for key in shared}
+    if isinstance(settings["rank"], list):
+        settings["rank"] = tuple(settings["rank"])  # one rank for each expert
     if preset == "paper":
         settings |= {"fusion": meta["fusion"], "fusion_value": meta["fusion_value"]}
     else:

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from spectralmoe_jax.ahead_of_time.collectives import Collective, collectives
+from spectralmoe_jax.ahead_of_time.program_cost import Collective, collectives
 
 PROGRAM = """HloModule step
 

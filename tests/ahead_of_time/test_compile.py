@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spectralmoe_jax.ahead_of_time.program_report import with_mesh
+from spectralmoe_jax.ahead_of_time.compile import with_mesh
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import ParallelConfig

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spectralmoe_jax.ahead_of_time.program_report import product_flops
+from spectralmoe_jax.ahead_of_time.program_cost import product_flops
 
 
 def flops(function, *shapes):

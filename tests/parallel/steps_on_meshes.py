@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spectralmoe_jax.ahead_of_time.collectives import collectives
+from spectralmoe_jax.ahead_of_time.program_cost import collectives
 from spectralmoe_jax.parameters import named_leaves
 from tests.parallel.one_step import Step, tiny_config
 
