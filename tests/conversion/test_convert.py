@@ -215,7 +215,7 @@ def test_nothing_half_written(folders, tmp_path, monkeypatch):
         (("SOURCE", "x.bin"), "has to end in .safetensors"),
         (("SOURCE", "no/folder/x.safetensors"), "no such folder; make it first"),
         (("SOURCE", "x.safetensors", "--as", "hf_clip"), "is not of the format hf_clip"),
-        (("SOURCE", "x.safetensors", "--preset", "dinov9"), "--preset = 'dinov9': choose from"),
+        (("SOURCE", "x.safetensors", "--preset", "dinov9"), "--preset = 'dinov9': must be one of"),
         (("SOURCE", "x.pth", "--to", "released"), "writes a whole segmenter; give the folder of a run"),
         (("SOURCE", "x", "--to", "onnx"), "invalid choice"),
         (("nothing.pth", "x.safetensors"), "no such file or folder"),

@@ -92,7 +92,7 @@ def test_sharded_folder_is_the_same(folders, tmp_path):
     whole, sharded = open_weight_file(folder), open_weight_file(tmp_path)
     assert set(whole) == set(sharded)
     assert all(np.array_equal(whole[name], sharded[name]) for name in whole)
-    assert len(sharded.files) > 2
+    assert len(sharded.paths) > 2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
