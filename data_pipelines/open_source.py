@@ -1,4 +1,4 @@
-"""From a configuration's `data` section to a source of labelled images."""
+"""Labelled images of a configuration, opened by the kind of its data."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from data_pipelines.readers.file_search import require_complete
 from data_pipelines.readers.image_files import GeoTiffTiles, ImageFolder
-from data_pipelines.readers.labels import Labels, RasterLabels, ValueCode, VectorLabels
+from data_pipelines.readers.labels import ColourCode, Labels, RasterLabels, ValueCode, VectorLabels
 from data_pipelines.readers.vector_file import VECTOR_FORMATS
 from data_pipelines.records import Source
+from data_pipelines.synthetic import open_domains
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import SENSORS, find_sensor, wavelengths
@@ -18,14 +19,14 @@ from spectralmoe_jax.sensors.stated import stated
 
 
 def open_source(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
-    """The images of `domains` of a configuration.
+    """Open the images of some domains of a configuration.
 
-    `config.data.kind` says what they are: `image_folder` and `geotiff` read files as they lie, `prepared`
-    what `spectralmoe prepare` wrote, and `synthetic` generates them. Image files that were cut short are
-    found here, unless `config.data.corrupt` says that what cannot be read is to be skipped.
+    `config.data.kind` says how: `image_folder` and `geotiff` read files as they lie, `prepared` reads what
+    `spectralmoe prepare` wrote, and `synthetic` generates images. Truncated image files are found here,
+    unless `config.data.corrupt` says to skip what cannot be read.
 
     Raises:
-      UserError: naming the file or the key.
+      UserError: names the file or the key.
     """
     kind = config.data.kind
     source = KINDS[kind](config, tuple(domains))
@@ -72,9 +73,10 @@ def _geotiff(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
 
 
 def domain_sensors(config: RunConfig) -> dict[str, str]:
-    """The sensors of single domains: `config.data.sensors`, ("DOMAIN=SENSOR", ...).
+    """Return the sensors of single domains, of `config.data.sensors`.
 
-    Raises UserError for an entry of another form, or an unknown sensor.
+    Raises:
+      UserError: an entry is not of the form DOMAIN=SENSOR, or the sensor is unknown.
     """
     entries = [entry.rpartition("=") for entry in config.data.sensors or ()]
     for entry in entries:
@@ -94,7 +96,7 @@ def domain_sensors(config: RunConfig) -> dict[str, str]:
 
 
 def _labels(config: RunConfig) -> Labels:
-    """How `geotiff` labels are coded: `label_values` for stored numbers or attributes, else colours."""
+    """Return the code of `geotiff` labels: stored numbers or attributes with `label_values`, else colours."""
     data = config.data
     values = data.label_values
     is_vector = Path(data.needs("mask_template")).suffix.lower() in VECTOR_FORMATS
@@ -104,8 +106,6 @@ def _labels(config: RunConfig) -> Labels:
                 f"config.data.mask_template = {data.mask_template!r}: polygons need "
                 "config.data.label_values, the attribute's value of each class"
             )
-        from data_pipelines.readers.labels import ColourCode
-
         return RasterLabels(ColourCode(config.classes.colours, data.ignore_colours))
     if len(values) != len(config.classes.names):
         raise UserError(
@@ -123,13 +123,16 @@ def _labels(config: RunConfig) -> Labels:
 
 
 def _of_sensor(config: RunConfig) -> tuple[float, ...] | None:
-    """Wavelengths of the bands on `config.sensor`, to compare files with; None where no sensor is named, or
-    one whose wavelengths are nominal: the files' own hold then."""
+    """Return the wavelengths of the bands on `config.sensor`, to compare files with.
+
+    None where no sensor is named, or one whose wavelengths are nominal: the files' own hold then.
+    """
     name = config.sensor
     return None if not name or find_sensor(name).nominal else wavelengths(config.bands, name)
 
 
 def _prepared(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
+    # with TensorFlow Datasets, which other kinds of data do not need
     from data_pipelines.readers.prepared import PreparedTiles
 
     return PreparedTiles(
@@ -142,16 +145,10 @@ def _prepared(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
     )
 
 
-def _synthetic(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
-    from data_pipelines.synthetic import open_domains
-
-    return open_domains(config, domains)
-
-
 KINDS: dict[str, Callable[[RunConfig, Sequence[str]], Source[Any]]] = {
     "image_folder": _image_folder,
     "geotiff": _geotiff,
     "prepared": _prepared,
-    "synthetic": _synthetic,
+    "synthetic": open_domains,
 }
 _FILES_AS_THEY_LIE = ("image_folder", "geotiff")

@@ -1,4 +1,4 @@
-"""What a configuration's `data` and `augment` sections stand for: sources, splits, batches."""
+"""Splits and training batches of a configuration."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from data_pipelines.records import Record, Source, examples, split_holdout
 from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, choose
 
 SPLITS = ("train", "holdout", "source", "target")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of one benchmark: `train` and `holdout` are parts of the source domains, `target` is
-    never trained on nor used to choose a checkpoint."""
+    """The images of a configuration.
+
+    Attributes:
+      source: images of the source domains.
+      target: images of the target domains, never trained on nor used to choose a checkpoint.
+      train: the part of the source to train on.
+      holdout: the part of the source to choose a checkpoint by.
+    """
 
     source: Source[Any]
     target: Source[Any]
@@ -30,20 +36,22 @@ class Splits:
     holdout: Sequence[Record]
 
     def examples(self, split: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-        """(domain, name, image (H, W, C), label (H, W)) of every image of a split."""
+        """Yield (domain, name, image (H, W, C), label (H, W)) of every image of a split."""
         source, records = self.of(split)
         for record, image, label in examples(source, records):
             yield record.domain, record.name, image, label
 
     def of(self, split: str) -> tuple[Source[Any], Sequence[Record]]:
-        """The source of a split and which of its records it has. Raises UserError for an unknown one."""
-        if split not in SPLITS:
-            raise UserError(f"--split {split}: choose from {', '.join(SPLITS)}")
+        """Return the images that a split is taken from, and its records.
+
+        Raises:
+          UserError: an unknown split.
+        """
+        choose("--split", split, SPLITS)
         if split == "target":
             return self.target, self.target.records
-        return self.source, {"train": self.train, "holdout": self.holdout, "source": self.source.records}[
-            split
-        ]
+        parts = {"train": self.train, "holdout": self.holdout, "source": self.source.records}
+        return self.source, parts[split]
 
 
 def open_splits(config: RunConfig, *, only: str | None = None) -> Splits:
@@ -51,10 +59,11 @@ def open_splits(config: RunConfig, *, only: str | None = None) -> Splits:
 
     Args:
       config: the whole configuration.
-      only: a split's name, where no other will be read: the target then need not exist for `train`,
-        `holdout` and `source`, nor the source for `target`. Nothing is held out for `source` and `target`.
+      only: the one split that will be read, or None for all. The other domains need not exist then, and
+        nothing is held out for `source` and `target`.
 
-    Raises UserError naming the file or the key.
+    Raises:
+      UserError: names the file or the key.
     """
     both = set(config.data.source) & set(config.data.target)
     if both:
@@ -72,7 +81,7 @@ def open_splits(config: RunConfig, *, only: str | None = None) -> Splits:
 
 
 def _hold_out(config: RunConfig, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
-    """(training, held out): whole `data.holdout_domains`, or else `data.holdout` of each domain."""
+    """Split records into training and held out: whole domains, or else a share of each domain."""
     domains = config.data.holdout_domains or ()
     if not domains:
         return split_holdout(records, config.data.holdout, config.data.holdout_seed)
@@ -91,12 +100,15 @@ def _hold_out(config: RunConfig, records: Sequence[Record]) -> tuple[Sequence[Re
 def training_elements(
     config: RunConfig, splits: Splits, wrap: Callable[[Source[Any]], Source[Any]] = lambda source: source
 ) -> tuple[TileIndex | ClassBalancedIndex | Mixture, Augment]:
-    """The elements of an epoch, and the function that makes an example of one.
+    """Return the elements of an epoch, and the function that makes an example of one.
 
     Args:
+      config: the whole configuration.
+      splits: its images.
       wrap: replaces the source, for measuring it.
 
-    Raises UserError naming the key.
+    Raises:
+      UserError: names the key.
     """
     photometric = visible_bands(config.bands, config.sensor) if config.augment.photometric else None
     augment = Augment(config.data.crop, config.augment, photometric)
@@ -122,7 +134,7 @@ def training_elements(
 def _weighted(
     parts: Mapping[str, Sequence[Record]], weights: Sequence[float]
 ) -> list[tuple[Sequence[Record], float]]:
-    """The records of each source domain and its weight; a domain held out as a whole has neither."""
+    """Return the records and the weight of each source domain that is not held out as a whole."""
     if len(weights) != len(parts):
         raise UserError(
             f"config.data.weights has {len(weights)} entries for {len(parts)} domains of config.data.source "
@@ -134,7 +146,7 @@ def _weighted(
 def training_batches(
     config: RunConfig, splits: Splits, start_step: int, host_index: int = 0, host_count: int = 1
 ) -> Generator[Batch]:
-    """Augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step on, endlessly."""
+    """Yield endless augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step on."""
     index, augment = training_elements(config, splits)
     return train_batches(
         index,

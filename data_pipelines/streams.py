@@ -17,8 +17,11 @@ B = TypeVar("B")
 
 
 def schedule(weights: Mapping[str, float]) -> Iterator[tuple[str, int]]:
-    """(stream, number of its batches so far) of batch 0, 1, ...: after any number of batches every stream has
-    had its share of them to within one batch (Tijdeman, "The chairman assignment problem", 1980)."""
+    """Yield (stream, number of its batches so far) of batch 0, 1, ...
+
+    After any number of batches every stream has had its share of them, to within one batch (Tijdeman, "The
+    chairman assignment problem", 1980).
+    """
     total = sum(weights.values())
     shares = {name: weight / total for name, weight in weights.items()}
     slack = 1 / (2 * len(shares) - 2) if len(shares) > 1 else 0.0
@@ -34,7 +37,7 @@ def schedule(weights: Mapping[str, float]) -> Iterator[tuple[str, int]]:
 def interleave(
     weights: Mapping[str, float], make_batches: Callable[[str, int], Iterator[B]], start: int
 ) -> Iterator[dict[str, B]]:
-    """`{stream: batch}` of batch `start`, `start + 1`, ...; batch n is the same whatever `start` was.
+    """Yield `{stream: batch}` of batch `start`, `start + 1`, ...; batch n is the same for any `start`.
 
     Args:
       weights: share of each stream.

@@ -1,4 +1,4 @@
-"""From what the files of a configuration state to the wavelengths that its model is fed with."""
+"""Wavelengths that image files state in their tags, for models whose patch embedding needs them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _SAME = 0.001  # um, by which the files of one configuration may differ
 
 
 def with_stated_wavelengths(config: RunConfig) -> RunConfig:
-    """A configuration of a run with the wavelengths that the source files of each of its streams state.
+    """Add the wavelengths that the source files of each stream state to a run's configuration.
 
-    Raises UserError as `of_files`.
+    Raises:
+      UserError: as `of_files`.
     """
     result = of_files(config, config.data.source)
     for name, stream in config.streams.items():
@@ -32,14 +33,14 @@ def with_stated_wavelengths(config: RunConfig) -> RunConfig:
 
 
 def of_files(config: RunConfig, domains: Sequence[str]) -> RunConfig:
-    """A configuration with the wavelengths that the files of `domains` state for its bands.
+    """Add the wavelengths that the files of some domains state for the bands to a configuration.
 
-    It is returned as it is where nothing is to be found out: `config.model.visual` is no encoder that takes
-    wavelengths or gives them, data is not of the kind `geotiff`, or no file states them for all bands; then
-    those of `config.sensor` hold. Files are opened, their pixels are not read.
+    The configuration is returned as it is where the visual encoder takes no wavelengths or the configuration
+    gives them, where data is not of the kind `geotiff`, and where no file states them for all bands; those of
+    `config.sensor` hold then. Files are opened, their pixels are not read.
 
     Raises:
-      UserError: two files that differ by more than 1 nm, with both names; a file that cannot be read.
+      UserError: two files differ by more than 1 nm, or a file cannot be read; names them.
     """
     visual, data = config.model.visual, config.data
     if data.kind != "geotiff" or visual.wavelengths or not visual.takes_wavelengths or stated(config):

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.loader import Batch, drain, to_batches
 from data_pipelines.records import IGNORE, Record, Source
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 
 
 def eval_batches(
@@ -24,17 +24,20 @@ def eval_batches(
     host_index: int = 0,
     host_count: int = 1,
 ) -> Generator[Batch]:
-    """This host's part of every batch of `records`, in their order; none is dropped.
+    """Yield this host's part of every batch of `records`, in their order; none is dropped.
 
     All hosts get the same number of batches of the same shape: the last ones are filled up with rows that are
     not `valid`. Neither order nor content depends on the number of workers or hosts.
 
     Args:
-      source, records: the images, of at most `size` pixels a side.
+      source: reads the images.
+      records: the images, of at most `size` pixels a side.
       size: side of the batches' images. Smaller ones are mirrored at the bottom and on the right, where
         their labels are 255.
       batch_size: of all hosts together.
       workers: processes that read; 0 for threads of this one.
+      host_index: number of this host, from 0.
+      host_count: number of hosts.
 
     Yields:
       `image` (b, size, size, C), `label` (b, size, size) uint8, `valid` (b,) bool and `record` (b,) int64,
@@ -50,10 +53,8 @@ def eval_batches(
         if max(record.height, record.width) > size:
             raise UserError(f"{record.name}: {record.height} x {record.width} pixels, more than {size}")
     if batch_size < 1 or batch_size % host_count:
-        raise UserError(
-            f"evaluate.batch_size={batch_size} cannot be shared by {host_count} hosts: "
-            f"give a multiple of {host_count}"
-        )
+        must = f"must be a multiple of {host_count}, the number of hosts that share it"
+        raise bad_value("config.evaluate.batch_size", batch_size, must)
     rows = -(-len(records) // batch_size) * batch_size
     elements = grain.MapDataset.range(rows).map(_Padded(source, tuple(records), size))
     parts = elements.batch(batch_size // host_count)

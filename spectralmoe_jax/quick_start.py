@@ -1,4 +1,4 @@
-"""`spectralmoe quickstart`: the main job from end to end, on generated scenes, in minutes."""
+"""`spectralmoe quickstart`: train, test and map from end to end on generated scenes, in minutes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,14 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     and `map.png` (the map of one of them), `panel.png` and `report.json`.
 
     Args:
+      workdir: folder of the run.
       overrides: of `configs/quickstart.py`, such as `--config.train.steps=1000`.
 
-    Returns: `{"source": mIoU, "target": mIoU, "constant": mIoU of the best single class, "seconds": float}`.
+    Returns:
+      `{"source": mIoU, "target": mIoU, "constant": mIoU of the best single class, "seconds": float}`.
 
-    Raises UserError naming the key or folder that is wrong.
+    Raises:
+      UserError: names the key or folder that is wrong.
     """
     start = time.monotonic()
     workdir = Path(workdir)
@@ -80,7 +83,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
 
 
 def best_constant(splits: Splits, classes: int) -> float:
-    """mIoU on the target of answering one class everywhere, for the class that does best."""
+    """Return the mIoU on the target of the best constant prediction."""
     matrices = [ConfusionMatrix(classes) for _ in range(classes)]
     for _, _, _, label in splits.examples("target"):
         for answer, matrix in enumerate(matrices):
@@ -91,7 +94,7 @@ def best_constant(splits: Splits, classes: int) -> float:
 def _write_panel(
     path: Path, config: RunConfig, splits: Splits, segmenter: Segmenter, settings: EvaluateConfig
 ) -> None:
-    """Two scenes of each sensor: what the model sees, what is true, what it says, which experts it used."""
+    """Draw two scenes of each sensor: image, labels, prediction and experts."""
     last = segmenter.config.visual.layers
     predict, routed = make_predict(segmenter), make_routed_step(segmenter)
     shown: dict[str, Any] = {"images": [], "truths": [], "predictions": [], "experts": [], "titles": []}

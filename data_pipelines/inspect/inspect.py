@@ -1,4 +1,4 @@
-"""What `spectralmoe data` prints and draws.
+"""`spectralmoe data`: tables and a picture of a configuration's training batches.
 
 Training tiles and their masks as one picture.
 """
@@ -21,7 +21,7 @@ _CELL, _GAP, _LEFT, _TOP, _SPACE, _LEGEND, _ROW = 1.55, 0.06, 0.25, 0.85, 0.25, 
 
 
 def draw(config: RunConfig, found: Survey, path: Path) -> None:
-    """Writes a PNG with a row of images and the row of their masks for each batch.
+    """Write a PNG with a row of images and the row of their masks for each batch.
 
     All images share one stretch, from the 2nd to the 98th percentile of each band.
     """
@@ -72,7 +72,7 @@ _LISTED = 16  # the most domains of a split and bands to print
 
 
 def show(config: RunConfig, batches: int, output: Path) -> Survey:
-    """Prints contents, classes, bands and times of a configuration's data, and draws `batches` of it.
+    """Print contents, classes, bands and times of a configuration's data, and draw some batches.
 
     Raises:
       UserError: as training would, fewer than one batch, or no folder to write the picture to.
@@ -97,7 +97,7 @@ def show(config: RunConfig, batches: int, output: Path) -> Survey:
 
 
 def remarks(config: RunConfig, found: Survey) -> list[str]:
-    """What looks wrong, a line each: statistics that do not fit, classes that did not come, no labels."""
+    """List what looks wrong, in one line each: unfit statistics, missing classes, too few labels."""
     lines, wrong = [], []
     for name, (mean, std) in zip(config.bands, found.normalised, strict=True):
         if abs(mean) > 2 or not 0.1 < std < 10:
@@ -117,7 +117,7 @@ def remarks(config: RunConfig, found: Survey) -> list[str]:
 
 
 def _as_of_sensor(config: RunConfig, found: Survey) -> list[str]:
-    """What does not fit how files of `config.sensor` commonly store values."""
+    """List values that do not fit how files of `config.sensor` commonly store them."""
     if config.sensor is None:
         return []
     sensor, dtype = find_sensor(config.sensor), found.batches[0]["image"].dtype

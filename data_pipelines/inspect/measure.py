@@ -1,4 +1,4 @@
-"""Batches of a configuration and what there is to say about them: content, statistics and times."""
+"""Measurements of a configuration's training batches: content, statistics and times."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ _MADE_AHEAD = 6  # batches that the loader may hold
 
 @dataclass(frozen=True)
 class Survey:
-    """What was drawn and measured.
+    """Batches that were drawn, and their measurements.
 
     Attributes:
       batches: the first training batches.
-      contents: images, megapixels by (split, domain).
-      shares: of each class in the labelled pixels of the batches, (K,).
+      contents: number of images and megapixels by (split, domain).
+      shares: share of each class in the labelled pixels of the batches, (classes,).
       labelled: share of labelled pixels in the batches.
-      raw, normalised: mean and std of each band over the batches, as stored and as the model sees them;
-        pixels that are zero in every band are left out. (C, 2)
-      stages: milliseconds a tile by stage, of one thread that has not decoded any file yet; what the system
-        keeps of the files in memory, it keeps.
-      opening, first: seconds to open the data, and until the first batch.
+      raw: mean and standard deviation of each band over the batches, as stored, (bands, 2); pixels that are
+        zero in every band are left out.
+      normalised: the same as the model sees them, (bands, 2).
+      stages: milliseconds for one tile by stage, of one thread that has not decoded any file yet; the
+        system's file cache is left as it is.
+      opening: seconds to open the data.
+      first: seconds until the first batch.
       rate: tiles a second of the loader as configured, after the first batch.
     """
 
@@ -52,7 +54,7 @@ class Survey:
 
 
 def survey(config: RunConfig, batches: int) -> Survey:
-    """Draws the first `batches` batches that training would, and times every stage.
+    """Draw the first batches of a training, and time every stage.
 
     Raises:
       UserError: as training would, or fewer than one batch.
@@ -83,7 +85,7 @@ def survey(config: RunConfig, batches: int) -> Survey:
 
 
 def _draw(config: RunConfig, splits: Splits, count: int) -> tuple[list[Batch], float, float]:
-    """The batches, seconds until the first one, and tiles a second from then on."""
+    """Draw batches; returns them, the seconds until the first one, and tiles a second from then on."""
     began = time.perf_counter()
     stream = training_batches(config, splits, 0)
     try:
@@ -97,7 +99,7 @@ def _draw(config: RunConfig, splits: Splits, count: int) -> tuple[list[Batch], f
 
 
 def _rate(stream: Iterator[Batch], batch_size: int, workers: int) -> float:
-    """Tiles a second, once the batches that were made ahead are used up."""
+    """Measure tiles a second, once the batches that were made ahead are used up."""
     for _ in range(_MADE_AHEAD * max(1, workers)):
         next(stream)
     count, began = 0, time.perf_counter()
@@ -118,14 +120,14 @@ def _contents(splits: Splits) -> dict[tuple[str, str], tuple[int, float]]:
 
 
 def _moments(pixels: np.ndarray) -> np.ndarray:
-    """Mean and std of each column, (C, 2)."""
+    """Return mean and standard deviation of each column, (columns, 2)."""
     if not len(pixels):
         return np.full((pixels.shape[1], 2), np.nan)
     return np.stack([pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)], axis=1)
 
 
 def _stages(config: RunConfig, splits: Splits) -> dict[str, float]:
-    """Milliseconds a tile of reading labels, reading images, transforming and batching, in this thread."""
+    """Measure milliseconds for one tile by stage, in this thread."""
     clock = _Clock()
     elements, augment = training_elements(config, splits, wrap=lambda source: _Timed(source, clock))
     parts = elements.sources if isinstance(elements, Mixture) else (elements,)

@@ -1,7 +1,4 @@
-"""What is compared: a grid of variants and seeds, read from a file.
-
-What the shipped grids ask of the configuration that they vary.
-"""
+"""Grids of variants and seeds, read from files, and helpers to write grid files with."""
 
 from __future__ import annotations
 
@@ -29,11 +26,20 @@ from spectralmoe_jax.models.build import segmenter_config
 PAPER: dict[str, Any] = {"model.adapter.preset": "paper"} | {
     f"model.adapter.{switch}": None for switch in (*ADAPTER_PRESETS["paper"], "fusion_value")
 }
-"""Settings of the publication's reading, whatever a configuration says of the switches between the two."""
+"""Settings of the publication's reading: they unset every switch that a configuration sets itself."""
 
 
 class Sizes(NamedTuple):
-    """Of the visual encoder, the tokens along an edge of a crop, and its published size (s, b, l) or ""."""
+    """Sizes of a visual encoder.
+
+    Attributes:
+      width: of the tokens.
+      layers: transformer blocks.
+      heads: attention heads.
+      patch_size: pixels along a patch's edge.
+      grid: tokens along an edge of a crop.
+      published: the published size, s, b or l; "" for another.
+    """
 
     width: int
     layers: int
@@ -47,7 +53,14 @@ _PUBLISHED = {(384, 12): "s", (768, 12): "b", (1024, 24): "l"}
 
 
 def base_config(base: str) -> Any:
-    """Return what the configuration `FILE[:args]` that a grid varies gives; a bare name is a shipped one."""
+    """Read the configuration that a grid varies.
+
+    Args:
+      base: `FILE[:args]`; a bare name is a shipped one.
+
+    Returns:
+      The keys that the file gives, as a locked dictionary of `ml_collections`.
+    """
     return config_dict(load_given(base))
 
 
@@ -105,7 +118,7 @@ class Grid:
       variants: settings by name of the variant: dotted keys without `config.` and their values, such as
         `{"model.adapter.num_experts": 3}`; a dictionary as a value replaces a whole section, None unsets.
       reference: the variant that the others are compared with.
-      common: settings of all variants; a variant's own win over them.
+      common: settings of all variants; a variant's own settings win over them.
       seeds: of the runs of each variant.
       title: of the table, one line.
     """
@@ -130,10 +143,15 @@ class Grid:
             require(other == name, "variants", f"{name!r} and {other!r} would share a folder: rename one")
 
     def config(self, variant: str, seed: int, overrides: Sequence[str] = ()) -> RunConfig:
-        """The configuration of one run; `overrides` are of the command line, over `common` and under the
-        variant's own settings.
+        """Return the configuration of one run.
 
-        Raises UserError naming the variant and the key that is wrong.
+        Args:
+          variant: name of the variant.
+          seed: of the run.
+          overrides: of the command line; they win over `common`, and the variant's own settings over them.
+
+        Raises:
+          UserError: names the variant and the key that is wrong.
         """
         try:
             given = apply_overrides(apply_settings(load_given(self.base), self.common), overrides)
@@ -144,7 +162,15 @@ class Grid:
 
 
 class Cell(NamedTuple):
-    """One run of a grid. number: from 0, over variants and within them over seeds."""
+    """One run of a grid.
+
+    Attributes:
+      number: from 0, over variants and within them over seeds.
+      variant: name of the variant.
+      seed: of the run.
+      folder: of the run.
+      config: of the run.
+    """
 
     number: int
     variant: str
@@ -154,9 +180,10 @@ class Cell(NamedTuple):
 
 
 def cells(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[Cell]:
-    """Every run of a grid, with its folder below `workdir`.
+    """List every run of a grid, with its folder below `workdir`.
 
-    Raises UserError for a variant that is not a configuration, before anything is run.
+    Raises:
+      UserError: a variant is not a valid configuration; nothing has run then.
     """
     found: list[Cell] = []
     for variant in grid.variants:
@@ -172,18 +199,20 @@ def cells(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[Cell
 
 
 def folder_of(variant: str) -> str:
-    """A variant's name as that of a folder."""
+    """Turn a variant's name into the name of a folder."""
     return re.sub(r"[^A-Za-z0-9.+=-]+", "_", variant).strip("_.") or "_"
 
 
 def load_grid(spec: str, base: str | None = None, seeds: int | None = None) -> Grid:
-    """Reads `FILE[:BASE]`: the `get_grid(base)` of a Python file.
+    """Read `FILE[:BASE]`, a Python file with a function `get_grid(base)`.
 
     Args:
-      spec: path of the file, or the name of one that is shipped; after a colon the configuration to vary.
-      base: the same, and wins. seeds: so many instead of the grid's own, from 0.
+      spec: path of the file, or the name of a shipped one; after a colon the configuration to vary.
+      base: the configuration to vary; it wins over the one after the colon.
+      seeds: number of seeds, from 0, instead of the grid's own.
 
-    Raises UserError naming the file and what is wrong with it.
+    Raises:
+      UserError: names the file and what is wrong with it.
     """
     file, _, argument = spec.partition(":")
     base = base or argument

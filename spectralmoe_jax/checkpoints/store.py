@@ -52,11 +52,17 @@ _SENSOR_KEYS = (
 
 
 def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint must agree on, as JSON values by dotted key: bands, classes and model.
+    """Return what runs that share a checkpoint agree on: bands, classes and model, by dotted key.
 
-    Precision (`model.dtype`), rematerialisation (`model.remat`) and where weights were read from are left
-    out: they do not change what the parameters mean, and files move. So are the bands where the visual
-    encoder generates its patch embedding from their wavelengths (dofa).
+    Precision (`model.dtype`), rematerialisation (`model.remat`) and the weight files are left out: they do
+    not change what the parameters mean, and files move. So are the bands where the visual encoder generates
+    its patch embedding from their wavelengths (dofa).
+
+    Args:
+      given: the configuration as given; default values are not compared.
+
+    Returns:
+      JSON values.
     """
     sections = {key: given[key] for key in _MODEL_SECTIONS if key in given}
     free = _COMPUTATION_KEYS + (_SENSOR_KEYS if _takes_any_bands(given) else ())
@@ -74,7 +80,7 @@ def _takes_any_bands(given: Mapping[str, Any]) -> bool:
 
 
 def fingerprint(given: Mapping[str, Any]) -> str:
-    """A hexadecimal digest of `model_part`; equal for configurations that may share checkpoints."""
+    """Return a hexadecimal digest of `model_part`, equal for configurations that may share checkpoints."""
     return hashlib.sha256(json.dumps(model_part(given), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -117,17 +123,17 @@ class CheckpointStore:
         return max(scores)[1] if scores else None
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """Return the folder of a step's checkpoint."""
         return self._folder / str(step)
 
     def metrics_of(self, step: int) -> dict[str, Any] | None:
-        """The metrics stored with the checkpoint of a step, or None where it has none."""
+        """Return the metrics stored with a step's checkpoint, or None."""
         return next((c.metrics for c in self._open().checkpoints if c.step == step), None)
 
     def save(
         self, step: int, params: Any, opt_state: Any, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Starts to save; returns once the arrays may change. A step that is there already is left alone.
+        """Start to save, and return once the arrays may change; a step that is there already is left alone.
 
         Args:
           step: steps done.
@@ -143,7 +149,7 @@ class CheckpointStore:
         if any(checkpoint.step == step for checkpoint in checkpointer.checkpoints):
             return
         self.wait()
-        with self._told_in_one_line(step):
+        with self._disk_full_in_one_line(step):
             self._saving = checkpointer.save_checkpointables_async(
                 step,
                 {TRAINABLE: named_leaves(params), OPTIMIZER: named_leaves(opt_state)},
@@ -157,11 +163,12 @@ class CheckpointStore:
             self._step = step
 
     def restore(self, step: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        """Reads parameters and optimizer state.
+        """Read parameters and optimizer state.
 
         Args:
           step: of a complete checkpoint.
-          params, opt_state: pytrees of arrays or ShapeDtypeStructs that say what is wanted.
+          params: pytree of arrays or ShapeDtypeStructs, the wanted parameters.
+          opt_state: the same for the optimizer's state.
 
         Returns:
           The two pytrees, every leaf filled from the checkpoint.
@@ -174,39 +181,39 @@ class CheckpointStore:
         return found[TRAINABLE], found[OPTIMIZER]
 
     def restore_params(self, step: int, params: Any) -> Any:
-        """Reads the trainable parameters alone; otherwise like `restore`."""
+        """Read the trainable parameters alone; otherwise like `restore`."""
         return self._load(step, {TRAINABLE: params})[TRAINABLE]
 
     def wait(self) -> None:
-        """Returns when no save is under way any more.
+        """Wait until no save is under way.
 
         Raises:
-          UserError: it found no room on the disk; what it wrote is removed, earlier checkpoints are whole.
-          Exception: whatever else went wrong in it.
+          UserError: the disk is full; the incomplete checkpoint is removed, earlier ones are whole.
+          Exception: any other error of the save.
         """
         if self._saving is not None:
             saving, self._saving = self._saving, None
-            with self._told_in_one_line(self._step):
+            with self._disk_full_in_one_line(self._step):
                 saving.result()
 
     def close(self) -> None:
-        """Completes what is being saved; raises as `wait` does."""
+        """Complete the save under way; raises as `wait` does."""
         try:
             self.wait()
         finally:
             checkpointer, self._checkpointer = self._checkpointer, None
             if checkpointer is not None:
                 with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
-                    checkpointer.close()  # says a second time what `wait` said
+                    checkpointer.close()  # would raise the error of `wait` a second time
 
     @contextlib.contextmanager
-    def _told_in_one_line(self, step: int) -> Iterator[None]:
-        """Turns a disk without room, in whatever form it is reported, into one line."""
+    def _disk_full_in_one_line(self, step: int) -> Iterator[None]:
+        """Turn a full disk, in whatever form it is reported, into one line."""
         try:
             yield
         except Exception as error:
             self._failed = True
-            reason = _no_room(error)
+            reason = _disk_full(error)
             if reason is None:
                 raise
             if jax.process_index() == 0:
@@ -258,8 +265,8 @@ class CheckpointStore:
         )
 
 
-def _no_room(error: BaseException) -> str | None:
-    """What the system says of a disk without room, for this user or at all; None for any other error."""
+def _disk_full(error: BaseException) -> str | None:
+    """Return the system's message of a full disk or quota; None for any other error."""
     code = error.errno if isinstance(error, OSError) else None
     written = re.search(r"os_error_code='(\d+)'", str(error))  # as the storage library reports it
     code = int(written[1]) if code is None and written else code
@@ -267,12 +274,12 @@ def _no_room(error: BaseException) -> str | None:
 
 
 def _is_not_of_a_save(record: logging.LogRecord) -> bool:
-    """Orbax logs every thread's part of an error with its traceback before it raises it."""
+    """Filter Orbax's tracebacks out of the log: every thread logs its own before the error is raised."""
     return "orbax" not in record.pathname or record.levelno < logging.ERROR
 
 
 def describe_differences(there: Mapping[str, Any], here: Mapping[str, Any], at_most: int = 6) -> str:
-    """Says which keys differ between two flat configurations, in one line; empty if none does."""
+    """List the keys that differ between two flat configurations, in one line; empty if none does."""
     keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     listed = [f"config.{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys[:at_most]]
     return "; ".join(listed + [f"and {len(keys) - at_most} more"] * (len(keys) > at_most))

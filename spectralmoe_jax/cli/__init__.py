@@ -1,1 +1,1 @@
-"""The command `spectralmoe`: one file for each subcommand, loaded when it is called."""
+"""The command `spectralmoe`: subcommands by topic, loaded when they are called."""

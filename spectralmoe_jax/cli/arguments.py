@@ -1,4 +1,4 @@
-"""What the subcommands share in reading their arguments."""
+"""Arguments of the subcommands: a strict parser, and overrides of the configuration."""
 
 import argparse
 import difflib
@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """Parses; an option that does not exist is answered with the nearest one that does."""
+        """Parse the arguments; the error of an unknown option names the nearest one."""
         arguments, unknown = self.parse_known_args(argv)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -30,11 +30,12 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message as a UserError."""
         raise UserError(f"{self.prog}: {message}")
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates `--config.a.b=value` and `--config.a.b value` from the other arguments.
+    """Separate `--config.a.b=value` and `--config.a.b value` from the other arguments.
 
     Returns:
       The overrides, each as `--config.a.b=value`, and the rest in order.
@@ -58,7 +59,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def refuse_overrides(overrides: Sequence[str], command: str) -> None:
-    """Raises a UserError if there are overrides for a subcommand without a configuration."""
+    """Raise a UserError if there are overrides for a subcommand without a configuration."""
     if overrides:
         name = overrides[0].partition("=")[0]
         raise UserError(f"spectralmoe {command} has no configuration, so {name} has no meaning there")

@@ -1,4 +1,4 @@
-"""Finds the subcommand, runs it, and turns what the user can mend into one line and a status.
+"""The command line: finds and runs a subcommand, and reports a user's mistakes in one line.
 
 Status 0: done. 1: done, and the answer is no (`verify`), or not all of it (`ablate`).
 2: bad input, said in one line on standard error. 75: a run of several processes lost
@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line `argv` (by default the process's own) and returns the exit status."""
+    """Run the command line `argv` (by default the process's own) and return the exit status."""
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:

@@ -45,8 +45,9 @@ class Predict:
 
 
 class Convert:
-    """Convert published weights to a file of ours, or a trained run to the authors' layout, safetensors or
-    Hugging Face.
+    """Convert published weights to a file of ours, or a trained run to another layout.
+
+    A run becomes a file in the authors' layout, in safetensors with our names, or a Hugging Face folder.
     """
 
     @staticmethod

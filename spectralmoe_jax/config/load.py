@@ -135,6 +135,7 @@ def apply_settings(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Giv
     """A copy of a configuration with values by dotted key, read as overrides are.
 
     Args:
+      given: the configuration.
       settings: such as `{"model.adapter.num_experts": 3}`; a dictionary replaces a whole section, None
         unsets. Sections come first, then all others at once, so that their order does not matter.
 
@@ -419,6 +420,7 @@ def call_in_file(file: Path, function: str, argument: str = "") -> Any:
     """Run a Python file and return what one of its functions returns.
 
     Args:
+      file: the file.
       function: name of the function.
       argument: given to the function unless it is empty.
 

@@ -515,6 +515,8 @@ def overlaid(base: Mapping[str, Any], section: Any, place: str) -> dict[str, Any
     """A copy of `base` with the values of `section` in place of its own; a stream's `weight` is left out.
 
     Args:
+      base: the configuration.
+      section: the keys in which a stream differs.
       place: where the section stands, as in "config.streams.landsat".
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is kept of a run's best checkpoint: scores, counts by image, pictures. Reports need no model."""
+"""Evaluation of a run's best checkpoint, kept in the run's folder so that reports need no model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ EVALUATION, IMAGES = "evaluation.json", "evaluation.npz"
 
 
 def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
-    """Evaluate a run's best checkpoint on the target, and keep all of it in the run's folder.
+    """Evaluate a run's best checkpoint on the target, and keep the result in the run's folder.
 
-    `evaluation.json` is what `spectralmoe evaluate` gives and the number of trainable parameters, the `step`
-    of the checkpoint and the one that is `trained` to; `evaluation.npz` the confusion matrix of every image;
-    see also `prediction.pictures`. The scores are written last.
+    The folder gets `pictures.npz` (see `inference.pictures`), `evaluation.npz` with the confusion matrix of
+    every image, and last `evaluation.json`: the scores of `spectralmoe evaluate`, the number of `trainable`
+    parameters, the `step` of the checkpoint, and the step that the run is `trained` to.
 
-    Raises UserError naming the file or key that is wrong.
+    Raises:
+      UserError: names the file or key that is wrong.
     """
     config = resolve_wavelengths(workdir, config, "target")
     splits, layout = open_splits(config, only="target"), using_layout(config)
@@ -44,13 +45,15 @@ def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
 
 
 def steps_of(workdir: Path, config: RunConfig) -> tuple[int | None, int | None]:
-    """The step of the checkpoint that is judged, the best one or the last where none was scored; and the last
-    one's. None where there is none."""
+    """Return the steps of the checkpoint to evaluate and of the last one; None where there is none.
+
+    The checkpoint to evaluate is the best one, or the last where none has a score.
+    """
     with CheckpointStore(workdir, config) as store:
         return store.best if store.best is not None else store.last, store.last
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any] | None:
-    """The scores that `evaluate_best_checkpoint` kept, or None."""
+    """Read the scores that `evaluate_best_checkpoint` kept; None where there are none."""
     path = workdir / EVALUATION
     return json.loads(path.read_text()) if path.is_file() else None

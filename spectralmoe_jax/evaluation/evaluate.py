@@ -1,4 +1,4 @@
-"""`spectralmoe evaluate`, and the scores that training chooses its best checkpoint by."""
+"""Scores of a model on a split: `spectralmoe evaluate`, and the evaluations during training."""
 
 from __future__ import annotations
 
@@ -68,22 +68,29 @@ def evaluate(
 def tally_split(
     config: RunConfig, splits: Splits, split: str, segmenter: Segmenter, step: RoutedStep
 ) -> Tally:
-    """What a segmenter says of the images of a split, and which experts its tokens go to; `step` is its
-    own, of `checkpoints.trained.make_routed_step`."""
+    """Count a segmenter's predictions on the images of a split, and the experts that its tokens go to.
+
+    Args:
+      config: of the run.
+      splits: the opened data.
+      split: `target`, `source` or `holdout`.
+      segmenter: the model.
+      step: the segmenter's step, of `inference.model.make_routed_step`.
+    """
     tally = Tally(config.classes.names, getattr(segmenter.config.adapter, "num_experts", 1))
     _count(tally, config, splits, split, RoutedPredict(step))
     return tally
 
 
 def resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:
-    """The configuration with the wavelengths that the run's files stated, else those of the split's files."""
+    """Add the wavelengths that the run's files stated to a configuration, else those of the split's files."""
     if (Path(workdir) / CONFIG_FILE).is_file():
         config = adopt_stated(config, read_run_config(workdir))
     return of_files(config, config.data.target if split == "target" else config.data.source)
 
 
 def score_split(config: RunConfig, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
-    """The scalars of a split that a training run logs: mIoU and overall accuracy."""
+    """Score a split as training logs it: mIoU and overall accuracy."""
     tally = Tally(config.classes.names)
     _count(tally, config, splits, split, predict)
     report = make_report(tally)
@@ -91,9 +98,10 @@ def score_split(config: RunConfig, splits: Splits, split: str, predict: Predict)
 
 
 def _count(tally: Tally, config: RunConfig, splits: Splits, split: str, predict: Predict) -> None:
-    """Tiles that fit into a window go through the model several at a time, larger images one by one."""
+    """Add the predictions on a split to a tally."""
     settings = config.evaluate
     source, records = splits.of(split)
+    # images that fit into a window go through the model in batches, larger ones one by one
     if any(max(record.height, record.width) > settings.window for record in records) or not records:
         tally.count_images(predict, splits.examples(split), settings)
         return

@@ -1,4 +1,4 @@
-"""A trained model, ready to predict, from the folder of its run."""
+"""Segmenters with their weights, to start a run from or to predict with, and the jitted predict step."""
 
 from __future__ import annotations
 
@@ -41,11 +41,14 @@ log = logging.getLogger(__name__)
 
 
 class Opened(NamedTuple):
-    """A file of weights, checked against a configuration and not yet read.
+    """A weight file, checked against a configuration and not yet read.
 
-    source: the file. parts: of the segmenter, named as in `released.PARTS`, that it fills. encoders: those
-    among them, as the file holds them. whole: it is the file of a segmenter or of parts of one,
-    not of an encoder. stream: its leaves, each read as it is asked for.
+    Attributes:
+      source: the file.
+      parts: of the segmenter that it fills, named as in `weights.released.PARTS`.
+      encoders: the encoders among them, as the file holds them.
+      whole: True for the file of a segmenter or of parts of one, False for that of an encoder.
+      stream: its leaves, each read when the iterator gets there.
     """
 
     source: WeightFile
@@ -56,8 +59,14 @@ class Opened(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A run's best checkpoint. opened: the files of its frozen weights. stream: every leaf of the segmenter,
-    frozen ones read as they are asked for."""
+    """A run's best checkpoint, its frozen weights still to be read.
+
+    Attributes:
+      settings: of the segmenter.
+      step: of the checkpoint.
+      opened: the files of the frozen weights.
+      stream: every leaf of the segmenter; a frozen one is read when the iterator gets there.
+    """
 
     settings: SegmenterConfig
     step: int
@@ -66,15 +75,16 @@ class Trained(NamedTuple):
 
 
 def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmenter:
-    """The segmenter a run starts from.
+    """Make the segmenter that a run starts from.
 
     Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
     as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
-    `config.model.depth.weights`; see `open_weight_file` for what each may be. Whatever none of them holds
-    is random; a warning says so where it is frozen. Files are read leaf by leaf: there is one copy in memory.
-    With a layout every leaf goes where it belongs as soon as it is read, and is made there if it is random.
+    `config.model.depth.weights`; see `open_weight_file` for their forms. Weights that no file
+    holds are random; a warning says so where they are frozen. Files are read leaf by leaf, so that memory
+    holds one copy. With a layout, each leaf is placed as soon as it is read; random ones are made in place.
 
-    Raises UserError naming the key or file that is wrong, or the two that hold the same part.
+    Raises:
+      UserError: names the key or file that is wrong, or the two that hold the same part.
     """
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
@@ -111,14 +121,15 @@ def _every_leaf(
     config: RunConfig, settings: SegmenterConfig, abstract: Segmenter, opened: list[Opened],
     known: Collection[Path] = (), layout: Layout | None = None,
 ) -> Iterator[tuple[Path, Any]]:  # fmt: skip
-    """Every leaf but the `known` ones, which come from elsewhere: those of the files, then the random ones.
+    """Stream every leaf but the `known` ones: first those of the files, then the random ones.
 
-    Raises UserError, before anything is read, where a frozen part is in none of the files given for it.
+    Raises:
+      UserError: a frozen part is in none of the files given for it; nothing is read before.
     """
     filled = {part for file in opened for part in file.parts}
     missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
     frozen = {part_of(path) for path in traverse_util.flatten_dict(split(abstract)[1]) if _is_kernel(path)}
-    _report_random(config, settings, {part_of(path) for path in missing} & frozen)
+    _check_frozen_weights(config, settings, {part_of(path) for path in missing} & frozen)
     read = ((path, value) for file in opened for path, value in file.stream if path not in known)
     shardings = None if layout is None else layout.of_parameters(leaves(abstract))
     return itertools.chain(read, _random(settings, config.seed, missing, shardings))
@@ -127,18 +138,22 @@ def _every_leaf(
 def _random(
     settings: SegmenterConfig, seed: int, missing: Collection[Path], shardings: Any
 ) -> Iterator[tuple[Path, Any]]:
-    yield from random_leaves(settings, seed, missing, shardings).items()  # made when the files were read
+    # a generator, so that they are made when the files are read
+    yield from random_leaves(settings, seed, missing, shardings).items()
 
 
 def open_weights(
     config: RunConfig, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
 ) -> list[Opened]:
-    """Every file that the configuration names.
+    """Open every weight file that a configuration names.
 
     Args:
+      config: the configuration.
+      settings: of its segmenter.
       shapes: of all leaves of the segmenter.
 
-    Raises UserError where a file does not fit, or two hold the same part.
+    Raises:
+      UserError: a file does not fit, or two hold the same part.
     """
     opened: list[Opened] = []
     filled: dict[str, str] = {}  # part -> the key and file that fill it
@@ -173,7 +188,7 @@ def _open(
 
 
 def _specs(config: RunConfig, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
-    """(key, file, the encoder that the key is for) of everything that is to be read."""
+    """Yield (key, file, encoder that the key is for) of every weight file."""
     for spec in split_files(config.model.weights):
         yield "config.model.weights", spec, None
     for encoder in (settings.visual, settings.depth if settings.uses_depth else None):
@@ -186,8 +201,8 @@ def _is_kernel(path: Path) -> bool:
     return "blocks" in path and path[-1] == "kernel"
 
 
-def _report_random(config: RunConfig, settings: SegmenterConfig, parts: set[str]) -> None:
-    """Of frozen parts whose weights are in no file."""
+def _check_frozen_weights(config: RunConfig, settings: SegmenterConfig, parts: set[str]) -> None:
+    """Warn if a frozen part has no pretrained weights; refuse it where there are files for the segmenter."""
     for encoder in (settings.visual, settings.depth):
         if encoder is None or encoder.name not in parts:
             continue
@@ -207,12 +222,18 @@ def _report_random(config: RunConfig, settings: SegmenterConfig, parts: set[str]
 def load_trained(
     workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None
 ) -> Segmenter:
-    """The segmenter of a run's best checkpoint, or of its last where none was judged, spread by a layout.
+    """Load the segmenter of a run's best checkpoint, or of the last one where none was evaluated.
 
-    Frozen weights are not in a checkpoint: they come from the configuration again. So do the wavelengths that
-    the files of the run stated, for a configuration of the same bands on the same sensor.
+    A checkpoint holds no frozen weights: the configuration says where they are. For the same bands on the
+    same sensor, the model takes the wavelengths that the files of the run stated.
 
-    Raises UserError where the folder holds no checkpoint, or one of another configuration.
+    Args:
+      workdir: folder of the run.
+      config: its configuration.
+      layout: devices to spread the segmenter over; None for one device.
+
+    Raises:
+      UserError: the folder holds no checkpoint, or one of another configuration.
     """
     trained = open_trained(workdir, config, layout)
     abstract = abstract_segmenter(trained.settings)
@@ -220,7 +241,7 @@ def load_trained(
 
 
 def open_trained(workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None) -> Trained:
-    """As `load_trained`, with the frozen weights still to be read."""
+    """Open a run's checkpoint as `load_trained` does, with the frozen weights still to be read."""
     if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
         config = adopt_stated(config, read_run_config(workdir))
     settings = segmenter_config(config)
@@ -239,20 +260,20 @@ def open_trained(workdir: str | os.PathLike[str], config: RunConfig, layout: Lay
             raise UserError(f"{workdir}: holds no checkpoint yet; train first, or give the folder of a run")
         trainable = store.restore_params(step, trainable)
     restored = traverse_util.flatten_dict(trainable)
-    return Trained(settings, step, opened, itertools.chain(_emptied(restored), frozen))
+    return Trained(settings, step, opened, itertools.chain(_drain(restored), frozen))
 
 
-def _emptied(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
-    """Its items, each let go of as it is given away."""
+def _drain(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
+    """Yield the items, freeing each."""
     for path in list(values):
         yield path, values.pop(path)
 
 
 def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """Raw tiles (B, T, T, C) -> scores (B, T, T, classes) float32, compiled once a shape.
+    """Make a function from raw tiles (B, T, T, C) to scores (B, T, T, classes) float32.
 
-    With a layout the tiles are spread over its devices; several hosts all give the same tiles and get all
-    scores.
+    It is compiled once for each shape. With a layout the tiles are spread over its devices; several hosts all
+    give the same tiles and get all scores.
     """
     trainable, frozen = split(segmenter)
     scores = make_scores(segmenter, layout)
@@ -262,8 +283,11 @@ def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable
 def make_routed_step(
     segmenter: Segmenter, layout: Layout | None = None
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """As `make_predict`, and beside the scores each token's strongest expert: (L, J, B, N) int32, with J = 0
-    for an adapter without experts."""
+    """Make a function from raw tiles to scores, as `make_predict`, and to each token's strongest expert.
+
+    Returns:
+      Tiles -> (scores, experts (L, J, B, N) int32), with J = 0 for an adapter without experts.
+    """
     trainable, frozen = split(segmenter)
     step = _spread(make_predict_step(segmenter, layout), layout)
 
@@ -279,13 +303,18 @@ def make_routed_step(
 def make_scores(
     structure: Segmenter, layout: Layout | None = None
 ) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
-    """(trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
+    """Make a function (trainable, frozen, tiles) -> scores, as `make_predict`.
+
+    Args:
+      structure: the segmenter, which may be abstract.
+      layout: devices to spread the tiles over.
+    """
     step = _spread(make_predict_step(structure, layout), layout)
     return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels)[0])[: len(pixels)]
 
 
 def _spread(step: Any, layout: Layout | None) -> Any:
-    """The step with tiles spread over the layout's devices, as many as these need: the last one repeated."""
+    """Spread a step's tiles over the layout's devices; copies of the last tile make the shares equal."""
     if layout is None:
         return step
     where, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
@@ -299,11 +328,11 @@ def _spread(step: Any, layout: Layout | None) -> Any:
 
 
 def make_predict_step(structure: Segmenter, layout: Layout | None = None) -> Any:
-    """The jitted (trainable, frozen, tiles) -> (scores, experts (L, J, B, N) or None); with a layout, of
-    tiles that are spread over it, and whole results everywhere.
+    """Make the jitted step (trainable, frozen, tiles) -> (scores, experts (L, J, B, N) or None).
 
-    Segmenters of equal settings share it, so that a process which trains, evaluates and maps compiles it
-    once for each shape of tiles.
+    With a layout, tiles are spread over it and results are whole on every device. Segmenters of equal
+    settings share the step, so that a process which trains, evaluates and maps compiles it once for each
+    shape of tiles.
     """
     try:
         return _predict_step(structure.config, layout)

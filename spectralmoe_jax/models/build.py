@@ -1,7 +1,4 @@
-"""From a configuration file to a segmenter, abstract or with arrays.
-
-One segmenter for several band sets: the same parameters, another patch embedding.
-"""
+"""Segmenters from configurations: abstract, with random weights, or for another set of bands."""
 
 from __future__ import annotations
 
@@ -25,19 +22,28 @@ from spectralmoe_jax.sensors import place_of, visible, wavelengths
 from spectralmoe_jax.sensors.stated import stated
 
 
-def for_bands(segmenter: Segmenter, wavelengths: Sequence[float], *, pixel_mean: Sequence[float],
-              pixel_std: Sequence[float], depth_bands: Sequence[int] = (0, 1, 2)) -> Segmenter:  # fmt: skip
-    """The same segmenter for another sensor: every parameter is shared, none copied.
+def for_bands(
+    segmenter: Segmenter,
+    wavelengths: Sequence[float],
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    depth_bands: Sequence[int] = (0, 1, 2),
+) -> Segmenter:
+    """Return the same segmenter for another sensor: parameters are shared, not copied.
 
-    The patch embedding is generated here, once for the band set, and is a constant of every step after that.
+    The patch embedding is generated here, once for the band set, and is a constant of every later step.
 
     Args:
       segmenter: with an encoder that generates its patch embedding (dofa).
-      wavelengths: of the bands, micrometres. pixel_mean, pixel_std: one value a band, in raw pixel units.
-      depth_bands: numbers of the bands that the depth encoder sees, red, green, blue.
+      wavelengths: one for each band, in micrometres.
+      pixel_mean: one value for each band, in raw pixel units.
+      pixel_std: one value for each band, in raw pixel units.
+      depth_bands: indices of the bands that the depth encoder sees: red, green, blue.
 
-    Raises UserError for an encoder whose patch embedding belongs to one band set, or for wavelengths or
-    statistics that do not fit each other.
+    Raises:
+      UserError: the encoder's patch embedding belongs to one band set, or wavelengths and statistics do not
+        fit each other.
     """
     visual = segmenter.config.visual
     if not visual.family.wavelengths:
@@ -48,8 +54,10 @@ def for_bands(segmenter: Segmenter, wavelengths: Sequence[float], *, pixel_mean:
     config = dataclasses.replace(
         segmenter.config,
         visual=dataclasses.replace(visual, in_channels=len(wavelengths), wavelengths=tuple(wavelengths)),
-        depth_bands=tuple(depth_bands), pixel_mean=tuple(pixel_mean), pixel_std=tuple(pixel_std),
-    )  # fmt: skip
+        depth_bands=tuple(depth_bands),
+        pixel_mean=tuple(pixel_mean),
+        pixel_std=tuple(pixel_std),
+    )
     kernel, bias = segmenter.backbone.visual.generator(config.visual.wavelengths)  # type: ignore[attr-defined]
     stem = ("backbone", "visual")
     replaced = {
@@ -62,10 +70,10 @@ def for_bands(segmenter: Segmenter, wavelengths: Sequence[float], *, pixel_mean:
 
 
 def segmenter_config(config: RunConfig) -> SegmenterConfig:
-    """Settings of the segmenter of a configuration, with what follows from its bands, sensor and classes.
+    """Return the settings of a configuration's segmenter, with what follows from bands, sensor and classes.
 
     Raises:
-      UserError: parts that do not fit each other, or a user's own adapter that is none; names the key.
+      UserError: parts do not fit each other, or a user's own adapter is not one; names the key.
     """
     model, bands = config.model, config.bands
     depth: EncoderConfig | None = None
@@ -92,12 +100,12 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
 
 
 def abstract_segmenter(config: SegmenterConfig) -> Segmenter:
-    """The segmenter with shapes and dtypes in place of arrays: nothing is allocated."""
+    """Return the segmenter with shapes and dtypes in place of arrays; nothing is allocated."""
     return nnx.eval_shape(lambda: Segmenter(config, rngs=nnx.Rngs(0)))
 
 
 def make_segmenter(config: SegmenterConfig, seed: int) -> Segmenter:
-    """A segmenter with random weights, made inside one jitted call."""
+    """Make a segmenter with random weights, inside one jitted call."""
     graph = nnx.graphdef(abstract_segmenter(config))
     make = jax.jit(lambda key: nnx.state(Segmenter(config, rngs=nnx.Rngs(key))))
     return nnx.merge(graph, make(jax.random.key(seed)))
@@ -109,10 +117,14 @@ def random_leaves(
     paths: Collection[Path],
     shardings: Mapping[Path, jax.sharding.Sharding] | None = None,
 ) -> dict[Path, jax.Array]:
-    """The leaves at `paths` of `make_segmenter(config, seed)`, each made where `shardings` wants it; the
-    others are never made.
+    """Make single leaves of `make_segmenter(config, seed)`; the others are never allocated.
 
-    The seed is an argument of what is compiled: a constant would have every seed compiled anew.
+    Args:
+      config: settings of the segmenter.
+      seed: of the random weights. It is an argument of the compiled function: a constant would compile every
+        seed anew.
+      paths: the leaves to make.
+      shardings: placement of each leaf; None for the default device.
     """
     if not paths:
         return {}
@@ -127,8 +139,16 @@ def random_leaves(
 
 
 def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
-    """Places of the bands that the depth encoder sees: those named, by any name on the sensor, or else red,
-    green and blue."""
+    """Return the indices of the depth encoder's bands: those named, else red, green and blue.
+
+    Args:
+      names: of the bands, by any of their names on the sensor; None for red, green and blue.
+      bands: of the configuration.
+      sensor: of the configuration.
+
+    Raises:
+      UserError: a band is not there, or it is not known which bands are red, green and blue.
+    """
     if names is None:
         found = visible(bands, sensor)
         if found is None:
@@ -150,9 +170,9 @@ def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: st
 
 
 def _wavelengths(config: RunConfig) -> tuple[float, ...]:
-    """Wavelengths of the bands, for an encoder that takes them.
+    """Return the wavelengths of the bands, for an encoder that takes them.
 
-    Those that the configuration gives, else those that its files stated, else those of the sensor.
+    The configuration's own come first, then those that its files stated, then those of the sensor.
     """
     visual = config.model.visual
     if visual.wavelengths or not visual.takes_wavelengths:
@@ -161,14 +181,14 @@ def _wavelengths(config: RunConfig) -> tuple[float, ...]:
 
 
 def _adapter(section: Any) -> Any:
-    """The adapter's settings; those of a user's own are checked by its class."""
+    """Return the adapter's settings; the class of a user's own adapter checks its section."""
     if not isinstance(section, OwnAdapterConfig):
         return section
     return build(adapter_class(section.kind).Config, section.settings, "config.model.adapter")
 
 
 def _check_encoder(visual: EncoderConfig, kind: str) -> None:
-    """Raises UserError where the encoder is none that the adapter can act in."""
+    """Raise a UserError where the adapter cannot act in the encoder."""
     adapter = adapter_class(kind)
     if getattr(adapter, "adds_tokens", False) and visual.kind == "sam":
         raise UserError(

@@ -26,6 +26,8 @@ PARTS = {
 
 
 class Part(NamedTuple):
+    """The numbers of trainable and frozen parameters of one part of a segmenter."""
+
     name: str
     trainable: int
     frozen: int
