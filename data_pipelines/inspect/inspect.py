@@ -1,7 +1,4 @@
-"""`spectralmoe data`: tables and a picture of a configuration's training batches.
-
-Training tiles and their masks as one picture.
-"""
+"""`spectralmoe data`: tables and a picture of a configuration's training batches."""
 
 from __future__ import annotations
 
