@@ -31,7 +31,7 @@ ARROWS = {
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
     "data_pipelines.readers": (
-        "errors sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
+        "errors config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
     ),
     "host_memory": "",
     "data_pipelines.loader": "errors config data_pipelines.readers host_memory",

@@ -9,18 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from data_pipelines.readers.raster_file import UnreadableFile
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.config.fields import choices_of
+from spectralmoe_jax.config.schema import DataConfig
+from spectralmoe_jax.errors import choose
 
 log = logging.getLogger(__name__)
-CORRUPT = ("stop", "skip")
 T = TypeVar("T")
 S = TypeVar("S")
 
 
 def check_corrupt(corrupt: str) -> None:
-    """Raises UserError unless this is a value of `data.corrupt`."""
-    if corrupt not in CORRUPT:
-        raise UserError(f"data.corrupt={corrupt!r}: choose from {', '.join(CORRUPT)}")
+    """Raise a UserError unless this is a value of `config.data.corrupt`."""
+    choose("config.data.corrupt", corrupt, choices_of(DataConfig)["corrupt"])
 
 
 def over_files(work: Callable[[S], T], files: Iterable[S], corrupt: str) -> list[T | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, choose
 from spectralmoe_jax.sensors.band_tables import (
     AERIAL,
     AVIRIS,
@@ -39,9 +39,7 @@ SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in _ALL}
 
 def find_sensor(name: str) -> Sensor:
     """The sensor of `config.sensor`. Raises UserError listing what there is."""
-    if name not in SENSORS:
-        raise UserError(f"config.sensor = {name!r}: choose from {', '.join(SENSORS)}")
-    return SENSORS[name]
+    return SENSORS[choose("config.sensor", name, SENSORS)]
 
 
 def place_of(name: str, bands: Sequence[str], sensor: str | None = None) -> int | None:

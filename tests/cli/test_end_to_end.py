@@ -127,19 +127,19 @@ def test_checkpoint_of_another_model(run, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluate.window=none", "config.evaluate.window: takes a whole number"),
+        ("evaluate.window=none", "config.evaluate.window = None: must be a whole number"),
         (
             "evaluate.window=36",
-            "config.evaluate.window: is 36: give a multiple of config.model.visual.patch_size",
+            "config.evaluate.window = 36: must be a multiple of config.model.visual.patch_size",
         ),
         ("evaluate.overlap=32", "config.evaluate.overlap = 32"),
-        ("evaluate.batch_size=0", "config.evaluate.batch_size must be at least 1"),
-        ("data.crop=30", "config.data.crop: is 30: give a multiple of config.model.visual.patch_size = 8"),
-        ("data.crop=0", "config.data.crop: is 0"),
-        ("data.workers=-1", "config.data.workers: is -1: give 0 or more"),
-        ("data.threads=0", "config.data.threads: is 0: give 1 or more"),
-        ("data.workers=none", "config.data.workers: takes a whole number, not None"),
-        ("augment.flip=2.0", "augment.flip=2.0"),
+        ("evaluate.batch_size=0", "config.evaluate.batch_size = 0: must be at least 1"),
+        ("data.crop=30", "config.data.crop = 30: must be a multiple of config.model.visual.patch_size = 8"),
+        ("data.crop=0", "config.data.crop = 0: must be at least 1"),
+        ("data.workers=-1", "config.data.workers = -1: must be at least 0"),
+        ("data.threads=0", "config.data.threads = 0: must be at least 1"),
+        ("data.workers=none", "config.data.workers = None: must be a whole number"),
+        ("augment.flip=2.0", "config.augment.flip = 2.0: must be between 0 and 1"),
         ("loss.num_points=0", "config.loss.num_points"),
     ],
 )

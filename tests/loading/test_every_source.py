@@ -197,7 +197,7 @@ def test_a_source_of_nothing_but_broken_files_is_no_endless_loop():
 
 
 def test_an_unknown_policy_is_refused(mixture):
-    with pytest.raises(UserError, match=r"data\.corrupt='ignore': choose from stop, skip"):
+    with pytest.raises(UserError, match=r"data\.corrupt = 'ignore': must be one of stop, skip"):
         digests(mixture, 1, corrupt="ignore")
 
 

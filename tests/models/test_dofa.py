@@ -109,7 +109,7 @@ def test_bad_wavelengths(bands, wavelengths_given, message):
 
 
 def test_unknown_sensor():
-    with pytest.raises(UserError, match=r"config\.sensor = 'sentinel4': choose from sentinel2"):
+    with pytest.raises(UserError, match=r"config\.sensor = 'sentinel4': must be one of sentinel2"):
         wavelengths(("red",), "sentinel4")
 
 

@@ -165,5 +165,5 @@ def test_patch_sizes_that_differ_and_what_to_do():
 
 
 def test_unknown_preset():
-    with pytest.raises(UserError, match=r"config\.model\.visual\.preset = 'dinov4': choose from dinov3_s"):
+    with pytest.raises(UserError, match=r"config\.model\.visual\.preset = 'dinov4': must be one of dinov3_s"):
         preset("dinov4", "config.model.visual.preset")

@@ -21,15 +21,14 @@ REFUSED = [
     (["parallel.expert=3"], "config.parallel: data=-1, fsdp=1, expert=3 does not divide 4 devices"),
     (
         ["model.adapter.num_experts=6", "parallel.data=1", "parallel.expert=4"],
-        "config.parallel.expert: is 4, which does not divide config.model.adapter.num_experts = 6: "
-        "choose from 1, 2, 3, 6",
+        "config.parallel.expert = 4: must divide config.model.adapter.num_experts = 6: 1, 2, 3, 6",
     ),
     (
         ["train.batch_size=6"],
-        "config.train.batch_size: is 6, which 4 devices along data and fsdp cannot share: give a multiple of",
+        "config.train.batch_size = 6: must be a multiple of 4, the devices along data and fsdp",
     ),
     (["parallel.data=-1", "parallel.fsdp=-1"], "config.parallel: data and fsdp are -1"),
-    (["parallel.data=0"], "config.parallel.data: is 0"),
+    (["parallel.data=0"], "config.parallel.data = 0: must be at least 1"),
     (["parallel.tensor=2"], "config.parallel.tensor"),
 ]
 

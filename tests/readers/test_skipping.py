@@ -106,7 +106,7 @@ def test_by_default_each_of_them_stops(root):
 def test_a_wrong_configuration_is_not_skipped(root):
     with pytest.raises(UserError, match="no band 'thermal'"):
         open_tiles(root, bands=(*BANDS[:5], "thermal"))
-    with pytest.raises(UserError, match=r"data\.corrupt='ignore': choose from stop, skip"):
+    with pytest.raises(UserError, match=r"data\.corrupt = 'ignore': must be one of stop, skip"):
         open_tiles(root, corrupt="ignore")
 
 
