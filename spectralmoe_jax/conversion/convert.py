@@ -174,7 +174,7 @@ def _merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
     for file in files:
         for part in _parts(file) if settings is None else _resized_parts(file, settings):
             if part.name in parts:
-                raise UserError(f"{file.spec} holds the {part.name} part, which a file before it holds too")
+                raise UserError(f"{file.spec} holds the {part.name} part, which an earlier file holds too")
             parts[part.name] = part
     encoders = {name: part.encoder_file for name, part in parts.items() if part.encoder_file is not None}
     record = {
@@ -206,7 +206,7 @@ def _parts(file: WeightFile) -> Iterator[Part]:
     named = canonical(file)
     unexpected = sorted(name for name in named if not part_of(name))
     if unexpected:
-        raise UserError(f"{file.spec}: {', '.join(unexpected[:12])}: of no part of a segmenter")
+        raise UserError(f"{file.spec}: {', '.join(unexpected[:12])}: not part of a segmenter")
     for name in sorted(parts_of(file)):
         if is_native(named):
             yield _native_part(name, named)
@@ -264,7 +264,7 @@ def _resized_parts(file: WeightFile, settings: SegmenterConfig) -> Iterator[Part
     name, encoder_file = _recognise_role(file)
     encoder = settings.visual if name == "visual" else settings.depth
     if encoder is None:
-        raise UserError(f"{file.spec}: a depth encoder, which config.model.depth is None for")
+        raise UserError(f"{file.spec}: holds a depth encoder, but config.model.depth is None")
     root = ENCODERS[name][1]
     stream = (((*root, *path), leaf) for path, leaf in read_encoder(file, encoder))
     yield Part(name, shapes_of(name), stream, encoder_file)

@@ -105,7 +105,7 @@ def _check(
     fill(adapter, read_tensors(ADAPTER_RULES, shapes, released, file=str(path), constants=constants))
     wanted = _pad_experts(_below("grad/", golden), config)
     parameters = set(released) - set(constants)
-    raise_problems(path, {"left over": [f"grad/{name}" for name in wanted if name not in parameters]})
+    raise_problems(path, {"unexpected": [f"grad/{name}" for name in wanted if name not in parameters]})
     # 2. Compute values and gradients.
     objective_and_parts = jax.jit(jax.value_and_grad(_objective(adapter, golden, meta), has_aux=True))
     (objective, parts), grads = objective_and_parts(leaves(adapter))

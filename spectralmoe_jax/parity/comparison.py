@@ -52,7 +52,7 @@ def require_arrays(
     prefixes = tuple(name for name in allowed if name.endswith("/"))
     problems = {
         "missing": [key for key in inputs if key not in arrays],
-        "left over": [
+        "unexpected": [
             key for key in arrays if key not in inputs and key not in allowed and not key.startswith(prefixes)
         ],
         "wrong shape": [
@@ -72,7 +72,7 @@ def raise_problems(path: Path, problems: Mapping[str, list[str]]) -> None:
     """Raise a UserError that lists the problems with a golden file by kind, if there are any."""
     listed = [f"{what}: {', '.join(items)}" for what, items in problems.items() if items]
     if listed:
-        raise UserError(f"{path}: not as goldens/README.md describes it; {'; '.join(listed)}. Mend the file.")
+        raise UserError(f"{path}: does not match goldens/README.md: {'; '.join(listed)}. Correct the file.")
 
 
 class Check(NamedTuple):

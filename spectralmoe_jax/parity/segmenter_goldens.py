@@ -189,7 +189,7 @@ def _check(path: Path, segmenter: Segmenter, golden: dict, loss_config: LossConf
     known = terms | gradients
     raise_problems(
         path.with_suffix(".npz"),
-        {"left over": [key for key in golden if key.startswith(("loss/", "grad/")) and key not in known]},
+        {"unexpected": [key for key in golden if key.startswith(("loss/", "grad/")) and key not in known]},
     )
     losses = [compare(file, key, terms[key], golden[key], LOGITS) for key in terms if key in golden]
     each = [compare(file, key, gradients[key], golden[key], GRADIENTS) for key in gradients if key in golden]

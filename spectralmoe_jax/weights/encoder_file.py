@@ -105,7 +105,7 @@ def check_bias_masks(
             right = np.repeat(np.array([1, 0, 1], leaf.dtype), leaf.shape[-1] // 3)
             empty = np.isnan(leaf).any()
             if empty:
-                log.info("%s: the mask of the key bias is not filled (NaN); the right one is used", file)
+                log.info("%s: the mask of the key bias is not filled (NaN); the correct mask is used", file)
             elif not (leaf == right).all():
                 raise UserError(
                     f"{file}: attn.qkv.bias_mask is not one for queries and values and zero for keys; "
@@ -341,8 +341,8 @@ class EncoderResizer:
         listed = ", ".join(names) or f"{self.config.in_channels} without names"
         raise UserError(
             f"{self.file}: the weights have {channels} channels, and config.model.{self.config.name} reads "
-            f"fewer bands ({listed}), so channels would be dropped unseen; give the bands of the weights, or "
-            f"where they are made for RGB, bands named {', '.join(RGB)}"
+            f"fewer bands ({listed}), so channels would be dropped silently; give the bands of the weights "
+            f"or, for RGB weights, bands named {', '.join(RGB)}"
         )
 
     def _resize_table(self, table: np.ndarray, wanted: Shape) -> np.ndarray:

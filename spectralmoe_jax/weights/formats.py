@@ -289,7 +289,7 @@ def _sam_fields(names: TensorNames, file: WeightFile, width: int, layers: int) -
     if global_numbers != list(range(every - 1, layers, every)):
         raise UserError(
             f"{file.spec}: layers {', '.join(map(str, global_numbers))} of {layers} have global attention; "
-            "this encoder can have it in every n-th layer alone: give one that does, as SAM's own do"
+            "this encoder supports it only in every n-th layer, as in SAM's published sizes: give such a file"
         )
     return fields | {"global_every": every}
 

@@ -206,7 +206,7 @@ def stream_tensors(
                 wrong.append(f"{name} should hold the constant {value}")
     # 3. Everything else must be a tensor that the model does not need.
     left = sorted(name for name in set(tensors) - used if not any(re.fullmatch(p, name) for p in ignored))
-    _raise_problems(file, {"missing": missing, "left over": left, "wrong shape": wrong})
+    _raise_problems(file, {"missing": missing, "unexpected": left, "wrong shape": wrong})
     # 4. Read the leaves.
     return (
         (path, _read_leaf(stored[path], path, shape, tensors, resizer) if path in stored else defaults[path])

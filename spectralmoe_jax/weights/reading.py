@@ -171,7 +171,7 @@ def _open_safetensors(paths: list[Path], spec: str, config: dict[str, Any] | Non
                     path_of[name], shapes[name] = path, tuple(file.get_slice(name).get_shape())
         except (OSError, SafetensorError) as problem:
             raise UserError(
-                f"{path}: not a whole safetensors file ({_one_line(problem)}); it may be truncated: "
+                f"{path}: not a complete safetensors file ({_one_line(problem)}); it may be truncated: "
                 "download or write it again"
             ) from None
 
@@ -212,7 +212,7 @@ def _load_torch(path: Path, spec: str) -> Any:
             f"{spec}: reading a {path.suffix} file needs PyTorch: pip install torch (or give safetensors)"
         ) from None
     is_zip = zipfile.is_zipfile(path)  # torch before 1.6 wrote bare pickles, which cannot be memory-mapped
-    broken = f"{spec}: not a whole file of torch.save; it may be truncated: download it again"
+    broken = f"{spec}: not a complete file of torch.save; it may be truncated: download it again"
     if not is_zip and not _is_pickle(path):
         raise UserError(broken)
     try:
@@ -222,8 +222,8 @@ def _load_torch(path: Path, spec: str) -> Any:
         if "weights_only" not in str(problem) and "Unsupported" not in str(problem):
             raise UserError(broken) from None
         raise UserError(
-            f"{spec}: the file contains code, which was not run; where you trust it, keep its tensors "
-            "alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
+            f"{spec}: the file contains code, which was not run; if you trust the file, save only "
+            "its tensors: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError):
         raise UserError(broken) from None

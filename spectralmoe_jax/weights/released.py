@@ -67,8 +67,8 @@ _ENCODER_LAYOUTS = {
     "eva02": tables.EVA02,
 }
 _WITHOUT_LAYOUT = {
-    "clip": "the released code has a learned pyramid (fpn1 to fpn4) behind CLIP, this model has none",
-    "sam": "the released code adapts SAM's layers with global attention alone, this model every layer",
+    "clip": "the released code has a learned pyramid (fpn1 to fpn4) after CLIP, this model has none",
+    "sam": "the released code adapts only SAM's layers with global attention, this model adapts every layer",
 }
 _BACKBONE_FILE_PREFIXES = ("depth_anything.pretrained.", "depthmoe.")  # without `backbone.`
 _DEPTH_ROUTER = r"backbone\.depthmoe\.w_(gate|noise)\.\d+\.1"
@@ -204,7 +204,7 @@ def _encoder_layout(config: EncoderConfig) -> TensorNames:
     if config.kind not in _ENCODER_LAYOUTS:
         raise UserError(
             f"config.model.{config.name}.kind = {config.kind!r} has no released layout: "
-            f"{_WITHOUT_LAYOUT[config.kind]}; read or write it by our own names (--to safetensors)"
+            f"{_WITHOUT_LAYOUT[config.kind]}; use native names (--to safetensors)"
         )
     return _ENCODER_LAYOUTS[config.kind]
 
@@ -328,7 +328,7 @@ def _used_parts(file: WeightFile, config: SegmenterConfig, parts: Collection[str
     if config.uses_depth or "depth" not in parts:
         return set(parts)
     log.info(
-        "%s: its depth encoder and the router of depth are left out: config.model.adapter.use_depth is False",
+        "%s: its depth encoder and depth router are skipped: config.model.adapter.use_depth is False",
         file.spec,
     )
     return set(parts) - {"depth"}
@@ -350,8 +350,8 @@ def require_released(config: SegmenterConfig, parts: Collection[str], where: str
         kind, released = kinds[part]
         if kind != released:
             raise UserError(
-                f"{where}: config.model.{part}.kind = {kind!r} has no released layout, which is of "
-                f"{released} alone; read or write it by our own names (--to safetensors)"
+                f"{where}: config.model.{part}.kind = {kind!r} has no released layout: the released "
+                f"code has only {released}; use native names (--to safetensors)"
             )
 
 

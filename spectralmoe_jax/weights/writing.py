@@ -167,7 +167,7 @@ def write_hugging_face_folder(
     """
     if config.kind not in _HUGGING_FACE_LAYOUTS:
         known = ", ".join(_HUGGING_FACE_LAYOUTS)
-        raise UserError(f"--to hf: transformers is written for {known}, not for {config.kind}")
+        raise UserError(f"--to hf: transformers folders can be written for {known}, not for {config.kind}")
     settings = _hugging_face_config(config)
     prefix = _HUGGING_FACE_PREFIXES.get(config.kind, "")
     names = _HUGGING_FACE_LAYOUTS[config.kind]
@@ -236,5 +236,5 @@ def _dinov2_mlp_ratio(config: EncoderConfig) -> int:
         if hidden(ratio) == config.hidden:
             return ratio
     raise UserError(
-        f"--to hf: a hidden width of {config.hidden} for width {config.width} is none transformers has"
+        f"--to hf: a hidden width of {config.hidden} for width {config.width} does not exist in transformers"
     )

@@ -88,11 +88,15 @@ def edited(folder, name, tmp_path, edit):
     [
         ("trained", lambda t: t.pop("backbone.depthmoe.experts_b.3.1"), r"missing \(1\): .*experts_b\.3\.1"),
         ("trained", lambda t: t.pop("decode_head.query_feat.weight"), r"missing \(1\): .*query_feat\.weight"),
-        ("trained", lambda t: t.update({"decode_head.x": np.zeros(1)}), r"left over \(1\): decode_head\.x"),
+        ("trained", lambda t: t.update({"decode_head.x": np.zeros(1)}), r"unexpected \(1\): decode_head\.x"),
         ("trained", lambda t: t.update({"backbone.depthmoe.w_gate.2.0": np.zeros((3, 2))}), "wrong shape"),
-        ("whole", lambda t: t.update({"ema.weight": np.zeros(1)}), r"ema\.weight: of no part"),
+        ("whole", lambda t: t.update({"ema.weight": np.zeros(1)}), r"ema\.weight: not part"),
         ("backbone", lambda t: t.pop("blocks.2.norm1.bias"), r"missing \(1\): blocks\.2\.norm1\.bias"),
-        ("backbone", lambda t: t.update({"depth_anything.x": np.zeros(1)}), r"left over .*depth_anything\.x"),
+        (
+            "backbone",
+            lambda t: t.update({"depth_anything.x": np.zeros(1)}),
+            r"unexpected .*depth_anything\.x",
+        ),
     ],
 )
 def test_strict_without_a_configuration(name, edit, message, written, tmp_path):  # noqa: F811
@@ -106,7 +110,7 @@ def test_strict_without_a_configuration(name, edit, message, written, tmp_path):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        ("whole,depth", {}, "holds the depth part, which a file before it holds too"),
+        ("whole,depth", {}, "holds the depth part, which an earlier file holds too"),
         ("whole", {"to": "released"}, "--to released is for the folder of a run"),
         ("whole", {"format": "meta_dinov3"}, "becomes a segmenter's file, for which --as has no meaning"),
         ("visual", {"config": tiny()}, "is an encoder's file, for which --config has no meaning"),

@@ -87,7 +87,7 @@ def test_state_dict_that_does_not_fit_lists_everything(goldens, tmp_path):
     shutil.copy(f"{stem}.json", tmp_path / "x.json")
     with pytest.raises(UserError) as error:
         verify_segmenter(tmp_path / "x.json")
-    for part in ("missing (1): backbone.cls_token", "left over (1): backbone.extra", "(3, 32) does not fit"):
+    for part in ("missing (1): backbone.cls_token", "unexpected (1): backbone.extra", "(3, 32) does not fit"):
         assert part in str(error.value)
 
 

@@ -327,7 +327,7 @@ def test_everything_that_does_not_fit_is_listed_together(tmp_path):
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError) as error:
         filled(CONFIGS["dinov2"], tmp_path / "x.pth")
-    for part in ("missing (1): cls_token", "left over (1): surplus", "norm.weight (7,) does not fit"):
+    for part in ("missing (1): cls_token", "unexpected (1): surplus", "norm.weight (7,) does not fit"):
         assert part in str(error.value)
 
 

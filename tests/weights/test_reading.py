@@ -72,7 +72,7 @@ def test_truncated_safetensors(tmp_path, keep):
     (tmp_path / "x.safetensors").write_bytes(
         whole[: keep if isinstance(keep, int) else int(len(whole) * keep)]
     )
-    assert "not a whole safetensors file" in message(tmp_path / "x.safetensors")
+    assert "not a complete safetensors file" in message(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.95])
@@ -80,12 +80,12 @@ def test_truncated_pth(tmp_path, keep):
     torch.save({"a": torch.zeros(1000)}, tmp_path / "x.pth")
     whole = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(whole[: keep if isinstance(keep, int) else int(len(whole) * keep)])
-    assert "not a whole file of torch.save" in message(tmp_path / "x.pth")
+    assert "not a complete file of torch.save" in message(tmp_path / "x.pth")
 
 
 def test_pth_that_is_none(tmp_path):
     (tmp_path / "x.pth").write_text("<html>sign in first</html>")
-    assert "not a whole file of torch.save" in message(tmp_path / "x.pth")
+    assert "not a complete file of torch.save" in message(tmp_path / "x.pth")
     torch.save({"epoch": 3}, tmp_path / "y.pth")
     assert "holds no tensors by name" in message(tmp_path / "y.pth")
 

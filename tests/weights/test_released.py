@@ -125,7 +125,7 @@ def test_names_of_released_eva02(goldens):
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("clip", "has a learned pyramid"), ("sam", "adapts SAM's layers with global attention alone")],
+    [("clip", "has a learned pyramid"), ("sam", "adapts only SAM's layers with global attention")],
 )
 def test_encoders_that_the_released_code_uses_otherwise(kind, reason, goldens):
     config, _ = golden("dinov3", goldens)
