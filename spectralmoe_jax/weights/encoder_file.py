@@ -34,6 +34,7 @@ OR = " or "  # joins the names of presets where a file may hold any of them
 RGB = ("red", "green", "blue")  # order of the channels in weights made for RGB images
 _HEAD_WIDTH = 64  # of every published encoder except SAM-H, whose config.json gives the number of heads
 _ANY_WAVELENGTHS = (0.665, 0.56, 0.49)  # micrometres; for shapes, which do not depend on them
+# Fields in which a file and the configuration have to agree.
 _ARCHITECTURE = (
     "kind", "width", "layers", "heads", "ffn", "mlp_width", "qkv_bias", "storage_tokens", "window",
     "global_every", "neck_width", "norm_eps", "rope_base", "untied_norms",
@@ -102,16 +103,16 @@ def check_bias_masks(
     """
     for path, leaf in stream:
         if path[-1] == "bias_mask":
-            right = np.repeat(np.array([1, 0, 1], leaf.dtype), leaf.shape[-1] // 3)
+            expected = np.repeat(np.array([1, 0, 1], leaf.dtype), leaf.shape[-1] // 3)
             empty = np.isnan(leaf).any()
             if empty:
                 log.info("%s: the mask of the key bias is not filled (NaN); the correct mask is used", file)
-            elif not (leaf == right).all():
+            elif not (leaf == expected).all():
                 raise UserError(
                     f"{file}: attn.qkv.bias_mask is not one for queries and values and zero for keys; "
                     "the file is damaged or of another model: give another"
                 )
-            leaf = np.broadcast_to(right, leaf.shape).copy() if empty else leaf
+            leaf = np.broadcast_to(expected, leaf.shape).copy() if empty else leaf
         yield path, leaf
 
 

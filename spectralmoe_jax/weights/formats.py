@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ _DINOV2, _DEPTH = r"dinov2_.*", r".*depth_anything_.*"
 FORMATS = (
     Format("dofa", "DOFA .pth", "dofa", (tables.DOFA,), "CC-BY-4.0", _WRAPPERS, _DOFA_REST),
     Format(
-        "timm_eva02", "EVA-02 in timm's names", "eva02", (tables.TIMM_EVA02,), "MIT", _WRAPPERS, _EVA02_REST
+        "timm_eva02", "EVA-02 with timm's names", "eva02", (tables.TIMM_EVA02,), "MIT", _WRAPPERS, _EVA02_REST
     ),
     Format("eva02", "EVA-02 .pt", "eva02", (tables.EVA02,), "MIT", _WRAPPERS, _EVA02_REST),
     Format(
@@ -90,25 +91,27 @@ FORMATS = (
         presets=_DEPTH,
     ),
     Format(
-        "hf_dinov3", "DINOv3 of Hugging Face", "dinov3",
+        "hf_dinov3", "DINOv3 from Hugging Face", "dinov3",
         (tables.HF_DINOV3, tables.HF_DINOV3._replace(block="model.layer.{layer}.")), _DINOV3_LICENCE,
         ("", "dinov3_vit.", "backbone."), (r"(.*\.)?rope_embeddings\..*", r"classifier\..*"), untied=False,
     ),
     Format(
-        "hf_dinov2", "DINOv2 of Hugging Face", "dinov2", (tables.HF_DINOV2, tables.HF_DINOV2_IN_MEMORY),
+        "hf_dinov2", "DINOv2 from Hugging Face", "dinov2", (tables.HF_DINOV2, tables.HF_DINOV2_IN_MEMORY),
         _APACHE, ("", "dinov2.", "dinov2_with_registers."), (r"classifier\..*",), untied=False,
         presets=_DINOV2,
     ),
     Format(
-        "hf_depth_anything", "(Prompt-)Depth-Anything of Hugging Face", "dinov2",
+        "hf_depth_anything", "(Prompt-)Depth-Anything from Hugging Face", "dinov2",
         (tables.HF_DINOV2, tables.HF_DINOV2_IN_MEMORY), _DEPTH_LICENCE, ("backbone.",),
         (r"(neck|head)\..*",), untied=False, presets=_DEPTH,
     ),
     Format(
-        "hf_clip", "CLIP of Hugging Face", "clip", (tables.HF_CLIP,), "MIT", ("vision_model.", ""), _CLIP_REST
+        "hf_clip", "CLIP from Hugging Face", "clip", (tables.HF_CLIP,), "MIT", ("vision_model.", ""),
+        _CLIP_REST,
     ),
     Format(
-        "hf_sam", "SAM of Hugging Face", "sam", (tables.HF_SAM,), _APACHE, ("vision_encoder.", ""), _SAM_REST
+        "hf_sam", "SAM from Hugging Face", "sam", (tables.HF_SAM,), _APACHE, ("vision_encoder.", ""),
+        _SAM_REST,
     ),
     Format("meta_sam", "SAM .pth", "sam", (tables.META_SAM,), _APACHE, ("image_encoder.", ""), _SAM_REST),
 )  # fmt: skip
@@ -137,7 +140,7 @@ class EncoderFile(NamedTuple):
         return [rule.under(self.prefix, ()) for rule in encoder_rules(self.names, config)]
 
 
-def native_rules(leaves) -> list[Rule]:
+def native_rules(leaves: Iterable[LeafPath]) -> list[Rule]:
     """Return the rules of native names: a tensor is named by the path of its leaf."""
     return [Rule("/".join(path), path) for path in leaves]
 
