@@ -1,29 +1,37 @@
-"""Endless batches, the same for any number of workers and hosts, from any step on."""
+"""Batches of training and of evaluation, the same for any number of workers and hosts.
+
+Training batches are endless and can start at any step. A run on several sensors interleaves the batches of
+its streams: a batch comes from one stream, so its tiles have the same bands.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grain
 import numpy as np
 from absl import flags
 
 from data_pipelines.readers.skipping import check_corrupt
+from data_pipelines.records import IGNORE, Record, Source
 from spectralmoe_jax.config.schema import DataConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.host_memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
+B = TypeVar("B")
 Transform = Callable[[Any, np.random.Generator], Batch]
 _BUFFERED_BATCHES = 4
 _ELEMENTS = 1 << 48  # as good as endless; Grain counts elements in floats, which overflow at 2**63
 _TRIES = 20  # to replace a tile that cannot be read
 _PROBLEM = "problem"  # key of the batch with what could not be read, while it is in a worker
+_ROUNDING = 1e-9  # of the shares of streams
 
 
 class RandomAccess(Protocol):
@@ -191,6 +199,125 @@ class _Skipped:
                 self.problems.total(),
                 len(self.problems),
             )
+
+
+# Several sensors in one run
+
+
+def schedule(weights: Mapping[str, float]) -> Iterator[tuple[str, int]]:
+    """Yield (stream, number of its batches so far) of batch 0, 1, ...
+
+    After any number of batches every stream has had its share of them, to within one batch (Tijdeman, "The
+    chairman assignment problem", 1980).
+    """
+    total = sum(weights.values())
+    shares = {name: weight / total for name, weight in weights.items()}
+    slack = 1 / (2 * len(shares) - 2) if len(shares) > 1 else 0.0
+    counts = dict.fromkeys(shares, 0)
+    for step in itertools.count(1):
+        owed = {name: share * step - counts[name] for name, share in shares.items()}
+        due = {n: (1 - slack - owed[n]) / shares[n] for n in shares if owed[n] >= slack - _ROUNDING}
+        name = min(due, key=due.__getitem__)
+        yield name, counts[name]
+        counts[name] += 1
+
+
+def interleave(
+    weights: Mapping[str, float], make_batches: Callable[[str, int], Iterator[B]], start: int
+) -> Iterator[dict[str, B]]:
+    """Yield `{stream: batch}` of batch `start`, `start + 1`, ...; batch n is the same for any `start`.
+
+    Args:
+      weights: share of each stream.
+      make_batches: from a stream and a number to the stream's batches from that number on.
+      start: number of the first batch.
+    """
+    plan = schedule(weights)
+    for _ in range(start):
+        next(plan)
+    opened: dict[str, Iterator[B]] = {}
+    try:
+        for name, number in plan:
+            if name not in opened:
+                opened[name] = make_batches(name, number)
+            yield {name: next(opened[name])}
+    finally:
+        for batches in opened.values():
+            if hasattr(batches, "close"):
+                batches.close()
+
+
+# Evaluation
+
+
+def eval_batches(
+    source: Source[Any],
+    records: Sequence[Record],
+    size: int,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> Generator[Batch]:
+    """Yield this host's part of every batch of `records`, in their order; none is dropped.
+
+    All hosts get the same number of batches of the same shape: the last ones are filled up with rows that are
+    not `valid`. Neither order nor content depends on the number of workers or hosts.
+
+    Args:
+      source: reads the images.
+      records: the images, of at most `size` pixels a side.
+      size: side of the batches' images. Smaller ones are mirrored at the bottom and on the right, where
+        their labels are 255.
+      batch_size: of all hosts together.
+      workers: processes that read; 0 for threads of this one.
+      host_index: number of this host, from 0.
+      host_count: number of hosts.
+
+    Yields:
+      `image` (b, size, size, C), `label` (b, size, size) uint8, `valid` (b,) bool and `record` (b,) int64,
+      the number of the record; b = batch_size / host_count. A row that is not valid has zeros, label 255
+      and -1.
+
+    Raises:
+      UserError: no records or one that is larger than `size`; an error of reading is raised from `next`.
+    """
+    if not records:
+        raise UserError("the split to evaluate is empty: name domains with images in config.data")
+    for record in records:
+        if max(record.height, record.width) > size:
+            raise UserError(f"{record.name}: {record.height} x {record.width} pixels, more than {size}")
+    if batch_size < 1 or batch_size % host_count:
+        must = f"must be a multiple of {host_count}, the number of hosts that share it"
+        raise bad_value("config.evaluate.batch_size", batch_size, must)
+    rows = -(-len(records) // batch_size) * batch_size
+    elements = grain.MapDataset.range(rows).map(_Padded(source, tuple(records), size))
+    parts = elements.batch(batch_size // host_count)
+    return drain(to_batches(parts[host_index::host_count], workers), workers)
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """Row n of the stream: record n at `size`, or a row that counts for nothing beyond the last."""
+
+    source: Source[Any]
+    records: tuple[Record, ...]
+    size: int
+
+    def __call__(self, number: int) -> Batch:
+        valid = number < len(self.records)
+        record = self.records[number if valid else -1]
+        image, label = self.source.read_image(record), self.source.read_label(record)
+        missing = [(0, self.size - side) for side in label.shape]
+        image = np.pad(image, [*missing, (0, 0)], mode="symmetric")
+        label = np.pad(label, missing, constant_values=IGNORE)
+        return {
+            "image": image if valid else np.zeros_like(image),
+            "label": label if valid else np.full_like(label, IGNORE),
+            "valid": np.array(valid),
+            "record": np.array(number if valid else -1),
+        }
 
 
 def _check(source, batch_size, seed, start_step, workers, threads, host_index, host_count, corrupt) -> None:

@@ -15,7 +15,6 @@ from data_pipelines.synthetic import open_domains
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import SENSORS, find_sensor, wavelengths
-from spectralmoe_jax.sensors.stated import stated
 
 
 def open_source(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
@@ -66,7 +65,7 @@ def _geotiff(config: RunConfig, domains: Sequence[str]) -> Source[Any]:
         sensor=config.sensor,
         sensors=domain_sensors(config),
         file_bands=data.file_bands,
-        wavelengths=config.model.visual.wavelengths or _of_sensor(config) or stated(config),
+        wavelengths=config.model.visual.wavelengths or _of_sensor(config) or config.wavelengths_of_files,
         corrupt=data.corrupt,
         cache_bytes=data.cache_bytes,
     )

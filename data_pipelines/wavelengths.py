@@ -13,7 +13,6 @@ from data_pipelines.readers.skipping import over_files
 from data_pipelines.sensors import stated_wavelengths
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.sensors.stated import KEY, stated, with_stated
 
 _SAME = 0.001  # um, by which the files of one configuration may differ
 
@@ -27,8 +26,10 @@ def with_stated_wavelengths(config: RunConfig) -> RunConfig:
     result = of_files(config, config.data.source)
     for name, stream in config.streams.items():
         resolved = of_files(stream, stream.data.source)
-        if stated(resolved) is not None:
-            result = result.replaced({f"streams.{name}.{KEY}": resolved.given[KEY]})
+        if resolved.wavelengths_of_files is not None:
+            result = result.replaced(
+                {f"streams.{name}.stated_wavelengths": resolved.given["stated_wavelengths"]}
+            )
     return result
 
 
@@ -43,7 +44,12 @@ def of_files(config: RunConfig, domains: Sequence[str]) -> RunConfig:
       UserError: two files differ by more than 1 nm, or a file cannot be read; names them.
     """
     visual, data = config.model.visual, config.data
-    if data.kind != "geotiff" or visual.wavelengths or not visual.takes_wavelengths or stated(config):
+    if (
+        data.kind != "geotiff"
+        or visual.wavelengths
+        or not visual.takes_wavelengths
+        or config.wavelengths_of_files
+    ):
         return config
     sensors = domain_sensors(config)
 
@@ -67,7 +73,7 @@ def of_files(config: RunConfig, domains: Sequence[str]) -> RunConfig:
     if not read_from:
         return config
     _require_one_grid(config.bands, read_from)
-    return with_stated(config, read_from[0][1])
+    return config.with_wavelengths_of_files(read_from[0][1])
 
 
 def _require_one_grid(bands: Sequence[str], files: Sequence[tuple[Path, tuple[float, ...]]]) -> None:

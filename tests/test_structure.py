@@ -24,7 +24,7 @@ ARROWS = {
     "adapters": "errors config import_path parallel resampling",
     "layers": "",
     "mask2former": "config parallel resampling layers",
-    "sensors": "errors config",
+    "sensors": "errors",
     "models": "errors config parameters parallel resampling adapters layers mask2former sensors",
     "checkpoints": "errors config parameters",
     "data_pipelines.records": "errors",
@@ -34,7 +34,7 @@ ARROWS = {
         "errors config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
     ),
     "host_memory": "",
-    "data_pipelines.loader": "errors config data_pipelines.readers host_memory",
+    "data_pipelines.loader": "errors config data_pipelines.records data_pipelines.readers host_memory",
     "data_pipelines.synthetic": "errors files config data_pipelines.records",
     "data_pipelines.open_source": (
         "errors config sensors data_pipelines.records data_pipelines.readers data_pipelines.synthetic"
@@ -44,11 +44,9 @@ ARROWS = {
         "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
         "data_pipelines.open_source data_pipelines.transforms"
     ),
-    "data_pipelines.streams": "",
     "data_pipelines.wavelengths": (
-        "errors config sensors data_pipelines.sensors data_pipelines.readers data_pipelines.open_source"
+        "errors config data_pipelines.sensors data_pipelines.readers data_pipelines.open_source"
     ),
-    "data_pipelines.whole_split": "errors data_pipelines.records data_pipelines.loader",
     "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
@@ -57,12 +55,12 @@ ARROWS = {
         "weights"
     ),
     "evaluation": (
-        "errors files config parallel sensors models checkpoints data_pipelines.records "
-        "data_pipelines.splits data_pipelines.wavelengths data_pipelines.whole_split inference"
+        "errors files config parallel models checkpoints data_pipelines.records data_pipelines.loader "
+        "data_pipelines.splits data_pipelines.wavelengths inference"
     ),
     "training": (
         "errors files config parameters parallel adapters mask2former models checkpoints host_memory "
-        "data_pipelines.splits data_pipelines.streams data_pipelines.wavelengths inference evaluation"
+        "data_pipelines.loader data_pipelines.splits data_pipelines.wavelengths inference evaluation"
     ),
     "ablation": "errors files config models checkpoints evaluation training",
     "ahead_of_time": "errors config parameters parallel adapters models inference training",

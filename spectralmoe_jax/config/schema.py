@@ -7,7 +7,7 @@ A default stands here and nowhere else. `model.py` has the sections below `confi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from spectralmoe_jax.config.fields import (
@@ -468,6 +468,34 @@ class RunConfig(Section):
         for key, value in values.items():
             assign(given, key.split("."), value)
         return RunConfig.from_given(given)
+
+    @property
+    def wavelengths_of_files(self) -> tuple[float, ...] | None:
+        """Wavelengths in micrometres that files stated for the bands on the sensor, or None."""
+        stated = self.stated_wavelengths
+        if stated is None or (stated.bands, stated.sensor) != (self.bands, self.sensor):
+            return None
+        return stated.micrometres
+
+    def with_wavelengths_of_files(self, micrometres: Sequence[float]) -> RunConfig:
+        """A copy that keeps the wavelengths that its files state for its bands."""
+        section = {"bands": self.bands, "sensor": self.sensor, "micrometres": tuple(micrometres)}
+        return self.replaced({"stated_wavelengths": section})
+
+    def with_wavelengths_of_run(self, run: RunConfig) -> RunConfig:
+        """A copy with the wavelengths that a run's files stated for the same bands on the same sensor.
+
+        It is the configuration itself where that has wavelengths of files, or the run has none for it.
+
+        Args:
+          run: the configuration stored with the run.
+        """
+        if self.wavelengths_of_files is None:
+            for stream in (run, *run.streams.values()):
+                stated = stream.stated_wavelengths
+                if stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor):
+                    return self.with_wavelengths_of_files(stated.micrometres)
+        return self
 
     @property
     def every_stream(self) -> dict[str, RunConfig]:

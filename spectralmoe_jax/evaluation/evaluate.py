@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jax
 
+from data_pipelines.loader import eval_batches
 from data_pipelines.splits import Splits, open_splits
 from data_pipelines.wavelengths import of_files
-from data_pipelines.whole_split import eval_batches
 from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_config, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.evaluation.expert_routing import RoutedPredict
@@ -20,7 +20,6 @@ from spectralmoe_jax.inference.model import load_trained, make_routed_step
 from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel.mesh import using_layout
-from spectralmoe_jax.sensors.stated import adopt_stated
 
 
 def evaluate(
@@ -85,7 +84,7 @@ def tally_split(
 def resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:
     """Add the wavelengths that the run's files stated to a configuration, else those of the split's files."""
     if (Path(workdir) / CONFIG_FILE).is_file():
-        config = adopt_stated(config, read_run_config(workdir))
+        config = config.with_wavelengths_of_run(read_run_config(workdir))
     return of_files(config, config.data.target if split == "target" else config.data.source)
 
 

@@ -120,7 +120,7 @@ class Tally:
 
     def count_tiles(self, predict: Predict, batches: Iterable[Mapping[str, np.ndarray]],
                     records: Sequence[tuple[str, str]]) -> None:  # fmt: skip
-        """Go over images that each fit into one window: batches of `data_pipelines.whole_split.eval_batches`,
+        """Go over images that each fit into one window: batches of `data_pipelines.loader.eval_batches`,
         and (domain, name) of each record."""
         for batch in batches:
             predictions = finite(predict(batch["image"])).argmax(axis=-1)  # (B, T, T)

@@ -24,7 +24,6 @@ from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import put
 from spectralmoe_jax.parameters import Path, join, leaves, split, with_values
-from spectralmoe_jax.sensors.stated import adopt_stated
 from spectralmoe_jax.weights.encoder_file import read_encoder
 from spectralmoe_jax.weights.formats import EncoderFile, recognise
 from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
@@ -243,7 +242,7 @@ def load_trained(
 def open_trained(workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None) -> Trained:
     """Open a run's checkpoint as `load_trained` does, with the frozen weights still to be read."""
     if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
-        config = adopt_stated(config, read_run_config(workdir))
+        config = config.with_wavelengths_of_run(read_run_config(workdir))
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
     trainable, _ = split(abstract)

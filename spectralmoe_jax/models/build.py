@@ -19,7 +19,6 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import Path, leaves, with_values
 from spectralmoe_jax.sensors import place_of, visible, wavelengths
-from spectralmoe_jax.sensors.stated import stated
 
 
 def for_bands(
@@ -177,7 +176,7 @@ def _wavelengths(config: RunConfig) -> tuple[float, ...]:
     visual = config.model.visual
     if visual.wavelengths or not visual.takes_wavelengths:
         return visual.wavelengths
-    return stated(config) or wavelengths(config.bands, config.sensor or "generic")
+    return config.wavelengths_of_files or wavelengths(config.bands, config.sensor or "generic")
 
 
 def _adapter(section: Any) -> Any:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipelines.loader import interleave
 from data_pipelines.splits import Splits, open_splits, training_batches
-from data_pipelines.streams import interleave
 from data_pipelines.wavelengths import with_stated_wavelengths
 from spectralmoe_jax.adapters.base import hook
 from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part

@@ -10,7 +10,6 @@ from spectralmoe_jax.config.load import load_config, read_config, save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.sensors import SENSORS, wavelengths
-from spectralmoe_jax.sensors.stated import adopt_stated, stated
 from tests.rasters import PLACE, write_raster
 
 BANDS = ("band 3", "band 8", "band 20")
@@ -60,8 +59,8 @@ def test_the_model_is_fed_with_the_wavelengths_of_enmap_files(shared_data, tmp_p
     assert fed(resolved) != fed(config) == wavelengths(config.bands, "enmap")
     save_config(resolved, tmp_path / "config.json")
     run = read_config(tmp_path / "config.json")
-    assert fed(run) == fed(resolved) == fed(adopt_stated(config, run))
-    assert stated(config) is None
+    assert fed(run) == fed(resolved) == fed(config.with_wavelengths_of_run(run))
+    assert config.wavelengths_of_files is None
     assert fed(read_config(tmp_path / "config.json", ["--config.data.crop=16"])) == fed(resolved)
 
 
@@ -72,7 +71,7 @@ def test_another_sensor_or_other_bands_do_not_get_them(write, tmp_path):
     other = run.replaced({"bands": ("band 3", "band 8", "band 21")})
     assert fed(other) == wavelengths(("band 3", "band 8", "band 21"), "enmap")
     other = run.replaced({"bands": BANDS, "sensor": "orbita_ohs"})
-    assert fed(other) == fed(adopt_stated(other, run)) == (0.5, 0.58, 0.76)
+    assert fed(other) == fed(other.with_wavelengths_of_run(run)) == (0.5, 0.58, 0.76)
 
 
 def test_files_have_to_agree_to_a_nanometre(write, tmp_path):
@@ -141,7 +140,7 @@ def test_each_stream_has_its_own(write, tmp_path):
     assert fed(resolved.stream("main")) == (0.43, 0.456, 0.511)
     assert fed(resolved.stream("ohs")) == (0.5004, 0.58, 0.76)
     alone = config.stream("ohs")
-    assert fed(adopt_stated(alone, resolved)) == (0.5004, 0.58, 0.76)
+    assert fed(alone.with_wavelengths_of_run(resolved)) == (0.5004, 0.58, 0.76)
 
 
 def test_an_evaluation_of_files_of_another_grid_reads_theirs(write, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.streams import interleave, schedule
+from data_pipelines.loader import interleave, schedule
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from data_pipelines.loader import eval_batches
 from data_pipelines.records import Arrays
-from data_pipelines.whole_split import eval_batches
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import Tally
