@@ -76,7 +76,7 @@ def test_scores_are_those_of_whole_images(source):
     ("settings", "message"),
     [
         ({"size": 15}, r"a/0: 16 x 16 pixels, more than 15"),
-        ({"batch_size": 3, "host_count": 2}, r"evaluate\.batch_size=3"),
+        ({"batch_size": 3, "host_count": 2}, r"evaluate\.batch_size = 3"),
         ({"records": ()}, "empty"),
     ],
 )

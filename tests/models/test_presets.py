@@ -161,7 +161,7 @@ def test_patch_sizes_that_differ_and_what_to_do():
     depth = EncoderConfig(**preset("depth_anything_v2_l", "preset"), name="depth")
     message = r"depth\.patch_size = 14 differs .*; config\.model\.depth\.patch_size=16 resamples its weights"
     with pytest.raises(UserError, match=message):
-        check_parts(visual, depth, SpectralMoEConfig(preset="released"), (7, 11, 15, 23), (0, 1, 2), "none")
+        check_parts(visual, depth, SpectralMoEConfig(preset="released"), (7, 11, 15, 23), (0, 1, 2))
 
 
 def test_unknown_preset():
