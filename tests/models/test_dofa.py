@@ -16,11 +16,12 @@ from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import load_trained, make_predict
 from spectralmoe_jax.inference.sliding_window import predict_image
-from spectralmoe_jax.models.build import for_bands, make_segmenter, segmenter_config
+from spectralmoe_jax.models.build import abstract_segmenter, for_bands, segmenter_config
 from spectralmoe_jax.models.encoders.dofa import HEADS, HIDDEN, TOKEN_WIDTH, KernelGenerator, encode
-from spectralmoe_jax.parameters import leaves, split
+from spectralmoe_jax.parameters import join, leaves, split
 from spectralmoe_jax.sensors import SENSORS, wavelengths
 from tests.models.test_segmenter import tiny
+from tests.random_weights import random_segmenter
 
 RGB = (0.665, 0.56, 0.49)
 
@@ -114,22 +115,21 @@ def test_unknown_sensor():
 
 
 def test_other_encoders_keep_their_bands():
-    segmenter = make_segmenter(segmenter_config(tiny()), 0)
+    segmenter = abstract_segmenter(segmenter_config(tiny()))
     with pytest.raises(UserError, match="belongs to its own 3 bands"):
         for_bands(segmenter, RGB, pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
 
 
 def test_the_generator_is_no_part_of_a_step():
     """Neither of a compiled forward pass: its weights are arguments that nothing reads."""
-    segmenter = make_segmenter(segmenter_config(tiny_dofa(("blue", "green", "red"))), 0)
+    segmenter = random_segmenter(segmenter_config(tiny_dofa(("blue", "green", "red"))))
     trainable, frozen = split(segmenter)
     assert "generator" not in trainable["backbone"].get("visual", {})
     frozen["backbone"]["visual"]["generator"] = jax.tree.map(
         lambda leaf: jnp.full_like(leaf, jnp.nan), frozen["backbone"]["visual"]["generator"]
     )
-    from spectralmoe_jax.parameters import join
-
-    scores = join(segmenter, trainable, frozen).scores(np.ones((1, 32, 32, 3), np.uint8))
+    predict = jax.jit(lambda *weights: join(segmenter, *weights).scores(np.ones((1, 32, 32, 3), np.uint8)))
+    scores = predict(trainable, frozen)
     assert np.isfinite(scores).all()
 
 
@@ -152,7 +152,7 @@ def test_one_model_on_enmap_and_on_sentinel2(shared_data):
 
     config = segmenter_config(tiny_dofa([f"band {i}" for i in range(224)], wavelengths=centres))
     mean, std = statistics(enmap)
-    first = make_segmenter(dataclasses.replace(config, pixel_mean=mean, pixel_std=std), 0)
+    first = random_segmenter(dataclasses.replace(config, pixel_mean=mean, pixel_std=std))
     scores = make_predict(first)(np.stack(enmap[:2]))
     assert scores.shape == (2, 32, 32, 5)
     assert np.isfinite(scores).all()
@@ -177,7 +177,7 @@ def test_published_sizes():
 def test_a_run_serves_other_sensors(tmp_path):
     """A checkpoint of three bands predicts on thirteen; for other encoders bands are part of the model."""
     trained = tiny_dofa(("blue", "green", "red"))
-    parameters, _ = split(make_segmenter(segmenter_config(trained), 1))
+    parameters, _ = split(random_segmenter(segmenter_config(trained)))
     with CheckpointStore(tmp_path, trained) as store:
         store.save(1, parameters, {"count": np.zeros(())})
     names = [band.name for band in SENSORS["sentinel2"].bands]

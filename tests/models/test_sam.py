@@ -8,7 +8,7 @@ from flax import nnx, traverse_util
 
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.build import make_segmenter, segmenter_config
+from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.parameters import join, leaves, split, with_values
 from tests.models.other_libraries import (
     OUR_SIZES,
@@ -21,6 +21,7 @@ from tests.models.other_libraries import (
     torch,
 )
 from tests.models.test_segmenter import tiny
+from tests.random_weights import random_segmenter
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `test`")
 
@@ -134,7 +135,7 @@ def test_segmenter():
     config = tiny(
         **{f"model.visual.{key}": value for key, value in changes.items()} | {"model.remat": "full"}
     )
-    model = make_segmenter(segmenter_config(config), 0)
+    model = random_segmenter(segmenter_config(config))
     weights, frozen = split(model)
     pixels = np.random.default_rng(0).integers(0, 255, (1, 32, 48, 3)).astype(np.uint8)
     scores = jax.jit(lambda t, f, x: join(model, t, f).scores(x))(weights, frozen, pixels)

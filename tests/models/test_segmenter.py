@@ -16,6 +16,7 @@ from spectralmoe_jax.models.parameter_count import describe
 from spectralmoe_jax.parameters import join, split
 from spectralmoe_jax.training.optimizer import make_optimizer, match_rules
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
+from tests.random_weights import random_segmenter
 
 FULL = "configs/fbp_cross_sensor.py"
 
@@ -110,7 +111,7 @@ def test_remat_changes_nothing():
     image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     results = []
     for choice in ("none", "layer", "full"):
-        model = make_segmenter(segmenter_config(config.replaced({"model.remat": choice})), 0)
+        model = random_segmenter(segmenter_config(config.replaced({"model.remat": choice})))
         trainable, frozen = split(model)
 
         def loss(trainable, model=model, frozen=frozen):
@@ -154,7 +155,7 @@ def test_a_seed_is_an_argument_of_what_makes_the_weights(caplog):
 
 def test_scores_are_a_share_of_queries():
     settings = segmenter_config(tiny())
-    model = make_segmenter(settings, 0)
+    model = random_segmenter(settings)
     trainable, frozen = split(model)
     pixels = np.random.default_rng(0).integers(0, 255, (1, 32, 48, 3)).astype(np.uint8)
     scores = jax.jit(lambda t, f, x: join(model, t, f).scores(x))(trainable, frozen, pixels)

@@ -1,5 +1,7 @@
 """A tiny segmenter with every part that is spread over devices, and a state to take one step from."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,9 +43,10 @@ def batch_of(seed=0):
     return {"image": image, "label": label.astype(np.uint8)}
 
 
-def values_of(config):
+@functools.cache
+def values_of(settings):
     """Trainable and frozen parameters, random throughout: at initialisation experts and gates are zero."""
-    trainable, frozen = split(make_segmenter(segmenter_config(config), 0))
+    trainable, frozen = split(make_segmenter(settings, 0))
     rng = np.random.default_rng(1)
 
     def noisy(leaf):
@@ -72,8 +75,9 @@ class Step:
 
     def __init__(self, config, devices):
         self.layout = training_layout(config, devices)
-        structure = abstract_segmenter(segmenter_config(config))
-        trainable, frozen = values_of(config)
+        settings = segmenter_config(config)
+        structure = abstract_segmenter(settings)
+        trainable, frozen = values_of(settings)
         self.optimizer = make_optimizer(TrainConfig(steps=10, learning_rate=1e-2), trainable)
         self.state = state_of(trainable, self.optimizer, self.layout)
         self.frozen = jax.tree.map(jnp.asarray, frozen) if self.layout is None else self.layout.place(frozen)

@@ -1,6 +1,6 @@
-"""Run as a program on 8 virtual devices: one step on every mesh, and what was found, as JSON.
+"""One training step on each of some meshes of 8 virtual devices, compared with the step of one device.
 
-usage: steps_on_meshes.py OUT.json
+usage: steps_on_meshes.py OUT.json PART..., each part a mesh such as 2x1x4 (data x fsdp x expert), or `dispatch`
 """
 
 import json
@@ -14,12 +14,11 @@ from spectralmoe_jax.ahead_of_time.program_cost import collectives
 from spectralmoe_jax.parameters import named_leaves
 from tests.parallel.one_step import Step, tiny_config
 
-MESHES = {"8x1x1": (8, 1, 1), "4x1x2": (4, 1, 2), "2x2x2": (2, 2, 2), "1x8x1": (1, 8, 1),
-          "2x1x3": (2, 1, 3), "1x1x6": (1, 1, 6)}  # fmt: skip
-DISPATCH = {"model.adapter.strategy": "dispatch", "model.adapter.top_k": 2}
+TWO_EXPERTS = {"model.adapter.top_k": 2}
+DISPATCH = TWO_EXPERTS | {"model.adapter.strategy": "dispatch"}
 
 
-def worst(ours, theirs):
+def largest_difference(ours, theirs):
     """The largest difference of any leaf, relative to the leaf's largest magnitude."""
     theirs = named_leaves(theirs)
     return max(
@@ -28,42 +27,52 @@ def worst(ours, theirs):
     )
 
 
-def one(values):
-    state, metrics = jax.device_get(Step(tiny_config(**values), jax.devices()[:1])())
-    return state.params, metrics
+def differences(ours, theirs):
+    """Differences of two results of `Step`, by part."""
+    return {
+        "params": largest_difference(ours[0].params, theirs[0].params),
+        "metrics": largest_difference(ours[1], theirs[1]),
+    }
 
 
-def main(out):
-    found = {"meshes": {}}
-    params, metrics = one({})
-    for name, mesh in MESHES.items():
-        step = Step(tiny_config(*mesh), jax.devices()[: int(np.prod(mesh))])
-        if name == "2x2x2":
-            crossing = collectives(step.hlo(), step.layout.mesh)
-            found["collectives"] = [item._asdict() for item in crossing]
-        state, ours = step()
-        arrays = named_leaves({"state": state, "frozen": step.frozen})
-        shares = {leaf: [list(array.shape), list(array.sharding.shard_shape(array.shape))]
-                  for leaf, array in arrays.items()}  # fmt: skip
-        state, ours = jax.device_get((state, ours))
-        found["meshes"][name] = {
-            "params": worst(state.params, params),
-            "metrics": worst(ours, metrics),
-            "loss": float(ours["loss"]),
-            "shares": shares,
-        }
+def on_one_device(values):
+    return jax.device_get(Step(tiny_config(**values), jax.devices()[:1])())
 
-    coordinates = one({"model.adapter.top_k": 2})
-    dispatched = one(DISPATCH)
-    found["dispatch"] = {"params": worst(dispatched[0], coordinates[0]),
-                         "metrics": worst(dispatched[1], coordinates[1])}  # fmt: skip
-    step = Step(tiny_config(2, 1, 2, **DISPATCH), jax.devices()[:4])
-    found["dispatch_collectives"] = [item._asdict() for item in collectives(step.hlo(), step.layout.mesh)]
-    state, ours = jax.device_get(step())
-    found["dispatch_spread"] = {"params": worst(state.params, dispatched[0]),
-                                "metrics": worst(ours, dispatched[1])}  # fmt: skip
+
+def on_mesh(mesh, wanted):
+    """What a step on a mesh computes, where its arrays lie, and what its devices exchange."""
+    step = Step(tiny_config(*mesh), jax.devices()[: int(np.prod(mesh))])
+    crossing = collectives(step.hlo(), step.layout.mesh)
+    found = step()
+    arrays = named_leaves({"state": found[0], "frozen": step.frozen})
+    shares = {leaf: [list(array.shape), list(array.sharding.shard_shape(array.shape))]
+              for leaf, array in arrays.items()}  # fmt: skip
+    found = jax.device_get(found)
+    return differences(found, wanted) | {
+        "loss": float(found[1]["loss"]),
+        "shares": shares,
+        "collectives": [item._asdict() for item in crossing],
+    }
+
+
+def dispatch():
+    """Dispatch against expert coordinates, and on four devices against one."""
+    dispatched = on_one_device(DISPATCH)
+    spread = jax.device_get(Step(tiny_config(2, 1, 2, **DISPATCH), jax.devices()[:4])())
+    return {
+        "to coordinates": differences(dispatched, on_one_device(TWO_EXPERTS)),
+        "to one device": differences(spread, dispatched),
+    }
+
+
+def main(out, *parts):
+    wanted = on_one_device({})
+    found = {
+        part: dispatch() if part == "dispatch" else on_mesh(tuple(map(int, part.split("x"))), wanted)
+        for part in parts
+    }
     Path(out).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
