@@ -1,6 +1,8 @@
 """One training step on each of some meshes of 8 virtual devices, compared with the step of one device.
 
-usage: steps_on_meshes.py OUT.json PART..., each part a mesh such as 2x1x4 (data x fsdp x expert), or `dispatch`
+usage: steps_on_meshes.py OUT.json PART...
+
+A part is a mesh such as 2x1x4 (data x fsdp x expert), or `dispatch`.
 """
 
 import json

@@ -19,7 +19,7 @@ EXPERTS, RANK, TOKENS = 6, 2, (SIDE // 16) ** 2
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What `steps_on_meshes` found of a part, on 8 virtual devices: a process has a fixed number of devices."""
+    """What `steps_on_meshes` found of a part: in a process of its own, which has 8 virtual devices."""
 
     @functools.cache
     def run(parts):
