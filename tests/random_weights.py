@@ -1,4 +1,4 @@
-"""Segmenters with random weights drawn by numpy: compiling the initialisation takes longer than most tests."""
+"""Segmenters with random weights drawn by numpy: compiling an initialisation takes longer than most tests."""
 
 import jax.numpy as jnp
 import numpy as np
