@@ -53,7 +53,7 @@ def between(low: float, high: float) -> Allowed:
 
 
 def one_of(*choices: str) -> Allowed:
-    """The given texts."""
+    """The given strings."""
     return Allowed(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
 
 
@@ -209,7 +209,7 @@ def _of_kind(field: dataclasses.Field[Any], given: Any, place: str) -> Any:
     kinds, other = field.metadata["kinds"], field.metadata["other"]
     kind = given.get("kind", next(iter(kinds)))
     if not isinstance(kind, str):
-        raise bad_value(f"{place}.kind", kind, "must be a text")
+        raise bad_value(f"{place}.kind", kind, "must be a string")
     own = {key: value for key, value in given.items() if key != "kind"}
     if kind in kinds:
         return build(kinds[kind], own, place)
@@ -297,8 +297,8 @@ def is_finite(value: Any) -> bool:
 _NAMES = {
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
-    bool: ("true or false", "truth values"),
-    str: ("a text", "texts"),
+    bool: ("true or false", "booleans"),
+    str: ("a string", "strings"),
     tuple: ("a tuple", "tuples"),
     dict: ("a section", "sections"),
     type(None): ("none", "none"),

@@ -115,7 +115,7 @@ spectralmoe train --config configs/dubai.py --config.train.steps=100 --workdir r
 `spectralmoe config FILE` prints a configuration whole, every key with its value. This page is written from
 the code: `spectralmoe config --reference > docs/configuration.md`.
 
-Texts need no quotes on the command line; tuples are written `a,b,c` or `(1,2)`; `none` unsets what may be
+Strings need no quotes on the command line; tuples are written `a,b,c` or `(1,2)`; `none` unsets what may be
 none.
 """
 
@@ -202,7 +202,7 @@ def _table(cls: type, names: list[str]) -> str:
         allowed = field.metadata.get("allowed")
         doc = field.metadata["doc"] + (f" Allowed: {allowed.words}." if allowed else "")
         is_section = "kinds" in field.metadata or name == "streams" or section_class(hints[name])
-        kind = "a section" if is_section else type_name(hints[name])
+        kind = "section" if is_section else type_name(hints[name]).removeprefix("a ")
         cells = (f"`{name}`", kind, _default(field, bool(is_section)), doc)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
