@@ -201,9 +201,6 @@ class _Skipped:
             )
 
 
-# Several sensors in one run
-
-
 def schedule(weights: Mapping[str, float]) -> Iterator[tuple[str, int]]:
     """Yield (stream, number of its batches so far) of batch 0, 1, ...
 
@@ -245,9 +242,6 @@ def interleave(
         for batches in opened.values():
             if hasattr(batches, "close"):
                 batches.close()
-
-
-# Evaluation
 
 
 def eval_batches(

@@ -101,9 +101,6 @@ def _frozen(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-# Overrides
-
-
 def apply_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> Given:
     """A copy of a configuration with assignments `--config.a.b=value` applied in order.
 
@@ -320,8 +317,6 @@ def _literal(text: str) -> Any:
         return text
 
 
-# Storage
-
 CONFIG_FILE = "config.json"
 """The file of a run's folder that holds its configuration."""
 
@@ -388,9 +383,6 @@ def flatten(given: Any, prefix: str = "") -> dict[str, Any]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-# Files
 
 
 def shipped_files(package: str) -> dict[str, Path]:
