@@ -1,12 +1,12 @@
 """Time and memory of `spectralmoe convert` at published size: DINOv3 ViT-L and the ViT-L of a depth model.
 
   python benchmarks/convert_weights.py                     # every case
-  python benchmarks/convert_weights.py --case merge        # those whose name begins so
+  python benchmarks/convert_weights.py --case merge        # cases whose names begin so
 
-The script writes the files, 2.4 GB of random weights, and a run's folder with them, and removes everything.
-Each case is a process of its own, limited to two cores where the system allows it. Memory is the largest
-resident set of that process, whole and over that of one that only loads the program; both also as a multiple
-of the size of the weights that are read. Processor time tells how much of the wall clock others took.
+The script writes 2.4 GB of random weights and a run's folder with them, and removes everything at the end.
+Each case is its own process, limited to two cores where the system allows it. Memory is the largest resident
+set of that process, whole and beyond that of a process that only loads the program; both also as a multiple
+of the size of the weights read. Processor time shows how much of the wall clock went to other processes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from spectralmoe_jax.weights.writing import write_safetensors
 CONFIG = "configs/fbp_cross_sensor.py"
 MEGABYTE = 1e6
 BASE = "import spectralmoe_jax.conversion.convert"
-# A process starts with its parent's largest resident set as its own; a small one in between keeps it small.
+# A process inherits its parent's largest resident set; a small process in between keeps it small.
 LAUNCH = """
 import json, os, subprocess, sys, time
 start = time.monotonic()
@@ -52,7 +52,7 @@ COMMAND = "import sys; from spectralmoe_jax.cli.main import main; sys.exit(main(
 
 
 class Case(NamedTuple):
-    """Arguments of `spectralmoe convert`, and the megabytes of weights that it reads."""
+    """Arguments of `spectralmoe convert`, and the megabytes of weights it reads."""
 
     name: str
     arguments: list[str]
@@ -68,6 +68,7 @@ class Measured(NamedTuple):
 
 
 def main() -> None:
+    """Run the chosen cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", default="", help="beginning of the names of the cases to run")
     chosen = parser.parse_args().case
@@ -80,25 +81,31 @@ def main() -> None:
         table = Table("case", "read (MB)", "wall (s)", "processor (s)", "memory (MB)", "over the base (MB)")
         for case in cases:
             target = folder / case.arguments[1]
-            found = run([sys.executable, "-c", COMMAND, "convert", case.arguments[0], str(target),
-                         *case.arguments[2:]])  # fmt: skip
+            arguments = ["convert", case.arguments[0], str(target), *case.arguments[2:]]
+            found = run([sys.executable, "-c", COMMAND, *arguments])
             over = found.memory - base.memory
             table.add_row(
-                case.name, f"{case.megabytes:.0f}", f"{found.wall:.1f}", f"{found.processor:.1f}",
+                case.name,
+                f"{case.megabytes:.0f}",
+                f"{found.wall:.1f}",
+                f"{found.processor:.1f}",
                 f"{found.memory:.0f} ({found.memory / case.megabytes:.2f})",
                 f"{over:.0f} ({over / case.megabytes:.2f})",
-            )  # fmt: skip
+            )
             subprocess.run(["rm", "-r", str(target)], check=True)
     Console(width=150).print(table)
     print(f"base: {base.memory:.0f} MB; load of the machine over the last minute: {os.getloadavg()[0]:.1f}")
 
 
 def run(command: list[str]) -> Measured:
-    """A command's times and memory. Raises CalledProcessError where it fails."""
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", LAUNCH, *command], stdout=subprocess.PIPE, check=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    """Run a command and measure its times and memory.
+
+    Raises:
+      CalledProcessError: the command fails.
+    """
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    launch = [sys.executable, "-S", "-c", LAUNCH, *command]
+    done = subprocess.run(launch, stdout=subprocess.PIPE, check=True, env=environment)
     status, wall, processor, memory = json.loads(done.stdout)
     if status:
         raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
@@ -107,6 +114,7 @@ def run(command: list[str]) -> Measured:
 
 
 def make_cases(folder: Path) -> list[Case]:
+    """Write the files of all cases, and return the cases."""
     visual, depth = folder / "dinov3_vitl16.safetensors", folder / "depth_anything_v2_vitl.safetensors"
     write_random(visual, "dinov3_l", tables.META_DINOV3, "")
     write_random(depth, "depth_anything_v2_l", tables.META_DINOV2, "pretrained.")
@@ -130,7 +138,7 @@ def make_cases(folder: Path) -> list[Case]:
 
 
 def write_random(path: Path, name: str, names: tables.TensorNames, prefix: str) -> None:
-    """An encoder's file with random weights under its publisher's names."""
+    """Write an encoder's file with random weights under its publisher's names."""
     config = EncoderConfig(**preset(name, "preset"))
     table = [rule.under(prefix, ()) for rule in tables.encoder_rules(names, config)]
     stored = {rule.path for rule in table}
@@ -140,6 +148,7 @@ def write_random(path: Path, name: str, names: tables.TensorNames, prefix: str) 
 
 
 def random_tensors(shapes: dict[str, Shape]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield a random tensor of each shape."""
     rng = np.random.default_rng(0)
     for name, shape in shapes.items():
         value = rng.standard_normal(shape, np.float32)
@@ -149,7 +158,7 @@ def random_tensors(shapes: dict[str, Shape]) -> Iterator[tuple[str, np.ndarray]]
 
 
 def write_run(workdir: Path, visual: Path, depth: Path) -> Path:
-    """A run's folder with one checkpoint of random trainable weights."""
+    """Write a run's folder with one checkpoint of random trainable weights."""
     overrides = [f"--config.model.visual.weights={visual}", f"--config.model.depth.weights={depth}"]
     config = load_config(CONFIG, overrides)
     settings = segmenter_config(config)

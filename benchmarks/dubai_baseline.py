@@ -1,19 +1,20 @@
 """Dubai, tiles 5 and 6: trained models against a pixelwise gradient-boosted classifier.
 
-The classifier is scikit-learn's HistGradientBoostingClassifier with its default settings, on nine values a
+The classifier is scikit-learn's HistGradientBoostingClassifier with its default settings, on nine values for
+each
 pixel: RGB and its means over 3x3 and 9x9 pixels. It learns from a random subset of the labelled pixels that
-the models train on (tiles 1 to 4 without the held-out tenth), one subset a seed: `--pixels` of the
-17,194,919, since fitting it to all of them, six times, takes hours. As it comes it is the bar; a further row
-has it with balanced classes.
+the models train on (tiles 1 to 4 without the held-out tenth), one subset for each seed: `--pixels` of the
+17,194,919, since fitting it to all of them, six times, takes hours. With its defaults it is the bar; a
+further row has it with balanced classes.
 
   python benchmarks/dubai_baseline.py --root PATH/dubai --train runs
   python benchmarks/dubai_baseline.py --root PATH/dubai --workdirs runs/dubai_0 runs/dubai_1 runs/dubai_2
 
-The first trains the seeds that are missing below `runs`, and goes on with those that were interrupted; the
-second scores runs that are there. Without either, the classifier is alone.
+The first command trains the seeds that are missing below `runs`, and resumes those that were interrupted; the
+second scores existing runs. Without either option only the classifier is scored.
 
-Models and classifier are scored on the same whole images, every labelled pixel, all pixels of both tiles in
-one confusion matrix.
+Models and classifier are scored on the same whole images, on every labelled pixel, with all pixels of both
+tiles in one confusion matrix.
 """
 
 from __future__ import annotations
@@ -30,31 +31,48 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+import spectralmoe_jax
 from data_pipelines.splits import Splits, open_splits
-from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
+from spectralmoe_jax.inference.sliding_window import predict_image
 
 Classify = Callable[[np.ndarray], np.ndarray]  # raw image (H, W, C) -> class ids (H, W)
 Scores = dict[str, ConfusionMatrix]  # by domain
 
 _CONFIG = Path(__file__).resolve().parent.parent / "configs" / "dubai.py"
-_LOG_WIDTH = 200  # where the output is no terminal: rich would cut the table at 80
+_LOG_WIDTH = 200  # off a terminal rich would cut the table at 80
 _OURS = "SpectralMoE"
 _WEIGHTINGS = {"boosting": None, "boosting, balanced": "balanced"}
 
 
 def pixel_features(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) -> (H, W, 3C) float32: the bands, their 3x3 means and their 9x9 means, edges mirrored."""
+    """Compute features of each pixel: the bands, their 3x3 means and their 9x9 means, edges mirrored.
+
+    Args:
+      image: (H, W, bands).
+
+    Returns:
+      (H, W, 3 * bands) float32.
+    """
     bands = image.astype(np.float32)
     means = [cv2.blur(bands, (side, side), borderType=cv2.BORDER_REFLECT) for side in (3, 9)]
     return np.concatenate([bands, *(mean.reshape(bands.shape) for mean in means)], axis=-1)
 
 
 def sample_pixels(splits: Splits, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` labelled training pixels without repetition (all, if there are fewer), every one as likely
-    as any other: features (N, 3C) float32, class ids (N,) uint8."""
+    """Draw labelled training pixels uniformly, without repetition.
+
+    Args:
+      splits: the images.
+      count: number of pixels; all are drawn if there are fewer.
+      seed: of the draw.
+
+    Returns:
+      Features (count, 3 * bands) float32 and class ids (count,) uint8.
+    """
     labels = [label.ravel() for _, _, _, label in splits.examples("train")]
     known = np.flatnonzero(np.concatenate(labels) != 255)
     chosen = np.sort(np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False))
@@ -68,7 +86,7 @@ def sample_pixels(splits: Splits, count: int, seed: int) -> tuple[np.ndarray, np
 
 
 def score_target(classify: Classify, splits: Splits, num_classes: int) -> Scores:
-    """The confusion matrix of every target domain."""
+    """Compute the confusion matrix of every target domain."""
     scores: Scores = {}
     for domain, _, image, label in splits.examples("target"):
         scores.setdefault(domain, ConfusionMatrix(num_classes)).add(label, classify(image))
@@ -76,7 +94,7 @@ def score_target(classify: Classify, splits: Splits, num_classes: int) -> Scores
 
 
 def boosted(splits: Splits, *, pixels: int, seed: int, class_weight: str | None) -> Classify:
-    """A classifier of single pixels, trained on the source."""
+    """Train a classifier of single pixels on the source."""
     model = HistGradientBoostingClassifier(random_state=seed, class_weight=class_weight)
     model.fit(*sample_pixels(splits, pixels, seed))
 
@@ -88,13 +106,13 @@ def boosted(splits: Splits, *, pixels: int, seed: int, class_weight: str | None)
 
 
 def trained(workdir: Path, config: RunConfig) -> Classify:
-    """The best checkpoint of a run, over sliding windows.
+    """Load the best checkpoint of a run as a classifier over sliding windows.
 
-    Raises UserError for a run that was not trained on this benchmark's source, bands or classes.
+    Raises:
+      UserError: the run was not trained on this benchmark's source, bands or classes.
     """
-    from spectralmoe_jax.config.load import read_run_config
+    # imports JAX, which the classifier alone does not need
     from spectralmoe_jax.inference.model import load_trained, make_predict
-    from spectralmoe_jax.inference.sliding_window import predict_image
 
     run = read_run_config(workdir)
     for key in ("bands", "classes", "data.source", "data.holdout"):
@@ -106,20 +124,19 @@ def trained(workdir: Path, config: RunConfig) -> Classify:
 
 
 def train_seeds(config: RunConfig, folder: Path, seeds: int) -> list[Path]:
-    """The runs `dubai_0`, `dubai_1`, ... below a folder, trained to the end; a finished one stays as it is.
+    """Train the runs `dubai_0`, `dubai_1`, ... below a folder to the end; finished ones are kept.
 
-    Raises UserError for a run of another configuration, and what training raises.
+    Raises:
+      UserError: a folder holds a run of another configuration, or training fails on bad input.
     """
-    from spectralmoe_jax.training import train as run
-
     workdirs = [folder / f"dubai_{seed}" for seed in range(seeds)]
     for seed, workdir in enumerate(workdirs):
-        run.train(config.replaced({"seed": seed}), workdir)
+        spectralmoe_jax.train(config.replaced({"seed": seed}), workdir)
     return workdirs
 
 
 def total(scores: Scores) -> ConfusionMatrix:
-    """All domains' pixels together."""
+    """Add the pixels of all domains."""
     everything = ConfusionMatrix(len(next(iter(scores.values())).counts))
     for matrix in scores.values():
         everything += matrix
@@ -129,7 +146,7 @@ def total(scores: Scores) -> ConfusionMatrix:
 def benchmark(
     config: RunConfig, seeds: int, pixels: int, workdirs: Sequence[Path]
 ) -> Iterator[tuple[str, str, Scores]]:
-    """(method, run, scores) of every trained model and every classifier, each as soon as it is known."""
+    """Yield (method, run, scores) of every trained model and classifier as soon as it is known."""
     splits = open_splits(config)
     classes = len(config.classes.names)
     for workdir in workdirs:
@@ -141,7 +158,7 @@ def benchmark(
 
 
 def print_results(results: Sequence[tuple[str, str, Scores]], config: RunConfig, console: Console) -> None:
-    """One row a run, then one a method with the mean over its runs; which of them ours is above."""
+    """Print a row for each run, then one for each method with its mean, and which of them ours beats."""
     table = Table(
         box=None,
         header_style="bold",
@@ -167,7 +184,7 @@ def print_results(results: Sequence[tuple[str, str, Scores]], config: RunConfig,
 
 
 def verdicts(miou: dict[str, list[float]]) -> list[str]:
-    """For every classifier one line, whether ours is above it: in the mean over runs, and in every run.
+    """Compare ours with every classifier in one line: in the mean over runs, and in every run.
 
     Args:
       miou: of each run, by method.
@@ -192,14 +209,16 @@ def _percents(values: np.ndarray) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 2 with one line on standard error where the input is wrong."""
+    """Run the benchmark; return 2 and print one line on standard error if the input is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", required=True, metavar="DIR", help="folder with tile_1 ... tile_6")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs and classifiers of each kind")
     parser.add_argument(
-        "--pixels", type=int, default=400_000, metavar="N", help="training pixels a classifier"
+        "--seeds", type=int, default=3, metavar="N", help="number of runs, and of classifiers of each kind"
+    )
+    parser.add_argument(
+        "--pixels", type=int, default=400_000, metavar="N", help="training pixels of each classifier"
     )
     ours = parser.add_mutually_exclusive_group()
     ours.add_argument("--train", type=Path, metavar="DIR", help="train the seeds that are missing below DIR")

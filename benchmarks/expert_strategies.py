@@ -1,8 +1,9 @@
-"""Time of one adapter layer by the number of experts, in coordinates and dispatched, side by side.
+"""Time of one adapter layer by number of experts, for both strategies: coordinates and dispatch.
 
   python benchmarks/expert_strategies.py [--experts 6,16,64] [--tokens 1024] [--width 1024] [--rounds 5]
 
-Prints milliseconds, medians of `rounds` runs in turn, forward and with the gradient of parameters and tokens.
+Prints medians over `rounds` in milliseconds, forward and with the gradient of parameters and tokens. The
+strategies take turns in each round.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ STRATEGIES = ("coordinates", "dispatch")
 
 
 def main() -> None:
+    """Print a line of times for each number of experts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,32 +38,32 @@ def main() -> None:
     arguments = parser.parse_args()
     kind = jax.devices()[0].device_kind
     print(f"{kind}, jax {jax.__version__}, {arguments.preset}, k={arguments.top_k}")
-    columns = "".join(f"{name:>14}{'gradients':>14}" for name in STRATEGIES)
-    print(f"{'experts':>8}{columns}{'ratio':>8}{'ratio':>8}")
+    header = "".join(f"{name:>14}{'gradients':>14}" for name in STRATEGIES)
+    print(f"{'experts':>8}{header}{'ratio':>8}{'ratio':>8}")
     for experts in map(int, arguments.experts.split(",")):
         times = measure(experts, arguments)
         ratios = [times["coordinates"][i] / times["dispatch"][i] for i in (0, 1)]
-        cells = "".join(f"{value:14.1f}" for name in STRATEGIES for value in times[name])
-        print(f"{experts:>8}{cells}{ratios[0]:8.2f}{ratios[1]:8.2f}", flush=True)
+        columns = "".join(f"{value:14.1f}" for name in STRATEGIES for value in times[name])
+        print(f"{experts:>8}{columns}{ratios[0]:8.2f}{ratios[1]:8.2f}", flush=True)
 
 
 def measure(experts: int, arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Milliseconds forward, and with gradients, of both strategies, run in turn."""
+    """Measure milliseconds (forward, with gradients) of both strategies, which take turns."""
     runs = {name: functions(experts, name, arguments) for name in STRATEGIES}
     times: dict[str, list[list[float]]] = {name: [[], []] for name in STRATEGIES}
     for _ in range(arguments.rounds):
         for name, pair in runs.items():
-            for place, run in enumerate(pair):
+            for kind, run in enumerate(pair):
                 start = time.perf_counter()
                 jax.block_until_ready(run())
-                times[name][place].append(1e3 * (time.perf_counter() - start))
+                times[name][kind].append(1e3 * (time.perf_counter() - start))
     return {name: (statistics.median(both[0]), statistics.median(both[1])) for name, both in times.items()}
 
 
 def functions(
     experts: int, strategy: str, arguments: argparse.Namespace
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """One layer forward and with gradients, compiled, on random parameters and tokens."""
+    """Compile one layer, forward and with gradients, for random parameters and tokens."""
     config = SpectralMoEConfig(
         preset=arguments.preset, num_experts=experts, top_k=arguments.top_k, strategy=strategy
     )

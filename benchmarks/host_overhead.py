@@ -1,9 +1,9 @@
-"""What the training loop costs beside the step: logging, prefetch, metrics, signs of life.
+"""Overhead of the training loop over its step: logging, prefetch, metrics and heartbeat.
 
-The real loop runs with a step that sleeps in place of the model, and so does a bare loop over the same jitted
-step, which gives what calling a step costs by itself. On a CPU a call returns when the step is done, so
-that nothing hides behind it: an accelerator computes while the host does all this. Batches of the published
-size, 8 x 512 x 512 pixels of 4 bands, lie ready in memory.
+The real loop runs a step that sleeps in place of the model. A bare loop over the same jitted step gives the
+cost of calling a step by itself. On a CPU a call returns when the step is done, so nothing hides behind it;
+an accelerator computes while the host does all this. Batches of the published size, 8 x 512 x 512 pixels of 4
+bands, are in memory.
 
   python benchmarks/host_overhead.py
 """
@@ -35,7 +35,7 @@ _CONFIG = Path(__file__).resolve().parent.parent / "configs" / "fbp_cross_sensor
 
 
 class SleepingStep:
-    """A loss that takes `seconds` of the device and none of the processor, and remembers when it ran."""
+    """A loss that takes `seconds` of the device and none of the processor, and records when it ran."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -48,32 +48,32 @@ class SleepingStep:
         return np.zeros((), np.float32)
 
     def __call__(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        pixel = jax.lax.stop_gradient(batch["image"][0, 0, 0, 0])  # the batch has to be there
+        pixel = jax.lax.stop_gradient(batch["image"][0, 0, 0, 0])  # waits for the batch
         waited = jax.pure_callback(self._sleep, jax.ShapeDtypeStruct((), jnp.float32), pixel)
         loss = jnp.sum(trainable["head"]["kernel"] ** 2) + waited
-        # as many numbers as the published loss has: three terms of ten predictions, and the balance
+        # as many metrics as the published loss has: three terms of ten predictions, and the balance
         return loss, {f"term_{i}": loss for i in range(31)}
 
     def idle(self) -> float:
-        """Share of the time, from the warm start on, in which no step was running."""
+        """Return the share of the time after the warm-up in which no step was running."""
         spans = self.spans[WARM:]
         busy = sum(end - start for start, end in spans[:-1])
         return 1 - busy / (spans[-1][0] - spans[0][0])
 
 
 def batches() -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches."""
+    """Yield batches endlessly."""
     image = np.random.default_rng(0).integers(0, 255, (4, BATCH, SIDE, SIDE, BANDS), np.uint8)
     return itertools.cycle([{"image": one, "label": one[..., 0] % 24} for one in image])
 
 
 def parameters() -> dict[str, Any]:
-    """Trainable parameters that cost nothing."""
+    """Make trainable parameters that cost nothing."""
     return {"head": {"kernel": jnp.ones((64, 64))}}
 
 
 def bare_loop(step: SleepingStep, settings: TrainConfig) -> None:
-    """The jitted step, called again and again with one batch."""
+    """Call the jitted step again and again with one batch."""
     params = parameters()
     optimizer = make_optimizer(settings, params)
     train_step = make_train_step(step, optimizer)
@@ -84,7 +84,7 @@ def bare_loop(step: SleepingStep, settings: TrainConfig) -> None:
 
 
 def real_loop(step: SleepingStep, settings: TrainConfig) -> None:
-    """`fit`, which logs, prefetches and saves at the end."""
+    """Run `fit`, which logs, prefetches and saves at the end."""
     experiment = Experiment(
         trainable=parameters(),
         frozen={},
@@ -102,12 +102,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--milliseconds", type=float, default=100, help="of a step")
+    parser.add_argument("--milliseconds", type=float, default=100, help="duration of a step")
     parser.add_argument("--steps", type=int, default=210)
     parser.add_argument("--log-every", type=int, default=50, help="50 is the published benchmarks' setting")
     arguments = parser.parse_args()
     if arguments.steps < 2 * WARM:
-        parser.error(f"--steps has to be at least {2 * WARM}")
+        parser.error(f"--steps must be at least {2 * WARM}")
     settings = TrainConfig(
         steps=arguments.steps,
         batch_size=BATCH,
@@ -121,7 +121,7 @@ def main() -> None:
         loop(step, settings)
         idle[name] = 100 * step.idle()
     print(f"\n{jax.default_backend()}, jax {jax.__version__}, steps of {arguments.milliseconds:g} ms")
-    print(f"no step was running in {idle['real']:.2f} % of the time; in {idle['bare']:.2f} % in a bare loop")
+    print(f"no step was running in {idle['real']:.2f} % of the time, and {idle['bare']:.2f} % in a bare loop")
     print(f"the loop adds {idle['real'] - idle['bare']:.2f} %")
 
 

@@ -1,22 +1,24 @@
-"""Tiles a second of the input pipeline, beside a PyTorch DataLoader that does the same on the same files.
+"""Tiles per second of the input pipeline, compared with a PyTorch DataLoader on the same files.
 
   python benchmarks/input_pipeline.py                  # three cases, in one process and with 2 workers
   python benchmarks/input_pipeline.py --case flip      # one of them
   python benchmarks/input_pipeline.py --setting "2 threads"  # one way to prepare batches
-  python benchmarks/input_pipeline.py --memory         # memory over 10,000 tiles as well
+  python benchmarks/input_pipeline.py --memory         # also memory over 10,000 tiles
 
-Files are GeoTIFFs of 512 x 512 pixels that the script writes, smooth textures with noise. The DataLoader
-reads them through rasterio and transforms them with OpenCV as the published PyTorch training does: the whole
-tile is resized, then cropped by the rule on the share of one class, flipped, and distorted in float32.
-Its workers are processes. Ours are processes (`data.workers`), or threads of the training's own process
-(`data.threads`); "one process" is our default, 2 threads, beside a DataLoader without workers.
-Nothing decoded is kept on any side: GDAL's cache of blocks, which serves files that stay open, is a few
-megabytes for all of them, workers included, a hundredth of the files. They themselves lie in the system's
-memory. Ratios are medians of rounds in which all sides take turns; PyTorch is optional.
+The script writes GeoTIFFs of 512 x 512 pixels, smooth textures with noise. The DataLoader does the same as
+ours: it reads them through
+rasterio and transforms them with OpenCV as the published PyTorch training does: the whole tile is resized,
+then cropped by the rule on the share of one class, flipped, and distorted in float32. Its workers are
+processes. Ours are processes (`data.workers`) or threads of the training's own process (`data.threads`); "one
+process" compares our default, 2 threads, with a DataLoader without workers.
 
-"ratio" is of ours to the column before it. Beside it stands that of the processor time of a tile, user and
-system, of the script and its workers, in milliseconds in the last column in the order of the others: where
-workers keep all cores busy the two ratios agree, and on a machine that others use too this one is steadier.
+No side keeps decoded data: GDAL's cache of blocks, which serves files that stay open, is limited to a few
+megabytes for all sides, workers included, a hundredth of the files. The files themselves are in the system's
+page cache. Ratios are medians of rounds in which all sides take turns. PyTorch is optional.
+
+"ratio" compares ours with the column before it. "by CPU" is the same ratio in processor time of a tile (user
+and system, the script and its workers); the last column gives these times in milliseconds, in the order of
+the sides. Where workers keep all cores busy the two ratios agree; on a shared machine the second is steadier.
 """
 
 from __future__ import annotations
@@ -50,16 +52,24 @@ from spectralmoe_jax.host_memory import keep_freed_memory
 
 SIDE, CLASSES, BATCH = 512, 6, 8
 CACHE_MB = "6"  # holds the blocks of all bands that are read at once, and a few tiles of 4 bands
-_AHEAD = 6  # batches that either side may have ready, times its workers
-
+_AHEAD = 6  # batches that either side may have ready, for each worker
 
 COLUMNS = (
-    "case", "workers", "ours", "DataLoader", "ratio", "by CPU", "read", "ratio", "by CPU", "CPU ms a tile",
-)  # fmt: skip
+    "case",
+    "workers",
+    "ours",
+    "DataLoader",
+    "ratio",
+    "by CPU",
+    "read",
+    "ratio",
+    "by CPU",
+    "CPU ms per tile",
+)
 
 
 class Setting(NamedTuple):
-    """Who prepares batches: our processes and threads in each, and the processes of the other sides."""
+    """Workers of each side: our processes, our threads in each, and the processes of the other sides."""
 
     name: str
     workers: int
@@ -75,7 +85,7 @@ SETTINGS = (
 
 
 class Measured(NamedTuple):
-    """Tiles a second, and seconds of processor time a tile."""
+    """Tiles per second, and seconds of processor time per tile."""
 
     rate: float
     seconds: float
@@ -83,7 +93,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """Files and what is done to them; `augment` says the latter to both sides."""
+    """Files and their augmentation, the same on both sides."""
 
     name: str
     bands: tuple[str, ...]
@@ -109,23 +119,24 @@ CASES = (
 
 
 def main() -> None:
+    """Run the chosen cases and settings, and print a table."""
     os.environ["GDAL_CACHEMAX"] = CACHE_MB  # before GDAL is first used, here and in the workers
-    keep_freed_memory(one_heap=True)  # as training does; it serves all sides in this process alike
+    keep_freed_memory(one_heap=True)  # as training does; equal for all sides in this process
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", help="cases whose name holds this")
+    parser.add_argument("--case", help="run the cases whose names contain this")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    parser.add_argument("--setting", choices=[each.name for each in SETTINGS], help="default all")
-    parser.add_argument("--memory", action="store_true", help="memory over 10,000 tiles as well")
+    parser.add_argument("--seconds", type=float, default=8.0, help="duration of each measurement")
+    parser.add_argument("--setting", choices=[each.name for each in SETTINGS], help="default: all")
+    parser.add_argument("--memory", action="store_true", help="also measure memory over 10,000 tiles")
     arguments = parser.parse_args()
     chosen = [case for case in CASES if not arguments.case or arguments.case in case.name]
     console = Console(width=120)
     console.print(
         f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start, batches of {BATCH}"
     )
-    table = Table(box=None, pad_edge=False, title="tiles a second", title_justify="left")
+    table = Table(box=None, pad_edge=False, title="tiles per second", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("case", "workers") else "right")
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +153,7 @@ def main() -> None:
 
 
 def compare(case: Case, root: Path, setting: Setting, arguments: argparse.Namespace) -> list[str]:
-    """One row of the table: rates, processor times and their ratios, medians over the rounds."""
+    """Measure one row of the table: medians over the rounds of rates, processor times and their ratios."""
     sides: dict[str, Callable[[], Measured]] = {
         "ours": lambda: measure(ours(case, root, setting), setting.workers, arguments.seconds),
         "theirs": lambda: measure(theirs(case, root, setting.theirs), setting.theirs, arguments.seconds),
@@ -171,7 +182,7 @@ def compare(case: Case, root: Path, setting: Setting, arguments: argparse.Namesp
 
 
 def write_files(case: Case, root: Path) -> Path:
-    """Writes images and index masks; about twice as large decoded as on disk."""
+    """Write images and index masks, about twice as large decoded as on disk."""
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         (root / "x" / part).mkdir(parents=True)
@@ -203,17 +214,27 @@ def _write(path: Path, bands: np.ndarray) -> None:
 
 
 def ours(case: Case, root: Path, setting: Setting) -> Iterator[dict[str, np.ndarray]]:
+    """Make batches with this project's loader."""
     source = GeoTiffTiles(
-        root, bands=case.bands, file_bands=case.bands, labels=RasterLabels(ValueCode(range(CLASSES))),
-        classes=CLASSES, cache_bytes=0,
-    )  # fmt: skip
+        root,
+        bands=case.bands,
+        file_bands=case.bands,
+        labels=RasterLabels(ValueCode(range(CLASSES))),
+        classes=CLASSES,
+        cache_bytes=0,
+    )
     return train_batches(
-        TileIndex(source, SIDE), case.augment,
-        batch_size=BATCH, seed=0, workers=setting.workers, threads=setting.threads,
-    )  # fmt: skip
+        TileIndex(source, SIDE),
+        case.augment,
+        batch_size=BATCH,
+        seed=0,
+        workers=setting.workers,
+        threads=setting.threads,
+    )
 
 
 def theirs(case: Case, root: Path, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """Make batches with PyTorch's DataLoader."""
     from torch.utils.data import DataLoader, RandomSampler
 
     files = Files(sorted((root / "x/images").glob("*.tif")), case.augment)
@@ -260,7 +281,7 @@ class Files:
 def published_crop(
     image: np.ndarray, label: np.ndarray, augment: Augment, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes the whole tile by its shortest edge, crops where no class has too much, and pads."""
+    """Resize the whole tile by its shortest edge, crop where no class is too frequent, and pad."""
     low, high = augment.scale
     if low != high:
         side = int(SIDE * (low + 0.1 * rng.integers(round((high - low) / 0.1) + 1)) + 1e-6)
@@ -283,7 +304,7 @@ def published_crop(
 
 
 def published_distortion(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation and hue in float32, cut to 8 bits after each."""
+    """Change brightness, contrast, saturation and hue in float32, clipped to 8 bits after each."""
 
     def convert(values: np.ndarray, factor: float = 1.0, summand: float = 0.0) -> np.ndarray:
         return np.clip(values.astype(np.float32) * factor + summand, 0, 255).astype(np.uint8)
@@ -307,7 +328,7 @@ def published_distortion(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 
 def measure(batches: Iterator[dict[str, np.ndarray]], workers: int, seconds: float) -> Measured:
-    """From when what was made ahead while the workers started is used up."""
+    """Measure once the batches made while the workers started are used up."""
     for _ in range(_AHEAD * max(1, workers)):
         next(batches)
     count, spent, began = 0, _processor_seconds(), time.perf_counter()
@@ -317,13 +338,13 @@ def measure(batches: Iterator[dict[str, np.ndarray]], workers: int, seconds: flo
     if hasattr(batches, "close"):
         batches.close()
     elif hasattr(batches, "_shutdown_workers"):
-        with contextlib.suppress(RuntimeError):  # its workers sometimes abort on being stopped
+        with contextlib.suppress(RuntimeError):  # its workers sometimes abort when stopped
             batches._shutdown_workers()
     return found
 
 
 def measure_reading(root: Path, workers: int, seconds: float) -> Measured:
-    """Reading and decoding images and masks alone, by 2 threads or by so many processes."""
+    """Measure reading and decoding only, with 2 threads or that many processes."""
     paths = sorted((root / "x/images").glob("*.tif"))
     if workers:
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -346,7 +367,7 @@ def _read_for(paths: list[Path], first: int, seconds: float) -> Measured:
 
 
 def print_memory(console: Console, case: Case, root: Path) -> None:
-    """Memory of this process and its workers, in MB, every 1,000 of 10,000 tiles."""
+    """Print the memory of this process and its workers, in MB, every 1,000 of 10,000 tiles."""
     batches = ours(case, root, SETTINGS[1])
     seen = []
     for number in range(10_000 // BATCH + 1):
@@ -360,7 +381,7 @@ def print_memory(console: Console, case: Case, root: Path) -> None:
 
 
 def _memory() -> float:
-    """Proportional set size of this process and all below it, in MB (Linux)."""
+    """Return the proportional set size of this process and its descendants, in MB (Linux)."""
     total = 0
     for process in _processes():
         try:
@@ -372,7 +393,7 @@ def _memory() -> float:
 
 
 def _processor_seconds() -> float:
-    """User and system time so far of this process and all below it (Linux)."""
+    """Return user and system time so far of this process and its descendants (Linux)."""
     ticks = 0
     for process in _processes():
         try:
@@ -384,7 +405,7 @@ def _processor_seconds() -> float:
 
 
 def _processes() -> set[int]:
-    """This process and all below it."""
+    """Return this process and its descendants."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

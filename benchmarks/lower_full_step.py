@@ -1,6 +1,6 @@
-"""How long the published model's training step takes to trace and to lower, from shapes alone.
+"""Time to trace and lower the published model's training step, from shapes alone.
 
-ViT-L encoders, 512x512 pixels, batch 8, bfloat16: nothing is allocated, so any machine will do.
+ViT-L encoders, 512x512 pixels, batch 8, bfloat16. Nothing is allocated, so any machine will do.
 
   python benchmarks/lower_full_step.py
 """

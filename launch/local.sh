@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains on this machine and goes on by itself after a crash.
+# Trains on this machine and restarts by itself after a crash.
 #
 #   [PROCESSES=N] launch/local.sh --config configs/dubai.py --workdir runs/dubai [--config.train.steps=...]
 #
 # One process uses all accelerators that JAX finds. PROCESSES=N starts N that share the GPUs evenly, or the
-# CPU where there are none. Every start resumes from the last complete checkpoint. Statuses that another
-# start cannot mend (0 done or asked to stop, 2 bad input, 130 interrupted) end it.
+# CPU if there are none. Every start resumes from the last complete checkpoint. The script ends on statuses that a
+# restart cannot fix (0 done or asked to stop, 2 bad input, 130 interrupted).
 #
-#   RESTARTS          starts after a crash (default 10)
-#   WATCHDOG_SECONDS  a run without a heartbeat for so long is stuck and starts again (default 1800)
-#   PORT              where the processes meet (default: a free one)
+#   RESTARTS          restarts after a crash (default 10)
+#   WATCHDOG_SECONDS  restart a run that has had no heartbeat for this long (default 1800)
+#   PORT              port on which the processes meet (default: a free one)
 set -uo pipefail
-set -m # signals reach the processes through this script alone
+set -m # signals reach the processes only through this script
 
 fail() {
   echo "error: local.sh: $*" >&2
@@ -69,8 +69,8 @@ asked=
 trap 'asked=TERM' TERM
 trap 'asked=INT' INT
 
-# Runs all processes once; `status` is 0, or that of the first that failed. What the others say after that
-# follows from it, so they are killed, not asked.
+# Runs all processes once. `status` becomes 0, or that of the first process that failed. The others then fail as a
+# consequence, so they are killed, not asked to stop.
 run_once() {
   local i still pid passed_on=
   port=${PORT:-$(free_port)}
@@ -94,7 +94,7 @@ run_once() {
       fi
     done
     running=("${still[@]+"${still[@]}"}")
-    # Bad input is said by all of them, interruption ends all of them: they are given the time.
+    # All processes report bad input, and an interruption ends all of them: give them time to do so.
     [[ $status == 0 || $status == 2 || $passed_on ]] || signal_all QUIT
     sleep 0.2
   done
@@ -110,6 +110,6 @@ for ((attempt = 0; ; attempt++)); do
     echo "training ended with status $status after $RESTARTS restarts" >&2
     exit "$status"
   fi
-  echo "training ended with status $status; start $((attempt + 1)) of $RESTARTS follows" >&2
+  echo "training ended with status $status; restart $((attempt + 1)) of $RESTARTS" >&2
   sleep "$((attempt < 6 ? 2 ** attempt : 60))"
 done

@@ -6,16 +6,18 @@
 #   launch/tpu_pod.sh run     --name N --zone Z -- --config configs/fbp_cross_sensor.py --workdir /mnt/shared/runs/fbp
 #   launch/tpu_pod.sh status | tail | stop | delete  --name N --zone Z
 #
-# create   the slice; --queued asks for it as a queued resource of the same name, --spot as one that may be taken back
-# install  this folder's last commit and its dependencies on every worker; --nfs mounts HOST:/SHARE at /mnt/shared
-# run      `spectralmoe train` on every worker, detached; the same command resumes
-# status   the slice's state, and every worker's last line
-# tail     the log of worker 0, as it grows (--worker N for another)
-# stop     SIGTERM to the training on all workers, which saves and ends
-# delete   the slice, for good (--queued: and its request)
+# create   create the slice; --queued requests a queued resource of the same name, --spot a preemptible one
+# install  install this folder's last commit and its dependencies on every worker; --nfs mounts HOST:/SHARE at
+#          /mnt/shared
+# run      run `spectralmoe train` on every worker, detached; the same command resumes
+# status   print the slice's state and the last line of every worker's log
+# tail     follow the log of worker 0 (--worker N for another)
+# stop     send SIGTERM to the training on all workers, which saves and ends
+# delete   delete the slice (--queued: and its request)
 #
 # Options may come from the environment: POD_NAME, POD_ZONE, POD_TYPE, POD_VERSION, POD_PROJECT, POD_NFS.
-# --project P; --python python3.11: what to install with; --dry-run prints every command and runs none.
+# Further options: --project P; --python python3.11, the Python to install with; --dry-run, print every command and
+# run none.
 set -euo pipefail
 
 fail() {
@@ -25,7 +27,7 @@ fail() {
 
 readonly actions="create install run status tail stop delete"
 action=${1:-}
-[[ $action && " $actions " == *" $action "* ]] || fail "'$action' is no action: give one of $actions"
+[[ $action && " $actions " == *" $action "* ]] || fail "'$action' is not an action: give one of $actions"
 shift
 
 name=${POD_NAME:-} zone=${POD_ZONE:-} type=${POD_TYPE:-} version=${POD_VERSION:-} project=${POD_PROJECT:-}
@@ -39,7 +41,7 @@ while (($#)); do
       shift 2
       ;;
     --) shift && break ;;
-    *) fail "$1 is no option; what the training is to get comes after --" ;;
+    *) fail "$1 is not an option; put the training's arguments after --" ;;
   esac
 done
 [[ $action == run || $# == 0 ]] || fail "$action takes nothing after --"
@@ -53,12 +55,12 @@ need() {
 }
 
 need name zone
-[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name $name: give small letters, digits and dashes"
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name $name: give lower-case letters, digits and dashes"
 [[ ! $nfs || $nfs =~ ^[^:]+:/ ]] || fail "--nfs $nfs: give HOST:/SHARE"
 [[ $python =~ ^python3\.[0-9]+$ ]] || fail "--python $python: give python3.11 or newer"
 where=(--zone="$zone" ${project:+--project="$project"})
 
-show() { # a command as it would be typed
+show() { # print a command as it would be typed
   local word line=()
   for word in "$@"; do
     [[ $word =~ ^[A-Za-z0-9_./:=@,+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
@@ -104,7 +106,7 @@ case $action in
     given=" $* "
     [[ $given == *" --config"[=\ ]* ]] || fail "run: give the training's --config after --"
     [[ $given == *" --workdir"[=\ ]* ]] || fail "run: give the training's --workdir after --, on storage that all workers share"
-    # local.sh starts it again after a crash; the workers find each other by the TPU's own metadata.
+    # local.sh restarts it after a crash; the workers find each other through the TPU's metadata.
     steps="cd spectralmoe && if kill -0 \$(cat ../train.pid) 2>/dev/null; then echo 'already running: stop it first'; exit 1; fi"
     steps+=" && export PATH=\$HOME/venv/bin:\$PATH"
     steps+=" && { nohup setsid launch/local.sh $(show "$@") >>../train.log 2>&1 </dev/null & echo \$! >../train.pid; }"
@@ -115,12 +117,12 @@ case $action in
       do_it gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'
     fi
     do_it gcloud compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state,health)'
-    # shellcheck disable=SC2016 # for the worker to expand
+    # shellcheck disable=SC2016 # expanded by the worker
     on_workers all 'kill -0 $(cat train.pid) 2>/dev/null && state=training || state=idle; echo "$(hostname) $state: $(tail -n 1 train.log)"'
     ;;
   tail) on_workers "$worker" 'tail -n 100 -F train.log' ;;
   stop)
-    # shellcheck disable=SC2016 # for the worker to expand
+    # shellcheck disable=SC2016 # expanded by the worker
     on_workers all 'kill -TERM $(cat train.pid)'
     ;;
   delete)

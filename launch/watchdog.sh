@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Runs a training and kills it once its heartbeat stands still for SECONDS: a process that waits for a
-# lost one waits for ever.
+# Runs a training and kills it once its heartbeat has stopped for SECONDS: a collective operation hangs forever if
+# another process dies.
 #
 #   launch/watchdog.sh SECONDS spectralmoe train --config C --workdir DIR ...
 #
-# SECONDS has to cover what happens without a heartbeat: start-up and the first compilation, an evaluation,
-# a checkpoint. It watches DIR/heartbeat/0.json, or the file HEARTBEAT: one process that is stuck stops all. What counts is that
-# the file changes, so neither clocks of hosts nor a file left by an earlier start matter.
+# SECONDS must cover the phases without a heartbeat: start-up and the first compilation, an evaluation, a checkpoint.
+# The script watches DIR/heartbeat/0.json, or the file HEARTBEAT, as one stuck process stops all. Only a change of the
+# file counts, so neither the clocks of hosts nor a file left by an earlier start matter.
 #
 # SIGTERM is passed on; the training then has STOP_SECONDS (default 100) to save before it is killed.
-# Status: the training's own; 124 if it was killed. STOPPED_STATUS (default 0) is used instead of 0 after a
-# SIGTERM, for schedulers to which 0 means that nothing is left to do.
+# Status: that of the training; 124 if it was killed. After a SIGTERM, STOPPED_STATUS (default 0) is used instead of
+# 0, for schedulers that take 0 to mean that nothing is left to do.
 set -uo pipefail
-set -m # the training gets a process group, to be killed whole, and hears Ctrl-C
+set -m # the training gets its own process group, which can be killed whole and receives Ctrl-C
 
 fail() {
   echo "error: watchdog.sh: $*" >&2
@@ -38,17 +38,17 @@ done
 asked=
 trap 'asked=TERM' TERM
 trap 'asked=INT' INT
-trap 'asked=KILL' QUIT # from local.sh: another process is lost, so waiting is in vain
+trap 'asked=KILL' QUIT # from local.sh: another process is lost, so waiting is useless
 
 ulimit -c 0
 PYTHONFAULTHANDLER=1 "$@" &
 training=$!
-exec 3>&2 2>/dev/null # or bash tells of the killed job in its own words
+exec 3>&2 2>/dev/null # otherwise bash prints its own message about the killed job
 
 kill_all() { # REASON
   killed=yes
   echo "watchdog.sh: $1: killed" >&3
-  kill -ABRT "$training" # with the fault handler: says what every thread is at
+  kill -ABRT "$training" # the fault handler prints the stack of every thread
   sleep 1
   kill -KILL -- "-$training"
 }
@@ -61,7 +61,7 @@ stop_at=
 killed=
 while kill -0 "$training"; do
   if [[ $killed ]]; then
-    : # a large process takes its time to end
+    : # a large process takes time to end
   elif [[ $asked == KILL ]]; then
     killed=yes
     kill -KILL -- "-$training"

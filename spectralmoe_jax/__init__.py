@@ -1,9 +1,8 @@
 """SpectralMoE in JAX: segmentation that holds on unseen sensors, places and seasons.
 
-Every subcommand of the command line is a function of this package as well, for
-example `spectralmoe_jax.train(config, workdir)`. Importing the package loads
-neither JAX nor any of its own modules; a function is loaded when it is first
-used, so data workers and `spectralmoe --help` stay light.
+Every subcommand of the command line is a function of this package as well, for example
+`spectralmoe_jax.train(config, workdir)`. Importing the package loads neither JAX nor any of its own modules;
+a function is loaded when it is first used, so data workers and `spectralmoe --help` start fast.
 """
 
 from importlib import import_module
@@ -17,7 +16,7 @@ _FUNCTIONS = {
     "evaluate": "spectralmoe_jax.evaluation.evaluate",
     "ablate": "spectralmoe_jax.ablation.ablate",
     "report": "spectralmoe_jax.reporting.page",
-    "predict": "spectralmoe_jax.inference.predict",
+    "predict": "spectralmoe_jax.inference.geotiff",
     "verify": "spectralmoe_jax.parity.verify",
     "params": "spectralmoe_jax.models.parameter_count:describe",
     "convert": "spectralmoe_jax.conversion.convert",

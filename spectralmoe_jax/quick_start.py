@@ -16,11 +16,10 @@ from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import EvaluateConfig, RunConfig
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 from spectralmoe_jax.evaluation.score_table import print_table, score, write_report
+from spectralmoe_jax.inference.geotiff import predict as write_map
 from spectralmoe_jax.inference.model import load_trained, make_predict, make_routed_step
-from spectralmoe_jax.inference.panel import write_panel
-from spectralmoe_jax.inference.pictures import expert_maps, has_experts
-from spectralmoe_jax.inference.predict import predict as predict_map
-from spectralmoe_jax.inference.sliding_window import predict_image
+from spectralmoe_jax.inference.preview import write_panel
+from spectralmoe_jax.inference.sliding_window import expert_maps, predict_image
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.training.train import train
 
@@ -30,11 +29,9 @@ PANEL_SIDE = 192  # pixels of a scene shown in the picture
 def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Train on one generated sensor, test on another, and show the result.
 
-    Writes into `workdir`: the run itself, `target/` (georeferenced scenes of the second sensor), `map.tif`
-    and `map.png` (the map of one of them), `panel.png` and `report.json`.
-
     Args:
-      workdir: folder of the run.
+      workdir: folder to write. It gets the run itself, `target/` (georeferenced scenes of the second sensor),
+        `map.tif` and `map.png` (the map of one of them), `panel.png` and `report.json`.
       overrides: of `configs/quickstart.py`, such as `--config.train.steps=1000`.
 
     Returns:
@@ -43,11 +40,13 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
       UserError: names the key or folder that is wrong.
     """
+    # 1. train
     start = time.monotonic()
     workdir = Path(workdir)
     config = load_config("configs/quickstart.py", overrides)
     train(config, workdir)
 
+    # 2. score on held-out scenes of the source sensor, and on the target sensor
     segmenter = load_trained(workdir, config)
     predict = make_predict(segmenter)
     splits = open_splits(config)
@@ -60,12 +59,14 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     print_table(reports["target"], "Target sensor, never seen: other bands, gains, haze and season")
     constant = best_constant(splits, len(names))
 
+    # 3. map one scene of the target sensor, and draw scenes of both
     data = config.data
     benchmark = SyntheticBenchmark(data.scene_seed, data.scenes_source, data.scenes_target, data.scene_size)
     scenes = benchmark.write(workdir, "target")
-    predict_map(workdir, config, input=scenes[0], output=workdir / "map.tif", preview=workdir / "map.png")
+    write_map(workdir, config, input=scenes[0], output=workdir / "map.tif", preview=workdir / "map.png")
     _write_panel(workdir / "panel.png", config, splits, segmenter, settings)
 
+    # 4. summary
     summary = {
         "source": reports["holdout"]["miou"],
         "target": reports["target"]["miou"],
@@ -74,28 +75,30 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     }
     write_report({**summary, "reports": reports}, workdir / "report.json")
     shares = {key: f"{100 * summary[key]:.1f} %" for key in ("source", "target", "constant")}
-    print(f"mIoU: source {shares['source']}, target {shares['target']}; the best constant answer has")
-    print(f"{shares['constant']} on the target. {summary['seconds']:.0f} seconds in all. See in {workdir}:")
-    print("  panel.png   scenes, truth, prediction and experts of both sensors")
-    print(f"  map.tif     the map of {scenes[0].relative_to(workdir)}, for any GIS; map.png shows both")
-    print("  report.json every score")
+    print(f"mIoU: source {shares['source']}, target {shares['target']}")
+    print(f"mIoU of the best constant prediction on the target: {shares['constant']}")
+    print(f"Done in {summary['seconds']:.0f} seconds. Results in {workdir}:")
+    print("  panel.png    scenes, truth, prediction and experts of both sensors")
+    print(f"  map.tif      map of {scenes[0].relative_to(workdir)}, for any GIS; map.png shows both")
+    print("  report.json  all scores")
     return summary
 
 
 def best_constant(splits: Splits, classes: int) -> float:
-    """Return the mIoU on the target of the best constant prediction."""
+    """Return the mIoU on the target of predicting one class everywhere, for the class that does best."""
     matrices = [ConfusionMatrix(classes) for _ in range(classes)]
     for _, _, _, label in splits.examples("target"):
-        for answer, matrix in enumerate(matrices):
-            matrix.add(label, np.full(label.shape, answer))
+        for single, matrix in enumerate(matrices):
+            matrix.add(label, np.full(label.shape, single))
     return max(matrix.miou for matrix in matrices)
 
 
 def _write_panel(
     path: Path, config: RunConfig, splits: Splits, segmenter: Segmenter, settings: EvaluateConfig
 ) -> None:
-    """Draw two scenes of each sensor: image, labels, prediction and experts."""
+    """Draw two scenes of each sensor: input, truth, prediction and experts."""
     last = segmenter.config.visual.layers
+    experts = getattr(segmenter.config.adapter, "num_experts", 0)
     predict, routed = make_predict(segmenter), make_routed_step(segmenter)
     shown: dict[str, Any] = {"images": [], "truths": [], "predictions": [], "experts": [], "titles": []}
     for split, sensor in (("holdout", "source sensor"), ("target", "target sensor")):
@@ -106,11 +109,10 @@ def _write_panel(
             shown["images"].append(image)
             shown["truths"].append(label)
             shown["predictions"].append(predict_image(image, predict, settings).argmax(axis=-1))
-            if has_experts(segmenter):
-                maps = expert_maps(routed, image, window=settings.window, batch_size=settings.batch_size)[
-                    :, 0
-                ]
-                shown["experts"].append({"expert, layer 1": maps[0], f"expert, layer {last}": maps[-1]})
+            if experts:
+                maps = expert_maps(routed, image, window=settings.window, batch_size=settings.batch_size)
+                visual = maps[:, 0]  # (L, h, w)
+                shown["experts"].append({"expert, layer 1": visual[0], f"expert, layer {last}": visual[-1]})
             shown["titles"].append(f"{sensor}\n{name.rpartition('/')[2].replace('_', ' ')}")
     shown["experts"] = shown["experts"] or None
     write_panel(
@@ -118,7 +120,7 @@ def _write_panel(
         **shown,
         names=config.classes.names,
         palette=config.classes.colours,
-        expert_count=getattr(segmenter.config.adapter, "num_experts", 0),
+        expert_count=experts,
         rgb_bands=[config.bands.index(band) for band in ("red", "green", "blue")],
         false_colour_bands=[config.bands.index(band) for band in ("nir", "red", "green")],
         heading="Trained on one generated sensor, tested on another",

@@ -77,6 +77,7 @@ ARROWS = {
     ),
     "parity": "errors config parameters resampling adapters mask2former models weights",
     "reporting": "errors files config spectralmoe_jax inference evaluation training ablation",
+    # most subcommands call functions of the package itself
     "cli": "errors config spectralmoe_jax parallel weights ablation ahead_of_time",
     "__main__": "cli",
     "configuration": "config",

@@ -1,4 +1,8 @@
-"""Grids of variants and seeds, read from files, and helpers to write grid files with."""
+"""Grids of runs: named variants of one configuration and seeds, read from a Python file.
+
+`Grid` says what is compared, `load_grid` reads one, and `grid_runs` lists its runs. Below them stand the
+helpers by which grid files adapt to the configuration that they vary.
+"""
 
 from __future__ import annotations
 
@@ -20,93 +24,18 @@ from spectralmoe_jax.config.load import (
     load_given,
 )
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError, choose, require
+from spectralmoe_jax.errors import UserError, bad_value, choose, require
 from spectralmoe_jax.models.build import segmenter_config
+
+Settings = Mapping[str, Any]
+"""Values by dotted key, without `config.`."""
 
 PAPER: dict[str, Any] = {"model.adapter.preset": "paper"} | {
     f"model.adapter.{switch}": None for switch in (*ADAPTER_PRESETS["paper"], "fusion_value")
 }
-"""Settings of the publication's reading: they unset every switch that a configuration sets itself."""
-
-
-class Sizes(NamedTuple):
-    """Sizes of a visual encoder.
-
-    Attributes:
-      width: of the tokens.
-      layers: transformer blocks.
-      heads: attention heads.
-      patch_size: pixels along a patch's edge.
-      grid: tokens along an edge of a crop.
-      published: the published size, s, b or l; "" for another.
-    """
-
-    width: int
-    layers: int
-    heads: int
-    patch_size: int
-    grid: int
-    published: str
-
+"""Settings of the publication's reading of the method, whatever the base sets."""
 
 _PUBLISHED = {(384, 12): "s", (768, 12): "b", (1024, 24): "l"}
-
-
-def base_config(base: str) -> Any:
-    """Read the configuration that a grid varies.
-
-    Args:
-      base: `FILE[:args]`; a bare name is a shipped one.
-
-    Returns:
-      The keys that the file gives, as a locked dictionary of `ml_collections`.
-    """
-    return config_dict(load_given(base))
-
-
-def sizes_of(config: Configuration) -> Sizes:
-    """Return the sizes of an encoder that stands in the place of the visual one, or beside it."""
-    run = as_run_config(config)
-    visual = run.model.visual
-    published = _PUBLISHED.get((visual.width, visual.layers), "")
-    grid = run.data.crop // visual.patch_size
-    return Sizes(visual.width, visual.layers, visual.heads, visual.patch_size, grid, published)
-
-
-def depth_encoder(config: Configuration) -> dict[str, Any]:
-    """Return settings that give a configuration the depth modality.
-
-    One that has a depth encoder keeps it. Another gets one of random weights that stay as they are, of the
-    visual encoder's sizes: enough to compare how the modalities are gated and fused, not to learn what depth
-    is worth.
-    """
-    use = {"model.adapter.use_depth": True}
-    if as_run_config(config).model.depth is not None:
-        return use
-    return {"model.depth": random_encoder("dinov3", sizes_of(config)), **use}
-
-
-def own_weights(encoder: Any) -> dict[str, str]:
-    """Return the weights of an encoder's section by its preset, where it gives both."""
-    encoder = encoder or {}
-    return {encoder["preset"]: encoder["weights"]} if encoder.get("preset") and encoder.get("weights") else {}
-
-
-def random_encoder(kind: str, sizes: Sizes) -> dict[str, Any]:
-    """The section of an encoder of a family, in given sizes and without weights."""
-    section = {
-        "kind": kind,
-        "width": sizes.width,
-        "layers": sizes.layers,
-        "heads": sizes.heads,
-        "patch_size": sizes.patch_size,
-        "table_size": sizes.grid,
-        "layer_scale": 1.0,
-    }
-    return section | ({"global_every": 2} if kind == "sam" else {})
-
-
-Settings = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +43,13 @@ class Grid:
     """Named variants of one configuration, each trained with every seed.
 
     Attributes:
-      base: the configuration that is varied, `FILE[:args]`.
+      base: the configuration to vary, `FILE[:args]`.
       variants: settings by name of the variant: dotted keys without `config.` and their values, such as
         `{"model.adapter.num_experts": 3}`; a dictionary as a value replaces a whole section, None unsets.
-      reference: the variant that the others are compared with.
-      common: settings of all variants; a variant's own settings win over them.
-      seeds: of the runs of each variant.
-      title: of the table, one line.
+      reference: name of the variant that the others are compared with.
+      common: settings of all variants; a variant's own win over them.
+      seeds: seeds of the runs of each variant.
+      title: title of the table, one line.
     """
 
     base: str
@@ -135,8 +64,8 @@ class Grid:
         choose("reference", self.reference, self.variants)
         seeds = tuple(self.seeds)
         whole = all(isinstance(seed, int) and seed >= 0 for seed in seeds)
-        require(bool(seeds) and whole and len(set(seeds)) == len(seeds), "seeds",
-                f"is {self.seeds!r}: give different whole numbers from 0")  # fmt: skip
+        if not seeds or not whole or len(set(seeds)) < len(seeds):
+            raise bad_value("seeds", self.seeds, "must be different whole numbers from 0")
         folders: dict[str, str] = {}
         for name in self.variants:
             other = folders.setdefault(folder_of(name), name)
@@ -146,8 +75,8 @@ class Grid:
         """Return the configuration of one run.
 
         Args:
-          variant: name of the variant.
-          seed: of the run.
+          variant: name of a variant.
+          seed: the run's seed.
           overrides: of the command line; they win over `common`, and the variant's own settings over them.
 
         Raises:
@@ -161,15 +90,15 @@ class Grid:
             raise UserError(f"variant {variant!r}: {problem}") from None
 
 
-class Cell(NamedTuple):
+class GridRun(NamedTuple):
     """One run of a grid.
 
     Attributes:
-      number: from 0, over variants and within them over seeds.
-      variant: name of the variant.
-      seed: of the run.
-      folder: of the run.
-      config: of the run.
+      number: number from 0, over variants and within them over seeds.
+      variant: name of its variant.
+      seed: its seed.
+      folder: folder of the run.
+      config: its configuration.
     """
 
     number: int
@@ -178,37 +107,42 @@ class Cell(NamedTuple):
     folder: Path
     config: RunConfig
 
+    @property
+    def name(self) -> str:
+        """The run's name in messages and `timings.json`."""
+        return f"{self.variant}, seed {self.seed}"
 
-def cells(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[Cell]:
+
+def grid_runs(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[GridRun]:
     """List every run of a grid, with its folder below `workdir`.
 
     Raises:
-      UserError: a variant is not a valid configuration; nothing has run then.
+      UserError: a variant is not a valid configuration; raised before anything is run.
     """
-    found: list[Cell] = []
+    runs: list[GridRun] = []
     for variant in grid.variants:
         for seed in grid.seeds:
             config = grid.config(variant, seed, overrides)
             folder = workdir / "runs" / folder_of(variant) / f"seed{seed}"
-            found.append(Cell(len(found), variant, seed, folder, config))
+            runs.append(GridRun(len(runs), variant, seed, folder, config))
         try:
             segmenter_config(config)
         except UserError as problem:
             raise UserError(f"variant {variant!r}: {problem}") from None
-    return found
+    return runs
 
 
 def folder_of(variant: str) -> str:
-    """Turn a variant's name into the name of a folder."""
+    """Return the folder name of a variant: unusual characters become underscores."""
     return re.sub(r"[^A-Za-z0-9.+=-]+", "_", variant).strip("_.") or "_"
 
 
 def load_grid(spec: str, base: str | None = None, seeds: int | None = None) -> Grid:
-    """Read `FILE[:BASE]`, a Python file with a function `get_grid(base)`.
+    """Read `FILE[:BASE]`: call `get_grid(base)` of a Python file.
 
     Args:
       spec: path of the file, or the name of a shipped one; after a colon the configuration to vary.
-      base: the configuration to vary; it wins over the one after the colon.
+      base: configuration to vary; wins over that of `spec`.
       seeds: number of seeds, from 0, instead of the grid's own.
 
     Raises:
@@ -220,6 +154,73 @@ def load_grid(spec: str, base: str | None = None, seeds: int | None = None) -> G
     grid = call_in_file(path, "get_grid", base)
     require(isinstance(grid, Grid), str(path), "get_grid() has to return a spectralmoe_jax.ablation.Grid")
     if seeds is not None:
-        require(seeds > 0, "--seeds", f"is {seeds}: give 1 or more")
+        if seeds < 1:
+            raise bad_value("--seeds", seeds, "must be at least 1")
         grid = dataclasses.replace(grid, seeds=tuple(range(seeds)))
     return grid
+
+
+class Sizes(NamedTuple):
+    """Sizes of a visual encoder.
+
+    Attributes:
+      width: width of its tokens.
+      layers: number of layers.
+      heads: attention heads.
+      patch_size: side of a patch in pixels.
+      grid: tokens along an edge of a crop.
+      published: its published size (s, b, l), or "".
+    """
+
+    width: int
+    layers: int
+    heads: int
+    patch_size: int
+    grid: int
+    published: str
+
+
+def base_config(base: str) -> Any:
+    """Return the ConfigDict of the configuration `FILE[:args]`; a bare name is a shipped one."""
+    return config_dict(load_given(base))
+
+
+def sizes_of(config: Configuration) -> Sizes:
+    """Return the visual encoder's sizes, for an encoder in its place or beside it."""
+    run = as_run_config(config)
+    visual = run.model.visual
+    published = _PUBLISHED.get((visual.width, visual.layers), "")
+    grid = run.data.crop // visual.patch_size
+    return Sizes(visual.width, visual.layers, visual.heads, visual.patch_size, grid, published)
+
+
+def depth_encoder(config: Configuration) -> dict[str, Any]:
+    """Return settings that give a configuration the depth modality.
+
+    An existing depth encoder is kept. Otherwise a frozen one with random weights is added, of the visual
+    encoder's sizes: enough to compare how modalities are gated and fused, not to measure what depth is worth.
+    """
+    use = {"model.adapter.use_depth": True}
+    if as_run_config(config).model.depth is not None:
+        return use
+    return {"model.depth": random_encoder("dinov3", sizes_of(config)), **use}
+
+
+def own_weights(encoder: Any) -> dict[str, str]:
+    """Return the weights of an encoder's section by its preset, where it gives both."""
+    encoder = encoder or {}
+    return {encoder["preset"]: encoder["weights"]} if encoder.get("preset") and encoder.get("weights") else {}
+
+
+def random_encoder(kind: str, sizes: Sizes) -> dict[str, Any]:
+    """Return the section of an encoder of a family, in given sizes and without weights."""
+    section = {
+        "kind": kind,
+        "width": sizes.width,
+        "layers": sizes.layers,
+        "heads": sizes.heads,
+        "patch_size": sizes.patch_size,
+        "table_size": sizes.grid,
+        "layer_scale": 1.0,
+    }
+    return section | ({"global_every": 2} if kind == "sam" else {})

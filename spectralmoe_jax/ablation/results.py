@@ -1,6 +1,7 @@
-"""From the runs of a grid to `results.json`: nothing in it depends on when, where or how often they ran.
+"""From the runs of a grid to `results.json`: scores, means over seeds, and differences with their intervals.
 
-How far a difference between two variants may be chance of the images: the paired bootstrap.
+Nothing in it depends on when, where or how often the runs were started. The interval of a difference is the
+paired bootstrap over the target's images: how far it may be chance of the choice of images.
 """
 
 from __future__ import annotations
@@ -8,85 +9,41 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spectralmoe_jax.ablation.grid import Cell, Grid
-from spectralmoe_jax.ablation.run import ATTEMPTS, failure_of, is_done
+from spectralmoe_jax.ablation.grid import Grid, GridRun
+from spectralmoe_jax.ablation.run import ATTEMPTS_FILE, failure_of, is_done
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, IMAGES
+from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.evaluation.metrics import ImageCounts, read_images
+
+Results = dict[str, Any]
+"""JSON values; see `collect`."""
 
 RESAMPLES = 2000
 LEVEL = 0.95
 
 
-def paired_interval(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], *, resamples: int = RESAMPLES,
-                    level: float = LEVEL, seed: int = 0) -> tuple[float, float] | None:  # fmt: skip
-    """Percentile interval of a difference in mIoU under images drawn anew (Efron 1979).
+def collect(grid: Grid, runs: Sequence[GridRun]) -> Results:
+    """Collect the scores of a grid from the runs that are done.
 
-    Both variants see the same images in a draw, and all runs do: what is common to an image cancels. The
-    draws say nothing of the chance in training; that is what several seeds are for.
+    Returns:
+      JSON values. For each variant its settings, its runs (`seed` with scores, or `error`, or neither where
+      it has not run), mean and sample standard deviation of `miou` and of each class's IoU over the seeds,
+      and `difference` to the reference: the mean over the seeds that both have, and the paired bootstrap
+      interval over the target's images.
 
-    Args:
-      ours, theirs: one entry a run, paired: (I, K, K) int, the confusion matrix of every image.
-      resamples: draws of I images with replacement.
-
-    Returns: (low, high) of mean over runs of mIoU(ours) - mIoU(theirs), or None for fewer than two images.
+    Raises:
+      UserError: runs were evaluated on different images.
     """
-    images = len(ours[0])
-    if images < 2:
-        return None
-    # float64 holds these sums of whole numbers exactly, in whatever order they are added
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
-    weights = drawn.astype(np.float64)
-    differences = np.mean(
-        [mean_iou(_resampled(weights, one)) - mean_iou(_resampled(weights, other))
-         for one, other in zip(ours, theirs, strict=True)],
-        axis=0,
-    )  # fmt: skip
-    tail = (1 - level) / 2
-    known = differences[~np.isnan(differences)]
-    low, high = np.quantile(known, (tail, 1 - tail)) if len(known) else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def _resampled(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    images, classes = counts.shape[:2]
-    return (weights @ counts.reshape(images, -1)).reshape(-1, classes, classes)
-
-
-def mean_iou(counts: np.ndarray) -> np.ndarray:
-    """mIoU of confusion matrices (..., K, K) over the classes that occur in each, (...); NaN without any."""
-    hit = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hit
-    occurs = union > 0
-    iou = np.divide(hit, union, out=np.zeros(union.shape), where=occurs)
-    number = occurs.sum(axis=-1)
-    return np.divide(iou.sum(axis=-1), number, out=np.full(number.shape, np.nan), where=number > 0)
-
-
-Results = dict[str, Any]
-
-
-def collect(grid: Grid, cells: Sequence[Cell]) -> Results:
-    """The scores of a grid as far as its runs are done.
-
-    Returns: JSON values. For each variant its settings, its runs (`seed` with scores, or `error`, or neither
-    where it has not run), mean and sample standard deviation of `miou` and of each class's IoU over the
-    seeds, and `difference` to the reference: the mean over the seeds that both have, and the paired
-    bootstrap interval over the target's images.
-
-    Raises UserError where runs were evaluated on different images.
-    """
-    runs = {(cell.variant, cell.seed): _run(cell) for cell in cells}
-    images = {(c.variant, c.seed): read_images(c.folder / IMAGES) for c in cells if is_done(c)}
-    classes: list[str] = next((list(run["iou"]) for run in runs.values() if "iou" in run), [])
+    scores = {(run.variant, run.seed): _scores(run) for run in runs}
+    images = {(run.variant, run.seed): read_images(run.folder / IMAGES_FILE) for run in runs if is_done(run)}
+    classes: list[str] = next((list(own["iou"]) for own in scores.values() if "iou" in own), [])
     variants = {}
     for name in grid.variants:
-        own = [runs[name, seed] for seed in grid.seeds]
+        own = [scores[name, seed] for seed in grid.seeds]
         variants[name] = {
             "settings": {key: _plain(value) for key, value in grid.variants[name].items()},
             "runs": own,
@@ -106,13 +63,14 @@ def collect(grid: Grid, cells: Sequence[Cell]) -> Results:
     }
 
 
-def _run(cell: Cell) -> Results:
-    if not is_done(cell):
-        error = failure_of(cell)
-        return {"seed": cell.seed} | ({} if error is None else {"error": error})
-    stored = json.loads((cell.folder / EVALUATION).read_text())
+def _scores(run: GridRun) -> Results:
+    """Return the scores of one run, or its error."""
+    if not is_done(run):
+        error = failure_of(run)
+        return {"seed": run.seed} | ({} if error is None else {"error": error})
+    stored = json.loads((run.folder / EVALUATION_FILE).read_text())
     return {
-        "seed": cell.seed,
+        "seed": run.seed,
         "miou": stored["miou"],
         "mean_miou": stored["mean_miou"],
         "overall_accuracy": stored["all"]["overall_accuracy"],
@@ -127,7 +85,7 @@ def _run(cell: Cell) -> Results:
 
 
 def _over_seeds(values: Sequence[float | None]) -> Results:
-    """Mean and sample standard deviation of what is there; None where that takes more."""
+    """Return mean and sample standard deviation of the known values; None where there are too few."""
     known = [value for value in values if value is not None]
     return {
         "mean": float(np.mean(known)) if known else None,
@@ -137,6 +95,7 @@ def _over_seeds(values: Sequence[float | None]) -> Results:
 
 
 def _difference(grid: Grid, name: str, images: dict[tuple[str, int], list[ImageCounts]]) -> Results | None:
+    """Compare a variant with the reference over the seeds that both have; None without any."""
     seeds = [s for s in grid.seeds if (name, s) in images and (grid.reference, s) in images]
     if not seeds:
         return None
@@ -164,23 +123,79 @@ def _known(value: float) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it."""
+    """Return a setting as JSON has it."""
     return dict(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
 
 
-def timings(cells: Sequence[Cell]) -> Results:
-    """Wall seconds from the last start of every run to its end, how often it was started, and where."""
+def timings(runs: Sequence[GridRun]) -> Results:
+    """Collect wall seconds of every run since its last start, its number of starts, and its host."""
     found = {}
-    for cell in cells:
-        path: Path = cell.folder / ATTEMPTS
+    for run in runs:
+        path = run.folder / ATTEMPTS_FILE
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         starts = [line for line in lines if line["what"] == "started"]
         ends = [line for line in lines if line["what"] == "done"]
         if starts:
-            found[f"{cell.variant}, seed {cell.seed}"] = {
+            found[run.name] = {
                 "seconds": round(ends[-1]["time"] - starts[-1]["time"], 1) if ends else None,
                 "starts": len(starts),
                 "host": starts[-1]["host"],
                 "processors": starts[-1]["processors"],
             }
     return found
+
+
+def paired_interval(
+    ours: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Compute the percentile interval of a difference in mIoU under resampled images (Efron 1979).
+
+    In each draw both variants and all their runs see the same images, so what is common to an image cancels.
+    Draws do not cover the chance in training; several seeds do.
+
+    Args:
+      ours: one entry for each run, (I, C, C) int, the confusion matrix of every image.
+      theirs: the same of the other variant, paired with `ours`.
+      resamples: draws of I images with replacement.
+      level: of the interval, in 0..1.
+      seed: of the draws.
+
+    Returns:
+      (low, high) of the mean over runs of mIoU(ours) - mIoU(theirs), or None for fewer than two images.
+    """
+    images = len(ours[0])
+    if images < 2:
+        return None
+    # float64 holds these sums of whole numbers exactly, in any order of summation
+    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+    weights = drawn.astype(np.float64)
+    by_run = [
+        mean_iou(_resampled(weights, one)) - mean_iou(_resampled(weights, other))
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    differences = np.mean(by_run, axis=0)  # (resamples,)
+    tail = (1 - level) / 2
+    known = differences[~np.isnan(differences)]
+    low, high = np.quantile(known, (tail, 1 - tail)) if len(known) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _resampled(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sum confusion matrices (I, C, C) by weights (resamples, I): (resamples, C, C)."""
+    images, classes = counts.shape[:2]
+    return (weights @ counts.reshape(images, -1)).reshape(-1, classes, classes)
+
+
+def mean_iou(counts: np.ndarray) -> np.ndarray:
+    """Compute mIoU of matrices (..., C, C) over the classes that occur in each: (...), NaN without any."""
+    hit = np.diagonal(counts, axis1=-2, axis2=-1)
+    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hit
+    occurs = union > 0
+    iou = np.divide(hit, union, out=np.zeros(union.shape), where=occurs)
+    number = occurs.sum(axis=-1)
+    return np.divide(iou.sum(axis=-1), number, out=np.full(number.shape, np.nan), where=number > 0)

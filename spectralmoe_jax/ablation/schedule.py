@@ -1,4 +1,4 @@
-"""The runs of a grid, one process each, side by side as far as there are devices."""
+"""Runs of a grid as processes, as many at a time as there are devices."""
 
 from __future__ import annotations
 
@@ -15,96 +15,48 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, Self
 
-from spectralmoe_jax.ablation.grid import Cell
+from spectralmoe_jax.ablation.grid import GridRun
 from spectralmoe_jax.ablation.run import (
-    LOG,
-    LOST,
+    LOG_FILE,
+    PARENT_LOST,
     failure_of,
     forget_failure,
     is_done,
     record_failure,
 )
-from spectralmoe_jax.errors import require
+from spectralmoe_jax.errors import bad_value
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
-_CACHED_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # 1, left alone: not the many small programs
+_CACHED_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # JAX's default of 1 would skip small programs
 
 
-class Share(NamedTuple):
-    """What one of the processes that run at a time gets: its environment, and its CPU cores; None, all."""
+def run_all(runs: Sequence[GridRun], command: Sequence[str], shares: Sequence[Share]) -> bool:
+    """Run those that are not done, each in its own process; one that fails does not stop the others.
 
-    environment: dict[str, str]
-    cores: frozenset[int] | None = None
-
-
-def shares(side_by_side: int | None) -> list[Share]:
-    """One entry for each process that runs at a time.
-
-    GPUs are shared evenly: by default one a process. Without GPUs (a CPU, or a TPU, whose chips are not
-    shared) a process has the machine to itself, unless more are asked for: then each has cores of its own,
-    since threads of two runs that share cores wait for each other, and small models train hardly slower on
-    one core.
-
-    Raises UserError where so many cannot share the GPUs.
-    """
-    gpus = visible_gpus()
-    count = max(1, len(gpus)) if side_by_side is None else side_by_side
-    require(count > 0, "--side-by-side", f"is {count}: give 1 or more")
-    if not gpus:
-        return [Share({}, cores) for cores in _divided_cores(count)]
-    require(len(gpus) % count == 0, "--side-by-side",
-            f"is {count}, which cannot share {len(gpus)} GPUs evenly: choose a divisor, or hide some in "
-            "CUDA_VISIBLE_DEVICES")  # fmt: skip
-    share = len(gpus) // count
-    return [
-        Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])}) for i in range(count)
-    ]
-
-
-def _divided_cores(count: int) -> list[frozenset[int] | None]:
-    """The cores that this process may use in `count` parts, or None where they cannot be divided."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if count == 1 or len(cores) < count:
-        return [None] * count
-    return [frozenset(cores[len(cores) * i // count : len(cores) * (i + 1) // count]) for i in range(count)]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    if not shutil.which("nvidia-smi"):
-        return []
-    asked = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return found.stdout.split() if found.returncode == 0 else []
-
-
-def run_all(cells: Sequence[Cell], command: Sequence[str], slots: Sequence[Share]) -> bool:
-    """Run those that are not done, a process each; one that fails does not stop the others.
-
-    The first seed of every variant comes first: a whole, if rough, table early. The seeds that follow find
-    the programs compiled, in a folder that the runs share and that is removed at the end.
+    The first seed of every variant comes first, so that a rough but complete table is there early. Later
+    seeds find their programs compiled, in a folder that the runs share and that is removed at the end.
 
     Args:
-      command: to which `--task INDEX` is added for a run.
-      slots: what each of those that run at a time gets.
+      runs: runs of a grid.
+      command: of this program; `--task INDEX` is added for each run.
+      shares: resources of each of the processes that run at a time.
 
-    Returns: whether all were tried; False after SIGTERM, at which the running ones save and end.
+    Returns:
+      True if all were tried; False after SIGTERM, upon which the running ones save and end.
     """
-    waiting = [cell for cell in _by_seed(cells) if not is_done(cell)]
-    if len(waiting) < len(cells):
-        _say(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
-    running: dict[int, _Running] = {}
+    waiting = [run for run in _by_seed(runs) if not is_done(run)]
+    if len(waiting) < len(runs):
+        _print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
+    running: dict[int, _Process] = {}
     with (
-        _Stop() as stop,
+        _StopRequest() as stop,
         tempfile.TemporaryDirectory(prefix="spectralmoe_compiled_", ignore_cleanup_errors=True) as compiled,
     ):
         cache = {_CACHE: os.environ.get(_CACHE) or compiled, _CACHED_FROM: os.environ.get(_CACHED_FROM, "0")}
         while running or (waiting and not stop.requested):
-            for slot, share in enumerate(slots):
+            for slot, share in enumerate(shares):
                 if slot not in running and waiting and not stop.requested:
-                    running[slot] = _Running(waiting.pop(0), command, share, cache)
+                    running[slot] = _Process(waiting.pop(0), command, share, cache)
             for slot in list(running):
                 if stop.requested:
                     running[slot].ask_to_stop()
@@ -114,70 +66,64 @@ def run_all(cells: Sequence[Cell], command: Sequence[str], slots: Sequence[Share
         return not stop.requested
 
 
-def _by_seed(cells: Sequence[Cell]) -> list[Cell]:
-    """One seed of every variant after the other, in the grid's order of both."""
-    seeds = list(dict.fromkeys(cell.seed for cell in cells))
-    return sorted(cells, key=lambda cell: seeds.index(cell.seed))
+def _by_seed(runs: Sequence[GridRun]) -> list[GridRun]:
+    """Sort by seed, then in the grid's order of variants."""
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    return sorted(runs, key=lambda run: seeds.index(run.seed))
 
 
-class _Running:
+class _Process:
     """The process of one run."""
 
-    def __init__(self, cell: Cell, command: Sequence[str], share: Share, cache: dict[str, str]):
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        forget_failure(cell)
-        self._cell, self._asked, self._since = cell, False, time.monotonic()
-        with (cell.folder / LOG).open("ab") as log, _on_cores(share.cores):
-            # its standard input ends with this process: see `cell.end_with_parent`
+    def __init__(self, run: GridRun, command: Sequence[str], share: Share, cache: dict[str, str]):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        forget_failure(run)
+        self._run, self._asked, self._since = run, False, time.monotonic()
+        with (run.folder / LOG_FILE).open("ab") as log, _on_cores(share.cores):
+            # its standard input ends with this process: see `run.end_with_parent`
             self._process = subprocess.Popen(
-                [*command, "--task", str(cell.number), "--end-with-parent"],
-                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+                [*command, "--task", str(run.number), "--end-with-parent"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
                 env=os.environ | share.environment | cache,
-            )  # fmt: skip
-        _say(f"{_name(cell)}: started, log in {cell.folder / LOG}")
+            )
+        _print(f"{run.name}: started, log in {run.folder / LOG_FILE}")
 
     def ask_to_stop(self) -> None:
+        """Send SIGTERM, once."""
         if not self._asked:
             self._process.send_signal(signal.SIGTERM)
         self._asked = True
 
     def ended(self) -> bool:
-        """Whether it has; if so, says how, and records what it could not itself."""
+        """Return whether it has ended; if so, print how, and record a failure that it could not record."""
         status = self._process.poll()
         if status is None:
             return False
         assert self._process.stdin is not None
         self._process.stdin.close()
-        cell, seconds = self._cell, time.monotonic() - self._since
-        if is_done(cell):
-            _say(f"{_name(cell)}: done in {seconds:.0f} s")
-        elif status == 0 or self._asked or status == LOST:
-            _say(f"{_name(cell)}: interrupted; the same command goes on")
+        run, seconds = self._run, time.monotonic() - self._since
+        if is_done(run):
+            _print(f"{run.name}: done in {seconds:.0f} s")
+        elif status == 0 or self._asked or status == PARENT_LOST:
+            _print(f"{run.name}: interrupted; the same command resumes it")
         else:
             if status < 0:
-                record_failure(cell, f"killed by {signal.Signals(-status).name}")
-            elif failure_of(cell) is None:
-                record_failure(cell, _last_line(cell.folder / LOG) or f"ended with status {status}")
-            _say(f"{_name(cell)}: failed: {failure_of(cell)}")
+                record_failure(run, f"killed by {signal.Signals(-status).name}")
+            elif failure_of(run) is None:
+                record_failure(run, _last_line(run.folder / LOG_FILE) or f"ended with status {status}")
+            _print(f"{run.name}: failed: {failure_of(run)}")
         return True
 
 
-@contextlib.contextmanager
-def _on_cores(cores: frozenset[int] | None) -> Iterator[None]:
-    """A process that is started within inherits the `cores` of this thread."""
-    if cores is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip().removeprefix("error: ") if lines else ""
 
 
-class _Stop:
-    """Turns SIGTERM into a request."""
+class _StopRequest:
+    """SIGTERM as a flag."""
 
     requested = False
 
@@ -192,19 +138,81 @@ class _Stop:
         self.requested = True
 
 
-def _name(cell: Cell) -> str:
-    return f"{cell.variant}, seed {cell.seed}"
+class Share(NamedTuple):
+    """Resources of one of the processes that run at a time.
+
+    Attributes:
+      environment: variables that name its devices.
+      cores: its CPU cores; None for all.
+    """
+
+    environment: dict[str, str]
+    cores: frozenset[int] | None = None
 
 
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip().removeprefix("error: ") if lines else ""
+def divide_devices(side_by_side: int | None) -> list[Share]:
+    """Divide the devices among the processes that run at a time.
+
+    GPUs are shared evenly. Without GPUs (a CPU, or a TPU, whose chips are not shared) a process has the whole
+    machine, unless more are asked for: then each has its own cores, as threads of two runs that share cores
+    wait for each other, and small models train hardly slower on one core.
+
+    Args:
+      side_by_side: number of processes; None for one for each GPU, or one.
+
+    Raises:
+      UserError: the GPUs cannot be divided evenly.
+    """
+    gpus = visible_gpus()
+    count = max(1, len(gpus)) if side_by_side is None else side_by_side
+    if count < 1:
+        raise bad_value("--side-by-side", count, "must be at least 1")
+    if not gpus:
+        return [Share({}, cores) for cores in _divided_cores(count)]
+    if len(gpus) % count:
+        must = f"must be a divisor of the {len(gpus)} GPUs; or hide some of them in CUDA_VISIBLE_DEVICES"
+        raise bad_value("--side-by-side", count, must)
+    size = len(gpus) // count
+    return [Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])}) for i in range(count)]
+
+
+def _divided_cores(count: int) -> list[frozenset[int] | None]:
+    """Divide the cores that this process may use; None for each where they cannot be divided."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if count == 1 or len(cores) < count:
+        return [None] * count
+    return [frozenset(cores[len(cores) * i // count : len(cores) * (i + 1) // count]) for i in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False)
+    return found.stdout.split() if found.returncode == 0 else []
+
+
+@contextlib.contextmanager
+def _on_cores(cores: frozenset[int] | None) -> Iterator[None]:
+    """Restrict this thread to `cores` inside the block; a process started there inherits them."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def own_command(arguments: Sequence[str]) -> list[str]:
-    """This program in a process of its own."""
+    """Return the command that runs this program in a process of its own."""
     return [sys.executable, "-m", "spectralmoe_jax", *arguments]
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)

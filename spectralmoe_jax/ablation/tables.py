@@ -1,19 +1,30 @@
-"""The results of a grid as tables: Markdown, LaTeX and CSV."""
+"""Results of a grid as tables (Markdown, LaTeX, CSV) and plots (PNG, PDF)."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from spectralmoe_jax.ablation.results import Results
+from spectralmoe_jax.files import atomic_write
 
 MISSING = "-"
+_INK, _QUIET, _REFERENCE = "#1b1f24", "#8a93a0", "#0072b2"
 
 
 class Row(NamedTuple):
-    """cells: texts below `header`. note: why runs are missing, or empty. is_reference: the variant is it."""
+    """One row of the table.
+
+    Attributes:
+      cells: texts below `header`.
+      note: why runs are missing, or empty.
+      is_reference: whether the row is that of the reference.
+    """
 
     cells: list[str]
     note: str
@@ -21,7 +32,7 @@ class Row(NamedTuple):
 
 
 def header(results: Results) -> list[str]:
-    """The names of the columns, mIoU and differences in percent and percentage points."""
+    """Return the names of the columns; mIoU is in percent, differences in percentage points."""
     domains = domains_of(results)
     shown = [f"mIoU {domain}" for domain in domains] if len(domains) > 1 else []
     level = f"{100 * results['bootstrap']['level']:g} %"
@@ -29,13 +40,13 @@ def header(results: Results) -> list[str]:
 
 
 def domains_of(results: Results) -> list[str]:
-    """The target's domains, in the order of the first run that is done."""
+    """Return the target's domains, in the order of the first run that is done."""
     runs = (run for variant in results["variants"].values() for run in variant["runs"])
     return next((list(run["domains"]) for run in runs if "domains" in run), [])
 
 
 def rows(results: Results) -> list[Row]:
-    """One row a variant."""
+    """Return one row for each variant."""
     domains = domains_of(results)
     found = []
     for name, variant in results["variants"].items():
@@ -64,12 +75,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def percent(value: float | None, sign: bool = False) -> str:
-    """A share as a percentage with two decimals."""
+    """Format a share as a percentage with two decimals."""
     return MISSING if value is None else f"{100 * value:{'+' if sign else ''}.2f}"
 
 
-def markdown(results: Results) -> str:
-    """A table, what it is of, and what failed."""
+def markdown_table(results: Results) -> str:
+    """Format a Markdown table with its caption and what failed."""
     names, lines = header(results), []
     lines.append(f"{caption(results)}\n")
     lines.append(f"| {' | '.join(names)} |")
@@ -83,7 +94,7 @@ def markdown(results: Results) -> str:
 
 
 def caption(results: Results) -> str:
-    """What the numbers of a table are."""
+    """Return a caption that explains the numbers of the table."""
     seeds = ", ".join(map(str, results["seeds"]))
     return (
         f"{results['title'] or 'Ablation'}. {results['base']}, seeds {seeds}; mIoU on the target's "
@@ -92,8 +103,8 @@ def caption(results: Results) -> str:
     )
 
 
-def latex(results: Results) -> str:
-    """A `tabular` of booktabs."""
+def latex_table(results: Results) -> str:
+    """Format a LaTeX `tabular` with booktabs."""
     names = [_escaped(name) for name in header(results)]
     lines = [f"% {caption(results)}", rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule"]
     lines += [" & ".join(names) + r" \\", r"\midrule"]
@@ -109,20 +120,20 @@ def _escaped(text: str) -> str:
 
 
 def _number(cell: str) -> str:
-    """Minus signs as such in what starts with a sign or a digit."""
+    """Set a cell that starts with a sign in math mode, for a true minus sign."""
     text = _escaped(cell)
     return f"${text}$".replace(" to ", "$ to $") if cell[:1] in ("+", "-") and len(cell) > 1 else text
 
 
-def comma_separated(results: Results) -> str:
-    """The table as it is shown, a line a variant."""
+def csv_table(results: Results) -> str:
+    """Format the table as CSV, as it is shown, one line for each variant."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header(results), *(row.cells for row in rows(results))])
     return out.getvalue()
 
 
-def comma_separated_runs(results: Results) -> str:
-    """One line a run, with full precision and every class: for other programs."""
+def csv_of_runs(results: Results) -> str:
+    """Format one line for each run as CSV, with full precision and every class, for other programs."""
     classes: list[str] = results["classes"]
     domains = domains_of(results)
     out = io.StringIO()
@@ -138,3 +149,63 @@ def comma_separated_runs(results: Results) -> str:
             values += [run.get("iou", {}).get(each) for each in classes]
             writer.writerow([name, run["seed"], *values, run.get("error")])
     return out.getvalue()
+
+
+def write_plots(results: Results, folder: Path) -> None:
+    """Write plots of scores and classes as PNG and PDF; none where no run is done."""
+    if not results["classes"]:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in (("scores", draw_scores(results)), ("classes", draw_classes(results))):
+        for kind in ("png", "pdf"):
+            with atomic_write(folder / f"{name}.{kind}") as aside:
+                figure.savefig(aside, format=kind)
+
+
+def draw_scores(results: Results) -> Any:
+    """Plot mIoU of every run with mean and deviation, a line for each variant, as a matplotlib figure."""
+    from matplotlib.figure import Figure
+
+    names = list(results["variants"])
+    figure = Figure(figsize=(6.4, 1.1 + 0.32 * len(names)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for row, name in enumerate(names):
+        variant = results["variants"][name]
+        values = [100 * run["miou"] for run in variant["runs"] if run.get("miou") is not None]
+        colour = _REFERENCE if name == results["reference"] else _INK
+        axes.plot(values, [row] * len(values), "o", color=_QUIET, markersize=4, alpha=0.8, zorder=2)
+        if values:
+            deviation = 100 * (variant["miou"]["std"] or 0)
+            axes.errorbar(np.mean(values), row, xerr=deviation, fmt="D", color=colour, markersize=5,
+                          capsize=3, linewidth=1.2, zorder=3)  # fmt: skip
+    reference = results["variants"][results["reference"]]["miou"]["mean"]
+    if reference is not None:
+        axes.axvline(100 * reference, color=_REFERENCE, linewidth=0.8, linestyle=":", zorder=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("mIoU on the target, %: each seed, mean and standard deviation")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def draw_classes(results: Results) -> Any:
+    """Plot IoU of every class and variant as a heat map with numbers, as a matplotlib figure."""
+    from matplotlib.figure import Figure
+
+    names, classes = list(results["variants"]), results["classes"]
+    means = [[results["variants"][name]["iou"][each]["mean"] for each in classes] for name in names]
+    values = 100 * np.array([[np.nan if v is None else v for v in row] for row in means], np.float64)
+    size = (2.2 + 0.72 * len(classes), 1.2 + 0.34 * len(names))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(values, vmin=0, vmax=100, cmap="cividis", aspect="auto")
+    for row, column in np.argwhere(~np.isnan(values)):
+        value = values[row, column]
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", size=8,
+                  color="white" if value < 55 else _INK)  # fmt: skip
+    axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("IoU on the target by class, %, mean over seeds", size=10)
+    axes.tick_params(length=0)
+    return figure

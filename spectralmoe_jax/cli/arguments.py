@@ -1,10 +1,13 @@
-"""Arguments of the subcommands: a strict parser, and overrides of the configuration."""
+"""Parsing of arguments that subcommands share."""
 
 import argparse
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from spectralmoe_jax.config.load import load_config, read_run_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 
 
@@ -20,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """Parse the arguments; the error of an unknown option names the nearest one."""
+        """Parse; an unknown option is an error that names the nearest known one."""
         arguments, unknown = self.parse_known_args(argv)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -30,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        """Raise the message as a UserError."""
+        """Raise a UserError with the message."""
         raise UserError(f"{self.prog}: {message}")
 
 
@@ -59,7 +62,43 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def refuse_overrides(overrides: Sequence[str], command: str) -> None:
-    """Raise a UserError if there are overrides for a subcommand without a configuration."""
+    """Raise a UserError if there are overrides for a subcommand without a configuration.
+
+    Args:
+      overrides: from `split_overrides`.
+      command: name of the subcommand, for the message.
+    """
     if overrides:
         name = overrides[0].partition("=")[0]
         raise UserError(f"spectralmoe {command} has no configuration, so {name} has no meaning there")
+
+
+def add_config(parser: argparse.ArgumentParser, example: str = "configs/dubai.py") -> None:
+    """Add the required option `--config`."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:args]", help=f"configuration, e.g. {example}"
+    )
+
+
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--stream`, which chooses a sensor of a run on several."""
+    parser.add_argument(
+        "--stream",
+        metavar="NAME",
+        help="in a run on several sensors: the one whose bands and statistics to use",
+    )
+
+
+def config_of_run(
+    workdir: Path, overrides: Sequence[str], stream: str | None, file: str | None = None
+) -> RunConfig:
+    """Read the configuration of a trained run.
+
+    Args:
+      workdir: folder of the run.
+      overrides: from `split_overrides`.
+      stream: the sensor to use of a run on several, or None.
+      file: `FILE[:args]` of a configuration instead of the one stored in the folder, or None.
+    """
+    config = load_config(file, overrides) if file else read_run_config(workdir, overrides)
+    return config.stream(stream) if stream else config

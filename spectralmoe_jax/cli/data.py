@@ -16,8 +16,8 @@ class Prepare:
     """Cut a published benchmark into tiles, checked, counted and ready to train on.
 
     Benchmarks: whu_ohs, fbp_cross_sensor, fbp_cross_geospatial, flair, loveda, potsdam_vaihingen,
-    open_earth_map. The folder OUT/BENCHMARK/VERSION appears when it is complete; after an interruption
-    the same command goes on where it stopped.
+    open_earth_map. The folder OUT/BENCHMARK/VERSION appears when it is complete; the same command resumes
+    after an interruption.
     """
 
     @staticmethod
@@ -33,20 +33,22 @@ class Prepare:
         )
         parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write BENCHMARK/VERSION in")
         parser.add_argument(
-            "--workers", metavar="N", type=int, help="processes; default: one a CPU; 0: none but this one"
+            "--workers", metavar="N", type=int, help="processes; default: one for each CPU; 0: this one only"
         )
         parser.add_argument(
             "--partial",
             action="store_true",
-            help="prepare what is there although published files are missing",
+            help="prepare what is there even if published files are missing",
         )
         parser.add_argument(
             "--compress",
             action="store_true",
-            help="smaller shards, by a fifth to two fifths, that take several times as long to read",
+            help="write shards that are 20 to 40 % smaller and take several times as long to read",
         )
         parser.add_argument(
-            "--check", action="store_true", help="only list what is there and what is missing (then status 1)"
+            "--check",
+            action="store_true",
+            help="only list what is there and what is missing (status 1 if any)",
         )
 
     @staticmethod
@@ -69,10 +71,10 @@ class Prepare:
 
 
 class Data:
-    """Draw training batches of a configuration as a picture, with their statistics and the time they take.
+    """Draw training batches of a configuration as a picture, with statistics and timings.
 
-    Shows what the model will see: crops after augmentation with their masks, the classes' shares, each band's
-    mean and deviation before and after normalisation, and how long reading and transforming a tile takes.
+    Shows the model's input: crops after augmentation with their masks, the shares of classes, mean and
+    deviation of each band before and after normalisation, and the time to read and transform a tile.
     """
 
     @staticmethod
@@ -84,24 +86,23 @@ class Data:
             "--output",
             type=Path,
             metavar="FILE.png",
-            help="the picture; default: data_NAME.png in this folder",
+            help="picture to write; default: data_NAME.png in this folder",
         )
-        parser.add_argument("--stream", metavar="NAME", help="of a run on several sensors: which one")
+        parser.add_argument("--stream", metavar="NAME", help="in a run on several sensors: the one to show")
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         config = load_config(arguments.config, overrides).stream(arguments.stream or MAIN)
-        spectralmoe_jax.show_data(
-            config, arguments.batches, arguments.output or Path(f"data_{config.name}.png")
-        )
+        output = arguments.output or Path(f"data_{config.name}.png")
+        spectralmoe_jax.show_data(config, arguments.batches, output)
         return 0
 
 
 class Config:
-    """Print a configuration whole: every key with its value, defaults and presets filled in.
+    """Print a whole configuration: every key with its value, defaults and presets filled in.
 
-    The output is a configuration file itself. Comments say where values come from that FILE does not give.
+    The output is itself a configuration file. Comments say where values come from that FILE does not give.
     """
 
     @staticmethod

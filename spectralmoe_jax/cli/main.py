@@ -1,8 +1,9 @@
-"""The command line: finds and runs a subcommand, and reports a user's mistakes in one line.
+"""Entry point of the command line: find the subcommand, run it, and turn errors into one line and a status.
 
-Status 0: done. 1: done, and the answer is no (`verify`), or not all of it (`ablate`).
-2: bad input, said in one line on standard error. 75: a run of several processes lost
-one; the same command resumes. 130: interrupted.
+Status 0: done. 1: done, but with a negative answer (`verify`) or with runs that failed (`ablate`). 2: bad
+input, explained in one line on standard error. 75: a run of several processes lost one; the same command
+resumes.
+130: interrupted.
 """
 
 import difflib
@@ -15,23 +16,26 @@ from spectralmoe_jax import __version__
 from spectralmoe_jax.cli.arguments import Parser, split_overrides
 from spectralmoe_jax.errors import RunLost, UserError
 
-# A further subcommand is a line here and a class of its name in the module that the line names, with
+# To add a subcommand, add a line here and a class of its name to the module in the line, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
 COMMANDS = {
     "quickstart": ("runs", "train, test and map a generated two-sensor benchmark; needs no data"),
-    "prepare": ("data", "cut a published benchmark into tiles that are read at the speed of the disk"),
-    "data": ("data", "draw batches of a configuration as a picture, with statistics and times"),
+    "prepare": ("data", "cut a published benchmark into tiles that are fast to read"),
+    "data": ("data", "draw batches of a configuration as a picture, with statistics and timings"),
     "config": ("data", "print a configuration whole: every key with its value, and where it comes from"),
-    "train": ("runs", "train on source places, in a folder that can be resumed"),
-    "evaluate": ("runs", "score a trained model on whole images, per domain and class"),
-    "ablate": ("runs", "a grid of variants and seeds over one configuration, ending in one table"),
-    "report": ("runs", "one HTML page of a run or a grid: curves, tables, scenes, experts; readable offline"),
+    "train": ("runs", "train on the source domains, in a folder that can be resumed"),
+    "evaluate": ("runs", "score a trained model on whole images, by domain and class"),
+    "ablate": ("runs", "run a grid of variants and seeds over one configuration; ends in one table"),
+    "report": (
+        "runs",
+        "write one HTML page of a run or a grid: curves, tables, scenes, experts; readable offline",
+    ),
     "predict": ("models", "map a scene of any size to a georeferenced raster"),
-    "convert": ("models", "published weights to a file of ours; a trained run to PyTorch"),
-    "verify": ("models", "compare the model with reference values, number for number"),
+    "convert": ("models", "convert published weights to a file of this project, or a trained run to PyTorch"),
+    "verify": ("models", "compare the model numerically with reference values"),
     "compile": (
         "models",
-        "compile the real steps for a TPU slice or the devices here; memory, FLOPs, collectives",
+        "compile the steps for a TPU slice or the devices here: memory, FLOPs, collectives",
     ),
     "params": ("models", "count the parameters of a configuration by part"),
 }

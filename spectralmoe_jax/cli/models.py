@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import spectralmoe_jax
-from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.config.load import load_config, read_run_config
+from spectralmoe_jax.cli.arguments import add_config, add_stream, config_of_run, refuse_overrides
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import fetch_first
 
 
 class Predict:
-    """Map a scene of any size: georeferencing is kept, classes and colours go into the file."""
+    """Map a scene of any size. The map keeps the georeference and holds class names and colours."""
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
@@ -21,21 +21,18 @@ class Predict:
         parser.add_argument("--checkpoint", required=True, metavar="DIR", type=Path, help="folder of a run")
         parser.add_argument("--input", required=True, metavar="SCENE.tif", type=Path, help="scene to map")
         parser.add_argument("--output", required=True, metavar="MAP.tif", type=Path, help="map to write")
-        parser.add_argument("--confidence", action="store_true", help="write MAP_confidence.tif as well")
+        parser.add_argument("--confidence", action="store_true", help="also write MAP_confidence.tif")
         parser.add_argument(
-            "--preview", metavar="FILE.png", type=Path, help="write a picture with a legend as well"
+            "--preview", metavar="FILE.png", type=Path, help="also write a picture with a legend"
         )
-        parser.add_argument(
-            "--stream", metavar="NAME", help="of a run on several sensors: whose bands and statistics to use"
-        )
+        add_stream(parser)
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        config = read_run_config(arguments.checkpoint, overrides)
         spectralmoe_jax.predict(
             arguments.checkpoint,
-            config.stream(arguments.stream) if arguments.stream else config,
+            config_of_run(arguments.checkpoint, overrides, arguments.stream),
             input=arguments.input,
             output=arguments.output,
             confidence=arguments.confidence,
@@ -45,56 +42,60 @@ class Predict:
 
 
 class Convert:
-    """Convert published weights to a file of ours, or a trained run to another layout.
+    """Convert published weights to a file of this project, or a trained run to another layout.
 
-    A run becomes a file in the authors' layout, in safetensors with our names, or a Hugging Face folder.
+    Layouts of a trained run: that of the authors' PyTorch code, safetensors, or a Hugging Face folder.
     """
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
         parser.add_argument(
-            "source", metavar="SOURCE",
+            "source",
+            metavar="SOURCE",
             help="weights of an encoder or of parts of a segmenter (.safetensors, .pth, .pt, .ckpt, .bin, a "
             "Hugging Face folder, hf://owner/name[@revision][/file]), several separated by commas; or the "
             "folder of a run",
-        )  # fmt: skip
-        parser.add_argument("destination", metavar="DEST", help="file or folder to write; it must not exist")
-        parser.add_argument(
-            "--as", dest="format", metavar="FORMAT", help="format of SOURCE, instead of the one seen"
         )
-        parser.add_argument("--preset", metavar="NAME", help="the encoder that SOURCE has to hold")
+        parser.add_argument("destination", metavar="DEST", help="file or folder to write; must not exist")
         parser.add_argument(
-            "--to", metavar="LAYOUT", choices=("released", "safetensors", "hf"),
+            "--as", dest="format", metavar="FORMAT", help="format of SOURCE, instead of the detected one"
+        )
+        parser.add_argument("--preset", metavar="NAME", help="the encoder that SOURCE must hold")
+        parser.add_argument(
+            "--to",
+            metavar="LAYOUT",
+            choices=("released", "safetensors", "hf"),
             help="safetensors (our names; the default), released (a run in the authors' names, .pth or "
             ".safetensors), hf (an encoder as a Hugging Face folder)",
-        )  # fmt: skip
+        )
         parser.add_argument(
             "--config",
             metavar="FILE[:args]",
-            help="what parts of a segmenter are made to fit; as they are without",
+            help="model that parts of a segmenter are fitted to; default: they stay as they are",
         )
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        config = None
         if arguments.config is None:
             refuse_overrides(overrides, "convert without --config")
-        else:
-            config = load_config(arguments.config, overrides)
+        config = None if arguments.config is None else load_config(arguments.config, overrides)
         fetch_first(arguments.source.split(","))
-        print(
-            spectralmoe_jax.convert(
-                arguments.source, arguments.destination, format=arguments.format, preset=arguments.preset,
-                to=arguments.to, config=config,
-            )
-        )  # fmt: skip
+        done = spectralmoe_jax.convert(
+            arguments.source,
+            arguments.destination,
+            format=arguments.format,
+            preset=arguments.preset,
+            to=arguments.to,
+            config=config,
+        )
+        print(done)
         return 0
 
 
 class Verify:
-    """Compare the model with every reference file of a folder, number for number."""
+    """Compare the model numerically with every reference file of a folder."""
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
@@ -118,9 +119,7 @@ class Params:
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
-        parser.add_argument(
-            "--config", required=True, metavar="FILE[:args]", help="configuration, e.g. configs/dubai.py"
-        )
+        add_config(parser)
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
@@ -135,17 +134,16 @@ class Params:
 
 
 class Compile:
-    """Compile the train and predict steps for a machine that need not be here, and say what they take there.
+    """Compile the train and predict steps ahead of time and report memory, FLOPs and collectives.
 
-    For a TPU slice it needs libtpu (pip install libtpu) and no TPU. Nothing is allocated.
+    The machine need not be here. For a TPU slice this needs libtpu (pip install libtpu) and no TPU. Nothing
+    is allocated.
     """
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
-        parser.add_argument(
-            "--config", required=True, metavar="FILE[:args]", help="configuration, e.g. configs/flair.py"
-        )
+        add_config(parser, "configs/flair.py")
         parser.add_argument(
             "--topology", default="local", metavar="GENERATION:SHAPE", help="e.g. v5e:16x16; default: local"
         )
@@ -155,12 +153,12 @@ class Compile:
         parser.add_argument(
             "--step", choices=("train", "predict", "both"), default="both", help="default: both"
         )
-        parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here as well")
+        parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        # loads JAX, which no other subcommand needs at its start
+        # imports JAX: not for --help
         from spectralmoe_jax.ahead_of_time.compile import STEPS, compile_steps, print_report, with_mesh
 
         config = with_mesh(load_config(arguments.config, overrides), arguments.mesh)

@@ -7,25 +7,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import spectralmoe_jax
-from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.config.load import load_config, read_run_config
+from spectralmoe_jax.cli.arguments import add_config, add_stream, config_of_run, refuse_overrides
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.weights.hub import fetch_first
 
 
 def add_process_arguments(parser: ArgumentParser) -> None:
     """Add the options by which a subcommand joins other processes, on this host or on others."""
-    group = parser.add_argument_group("several processes (found by themselves on SLURM, JobSet and TPU VMs)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
-    group.add_argument("--start-timeout", type=int, default=300, metavar="SECONDS",
-                       help="give up where they have not met by then (default: 300)")  # fmt: skip
+    group = parser.add_argument_group("several processes (detected on SLURM, JobSet and TPU VMs)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address that process 0 listens on")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
+    group.add_argument(
+        "--start-timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="give up if the processes have not met by then (default: 300)",
+    )
 
 
 @contextlib.contextmanager
 def all_processes(arguments: Namespace) -> Iterator[None]:
-    """Together with the run's other processes, if the command line or the environment tells of any."""
-    # with JAX: too slow for the start of every subcommand
+    """Join the run's other processes, if the command line or the environment names any."""
+    # imports JAX: not for --help
     from spectralmoe_jax.parallel.distributed import find_start, joined
 
     start = find_start(os.environ, arguments.coordinator, arguments.processes, arguments.process_id)
@@ -55,18 +60,16 @@ class Quickstart:
 
 
 class Train:
-    """Train on the source places of a configuration.
+    """Train on the source domains of a configuration.
 
-    Run again with the same --workdir it goes on from the last checkpoint, and ends
-    with the same parameters as a run that was never interrupted.
+    The same command resumes an interrupted run from its last checkpoint, and ends with the same parameters as
+    a run that was never interrupted.
     """
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
-        parser.add_argument(
-            "--config", required=True, metavar="FILE[:args]", help="configuration, e.g. configs/dubai.py"
-        )
+        add_config(parser)
         parser.add_argument(
             "--workdir", required=True, metavar="DIR", help="folder of the run, made if needed"
         )
@@ -88,42 +91,39 @@ class Train:
 
 
 class Evaluate:
-    """Score a trained model on whole images, per domain and class."""
+    """Score a trained model on whole images, by domain and class."""
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
-        place = parser.add_mutually_exclusive_group(required=True)
-        place.add_argument("--workdir", metavar="DIR", help="folder of a run; its best checkpoint is used")
-        place.add_argument("--checkpoint", metavar="DIR", help="the same under its other name")
+        folder = parser.add_mutually_exclusive_group(required=True)
+        folder.add_argument("--workdir", metavar="DIR", help="folder of a run; its best checkpoint is used")
+        folder.add_argument("--checkpoint", metavar="DIR", help="another name of --workdir")
         parser.add_argument(
             "--config", metavar="FILE[:args]", help="instead of the configuration stored in the run"
         )
         parser.add_argument(
             "--split", choices=("target", "source", "holdout"), default="target", help="default: target"
         )
-        parser.add_argument("--output", metavar="FILE.json", type=Path, help="write the scores here as well")
+        parser.add_argument("--output", metavar="FILE.json", type=Path, help="also write the scores here")
         parser.add_argument(
             "--images", metavar="FILE.npz", type=Path, help="write the confusion matrix of every image here"
         )
-        parser.add_argument(
-            "--stream", metavar="NAME", help="of a run on several sensors: whose bands and statistics to use"
-        )
+        add_stream(parser)
         add_process_arguments(parser)
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         workdir = Path(arguments.workdir or arguments.checkpoint)
-        if arguments.config:
-            config = load_config(arguments.config, overrides)
-        else:
-            config = read_run_config(workdir, overrides)
-        if arguments.stream:
-            config = config.stream(arguments.stream)
+        config = config_of_run(workdir, overrides, arguments.stream, arguments.config)
         with all_processes(arguments):
             spectralmoe_jax.evaluate(
-                workdir, config, split=arguments.split, output=arguments.output, images=arguments.images
+                workdir,
+                config,
+                split=arguments.split,
+                output=arguments.output,
+                images=arguments.images,
             )
         return 0
 
@@ -131,8 +131,8 @@ class Evaluate:
 class Ablate:
     """Run a grid of variants and seeds over one configuration, and write its tables.
 
-    Run again with the same --workdir it goes on where it stopped: what is done is not
-    done again, what failed is tried again.
+    The same command resumes an interrupted grid: runs that are done are skipped, those that failed are tried
+    again.
     """
 
     @staticmethod
@@ -143,48 +143,44 @@ class Ablate:
         )
         parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the grid")
         parser.add_argument("--base", metavar="FILE[:args]", help="configuration to vary; or after the colon")
-        parser.add_argument("--seeds", type=int, metavar="N", help="0 to N-1 instead of the grid's own")
+        parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the grid's own")
         parser.add_argument(
             "--only", action="append", default=[], metavar="VARIANT", help="run this variant now (repeatable)"
         )
         parser.add_argument(
-            "--side-by-side", type=int, metavar="N", help="runs at a time (default: one a GPU, or one)"
+            "--side-by-side", type=int, metavar="N", help="runs at a time (default: one for each GPU, or one)"
         )
-        what = parser.add_mutually_exclusive_group()
-        what.add_argument(
+        mode = parser.add_mutually_exclusive_group()
+        mode.add_argument(
             "--task", type=int, metavar="INDEX", help="do run number INDEX alone, in this process"
         )
-        what.add_argument(
-            "--collect", action="store_true", help="run nothing; write the tables of what is done"
+        mode.add_argument(
+            "--collect", action="store_true", help="run nothing; write the tables of the runs that are done"
         )
-        what.add_argument("--list", action="store_true", help="print the folder of every run, a line each")
+        mode.add_argument("--list", action="store_true", help="print the folder of every run, one in a line")
         parser.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        given = (arguments.grid, arguments.workdir)
-        options = {"base": arguments.base, "seeds": arguments.seeds}
-        # with JAX and the plots: too slow for the start of every subcommand
-        from spectralmoe_jax.ablation.ablate import ablate, collect_results, run_task
-        from spectralmoe_jax.ablation.grid import cells, load_grid
-        from spectralmoe_jax.ablation.tables import markdown
+        # imports JAX: not for --help
+        from spectralmoe_jax.ablation.ablate import ablate, collect_results, list_folders, run_task
 
+        grid = (arguments.grid, arguments.workdir)
+        options = {"base": arguments.base, "seeds": arguments.seeds}
         if arguments.list:
-            grid = load_grid(arguments.grid, **options)
-            for cell in cells(grid, Path(arguments.workdir), overrides):
-                print(cell.folder)
+            print("\n".join(map(str, list_folders(*grid, overrides, **options))))
             return 0
         if arguments.task is not None:
-            run_task(*given, arguments.task, overrides, with_parent=arguments.end_with_parent, **options)
+            run_task(*grid, arguments.task, overrides, with_parent=arguments.end_with_parent, **options)
             return 0
         if arguments.collect:
-            results = collect_results(*given, overrides, **options)
+            results = collect_results(*grid, overrides, **options)
         else:
             results = ablate(
-                *given, overrides, only=arguments.only, side_by_side=arguments.side_by_side, **options
+                *grid, overrides, only=arguments.only, side_by_side=arguments.side_by_side, **options
             )
-        print(markdown(results))
+        print((Path(arguments.workdir) / "table.md").read_text())
         asked = arguments.only or results["variants"]
         done = all("miou" in run for variant in asked for run in results["variants"][variant]["runs"])
         return 0 if done or arguments.collect else 1
@@ -193,7 +189,7 @@ class Ablate:
 class Report:
     """Write one HTML page of a run or a grid that is readable offline and on a phone.
 
-    A run that was not evaluated yet is evaluated on its target first.
+    A run that is not evaluated yet is evaluated on its target first.
     """
 
     @staticmethod

@@ -17,7 +17,7 @@ import numpy as np
 from spectralmoe_jax.checkpoints.store import FOLDER
 from spectralmoe_jax.config.load import read_run_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model import Trained, open_trained
+from spectralmoe_jax.inference.model import TrainedRun, open_trained
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.positions import stretched_rope
 from spectralmoe_jax.models.segmenter import SegmenterConfig
@@ -88,7 +88,7 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
     return f"{target}: the checkpoint of step {trained.step} of {workdir}, --to {to}"
 
 
-def _run_record(workdir: Path, trained: Trained, to: str) -> dict[str, Any]:
+def _run_record(workdir: Path, trained: TrainedRun, to: str) -> dict[str, Any]:
     """Return the record of origin: the run, its checkpoint, and the files of its encoders."""
     checkpoint = workdir / FOLDER / str(trained.step)
     encoders = {name: encoder for file in trained.opened for name, encoder in file.encoders.items()}
@@ -116,7 +116,7 @@ def _write_native(
 def _write_released(
     path: Path,
     suffix: str,
-    trained: Trained,
+    trained: TrainedRun,
     shapes: Mapping[LeafPath, Shape],
     stream: Iterator[tuple[LeafPath, np.ndarray]],
     record: dict[str, Any],
@@ -195,7 +195,7 @@ def _constants(config: SegmenterConfig) -> Iterator[tuple[str, np.ndarray]]:
             yield f"backbone.{module}freqs_sin", np.asarray(rope.sin)
 
 
-def _depth_rest_of(trained: Trained) -> dict[str, np.ndarray]:
+def _depth_rest_of(trained: TrainedRun) -> dict[str, np.ndarray]:
     if not trained.settings.uses_depth:
         return {}
     opened = next((file for file in trained.opened if "depth" in file.parts), None)

@@ -1,25 +1,29 @@
-"""Scores of a model on a split: `spectralmoe evaluate`, and the evaluations during training."""
+"""`spectralmoe evaluate`, and the evaluation of a run's best checkpoint that reports and tables read."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
-from data_pipelines.loader import eval_batches
 from data_pipelines.splits import Splits, open_splits
 from data_pipelines.wavelengths import of_files
+from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_config, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.evaluation.expert_routing import RoutedPredict
-from spectralmoe_jax.evaluation.metrics import Tally, write_images
+from spectralmoe_jax.evaluation.metrics import RoutedPredict, Tally, tally_split, write_images
 from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
 from spectralmoe_jax.inference.model import load_trained, make_routed_step
-from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep
+from spectralmoe_jax.inference.pictures import write_pictures
+from spectralmoe_jax.inference.sliding_window import RoutedStep
+from spectralmoe_jax.models.parameter_count import count
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel.mesh import using_layout
+
+EVALUATION_FILE, IMAGES_FILE = "evaluation.json", "evaluation.npz"
 
 
 def evaluate(
@@ -47,16 +51,12 @@ def evaluate(
     Raises:
       UserError: names the file or key that is wrong.
     """
-    run = resolve_wavelengths(
-        workdir, read_run_config(workdir) if config is None else as_run_config(config), split
-    )
-    splits = open_splits(run, only=split)
-    layout = using_layout(run)
-    segmenter = load_trained(workdir, run, layout)
-    tally = tally_split(run, splits, split, segmenter, make_routed_step(segmenter, layout))
+    given = read_run_config(workdir) if config is None else as_run_config(config)
+    run = _open_run(workdir, given, split)
+    tally = run.tally(split)
     report = make_report(tally)
     if jax.process_index() == 0:
-        print_table(report, f"{run.name}, {split}: {report['images']} images")
+        print_table(report, f"{run.config.name}, {split}: {report['images']} images")
         if output is not None:
             write_report(report, output)
         if images is not None:
@@ -64,52 +64,65 @@ def evaluate(
     return report
 
 
-def tally_split(
-    config: RunConfig, splits: Splits, split: str, segmenter: Segmenter, step: RoutedStep
-) -> Tally:
-    """Count a segmenter's predictions on the images of a split, and the experts that its tokens go to.
+def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
+    """Evaluate a run's best checkpoint on the target and keep the results in the run's folder.
 
-    Args:
-      config: of the run.
-      splits: the opened data.
-      split: `target`, `source` or `holdout`.
-      segmenter: the model.
-      step: the segmenter's step, of `inference.model.make_routed_step`.
+    `evaluation.json` holds what `spectralmoe evaluate` returns, the number of `trainable` parameters, the
+    `step` of the checkpoint and the one that the run is `trained` to; `evaluation.npz` the confusion matrix
+    of every image; for `pictures.npz` see `inference.pictures`. The scores are written last.
+
+    Raises:
+      UserError: names the file or key that is wrong.
     """
-    tally = Tally(config.classes.names, getattr(segmenter.config.adapter, "num_experts", 1))
-    _count(tally, config, splits, split, RoutedPredict(step))
-    return tally
+    run = _open_run(workdir, config, "target")
+    tally = run.tally("target")
+    report = make_report(tally)
+    trainable = sum(part.trainable for part in count(run.segmenter, run.segmenter.config))
+    write_pictures(workdir, run.config, run.segmenter, run.step, run.splits)
+    write_images(tally.images, workdir / IMAGES_FILE)
+    best, last = checkpoint_steps(workdir, run.config)
+    more = {"trainable": trainable, "step": best, "trained": last}
+    write_report(report | more, workdir / EVALUATION_FILE)
 
 
-def resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:
-    """Add the wavelengths that the run's files stated to a configuration, else those of the split's files."""
+def read_evaluation(workdir: Path) -> dict[str, Any] | None:
+    """Read the scores that `evaluate_best_checkpoint` kept; None where there are none."""
+    path = workdir / EVALUATION_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def checkpoint_steps(workdir: Path, config: RunConfig) -> tuple[int | None, int | None]:
+    """Return the steps of the checkpoint to evaluate and of the last one; None where there is none.
+
+    The checkpoint to evaluate is the best one, or the last where none has a score.
+    """
+    with CheckpointStore(workdir, config) as store:
+        return store.best if store.best is not None else store.last, store.last
+
+
+class _OpenRun(NamedTuple):
+    """A run's best checkpoint and the images to evaluate it on."""
+
+    config: RunConfig
+    splits: Splits
+    segmenter: Segmenter
+    step: RoutedStep
+
+    def tally(self, split: str) -> Tally:
+        """Count pixels, and tokens by expert, of all images of a split."""
+        experts = getattr(self.segmenter.config.adapter, "num_experts", 1)
+        return tally_split(self.config, self.splits, split, RoutedPredict(self.step), experts)
+
+
+def _open_run(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> _OpenRun:
+    config = _resolve_wavelengths(workdir, config, split)
+    splits, layout = open_splits(config, only=split), using_layout(config)
+    segmenter = load_trained(workdir, config, layout)
+    return _OpenRun(config, splits, segmenter, make_routed_step(segmenter, layout))
+
+
+def _resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:
+    """Add the wavelengths that the run's files stated, else those that the split's files state."""
     if (Path(workdir) / CONFIG_FILE).is_file():
         config = config.with_wavelengths_of_run(read_run_config(workdir))
     return of_files(config, config.data.target if split == "target" else config.data.source)
-
-
-def score_split(config: RunConfig, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
-    """Score a split as training logs it: mIoU and overall accuracy."""
-    tally = Tally(config.classes.names)
-    _count(tally, config, splits, split, predict)
-    report = make_report(tally)
-    return {"miou": report["miou"], "overall_accuracy": report["all"]["overall_accuracy"]}
-
-
-def _count(tally: Tally, config: RunConfig, splits: Splits, split: str, predict: Predict) -> None:
-    """Add the predictions on a split to a tally."""
-    settings = config.evaluate
-    source, records = splits.of(split)
-    # images that fit into a window go through the model in batches, larger ones one by one
-    if any(max(record.height, record.width) > settings.window for record in records) or not records:
-        tally.count_images(predict, splits.examples(split), settings)
-        return
-    batches = eval_batches(
-        source,
-        records,
-        settings.window,
-        batch_size=settings.batch_size,
-        workers=config.data.workers,
-    )
-    with contextlib.closing(batches):
-        tally.count_tiles(predict, batches, [(record.domain, record.name) for record in records])

@@ -1,10 +1,13 @@
-"""What evaluation counts while it goes over the images of a split.
+"""Counts over the images of a split, and the scores that follow from them.
 
-Counting truth against prediction.
+`tally_split` runs a predictor over a split and counts, by image, pixels of true against predicted class
+(`ConfusionMatrix`) and, where the predictor reports experts, tokens by expert and class (`RoutingCounts`).
+`score_split` reduces that to what training selects its best checkpoint by.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,33 +15,39 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.loader import eval_batches
 from data_pipelines.records import IGNORE
-from spectralmoe_jax.config.schema import EvaluateConfig
+from data_pipelines.splits import Splits
+from spectralmoe_jax.config.schema import EvaluateConfig, RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.expert_routing import RoutedPredict, RoutingCounts
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
-    finite,
+    RoutedStep,
     padded_tile,
     predict_image,
+    require_finite,
     window_starts,
 )
 
 
 class ConfusionMatrix:
-    """Pixels by true class (row) and predicted class (column), (K, K) int64.
+    """Pixels by true class (row) and predicted class (column).
 
-    Pixels whose truth is not in 0..K-1, such as the ignore label 255, are left out.
+    Pixels whose truth is not in 0..C-1, such as the ignore label 255, are left out.
+
+    Attributes:
+      counts: (C, C) int64.
     """
 
     def __init__(self, num_classes: int):
         self.counts = np.zeros((num_classes, num_classes), np.int64)
 
     def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """Count two integer arrays of one shape; predictions must lie in 0..K-1 where truth does.
+        """Count two integer arrays of one shape.
 
-        Raises ValueError where they do not, or where the shapes differ.
+        Raises:
+          ValueError: the shapes differ, or a prediction is not in 0..C-1 where the truth is.
         """
         classes = len(self.counts)
         if truth.shape != prediction.shape:
@@ -50,19 +59,19 @@ class ConfusionMatrix:
         self.counts += np.bincount(rows * classes + columns, minlength=classes**2).reshape(classes, classes)
 
     def __iadd__(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        """Merge the counts of another domain or host."""
+        """Add the counts of another matrix."""
         self.counts += other.counts
         return self
 
     @property
     def iou(self) -> np.ndarray:
-        """Intersection over union a class (K,); NaN for a class neither in the truth nor predicted."""
+        """Intersection over union by class (C,); NaN for a class neither in the truth nor predicted."""
         hit = np.diag(self.counts)
         return _ratio(hit, self.counts.sum(axis=0) + self.counts.sum(axis=1) - hit)
 
     @property
     def accuracy(self) -> np.ndarray:
-        """Share of a class's true pixels that are found (K,); NaN for a class that is not in the truth."""
+        """Share of a class's true pixels that are found (C,); NaN for a class that is not in the truth."""
         return _ratio(np.diag(self.counts), self.counts.sum(axis=1))
 
     @property
@@ -82,10 +91,132 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
-class Tally:
-    """Pixels by image, true and predicted class, and where the predictor tells, tokens by expert and class.
+class RoutedPredict:
+    """A predictor that keeps the experts of its tiles until they are taken."""
 
-    Attributes: names of the classes; images, in order; routing, None for a predictor that does not tell.
+    def __init__(self, step: RoutedStep):
+        self._step = step
+        self._kept: list[np.ndarray] = []
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        """Tiles (B, S, S, bands) -> scores (B, S, S, C)."""
+        scores, experts = self._step(tiles)
+        self._kept.append(experts)
+        return scores
+
+    def take(self) -> np.ndarray:
+        """Return the experts (L, J, B, N) of all tiles since the last call, in order."""
+        taken = np.concatenate(self._kept, axis=2)
+        self._kept = []
+        return taken
+
+
+class RoutingCounts:
+    """Tokens by layer, modality, expert and class.
+
+    A token's class is the most frequent one among the labelled pixels of its patch, the lower number of
+    equals; a token without a labelled pixel is left out.
+
+    Attributes:
+      counts: (L, J, E, C) int64, or None before the first tile.
+    """
+
+    def __init__(self, experts: int, classes: int):
+        self._experts, self._classes = experts, classes
+        self.counts: np.ndarray | None = None
+
+    def add(self, experts: np.ndarray, labels: np.ndarray) -> None:
+        """Count the tokens of some tiles.
+
+        Args:
+          experts: (L, J, B, N), the strongest expert of every token; J is 0 for an adapter without experts.
+          labels: (B, S, S), 255 for ignore, S a multiple of the side of the token grid.
+        """
+        layers, modalities, _, tokens = experts.shape
+        if not modalities:
+            return
+        token_class = patch_classes(labels, round(tokens**0.5), self._classes).reshape(-1)  # (B * N,)
+        known = token_class >= 0
+        token_class, chosen = token_class[known], experts.reshape(layers, modalities, -1)[..., known]
+        if self.counts is None:
+            self.counts = np.zeros((layers, modalities, self._experts, self._classes), np.int64)
+        shape = self.counts.shape[2:]
+        for place in np.ndindex(layers, modalities):
+            pairs = chosen[place] * self._classes + token_class
+            self.counts[place] += np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def patch_classes(labels: np.ndarray, side: int, classes: int) -> np.ndarray:
+    """Return the most frequent class of every patch.
+
+    Args:
+      labels: (B, S, S); values outside 0..classes-1 do not count.
+      side: patches along an edge; divides S.
+      classes: number of classes.
+
+    Returns:
+      (B, side, side) int64, -1 where no pixel is labelled.
+    """
+    batch, size = labels.shape[:2]
+    patch = size // side
+    assert side * patch == size
+    # (B, S, S) -> (B, side, side, patch, patch) -> (B * side * side, patch * patch)
+    rows = labels.reshape(batch, side, patch, side, patch).transpose(0, 1, 3, 2, 4).reshape(-1, patch**2)
+    known = rows < classes
+    offset = np.broadcast_to(np.arange(len(rows))[:, None] * classes, rows.shape)
+    counted = np.bincount((offset + rows)[known], minlength=len(rows) * classes).reshape(-1, classes)
+    chosen = np.where(counted.any(axis=1), counted.argmax(axis=1), -1)
+    return chosen.reshape(batch, side, side)
+
+
+def mutual_information(counts: np.ndarray) -> float:
+    """Return the normalised mutual information of rows and columns of a table of counts (E, C), in 0..1.
+
+    I(row; column) over the mean of the two entropies. It is 0 where rows or columns take one value only,
+    which carries no information, and NaN where nothing was counted.
+    """
+    total = counts.sum()
+    if not total:
+        return float("nan")
+    joint = counts / total
+    rows, columns = joint.sum(axis=1), joint.sum(axis=0)
+    entropies = _entropy(rows), _entropy(columns)
+    if min(entropies) == 0:
+        return 0.0
+    shared = sum(entropies) - _entropy(joint.reshape(-1))
+    return float(max(shared, 0.0) / np.mean(entropies))
+
+
+def _entropy(shares: np.ndarray) -> float:
+    positive = shares[shares > 0]
+    return float(-(positive * np.log(positive)).sum()) if len(positive) > 1 else 0.0
+
+
+class ImageCounts(NamedTuple):
+    """Counts of one image.
+
+    Attributes:
+      domain: domain of the image.
+      name: name of the image.
+      counts: (C, C) int64, pixels by true class and predicted class.
+    """
+
+    domain: str
+    name: str
+    counts: np.ndarray
+
+
+class Tally:
+    """Counts of a split: pixels by image, and tokens by expert where the predictor reports experts.
+
+    Args:
+      names: of the classes.
+      experts: number of experts, or None for a predictor that reports none.
+
+    Attributes:
+      names: of the classes.
+      images: counts by image, in order.
+      routing: counts of tokens, or None.
     """
 
     def __init__(self, names: Sequence[str], experts: int | None = None):
@@ -94,36 +225,67 @@ class Tally:
         self.routing = None if experts is None else RoutingCounts(experts, len(names))
 
     def add(self, domain: str, name: str, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """Count one image: see `ConfusionMatrix.add`."""
+        """Count one image; see `ConfusionMatrix.add`."""
         matrix = ConfusionMatrix(len(self.names))
         matrix.add(truth, prediction)
         self.images.append(ImageCounts(domain, name, matrix.counts))
 
     def domains(self) -> dict[str, ConfusionMatrix]:
-        """The counts of each domain, in the order in which they came."""
+        """Return the counts of each domain, in order of first appearance."""
         found: dict[str, ConfusionMatrix] = {}
         for image in self.images:
             matrix = found.setdefault(image.domain, ConfusionMatrix(len(self.names)))
             matrix.counts += image.counts
         return found
 
-    def count_images(self, predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
-                     settings: EvaluateConfig) -> None:  # fmt: skip
-        """Go over (domain, name, image (H, W, C), label (H, W)), in windows that overlap.
+    def total(self) -> ConfusionMatrix:
+        """Return the counts of all images together.
+
+        Raises:
+          UserError: there is no image.
+        """
+        if not self.images:
+            raise UserError("the split to evaluate is empty: name domains with images in config.data")
+        total = ConfusionMatrix(len(self.names))
+        for matrix in self.domains().values():
+            total += matrix
+        return total
+
+    def count_images(
+        self,
+        predict: Predict,
+        examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
+        settings: EvaluateConfig,
+    ) -> None:
+        """Count images of any size, in overlapping windows.
 
         A token counts once for every window it is in; beyond the image it does not count.
+
+        Args:
+          predict: a predictor, or a `RoutedPredict`.
+          examples: (domain, name, image (H, W, bands), label (H, W)).
+          settings: side and overlap of the windows.
         """
         for domain, name, image, label in examples:
             self.add(domain, name, label, predict_image(image, predict, settings).argmax(axis=-1))
             if isinstance(predict, RoutedPredict):
-                self._count_routing(predict, _windows(label, settings))
+                self._count_routing(predict, _label_windows(label, settings))
 
-    def count_tiles(self, predict: Predict, batches: Iterable[Mapping[str, np.ndarray]],
-                    records: Sequence[tuple[str, str]]) -> None:  # fmt: skip
-        """Go over images that each fit into one window: batches of `data_pipelines.loader.eval_batches`,
-        and (domain, name) of each record."""
+    def count_tiles(
+        self,
+        predict: Predict,
+        batches: Iterable[Mapping[str, np.ndarray]],
+        records: Sequence[tuple[str, str]],
+    ) -> None:
+        """Count images that each fit into one window, several at a time.
+
+        Args:
+          predict: a predictor, or a `RoutedPredict`.
+          batches: from `data_pipelines.loader.eval_batches`.
+          records: (domain, name) of each record.
+        """
         for batch in batches:
-            predictions = finite(predict(batch["image"])).argmax(axis=-1)  # (B, T, T)
+            predictions = require_finite(predict(batch["image"])).argmax(axis=-1)  # (B, S, S)
             for row in np.flatnonzero(batch["valid"]):
                 domain, name = records[batch["record"][row]]
                 self.add(domain, name, batch["label"][row], predictions[row])
@@ -136,16 +298,8 @@ class Tally:
             self.routing.add(experts, labels)
 
 
-class ImageCounts(NamedTuple):
-    """counts: (K, K) int64, true class by predicted class, of one image."""
-
-    domain: str
-    name: str
-    counts: np.ndarray
-
-
-def _windows(label: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
-    """The windows of a label (H, W), as `predict_image` lays them: (windows, T, T), 255 beyond it."""
+def _label_windows(label: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
+    """Cut a label (H, W) into the windows of `predict_image`: (windows, S, S), 255 beyond the image."""
     size = settings.window
     rows, columns = (window_starts(length, size, settings.overlap) for length in label.shape)
     missing = [(0, max(0, size - length)) for length in label.shape]
@@ -153,11 +307,51 @@ def _windows(label: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
     return np.stack([padded_tile(filled, row, column, size)[..., 0] for row in rows for column in columns])
 
 
-def write_images(images: Sequence[ImageCounts], path: str | os.PathLike[str]) -> None:
-    """Write the counts of every image as a compressed NPZ, whole or not at all: `domain` and `name` (I,) and
-    `confusion` (I, K, K) int64.
+def tally_split(
+    config: RunConfig, splits: Splits, split: str, predict: Predict, experts: int | None = None
+) -> Tally:
+    """Run a predictor over all images of a split and count.
 
-    Raises UserError where the folder cannot be written.
+    Tiles that fit into a window go through the model several at a time, larger images one by one.
+
+    Args:
+      config: the run's configuration.
+      splits: its images.
+      split: name of the split.
+      predict: a predictor, or a `RoutedPredict`.
+      experts: number of experts that a `RoutedPredict` chooses from.
+    """
+    settings = config.evaluate
+    tally = Tally(config.classes.names, experts)
+    source, records = splits.of(split)
+    if any(max(record.height, record.width) > settings.window for record in records) or not records:
+        tally.count_images(predict, splits.examples(split), settings)
+        return tally
+    batches = eval_batches(
+        source,
+        records,
+        settings.window,
+        batch_size=settings.batch_size,
+        workers=config.data.workers,
+    )
+    with contextlib.closing(batches):
+        tally.count_tiles(predict, batches, [(record.domain, record.name) for record in records])
+    return tally
+
+
+def score_split(config: RunConfig, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
+    """Return the scores of a split that a training run logs: mIoU and overall accuracy."""
+    total = tally_split(config, splits, split, predict).total()
+    return {"miou": total.miou, "overall_accuracy": total.overall_accuracy}
+
+
+def write_images(images: Sequence[ImageCounts], path: str | os.PathLike[str]) -> None:
+    """Write the counts of every image as a compressed NPZ, whole or not at all.
+
+    The file holds `domain` and `name` (I,) and `confusion` (I, C, C) int64.
+
+    Raises:
+      UserError: the file cannot be written.
     """
     path = Path(path)
     try:
@@ -173,7 +367,11 @@ def write_images(images: Sequence[ImageCounts], path: str | os.PathLike[str]) ->
 
 
 def read_images(path: str | os.PathLike[str]) -> list[ImageCounts]:
-    """What `write_images` wrote. Raises UserError for a file that is not such a one."""
+    """Read the file that `write_images` wrote.
+
+    Raises:
+      UserError: the file is not such a one.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
             domains, names, counts = stored["domain"], stored["name"], stored["confusion"]

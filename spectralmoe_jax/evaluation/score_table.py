@@ -1,4 +1,4 @@
-"""Scores by domain and class, printed and stored."""
+"""Scores by domain and class: computed from a tally, stored as JSON, printed as a table."""
 
 from __future__ import annotations
 
@@ -16,25 +16,34 @@ from rich.table import Table
 
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.expert_routing import routing_report
-from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, Tally
+from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, Tally, mutual_information
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.sliding_window import Predict
 
 Report = dict[str, Any]
-_LOG_WIDTH = 200  # where the output is no terminal: rich would cut a table of many domains at 80
+MODALITIES = ("visual", "depth")
+_LOG_WIDTH = 200  # off a terminal rich would cut a table of many domains at 80
 
 
-def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
-          names: Sequence[str], settings: EvaluateConfig) -> Report:  # fmt: skip
+def score(
+    predict: Predict,
+    examples: Iterable[tuple[str, str, np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    settings: EvaluateConfig,
+) -> Report:
     """Score whole images.
 
     Args:
-      predict: see `prediction.windows`.
-      examples: (domain, name, image (H, W, C) raw, label (H, W) with 255 for ignore).
+      predict: see `inference.sliding_window`.
+      examples: (domain, name, image (H, W, bands) raw, label (H, W) with 255 for ignore).
       names: of the classes.
+      settings: side and overlap of the windows.
 
-    Raises UserError where there is no image.
+    Returns:
+      See `make_report`.
+
+    Raises:
+      UserError: there is no image.
     """
     tally = Tally(names)
     tally.count_images(predict, examples, settings)
@@ -42,20 +51,17 @@ def score(predict: Predict, examples: Iterable[tuple[str, str, np.ndarray, np.nd
 
 
 def make_report(tally: Tally) -> Report:
-    """The scores of what was counted.
+    """Compute the scores of a tally, as JSON values.
 
-    Returns: `miou`, `overall_accuracy`, `iou` and `accuracy` by class of all pixels together (`all`) and of
-    each domain (`domains`), `mean_miou` over the domains that have labels, the confusion matrices, how many
-    images, and `routing`, see `evaluation.routing.routing_report`, where the predictor tells of experts.
+    Returns:
+      `miou`, `overall_accuracy`, `iou` and `accuracy` by class of all pixels together (`all`) and of each
+      domain (`domains`), `mean_miou` over the domains that have labels, the confusion matrices, the number of
+      images, and `routing` (see `routing_report`) where tokens of experts were counted.
 
-    Raises UserError where there is no image.
+    Raises:
+      UserError: there is no image.
     """
-    if not tally.images:
-        raise UserError("the split to evaluate is empty: name domains with images in config.data")
-    names, domains = tally.names, tally.domains()
-    total = ConfusionMatrix(len(names))
-    for matrix in domains.values():
-        total += matrix
+    names, total, domains = tally.names, tally.total(), tally.domains()
     report = {
         "classes": names,
         "images": len(tally.images),
@@ -67,6 +73,27 @@ def make_report(tally: Tally) -> Report:
     if tally.routing is not None and tally.routing.counts is not None:
         report["routing"] = routing_report(tally.routing.counts)
     return report
+
+
+def routing_report(counts: np.ndarray) -> list[Report]:
+    """Compute how far experts specialise on classes.
+
+    Args:
+      counts: (L, J, E, C) of `RoutingCounts`.
+
+    Returns:
+      One entry for each layer and modality, layers numbered from 1: `nmi`, the normalised mutual information
+      of expert and class, and the tokens' `counts` (E, C).
+    """
+    return [
+        {
+            "layer": layer + 1,
+            "modality": MODALITIES[modality],
+            "nmi": mutual_information(counts[layer, modality]),
+            "counts": counts[layer, modality].tolist(),
+        }
+        for layer, modality in np.ndindex(*counts.shape[:2])
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -87,7 +114,8 @@ def _scores(matrix: ConfusionMatrix, names: Sequence[str]) -> Report:
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     """Write a report as JSON, whole or not at all; a score that does not exist is null.
 
-    Raises UserError where the folder cannot be written.
+    Raises:
+      UserError: the file cannot be written.
     """
     path = Path(path)
     try:
@@ -98,7 +126,13 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
 
 
 def print_table(report: Report, title: str = "", console: Console | None = None) -> None:
-    """IoU by class, one column a domain and one for all pixels together, mIoU and accuracy below."""
+    """Print IoU by class, a column for each domain and one for all pixels, mIoU and accuracy below.
+
+    Args:
+      report: from `make_report`.
+      title: line above the table.
+      console: where to print; standard output by default.
+    """
     columns = {**report["domains"], "all": report["all"]}
     table = Table(box=None, header_style="bold")
     table.add_column("IoU, %")

@@ -1,7 +1,7 @@
-"""Map a scene file of any size: windowed read, blended prediction, windowed write of a GeoTIFF.
+"""`spectralmoe predict`: map a scene of any size to a georeferenced raster.
 
-The scene is read once, from top to bottom. Held in memory are the pixels and the blended scores of one
-row of windows, so that only the scene's width counts, not its height.
+Windowed read, blended prediction, windowed write. The scene is read once, from top to bottom. Memory holds
+the pixels and the blended scores of one row of windows, so it grows with the scene's width, not its height.
 """
 
 from __future__ import annotations
@@ -15,20 +15,70 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
+from data_pipelines.sheet import display_bands
+from spectralmoe_jax.config.load import Configuration, as_run_config, read_run_config
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.model import load_trained, make_predict
 from spectralmoe_jax.inference.preview import write_preview
 from spectralmoe_jax.inference.scene import NODATA, Scene, georeference_optional, open_scene
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
+    Tile,
     blending_weight,
-    in_batches,
     padded_tile,
+    predict_tiles,
     window_starts,
 )
+from spectralmoe_jax.parallel.mesh import using_layout
 
-_BLOCK = 256
+_BLOCK = 256  # pixels, side of a block of the GeoTIFF
+
+
+def predict(
+    checkpoint: str | os.PathLike[str],
+    config: Configuration | None = None,
+    *,
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    confidence: bool = False,
+    preview: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Map a scene with a run's best checkpoint.
+
+    Args:
+      checkpoint: folder of the run.
+      config: in any form of `config.load.Configuration`; None for the one stored in the folder.
+      input: raster with the bands of the configuration.
+      output: map to write.
+      confidence: write the confidence beside the map.
+      preview: PNG to write, or None.
+
+    Returns:
+      See `predict_scene`.
+
+    Raises:
+      UserError: names the file or key that is wrong.
+    """
+    run = read_run_config(checkpoint) if config is None else as_run_config(config)
+    layout = using_layout(run)
+    return predict_scene(
+        make_predict(load_trained(checkpoint, run, layout), layout),
+        Path(input),
+        Path(output),
+        settings=run.evaluate,
+        names=run.classes.names,
+        palette=run.classes.colours,
+        bands=run.bands,
+        sensor=run.sensor,
+        file_bands=run.data.file_bands,
+        confidence=confidence,
+        preview=None if preview is None else Path(preview),
+    )
 
 
 def predict_scene(
@@ -47,28 +97,36 @@ def predict_scene(
 ) -> dict[str, Any]:
     """Write the class map of a scene file, with the scene's size, CRS, transform and nodata area.
 
-    The scene's bands are chosen as `data_pipelines.sensors.select_bands` does; `sensor` gives the aliases of
-    their names, and the nodata value of a scene that states none; `file_bands` are the names of all bands of
-    scenes that name none.
+    The map is a tiled, deflated GeoTIFF of uint8 class ids, 255 = nodata, with `palette` as its colour table
+    and the class names as the tags CLASS_0, CLASS_1, ... (not as GDAL category names, which are stored in a
+    second file, MAP.tif.aux.xml, that gets lost). All files appear together and complete, or none does.
 
-    `predict` takes (B, T, T, C) pixels, uint8 if the scene is uint8 and float32 otherwise, and gives
-    scores (B, T, T, K) that are not negative; B and T are always those of `settings`. Pixels without
-    data are given to it as 0, and windows without any data are not given to it.
+    Args:
+      predict: from (B, S, S, bands) pixels, uint8 if the scene is uint8 and float32 otherwise, to scores
+        (B, S, S, C) that are not negative; B and S are always those of `settings`. Pixels without data are 0,
+        and windows without any data are skipped.
+      input: scene file.
+      output: map to write.
+      settings: side and overlap of the windows, windows in a call.
+      names: of the classes.
+      palette: colours of the classes, (C, 3) in 0..255.
+      bands: of the model, found in the scene as `data_pipelines.sensors.choose_bands` does.
+      sensor: gives the aliases of band names, and the nodata value of a scene that states none.
+      file_bands: names of all bands of a scene that names none.
+      confidence: also write `<output stem>_confidence.tif`, the score of the chosen class over the sum of
+        scores, float32 with nan = nodata. It is not a second band of the map, as all bands of a GeoTIFF have
+        one data type, and only a single band can have a colour table.
+      preview: PNG of scene and map to write, or None.
 
-    The map is a tiled, deflated GeoTIFF of uint8 class ids, 255 = nodata, with `palette` (K, 3) as its
-    colour table and the class names as the tags CLASS_0, CLASS_1, ... (not as GDAL category names:
-    those would lie in a second file, MAP.tif.aux.xml, which gets lost). With `confidence` a second
-    file, `<output stem>_confidence.tif`, holds the score of the chosen class over the sum of scores,
-    float32 with nan = nodata: it is not a second band of the map, as a GeoTIFF has one data type for
-    all bands, and a colour table only with a single one. `preview` is a PNG of scene and map.
-
-    All files appear together and complete, or none does. Returns `shape` (rows, columns), `pixels`
-    (those with data), `shares` (class name to its share of them) and `files` (the paths written).
+    Returns:
+      `shape` (rows, columns), `pixels` (those with data), `shares` (class name to its share of them) and
+      `files` (the paths written).
 
     Raises:
-        UserError: the input is missing, unreadable or truncated, has other bands than `bands` or
-            non-finite pixels; an output is the input or lies where nothing can be written.
+      UserError: the input is missing, unreadable or truncated, has other bands than `bands` or non-finite
+        pixels; an output is the input or cannot be written.
     """
+    # 1. check the paths before anything is read
     input, output = Path(input), Path(output)
     targets = {"map": output}
     if confidence:
@@ -79,25 +137,26 @@ def predict_scene(
         raise UserError(f"{input}: no such file; give --input an existing scene")
     _check_targets(input, targets)
 
-    with _aside(targets) as aside:
+    with _temporary_names(targets) as temporary:
+        # 2. predict and write, row of windows by row of windows
         with georeference_optional(), open_scene(input) as dataset:
             scene = Scene(dataset, input, bands, sensor, file_bands)
-            sinks = [_open_map(aside["map"], output, dataset, names, palette)]
+            sinks = [_open_map(temporary["map"], output, dataset, names, palette)]
             try:
                 if confidence:
-                    sinks.append(_open_confidence(aside["confidence"], targets["confidence"], dataset))
-                counts = _blend(predict, scene, settings, len(names), output, sinks)
+                    sinks.append(_open_confidence(temporary["confidence"], targets["confidence"], dataset))
+                counts = _predict_rows(predict, scene, settings, len(names), output, sinks)
             finally:
                 for sink in sinks:
                     sink.close()
-            for what in ("map", "confidence")[: len(sinks)]:
-                _check_written(aside[what], targets[what], int(counts.sum()))
+            # 3. read back, so that a full disk does not go unnoticed
+            for name in ("map", "confidence")[: len(sinks)]:
+                _check_written(temporary[name], targets[name], int(counts.sum()))
+        # 4. preview
         if preview is not None:
-            from data_pipelines.sheet import display_bands
-
             shown = [scene.indexes[place] for place in display_bands(bands, sensor)] if sensor else None
             try:
-                write_preview(aside["preview"], input, aside["map"], names, palette, shown)
+                write_preview(temporary["preview"], input, temporary["map"], names, palette, shown)
             except OSError as error:
                 raise _unwritable(targets["preview"]) from error
 
@@ -111,15 +170,114 @@ def predict_scene(
     }
 
 
+def _predict_rows(
+    predict: Predict, scene: Scene, settings: EvaluateConfig, classes: int, output: Path, sinks: list[Any]
+) -> np.ndarray:
+    """Predict all windows and write rows as soon as they are finished.
+
+    Returns:
+      Pixels by class (C,).
+    """
+    size, width = settings.window, scene.width
+    weight = blending_weight(size)[..., None]
+    valid_rows = _ValidRows(width)
+    # Weighted scores of the rows [first, first + S). Neither the best class nor its share of the scores
+    # depends on the sum of weights, so that is not kept.
+    total = np.zeros((size, width, classes), np.float32)
+    first = 0
+    counts = np.zeros(classes, np.int64)
+
+    def finish(until: int) -> None:
+        """Write the rows before `until`, which no further window touches."""
+        nonlocal first, counts
+        while first < until:
+            rows = min(until - first, size)
+            valid = valid_rows.take(rows)
+            chosen = total[:rows].argmax(-1)
+            counts += np.bincount(chosen[valid], minlength=classes)
+            results = [np.where(valid, chosen, NODATA).astype(np.uint8)]
+            if len(sinks) > 1:
+                share = total[:rows].max(-1) / np.maximum(total[:rows].sum(-1), np.finfo(np.float32).tiny)
+                results.append(np.where(valid, share, np.float32(np.nan)))
+            _write_rows(sinks, results, first, output)
+            total[: size - rows] = total[rows:]
+            total[size - rows :] = 0
+            first += rows
+
+    tiles = _tiles(scene, settings, valid_rows)
+    for (row, column), scores in predict_tiles(tiles, predict, settings.batch_size):
+        finish(row)
+        columns = min(size, width - column)
+        total[:, column : column + columns] += (scores * weight)[:, :columns]
+    # Windows without data at the bottom are read only when the loop ends.
+    finish(scene.height)
+    return counts
+
+
+def _tiles(scene: Scene, settings: EvaluateConfig, valid_rows: _ValidRows) -> Iterator[Tile]:
+    """Yield the windows that hold data; each row of the file is read once."""
+    size = settings.window
+    columns = window_starts(scene.width, size, settings.overlap)
+    pixels = np.zeros((0, scene.width, len(scene.bands)), scene.dtype)
+    valid = np.zeros((0, scene.width), bool)
+    first = done = 0  # the strip in memory holds rows [first, done) of the file
+    for row in window_starts(scene.height, size, settings.overlap):
+        stop = min(row + size, scene.height)
+        new_pixels, new_valid = scene.read(done, stop)
+        valid_rows.append(new_valid)
+        pixels = np.concatenate([pixels[row - first :], new_pixels])
+        valid = np.concatenate([valid[row - first :], new_valid])
+        first, done = row, stop
+        for column in columns:
+            if valid[:, column : column + size].any():
+                yield (row, column), padded_tile(pixels, 0, column, size)
+
+
+class _ValidRows:
+    """Data masks of the rows read but not yet written.
+
+    Rows without any data take no memory, however many of them are read before the next window is predicted.
+    """
+
+    def __init__(self, width: int):
+        self.width = width
+        self.pending: deque[tuple[int, np.ndarray | None]] = deque()
+
+    def append(self, valid: np.ndarray) -> None:
+        self.pending.append((len(valid), valid if valid.any() else None))
+
+    def take(self, rows: int) -> np.ndarray:
+        """Remove and return the first `rows` rows, (rows, W) bool."""
+        taken = np.zeros((rows, self.width), bool)
+        done = 0
+        while done < rows:
+            count, valid = self.pending.popleft()
+            now = min(count, rows - done)
+            if valid is not None:
+                taken[done : done + now] = valid[:now]
+            if now < count:
+                self.pending.appendleft((count - now, None if valid is None else valid[now:]))
+            done += now
+        return taken
+
+
+def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output: Path) -> None:
+    for sink, values in zip(sinks, results, strict=True):
+        try:
+            sink.write(values, 1, window=Window(0, first, values.shape[1], len(values)))
+        except (RasterioError, OSError) as error:
+            raise _unwritable(output) from error
+
+
 def _check_targets(input: Path, targets: dict[str, Path]) -> None:
-    for what, path in targets.items():
-        suffixes = (".png",) if what == "preview" else (".tif", ".tiff")
+    for name, path in targets.items():
+        suffixes = (".png",) if name == "preview" else (".tif", ".tiff")
         if path.suffix.lower() not in suffixes:
-            raise UserError(f"{path}: the {what} is written as {suffixes[0]}; let its name end so")
+            raise UserError(f"{path}: the {name} is written as {suffixes[0]}; let its name end so")
         if path.resolve() == input.resolve() or (path.exists() and path.samefile(input)):
-            raise UserError(f"{path}: the {what} would replace the input scene; choose another name")
+            raise UserError(f"{path}: the {name} would replace the input scene; choose another name")
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; name the file of the {what}")
+            raise UserError(f"{path}: is a folder; name the file of the {name}")
         if not path.parent.is_dir():
             raise UserError(f"{path}: the folder {path.parent} does not exist; create it first")
         if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -131,19 +289,19 @@ def _unwritable(path: Path) -> UserError:
 
 
 @contextlib.contextmanager
-def _aside(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Temporary names beside the targets, moved onto them at the end if all went well."""
+def _temporary_names(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
+    """Provide temporary names beside the targets, moved onto them at the end if all went well."""
     mark = f".{uuid.uuid4().hex[:8]}"
-    aside = {what: path.with_name(f"{mark}.{what}{path.suffix}") for what, path in targets.items()}
+    temporary = {name: path.with_name(f"{mark}.{name}{path.suffix}") for name, path in targets.items()}
     try:
-        yield aside
-        for what, path in targets.items():
+        yield temporary
+        for name, path in targets.items():
             try:
-                os.replace(aside[what], path)
+                os.replace(temporary[name], path)
             except OSError as error:
                 raise _unwritable(path) from error
     finally:
-        for path in aside.values():
+        for path in temporary.values():
             path.unlink(missing_ok=True)
 
 
@@ -167,18 +325,25 @@ def _open_confidence(path: Path, target: Path, scene: Any) -> Any:
 
 
 def _open_like(path: Path, target: Path, scene: Any, **profile: Any) -> Any:
-    """A new one-band GeoTIFF where the scene lies, by transform, control points or camera model."""
-    import rasterio
-    from rasterio.errors import RasterioError
-
+    """Create a one-band GeoTIFF with the scene's georeference: transform, control points or camera model."""
     if not scene.transform.is_identity:
         profile["transform"] = scene.transform
     try:
         sink = rasterio.open(
-            path, "w", driver="GTiff", height=scene.height, width=scene.width, count=1, crs=scene.crs,
-            tiled=True, blockxsize=_BLOCK, blockysize=_BLOCK, compress="deflate", bigtiff="IF_SAFER",
+            path,
+            "w",
+            driver="GTiff",
+            height=scene.height,
+            width=scene.width,
+            count=1,
+            crs=scene.crs,
+            tiled=True,
+            blockxsize=_BLOCK,
+            blockysize=_BLOCK,
+            compress="deflate",
+            bigtiff="IF_SAFER",
             **profile,
-        )  # fmt: skip
+        )
     except (RasterioError, OSError) as error:
         raise _unwritable(target) from error
     points, points_crs = scene.gcps
@@ -192,11 +357,10 @@ def _open_like(path: Path, target: Path, scene: Any, **profile: Any) -> Any:
 
 
 def _check_written(path: Path, target: Path, pixels: int) -> None:
-    """Read a file back and count its pixels with data: GDAL writes its last blocks while it closes the
-    file, and a disk that is full by then is reported to nobody."""
-    import rasterio
-    from rasterio.errors import RasterioError
+    """Read a file back and count its pixels with data.
 
+    GDAL writes its last blocks while it closes the file, and does not report a disk that is full by then.
+    """
     found = 0
     try:
         with rasterio.open(path) as dataset:
@@ -206,101 +370,3 @@ def _check_written(path: Path, target: Path, pixels: int) -> None:
         raise _unwritable(target) from error
     if found != pixels:
         raise _unwritable(target)
-
-
-class _ValidRows:
-    """Where the rows read but not yet written hold data. Rows without any take no memory, however many
-    of them are read before the next window is predicted."""
-
-    def __init__(self, width: int):
-        self.width = width
-        self.pending: deque[tuple[int, np.ndarray | None]] = deque()
-
-    def append(self, valid: np.ndarray) -> None:
-        self.pending.append((len(valid), valid if valid.any() else None))
-
-    def take(self, rows: int) -> np.ndarray:
-        """The first `rows` rows, (rows, W) bool."""
-        taken = np.zeros((rows, self.width), bool)
-        done = 0
-        while done < rows:
-            count, valid = self.pending.popleft()
-            now = min(count, rows - done)
-            if valid is not None:
-                taken[done : done + now] = valid[:now]
-            if now < count:
-                self.pending.appendleft((count - now, None if valid is None else valid[now:]))
-            done += now
-        return taken
-
-
-def _tiles(
-    scene: Scene, settings: EvaluateConfig, valid_rows: _ValidRows
-) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """((row, column), tile (T, T, C)) of the windows that hold data. Each row of the file is read once."""
-    size = settings.window
-    columns = window_starts(scene.width, size, settings.overlap)
-    pixels = np.zeros((0, scene.width, len(scene.bands)), scene.dtype)
-    valid = np.zeros((0, scene.width), bool)
-    first = done = 0  # rows of the file: the strip held is [first, done)
-    for row in window_starts(scene.height, size, settings.overlap):
-        stop = min(row + size, scene.height)
-        new_pixels, new_valid = scene.read(done, stop)
-        valid_rows.append(new_valid)
-        pixels = np.concatenate([pixels[row - first :], new_pixels])
-        valid = np.concatenate([valid[row - first :], new_valid])
-        first, done = row, stop
-        for column in columns:
-            if valid[:, column : column + size].any():
-                yield (row, column), padded_tile(pixels, 0, column, size)
-
-
-def _blend(
-    predict: Predict, scene: Scene, settings: EvaluateConfig, classes: int, output: Path, sinks: list[Any]
-) -> np.ndarray:
-    """Predict all windows and write the rows as they are finished; pixels of each class (K,)."""
-    size, width = settings.window, scene.width
-    weight = blending_weight(size)[..., None]
-    valid_rows = _ValidRows(width)
-    # Scores times weight of the rows [first, first + T). Neither the best class nor its share of the
-    # scores depends on the sum of weights, so that is not kept.
-    total = np.zeros((size, width, classes), np.float32)
-    first = 0
-    counts = np.zeros(classes, np.int64)
-
-    def finish(until: int) -> None:
-        nonlocal first, counts
-        while first < until:
-            rows = min(until - first, size)
-            valid = valid_rows.take(rows)
-            chosen = total[:rows].argmax(-1)
-            counts += np.bincount(chosen[valid], minlength=classes)
-            results = [np.where(valid, chosen, NODATA).astype(np.uint8)]
-            if len(sinks) > 1:
-                share = total[:rows].max(-1) / np.maximum(total[:rows].sum(-1), np.finfo(np.float32).tiny)
-                results.append(np.where(valid, share, np.float32(np.nan)))
-            _write_rows(sinks, results, first, output)
-            total[: size - rows] = total[rows:]
-            total[size - rows :] = 0
-            first += rows
-
-    for (row, column), scores in in_batches(
-        _tiles(scene, settings, valid_rows), predict, settings.batch_size
-    ):
-        finish(row)
-        columns = min(size, width - column)
-        total[:, column : column + columns] += (scores * weight)[:, :columns]
-    # Windows without data at the bottom are read only when the loop ends.
-    finish(scene.height)
-    return counts
-
-
-def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output: Path) -> None:
-    from rasterio.errors import RasterioError
-    from rasterio.windows import Window
-
-    for sink, values in zip(sinks, results, strict=True):
-        try:
-            sink.write(values, 1, window=Window(0, first, values.shape[1], len(values)))
-        except (RasterioError, OSError) as error:
-            raise _unwritable(output) from error

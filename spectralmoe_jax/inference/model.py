@@ -1,4 +1,8 @@
-"""Segmenters with their weights, to start a run from or to predict with, and the jitted predict step."""
+"""Segmenters with their weights: the one a run starts from, the one a run ends with, and its predict step.
+
+`initial_segmenter` and `load_trained` read weights leaf by leaf, so that there is one copy in memory.
+`make_predict` and its siblings compile a segmenter into functions from arrays to arrays.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from spectralmoe_jax.config.load import CONFIG_FILE, read_run_config
 from spectralmoe_jax.config.model import EncoderConfig, split_files
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parallel import Layout
@@ -39,51 +44,21 @@ from spectralmoe_jax.weights.released import (
 log = logging.getLogger(__name__)
 
 
-class Opened(NamedTuple):
-    """A weight file, checked against a configuration and not yet read.
-
-    Attributes:
-      source: the file.
-      parts: of the segmenter that it fills, named as in `weights.released.PARTS`.
-      encoders: the encoders among them, as the file holds them.
-      whole: True for the file of a segmenter or of parts of one, False for that of an encoder.
-      stream: its leaves, each read when the iterator gets there.
-    """
-
-    source: WeightFile
-    parts: set[str]
-    encoders: dict[str, EncoderFile]
-    whole: bool
-    stream: Iterator[tuple[Path, np.ndarray]]
-
-
-class Trained(NamedTuple):
-    """A run's best checkpoint, its frozen weights still to be read.
-
-    Attributes:
-      settings: of the segmenter.
-      step: of the checkpoint.
-      opened: the files of the frozen weights.
-      stream: every leaf of the segmenter; a frozen one is read when the iterator gets there.
-    """
-
-    settings: SegmenterConfig
-    step: int
-    opened: list[Opened]
-    stream: Iterator[tuple[Path, Any]]
-
-
 def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmenter:
     """Make the segmenter that a run starts from.
 
     Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
     as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
-    `config.model.depth.weights`; see `open_weight_file` for their forms. Weights that no file
-    holds are random; a warning says so where they are frozen. Files are read leaf by leaf, so that memory
-    holds one copy. With a layout, each leaf is placed as soon as it is read; random ones are made in place.
+    `config.model.depth.weights`; see `weights.reading.open_weight_file` for their forms. Weights that no file
+    holds are random, with a warning where they are frozen.
+
+    Args:
+      config: the run's configuration.
+      layout: mesh to spread the weights over: each leaf goes where it belongs as soon as it is read, and is
+        made there if it is random. None for one device.
 
     Raises:
-      UserError: names the key or file that is wrong, or the two that hold the same part.
+      UserError: names the key or file that is wrong, or the two files that hold the same part.
     """
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
@@ -92,144 +67,34 @@ def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmen
     return with_values(abstract, _on_device(stream, abstract, layout))
 
 
-def _shapes(abstract: Segmenter) -> dict[Path, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in leaves(abstract).items()}
+class TrainedRun(NamedTuple):
+    """A run's best checkpoint, its frozen weights not yet read.
 
-
-def _on_device(
-    stream: Iterator[tuple[Path, Any]], abstract: Segmenter, layout: Layout | None
-) -> dict[Path, jax.Array]:
-    wanted = leaves(abstract)
-    if layout is None:
-        # Placed as restored ones are: what is compiled for the one then serves the other.
-        device = jax.local_devices()[0]
-        return {
-            path: jax.device_put(jax.numpy.asarray(value, wanted[path].dtype), device)
-            for path, value in stream
-        }
-    where = layout.of_parameters(wanted)
-    return {
-        path: value
-        if isinstance(value, jax.Array)
-        else put(np.asarray(value, wanted[path].dtype), where[path])
-        for path, value in stream
-    }
-
-
-def _every_leaf(
-    config: RunConfig, settings: SegmenterConfig, abstract: Segmenter, opened: list[Opened],
-    known: Collection[Path] = (), layout: Layout | None = None,
-) -> Iterator[tuple[Path, Any]]:  # fmt: skip
-    """Stream every leaf but the `known` ones: first those of the files, then the random ones.
-
-    Raises:
-      UserError: a frozen part is in none of the files given for it; nothing is read before.
+    Attributes:
+      settings: structure of the segmenter.
+      step: step of the checkpoint.
+      opened: the files of its frozen weights.
+      stream: every leaf of the segmenter by path, frozen ones read as they are asked for.
     """
-    filled = {part for file in opened for part in file.parts}
-    missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
-    frozen = {part_of(path) for path in traverse_util.flatten_dict(split(abstract)[1]) if _is_kernel(path)}
-    _check_frozen_weights(config, settings, {part_of(path) for path in missing} & frozen)
-    read = ((path, value) for file in opened for path, value in file.stream if path not in known)
-    shardings = None if layout is None else layout.of_parameters(leaves(abstract))
-    return itertools.chain(read, _random(settings, config.seed, missing, shardings))
 
-
-def _random(
-    settings: SegmenterConfig, seed: int, missing: Collection[Path], shardings: Any
-) -> Iterator[tuple[Path, Any]]:
-    # a generator, so that they are made when the files are read
-    yield from random_leaves(settings, seed, missing, shardings).items()
-
-
-def open_weights(
-    config: RunConfig, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
-) -> list[Opened]:
-    """Open every weight file that a configuration names.
-
-    Args:
-      config: the configuration.
-      settings: of its segmenter.
-      shapes: of all leaves of the segmenter.
-
-    Raises:
-      UserError: a file does not fit, or two hold the same part.
-    """
-    opened: list[Opened] = []
-    filled: dict[str, str] = {}  # part -> the key and file that fill it
-    for key, spec, encoder in _specs(config, settings):
-        opened.append(_open(key, spec, encoder, settings, shapes))
-        for part in opened[-1].parts:
-            if part in filled:
-                raise UserError(
-                    f"{key} = {spec} holds the {part} part, which {filled[part]} holds too: give one"
-                )
-            filled[part] = f"{key} = {spec}"
-    return opened
-
-
-def _open(
-    key: str, spec: str, encoder: EncoderConfig | None, settings: SegmenterConfig,
-    shapes: dict[Path, tuple[int, ...]],
-) -> Opened:  # fmt: skip
-    source = open_weight_file(spec)
-    if is_segmenter(source):
-        parts = {encoder.name} if encoder else parts_of(source)
-        found = encoders_of(source, parts)
-        return Opened(source, parts, found, True, stream_segmenter(source, settings, shapes, parts))
-    if encoder is None:
-        raise UserError(
-            f"{key} = {spec}: holds no part of a segmenter; give an encoder's weights as "
-            "config.model.visual.weights or config.model.depth.weights"
-        )
-    root = ENCODERS[encoder.name][1]
-    stream = (((*root, *path), leaf) for path, leaf in read_encoder(source, encoder))
-    return Opened(source, {encoder.name}, {encoder.name: recognise(source)}, False, stream)
-
-
-def _specs(config: RunConfig, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
-    """Yield (key, file, encoder that the key is for) of every weight file."""
-    for spec in split_files(config.model.weights):
-        yield "config.model.weights", spec, None
-    for encoder in (settings.visual, settings.depth if settings.uses_depth else None):
-        if encoder is not None and (weights := getattr(config.model, encoder.name).weights):
-            yield f"config.model.{encoder.name}.weights", weights, encoder
-
-
-def _is_kernel(path: Path) -> bool:
-    """Whether it is a weight of an encoder's blocks, which are frozen or trained together."""
-    return "blocks" in path and path[-1] == "kernel"
-
-
-def _check_frozen_weights(config: RunConfig, settings: SegmenterConfig, parts: set[str]) -> None:
-    """Warn if a frozen part has no pretrained weights; refuse it where there are files for the segmenter."""
-    for encoder in (settings.visual, settings.depth):
-        if encoder is None or encoder.name not in parts:
-            continue
-        if config.model.weights:
-            raise UserError(
-                f"config.model.weights = {config.model.weights} does not hold the {encoder.name} encoder, "
-                f"which is frozen: give config.model.{encoder.name}.weights, or the merged backbone file "
-                "before it, as in config.model.weights=BACKBONE,CHECKPOINT"
-            )
-        log.warning(
-            "config.model.%s is frozen and has random weights: nothing useful can be learnt on top; "
-            "give config.model.%s.weights, or set config.model.%s.trainable",
-            *[encoder.name] * 3,
-        )
+    settings: SegmenterConfig
+    step: int
+    opened: list[OpenedWeights]
+    stream: Iterator[tuple[Path, Any]]
 
 
 def load_trained(
     workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None
 ) -> Segmenter:
-    """Load the segmenter of a run's best checkpoint, or of the last one where none was evaluated.
+    """Load the segmenter of a run's best checkpoint, or of its last where none has a score.
 
-    A checkpoint holds no frozen weights: the configuration says where they are. For the same bands on the
-    same sensor, the model takes the wavelengths that the files of the run stated.
+    Frozen weights are not in a checkpoint: they are read from the configuration's files again. So are the
+    wavelengths that the files of the run stated, for a configuration of the same bands on the same sensor.
 
     Args:
       workdir: folder of the run.
       config: its configuration.
-      layout: devices to spread the segmenter over; None for one device.
+      layout: mesh to spread the weights over; None for one device.
 
     Raises:
       UserError: the folder holds no checkpoint, or one of another configuration.
@@ -239,8 +104,11 @@ def load_trained(
     return with_values(abstract, _on_device(trained.stream, abstract, layout))
 
 
-def open_trained(workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None) -> Trained:
-    """Open a run's checkpoint as `load_trained` does, with the frozen weights still to be read."""
+def open_trained(
+    workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None
+) -> TrainedRun:
+    """Open what `load_trained` loads, the frozen weights still to be read."""
+    # 1. the structure
     if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
         config = config.with_wavelengths_of_run(read_run_config(workdir))
     settings = segmenter_config(config)
@@ -250,16 +118,20 @@ def open_trained(workdir: str | os.PathLike[str], config: RunConfig, layout: Lay
         trainable = layout.shapes(trainable)
     if not pathlib.Path(workdir).is_dir():
         raise UserError(f"{workdir}: no such folder; give one that `spectralmoe train` wrote")
+
+    # 2. frozen weights, from files
     opened = open_weights(config, settings, _shapes(abstract))
     known = traverse_util.flatten_dict(trainable)
     frozen = _every_leaf(config, settings, abstract, opened, known, layout)
+
+    # 3. trainable weights, from the checkpoint
     with CheckpointStore(pathlib.Path(workdir), config) as store:
         step = store.best if store.best is not None else store.last
         if step is None:
             raise UserError(f"{workdir}: holds no checkpoint yet; train first, or give the folder of a run")
         trainable = store.restore_params(step, trainable)
     restored = traverse_util.flatten_dict(trainable)
-    return Trained(settings, step, opened, itertools.chain(_drain(restored), frozen))
+    return TrainedRun(settings, step, opened, itertools.chain(_drain(restored), frozen))
 
 
 def _drain(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
@@ -268,24 +140,23 @@ def _drain(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
         yield path, values.pop(path)
 
 
-def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """Make a function from raw tiles (B, T, T, C) to scores (B, T, T, classes) float32.
+def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Predict:
+    """Make a predictor: raw tiles (B, S, S, bands) -> scores (B, S, S, C) float32, compiled once a shape.
 
-    It is compiled once for each shape. With a layout the tiles are spread over its devices; several hosts all
-    give the same tiles and get all scores.
+    Args:
+      segmenter: with its weights.
+      layout: mesh to spread the tiles over; all hosts pass the same tiles and get all scores. None for one
+        device.
     """
     trainable, frozen = split(segmenter)
     scores = make_scores(segmenter, layout)
     return lambda pixels: scores(trainable, frozen, pixels)
 
 
-def make_routed_step(
-    segmenter: Segmenter, layout: Layout | None = None
-) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Make a function from raw tiles to scores, as `make_predict`, and to each token's strongest expert.
+def make_routed_step(segmenter: Segmenter, layout: Layout | None = None) -> RoutedStep:
+    """Make a predictor that also returns each token's strongest expert.
 
-    Returns:
-      Tiles -> (scores, experts (L, J, B, N) int32), with J = 0 for an adapter without experts.
+    Arguments are those of `make_predict`. Experts are (L, J, B, N) int32, with J = 0 for an adapter without.
     """
     trainable, frozen = split(segmenter)
     step = _spread(make_predict_step(segmenter, layout), layout)
@@ -302,40 +173,34 @@ def make_routed_step(
 def make_scores(
     structure: Segmenter, layout: Layout | None = None
 ) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
-    """Make a function (trainable, frozen, tiles) -> scores, as `make_predict`.
-
-    Args:
-      structure: the segmenter, which may be abstract.
-      layout: devices to spread the tiles over.
-    """
+    """Make (trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
     step = _spread(make_predict_step(structure, layout), layout)
     return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels)[0])[: len(pixels)]
 
 
 def _spread(step: Any, layout: Layout | None) -> Any:
-    """Spread a step's tiles over the layout's devices; copies of the last tile make the shares equal."""
+    """Make a step spread its tiles over a layout's devices, filled up with copies of the last one."""
     if layout is None:
         return step
-    where, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
+    sharding, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
 
     def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> Any:
         missing = -len(pixels) % parts
         filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
-        return step(trainable, frozen, put(filled, where))
+        return step(trainable, frozen, put(filled, sharding))
 
     return padded
 
 
 def make_predict_step(structure: Segmenter, layout: Layout | None = None) -> Any:
-    """Make the jitted step (trainable, frozen, tiles) -> (scores, experts (L, J, B, N) or None).
+    """Make the jitted (trainable, frozen, tiles) -> (scores, experts (L, J, B, N) or None).
 
-    With a layout, tiles are spread over it and results are whole on every device. Segmenters of equal
-    settings share the step, so that a process which trains, evaluates and maps compiles it once for each
-    shape of tiles.
+    With a layout, tiles are spread over it and results are whole everywhere. Segmenters of equal settings
+    share the step, so that a process which trains, evaluates and maps compiles it once for each shape.
     """
     try:
         return _predict_step(structure.config, layout)
-    except TypeError:  # settings of an adapter of the user's own that have no hash
+    except TypeError:  # settings of a user's own adapter that cannot be hashed
         return _predict_step.__wrapped__(structure.config, layout)
 
 
@@ -349,3 +214,159 @@ def _predict_step(settings: SegmenterConfig, layout: Layout | None) -> Any:
     if layout is None:
         return jax.jit(scores)
     return jax.jit(layout.traced(scores), out_shardings=layout.sharding())
+
+
+class OpenedWeights(NamedTuple):
+    """A weight file, checked against a configuration and not yet read.
+
+    Attributes:
+      source: the file.
+      parts: of the segmenter, named as in `released.PARTS`, that it fills.
+      encoders: those among them, as the file holds them.
+      whole: the file holds a segmenter or parts of one, not an encoder.
+      stream: its leaves by path, each read as it is asked for.
+    """
+
+    source: WeightFile
+    parts: set[str]
+    encoders: dict[str, EncoderFile]
+    whole: bool
+    stream: Iterator[tuple[Path, np.ndarray]]
+
+
+def open_weights(
+    config: RunConfig, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
+) -> list[OpenedWeights]:
+    """Open every weight file that a configuration names.
+
+    Args:
+      config: the run's configuration.
+      settings: structure of the segmenter.
+      shapes: of all its leaves.
+
+    Raises:
+      UserError: a file does not fit, or two hold the same part.
+    """
+    opened: list[OpenedWeights] = []
+    filled: dict[str, str] = {}  # part -> the key and file that fill it
+    for key, spec, encoder in _specs(config, settings):
+        opened.append(_open(key, spec, encoder, settings, shapes))
+        for part in opened[-1].parts:
+            if part in filled:
+                raise UserError(
+                    f"{key} = {spec} holds the {part} part, which {filled[part]} holds too: give one"
+                )
+            filled[part] = f"{key} = {spec}"
+    return opened
+
+
+def _specs(config: RunConfig, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
+    """Yield (key, file, the encoder that the key is for) of every weight file to be read."""
+    for spec in split_files(config.model.weights):
+        yield "config.model.weights", spec, None
+    for encoder in (settings.visual, settings.depth if settings.uses_depth else None):
+        if encoder is not None and (weights := getattr(config.model, encoder.name).weights):
+            yield f"config.model.{encoder.name}.weights", weights, encoder
+
+
+def _open(
+    key: str,
+    spec: str,
+    encoder: EncoderConfig | None,
+    settings: SegmenterConfig,
+    shapes: dict[Path, tuple[int, ...]],
+) -> OpenedWeights:
+    source = open_weight_file(spec)
+    if is_segmenter(source):
+        parts = {encoder.name} if encoder else parts_of(source)
+        found = encoders_of(source, parts)
+        return OpenedWeights(source, parts, found, True, stream_segmenter(source, settings, shapes, parts))
+    if encoder is None:
+        raise UserError(
+            f"{key} = {spec}: holds no part of a segmenter; give an encoder's weights as "
+            "config.model.visual.weights or config.model.depth.weights"
+        )
+    root = ENCODERS[encoder.name][1]
+    stream = (((*root, *path), leaf) for path, leaf in read_encoder(source, encoder))
+    return OpenedWeights(source, {encoder.name}, {encoder.name: recognise(source)}, False, stream)
+
+
+def _every_leaf(
+    config: RunConfig,
+    settings: SegmenterConfig,
+    abstract: Segmenter,
+    opened: list[OpenedWeights],
+    known: Collection[Path] = (),
+    layout: Layout | None = None,
+) -> Iterator[tuple[Path, Any]]:
+    """Yield every leaf except the `known` ones: those of the files, then the random ones.
+
+    Raises:
+      UserError: a frozen part is in none of the files given for it; raised before anything is read.
+    """
+    filled = {part for file in opened for part in file.parts}
+    missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
+    frozen = {part_of(path) for path in traverse_util.flatten_dict(split(abstract)[1]) if _is_kernel(path)}
+    _check_frozen_weights(config, settings, {part_of(path) for path in missing} & frozen)
+    read = ((path, value) for file in opened for path, value in file.stream if path not in known)
+    shardings = None if layout is None else layout.of_parameters(leaves(abstract))
+    return itertools.chain(read, _random(settings, config.seed, missing, shardings))
+
+
+def _random(
+    settings: SegmenterConfig, seed: int, missing: Collection[Path], shardings: Any
+) -> Iterator[tuple[Path, Any]]:
+    """Yield random leaves, made only when the first is asked for: after the files are read."""
+    yield from random_leaves(settings, seed, missing, shardings).items()
+
+
+def _is_kernel(path: Path) -> bool:
+    """Return whether a path is a weight of an encoder's blocks, which are frozen or trained together."""
+    return "blocks" in path and path[-1] == "kernel"
+
+
+def _check_frozen_weights(config: RunConfig, settings: SegmenterConfig, random_parts: set[str]) -> None:
+    """Warn if a frozen encoder has no pretrained weights.
+
+    Raises:
+      UserError: `config.model.weights` is given and lacks the encoder.
+    """
+    for encoder in (settings.visual, settings.depth):
+        if encoder is None or encoder.name not in random_parts:
+            continue
+        if config.model.weights:
+            raise UserError(
+                f"config.model.weights = {config.model.weights} does not hold the {encoder.name} encoder, "
+                f"which is frozen: give config.model.{encoder.name}.weights, or the merged backbone file "
+                "before it, as in config.model.weights=BACKBONE,CHECKPOINT"
+            )
+        log.warning(
+            "config.model.%s is frozen and has random weights: nothing useful can be learnt on top; "
+            "give config.model.%s.weights, or set config.model.%s.trainable",
+            *[encoder.name] * 3,
+        )
+
+
+def _shapes(abstract: Segmenter) -> dict[Path, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in leaves(abstract).items()}
+
+
+def _on_device(
+    stream: Iterator[tuple[Path, Any]], abstract: Segmenter, layout: Layout | None
+) -> dict[Path, jax.Array]:
+    """Put every leaf on its device or devices, in the dtype of the abstract segmenter."""
+    wanted = leaves(abstract)
+    if layout is None:
+        # committed to its device like restored ones, so that both share compiled programs
+        device = jax.local_devices()[0]
+        return {
+            path: jax.device_put(jax.numpy.asarray(value, wanted[path].dtype), device)
+            for path, value in stream
+        }
+    shardings = layout.of_parameters(wanted)
+    return {
+        path: value
+        if isinstance(value, jax.Array)
+        else put(np.asarray(value, wanted[path].dtype), shardings[path])
+        for path, value in stream
+    }

@@ -1,4 +1,4 @@
-"""A scene file to be mapped: its bands as the model wants them, and where it holds data."""
+"""A scene file to be mapped: its bands in the model's order, and where it holds data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
 
+from data_pipelines.readers.raster_file import has_mask, open_as_stored, zero_nodata
+from data_pipelines.sensors import choose_bands, find_sensor
+from data_pipelines.sensors.file_tags import stated_platforms
 from spectralmoe_jax.errors import UserError
 
 NODATA = 255  # of a map
@@ -17,13 +23,10 @@ NODATA = 255  # of a map
 
 @contextlib.contextmanager
 def georeference_optional() -> Iterator[None]:
-    """Rasterio for images with or without georeference; a truncated file is an error.
+    """Accept images without georeference inside the block, and make a truncated PNG an error.
 
-    Left alone, GDAL fills the missing rows of a truncated PNG that is read at once, without a word.
+    By default GDAL silently fills the missing rows of a truncated PNG that is read at once.
     """
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False):
@@ -32,11 +35,11 @@ def georeference_optional() -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_scene(path: Path) -> Iterator[Any]:
-    """The dataset of a file, four samples a pixel as stored. Raises UserError where it is no image."""
-    from rasterio.errors import RasterioError
+    """Open an image as a rasterio dataset, its samples as stored.
 
-    from data_pipelines.readers.raster_file import open_as_stored
-
+    Raises:
+      UserError: the file is not an image.
+    """
     try:
         dataset = open_as_stored(path)
     except RasterioError as error:
@@ -49,14 +52,21 @@ def open_scene(path: Path) -> Iterator[Any]:
 
 
 class Scene:
-    """Rows of a scene file as pixels (rows, W, C) and where they hold data (rows, W) bool.
+    """Rows of a scene file as pixels and a mask of where it holds data.
+
+    Args:
+      dataset: from `open_scene`.
+      path: of the file, for messages.
+      bands: names of the model's bands.
+      sensor: gives the aliases of band names, and the nodata value of a scene that states none.
+      file_bands: names of all bands of a scene that names none.
 
     Attributes:
       indexes: numbers in the file, from 1, of the bands of the model.
       dtype: of the pixels: uint8 if all bands of the file are, else float32.
 
     Raises:
-      UserError: a band that the file does not have; see `data_pipelines.sensors.choose_bands`.
+      UserError: the file lacks a band; see `data_pipelines.sensors.choose_bands`.
     """
 
     def __init__(
@@ -67,15 +77,16 @@ class Scene:
         sensor: str | None,
         file_bands: Sequence[str] | None,
     ):
-        from data_pipelines.readers.raster_file import has_mask
-        from data_pipelines.sensors import choose_bands, find_sensor
-        from data_pipelines.sensors.file_tags import stated_platforms
-
         self.dataset, self.path, self.bands = dataset, path, bands
         places, has_alpha = choose_bands(
-            str(path), bands, dataset.descriptions, [colour.name for colour in dataset.colorinterp],
-            sensor=sensor, file_bands=file_bands, texts=(path.stem, *stated_platforms(dataset)),
-        )  # fmt: skip
+            str(path),
+            bands,
+            dataset.descriptions,
+            [colour.name for colour in dataset.colorinterp],
+            sensor=sensor,
+            file_bands=file_bands,
+            texts=(path.stem, *stated_platforms(dataset)),
+        )
         self.indexes = [place + 1 for place in places]
         known = None if sensor is None or has_mask(dataset) else find_sensor(sensor).nodata
         self.nodata = known if dataset.nodata is None else dataset.nodata
@@ -84,16 +95,14 @@ class Scene:
         self.is_masked = has_alpha or has_mask(dataset)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (rows, W, C), zero without data, and where there is data (rows, W), of `start` to `stop`.
+        """Read the rows from `start` to before `stop`.
+
+        Returns:
+          Pixels (rows, W, bands), zero without data, and a mask (rows, W) bool of where there is data.
 
         Raises:
           UserError: the file is truncated, or has values that are not finite.
         """
-        from rasterio.errors import RasterioError
-        from rasterio.windows import Window
-
-        from data_pipelines.readers.raster_file import zero_nodata
-
         window = Window(0, start, self.width, stop - start)
         try:
             stored = np.moveaxis(self.dataset.read(self.indexes, window=window), 0, -1)
@@ -104,7 +113,7 @@ class Scene:
                 "give a complete file"
             ) from error
         missing = np.zeros(stored.shape[:2], bool) | masked
-        if self.nodata is not None:  # as in training: in one band alone the value reads as zero
+        if self.nodata is not None:  # as in training: where only one band has the value, it reads as zero
             missing |= zero_nodata(stored, self.nodata)
         stored[missing] = 0
         pixels = stored.astype(self.dtype)

@@ -1,78 +1,45 @@
 """Sliding windows with blended overlaps, for images of any size and a predictor of one shape.
 
-A predictor takes a full batch of raw tiles (B, T, T, C) and gives scores (B, T, T, K), not negative. It
-is always called with the same shape, so that it compiles once.
+A predictor (`Predict`) takes a full batch of raw tiles and returns scores that are not negative. It is always
+called with the same shape, so it compiles once.
+
+Letters of shapes here: B windows in a call, S side of a window in pixels, H, W side lengths of an image, C
+classes; L, J, N as in `adapters.base`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from einops import rearrange
 
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 
 Predict = Callable[[np.ndarray], np.ndarray]
+"""Raw tiles (B, S, S, bands) -> scores (B, S, S, C)."""
 RoutedStep = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Raw tiles (B, T, T, C) -> scores (B, T, T, K) and each token's strongest expert (L, J, B, N)."""
-
-
-def window_starts(length: int, window: int, overlap: int) -> list[int]:
-    """First pixels of windows that cover `length` pixels: evenly `window - overlap` apart, the last one
-    moved back to end with the image. An image smaller than a window gets one window, at 0."""
-    if length <= window:
-        return [0]
-    starts = list(range(0, length - window, window - overlap))
-    return [*starts, length - window]
-
-
-def blending_weight(window: int) -> np.ndarray:
-    """How much each pixel of a window counts where windows overlap: (T, T) float32, a pyramid that
-    falls from 1 in the middle to a little above 0 at the edge."""
-    ramp = 1 - np.abs((np.arange(window) + 0.5) / window * 2 - 1)
-    return np.minimum.outer(ramp, ramp).astype(np.float32)
-
-
-def in_batches(tiles: Iterable[tuple[tuple[int, int], np.ndarray]], predict: Predict,
-               batch_size: int) -> Iterator[tuple[tuple[int, int], np.ndarray]]:  # fmt: skip
-    """Scores of ((row, column), tile (T, T, C)) pairs, in order; the last batch is filled up with
-    copies whose scores are dropped. Raises UserError for scores that are not finite."""
-    places: list[tuple[int, int]] = []
-    batch: list[np.ndarray] = []
-    for place, tile in tiles:
-        places.append(place)
-        batch.append(tile)
-        if len(batch) == batch_size:
-            yield from zip(places, finite(predict(np.stack(batch))), strict=True)
-            places, batch = [], []
-    if batch:
-        filled = batch + [batch[-1]] * (batch_size - len(batch))
-        yield from zip(places, finite(predict(np.stack(filled))), strict=False)
-
-
-def finite(scores: np.ndarray) -> np.ndarray:
-    """The scores. Raises UserError where one is not finite: the largest of scores with a NaN is a class like
-    any other, so that the map would look right."""
-    if not np.isfinite(scores).all():
-        raise UserError(
-            "the model's scores are not finite: its training diverged or config.model.dtype is too narrow; "
-            "use another checkpoint or config.model.dtype=float32"
-        )
-    return scores
-
-
-def padded_tile(image: np.ndarray, row: int, column: int, window: int) -> np.ndarray:
-    """The window of an image (H, W, C) at (row, column), its missing rows and columns mirrored."""
-    tile = image[row : row + window, column : column + window]
-    missing = [(0, window - side) for side in tile.shape[:2]]
-    if not any(after for _, after in missing):
-        return tile
-    return np.pad(tile, [*missing, (0, 0)], mode="symmetric")
+"""Raw tiles (B, S, S, bands) -> scores (B, S, S, C) and each token's strongest expert (L, J, B, N)."""
+Tile = tuple[tuple[int, int], np.ndarray]
+"""((row, column), array): a window's first pixel in the image, and its pixels or scores."""
 
 
 def predict_image(image: np.ndarray, predict: Predict, settings: EvaluateConfig) -> np.ndarray:
-    """Blended scores (H, W, K) float32 of a whole image (H, W, C) that fits in memory."""
+    """Predict a whole image that fits in memory, overlapping windows blended.
+
+    Args:
+      image: raw pixels (H, W, bands).
+      predict: the predictor.
+      settings: side and overlap of the windows, windows in a call.
+
+    Returns:
+      Scores (H, W, C) float32.
+
+    Raises:
+      UserError: a score is not finite.
+    """
     height, width = image.shape[:2]
     size = settings.window
     weight = blending_weight(size)[..., None]
@@ -82,13 +49,114 @@ def predict_image(image: np.ndarray, predict: Predict, settings: EvaluateConfig)
         for column in window_starts(width, size, settings.overlap)
     )
     total: np.ndarray | None = None
-    for (row, column), scores in in_batches(tiles, predict, settings.batch_size):
+    for (row, column), scores in predict_tiles(tiles, predict, settings.batch_size):
         if total is None:
             total = np.zeros((height, width, scores.shape[-1]), np.float32)
-            counted = np.zeros((height, width, 1), np.float32)
+            total_weight = np.zeros((height, width, 1), np.float32)
         rows, columns = min(size, height - row), min(size, width - column)
-        here = (slice(row, row + rows), slice(column, column + columns))
-        total[here] += (scores * weight)[:rows, :columns]
-        counted[here] += weight[:rows, :columns]
+        inside = (slice(row, row + rows), slice(column, column + columns))
+        total[inside] += (scores * weight)[:rows, :columns]
+        total_weight[inside] += weight[:rows, :columns]
     assert total is not None
-    return total / counted
+    return total / total_weight
+
+
+def expert_maps(step: RoutedStep, image: np.ndarray, *, window: int, batch_size: int) -> np.ndarray:
+    """Map the strongest expert of every token of an image.
+
+    Args:
+      step: see `inference.model.make_routed_step`.
+      image: raw pixels (H, W, bands).
+      window: side of the windows, which lie edge to edge; a multiple of the patch size.
+      batch_size: windows in a call.
+
+    Returns:
+      (L, J, h, w) int32, experts numbered from 0, J modalities with the visual first, one entry for each
+      patch of the image.
+
+    Raises:
+      UserError: the adapter has no experts.
+    """
+    height, width = image.shape[:2]
+    rows, columns = math.ceil(height / window), math.ceil(width / window)
+    tiles = (
+        ((row, column), padded_tile(image, row * window, column * window, window))
+        for row in range(rows)
+        for column in range(columns)
+    )
+    # (L, J, B, N) -> (B, L, J, N)
+    by_tile = predict_tiles(tiles, lambda batch: np.moveaxis(step(batch)[1], 2, 0), batch_size)
+    experts = np.stack([found for _, found in by_tile])  # (windows, L, J, N)
+    if not experts.shape[2]:
+        raise UserError("config.model.adapter.kind: this adapter has no experts")
+    side = math.isqrt(experts.shape[3])
+    patch = window // side
+    whole = rearrange(experts, "(r c) l j (h w) -> l j (r h) (c w)", r=rows, h=side)
+    return whole[:, :, : math.ceil(height / patch), : math.ceil(width / patch)]
+
+
+def window_starts(length: int, window: int, overlap: int) -> list[int]:
+    """Return the first pixels of windows that cover `length` pixels.
+
+    Windows are `window - overlap` apart; the last one is moved to end with the image. An image smaller than a
+    window gets one window, at 0.
+    """
+    if length <= window:
+        return [0]
+    starts = list(range(0, length - window, window - overlap))
+    return [*starts, length - window]
+
+
+def padded_tile(image: np.ndarray, row: int, column: int, window: int) -> np.ndarray:
+    """Cut the window of an image (H, W, bands) at (row, column); missing rows and columns are mirrored."""
+    tile = image[row : row + window, column : column + window]
+    missing = [(0, window - side) for side in tile.shape[:2]]
+    if not any(after for _, after in missing):
+        return tile
+    return np.pad(tile, [*missing, (0, 0)], mode="symmetric")
+
+
+def blending_weight(window: int) -> np.ndarray:
+    """Return the weight of each pixel of a window where windows overlap: (S, S) float32.
+
+    A pyramid that falls from 1 in the middle to just above 0 at the edge.
+    """
+    ramp = 1 - np.abs((np.arange(window) + 0.5) / window * 2 - 1)
+    return np.minimum.outer(ramp, ramp).astype(np.float32)
+
+
+def predict_tiles(tiles: Iterable[Tile], predict: Predict, batch_size: int) -> Iterator[Tile]:
+    """Yield the scores of tiles in order, predicted `batch_size` at a time.
+
+    The last batch is filled up with copies whose scores are dropped.
+
+    Raises:
+      UserError: a score is not finite.
+    """
+    places: list[tuple[int, int]] = []
+    batch: list[np.ndarray] = []
+    for place, tile in tiles:
+        places.append(place)
+        batch.append(tile)
+        if len(batch) == batch_size:
+            yield from zip(places, require_finite(predict(np.stack(batch))), strict=True)
+            places, batch = [], []
+    if batch:
+        filled = batch + [batch[-1]] * (batch_size - len(batch))
+        yield from zip(places, require_finite(predict(np.stack(filled))), strict=False)
+
+
+def require_finite(scores: np.ndarray) -> np.ndarray:
+    """Return the scores if all are finite.
+
+    The argmax of scores with a NaN is a class like any other, so the map would look right.
+
+    Raises:
+      UserError: a score is not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise UserError(
+            "the model's scores are not finite: its training diverged or config.model.dtype is too narrow; "
+            "use another checkpoint or config.model.dtype=float32"
+        )
+    return scores

@@ -1,6 +1,6 @@
-"""The page itself: what the templates are given.
+"""`spectralmoe report`: one HTML page of a run or a grid, readable offline.
 
-`spectralmoe report`: one HTML page of a run or a grid.
+`report` evaluates a run if needed, reads its records (`figures`) and fills the templates beside this module.
 """
 
 from __future__ import annotations
@@ -19,19 +19,61 @@ from spectralmoe_jax.ablation.tables import caption, header, percent, rows
 from spectralmoe_jax.config.load import flatten, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.best_checkpoint import evaluate_best_checkpoint, read_evaluation, steps_of
+from spectralmoe_jax.evaluation.evaluate import checkpoint_steps, evaluate_best_checkpoint, read_evaluation
 from spectralmoe_jax.files import atomic_write
-from spectralmoe_jax.inference.pictures import PICTURES
+from spectralmoe_jax.inference.pictures import PICTURES_FILE
 from spectralmoe_jax.reporting import figures
-from spectralmoe_jax.reporting import svg as encode
-from spectralmoe_jax.reporting.run_records import GridRecord, Run, is_grid, read_grid, read_run
-from spectralmoe_jax.reporting.svg import Dots, dot_chart
+from spectralmoe_jax.reporting.figures import GridRecord, RunRecord, is_grid, read_grid, read_run
+from spectralmoe_jax.reporting.svg import EXPERTS, Dots, dot_chart
 
+REPORT_FILE = "report.html"
 _LAST = (-1,)
 
 
-def run_page(run: Run, shown: str) -> str:
-    """The page of a run; `shown` says where it lies."""
+def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page of a run or a grid; it needs no other file and no network.
+
+    A run whose best checkpoint is not evaluated yet is evaluated on the target first. A grid is shown as
+    `spectralmoe ablate` left it; no model is read.
+
+    Args:
+      workdir: folder that `spectralmoe train` or `ablate` wrote.
+      output: file to write; default `report.html` in there.
+
+    Returns:
+      The file.
+
+    Raises:
+      UserError: names the file or key that is wrong.
+    """
+    workdir = Path(workdir)
+    if is_grid(workdir):
+        page = grid_page(read_grid(workdir), str(workdir))
+    else:
+        _evaluate_if_needed(workdir)
+        page = run_page(read_run(workdir), str(workdir))
+    path = workdir / REPORT_FILE if output is None else Path(output)
+    try:
+        with atomic_write(path) as aside:
+            aside.write_text(page, encoding="utf-8")
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None
+    return path
+
+
+def _evaluate_if_needed(workdir: Path) -> None:
+    """Evaluate a run that has no evaluation, no pictures, or newer checkpoints than its evaluation."""
+    config = read_run_config(workdir)
+    (step, last), evaluation = checkpoint_steps(workdir, config), read_evaluation(workdir)
+    if step is None:
+        raise UserError(f"{workdir}: holds no checkpoint yet; train first")
+    evaluated = evaluation and (evaluation.get("step"), evaluation.get("trained"))
+    if evaluated != (step, last) or not (workdir / PICTURES_FILE).is_file():
+        evaluate_best_checkpoint(workdir, config)
+
+
+def run_page(run: RunRecord, shown: str) -> str:
+    """Render the page of a run; `shown` is its folder as the page names it."""
     names, palette = run.config.classes.names, palette_of(run.config)
     evaluation = run.evaluation
     return _rendered(
@@ -39,11 +81,11 @@ def run_page(run: Run, shown: str) -> str:
         title=f"{run.name}: report of a run",
         shown=shown,
         run=run,
-        facts=_facts(run),
+        key_figures=_key_figures(run),
         names=names,
         palette=palette,
         experts=figures.experts_of(run),
-        expert_colours=encode.EXPERTS,
+        expert_colours=EXPERTS,
         curves=figures.curves(run),
         evaluation=evaluation,
         class_rows=_class_rows(evaluation) if evaluation else [],
@@ -65,7 +107,7 @@ def run_page(run: Run, shown: str) -> str:
 
 
 def grid_page(grid: GridRecord, shown: str) -> str:
-    """The page of a grid: its table, and of each variant the first run that is done."""
+    """Render the page of a grid: its table, and of each variant the first run that is done."""
     results = grid.results
     first = next(iter(grid.runs.values()), None)
     return _rendered(
@@ -79,21 +121,24 @@ def grid_page(grid: GridRecord, shown: str) -> str:
         scores=Markup(_scores(results)),
         names=first.config.classes.names if first else [],
         palette=palette_of(first.config) if first else [],
-        expert_colours=encode.EXPERTS,
+        expert_colours=EXPERTS,
         experts=max((figures.experts_of(run) for run in grid.runs.values()), default=0),
-        scenes=_given(first) if first else [],
+        scenes=_inputs(first) if first else [],
         variants=[_variant(grid, name, run) for name, run in grid.runs.items()],
     )
 
 
-def _given(run: Run) -> list[dict[str, Any]]:
-    """Input and truth of the scenes, which all runs of a grid share."""
+def _inputs(run: RunRecord) -> list[dict[str, Any]]:
+    """Draw input and truth of the scenes, which all runs of a grid share."""
     names, palette = run.config.classes.names, palette_of(run.config)
     return [{"scene": scene, "panels": figures.panels(scene, names, palette)[:2]} for scene in run.scenes]
 
 
-def _variant(grid: GridRecord, name: str, run: Run) -> dict[str, Any]:
-    """Of the reference the experts of all layers, of the others those of the last: the page stays small."""
+def _variant(grid: GridRecord, name: str, run: RunRecord) -> dict[str, Any]:
+    """Collect what the page shows of a variant.
+
+    Experts are those of all layers for the reference and of the last layer for others: the page stays small.
+    """
     is_reference = name == grid.results["reference"]
     layers = None if is_reference else _LAST
     names, palette = run.config.classes.names, palette_of(run.config)
@@ -120,16 +165,15 @@ def _variant(grid: GridRecord, name: str, run: Run) -> dict[str, Any]:
 
 
 def palette_of(config: RunConfig) -> list[tuple[int, int, int]]:
-    """The colours of the classes; where a configuration has none, those of the experts."""
+    """Return the colours of the classes, or those of the experts where a configuration has none."""
     names = config.classes.names
     return [
-        (r, g, b)
-        for r, g, b in config.classes.palette or (encode.EXPERTS * (1 + len(names) // 16))[: len(names)]
+        (r, g, b) for r, g, b in config.classes.palette or (EXPERTS * (1 + len(names) // 16))[: len(names)]
     ]
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
-    """What is said first: (value, what it is)."""
+def _key_figures(run: RunRecord) -> list[tuple[str, str]]:
+    """Return the figures at the top of the page: (value, label)."""
     steps, _ = run.series("train", "loss")
     found = [(f"{steps[-1]:,}" if steps else "0", f"of {run.config.train.steps:,} steps")]
     if run.evaluation:
@@ -140,12 +184,12 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             (f"{run.evaluation['trainable']:,}", "trainable parameters"),
         ]
         if run.evaluation["step"] is not None:
-            found.append((f"{run.evaluation['step']:,}", "step of the checkpoint judged"))
+            found.append((f"{run.evaluation['step']:,}", "step of the evaluated checkpoint"))
     return found
 
 
 def _class_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """One a class, and the means."""
+    """Return one row of scores for each class."""
     columns = {**evaluation["domains"], "all": evaluation["all"]}
     support = np.sum(evaluation["all"]["confusion"], axis=1)
     total = max(int(support.sum()), 1)
@@ -162,7 +206,7 @@ def _class_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _confusion(evaluation: dict[str, Any]) -> list[tuple[str, list[float | None]]]:
-    """(true class, share of its pixels predicted as each class), or None where there is none of it."""
+    """Return (true class, share of its pixels predicted as each class); None for a class without pixels."""
     found = []
     for name, row in zip(evaluation["classes"], evaluation["all"]["confusion"], strict=True):
         total = sum(row)
@@ -171,11 +215,11 @@ def _confusion(evaluation: dict[str, Any]) -> list[tuple[str, list[float | None]
 
 
 def _scores(results: dict[str, Any]) -> str:
-    dots = [
-        Dots(name, [100 * run["miou"] for run in variant["runs"] if run.get("miou") is not None],
-             name == results["reference"])
-        for name, variant in results["variants"].items()
-    ]  # fmt: skip
+    """Chart the scores of all runs by variant."""
+    dots = []
+    for name, variant in results["variants"].items():
+        values = [100 * run["miou"] for run in variant["runs"] if run.get("miou") is not None]
+        dots.append(Dots(name, values, name == results["reference"]))
     means = [f"{name} {percent(v['miou']['mean'])}" for name, v in results["variants"].items()]
     return dot_chart(dots, f"mIoU on the target in %, mean over seeds: {'; '.join(means)}", "mIoU, %")
 
@@ -195,46 +239,3 @@ def _rendered(template: str, **values: Any) -> str:
     environment.filters["percent"] = percent
     environment.filters["css"] = _css
     return environment.get_template(template).render(version=__version__, **values)
-
-
-REPORT = "report.html"
-
-
-def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
-    """Write the page of a run or a grid; it needs no other file and no network.
-
-    A run whose best checkpoint was not judged yet is evaluated on the target first, see `evaluation.judged`;
-    of a grid, what `spectralmoe ablate` left is shown, and no model is read.
-
-    Args:
-      workdir: folder that `spectralmoe train` or `ablate` wrote.
-      output: file to write; default `report.html` in there.
-
-    Returns: the file.
-
-    Raises UserError naming the file or key that is wrong.
-    """
-    workdir = Path(workdir)
-    if is_grid(workdir):
-        page = grid_page(read_grid(workdir), str(workdir))
-    else:
-        _judge_anew(workdir)
-        page = run_page(read_run(workdir), str(workdir))
-    path = workdir / REPORT if output is None else Path(output)
-    try:
-        with atomic_write(path) as aside:
-            aside.write_text(page, encoding="utf-8")
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None
-    return path
-
-
-def _judge_anew(workdir: Path) -> None:
-    """Evaluate a run where it was not, or where checkpoints came since."""
-    config = read_run_config(workdir)
-    (step, last), known = steps_of(workdir, config), read_evaluation(workdir)
-    if step is None:
-        raise UserError(f"{workdir}: holds no checkpoint yet; train first")
-    judged = known and (known.get("step"), known.get("trained"))
-    if judged != (step, last) or not (workdir / PICTURES).is_file():
-        evaluate_best_checkpoint(workdir, config)

@@ -1,9 +1,8 @@
-"""Small charts as SVG text, drawn at the width of a phone so that their letters stay legible there.
+"""Charts as SVG text, and pictures as `data:` addresses: graphics that a page carries in itself.
 
-Colours are the page's own (classes `s0`, `s1`, ... of its style sheet), so a chart follows its light and dark
-scheme. Every chart has a title that says in words what it shows.
-
-Pictures as `data:` addresses, which a page carries in itself.
+Charts are drawn at the width of a phone, so that their letters stay legible there. Colours are classes of the
+page's style sheet (`s0`, `s1`, ... for series, `e0`, ... for experts), so a chart follows its light and dark
+scheme. Every chart has a title that describes it in words.
 """
 
 from __future__ import annotations
@@ -17,77 +16,58 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from spectralmoe_jax.inference.panel import EXPERT_COLOURS
+from spectralmoe_jax.inference.preview import EXPERT_COLOURS, class_map, error_map
 
-_MORE_EXPERTS = (
-    (146, 73, 0), (182, 109, 255), (0, 73, 73), (255, 182, 219), (36, 255, 36), (146, 0, 0), (0, 109, 219),
+EXPERTS = (
+    *EXPERT_COLOURS,
+    (146, 73, 0),
+    (182, 109, 255),
+    (0, 73, 73),
+    (255, 182, 219),
+    (36, 255, 36),
+    (146, 0, 0),
+    (0, 109, 219),
     (182, 219, 255),
-)  # fmt: skip
-EXPERTS = (*EXPERT_COLOURS, *_MORE_EXPERTS)
-"""Colours of experts, which colour-blind readers can tell apart as far as that goes for sixteen; repeated."""
-
-IGNORED = (255, 255, 255)
-RIGHT, WRONG = (226, 228, 230), (170, 20, 70)
-_QUALITY = 82
-
-
-def photo(image: np.ndarray) -> str:
-    """(h, w, 3) uint8 as a JPEG."""
-    return _encoded(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-
-
-def drawing(image: np.ndarray) -> str:
-    """(h, w, 3) uint8 of few colours as a PNG."""
-    return _encoded(image, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 9])
-
-
-def _encoded(image: np.ndarray, kind: str, options: Sequence[int]) -> str:
-    done, data = cv2.imencode(kind, np.ascontiguousarray(image[..., ::-1]), options)
-    assert done
-    mime = {".jpg": "jpeg", ".png": "png"}[kind]
-    return f"data:image/{mime};base64,{base64.b64encode(data.tobytes()).decode()}"
-
-
-def classes(label: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
-    """Class numbers (h, w) in the colours of the classes, 255 in white."""
-    table = np.full((256, 3), 255, np.uint8)
-    table[: len(palette)] = palette
-    return drawing(table[label])
-
-
-def errors(truth: np.ndarray, prediction: np.ndarray) -> str:
-    """Right in grey, wrong in red, not labelled in white."""
-    picture = np.where((truth == prediction)[..., None], RIGHT, WRONG)
-    return drawing(np.where((truth == 255)[..., None], IGNORED, picture).astype(np.uint8))
-
-
-def experts(numbers: np.ndarray) -> str:
-    """Expert numbers (h, w) in the colours of the experts."""
-    table = np.array(EXPERTS, np.uint8)
-    return drawing(table[numbers % len(table)])
-
-
+)
+"""Colours of sixteen experts, as distinct for colour-blind readers as sixteen can be; repeated beyond."""
 WIDTH, HEIGHT = 340, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 40
 SERIES = 8
-"""Colours there are; beyond them they are repeated."""
+"""Number of series colours; repeated beyond."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 40
+_QUALITY = 82  # of JPEG pictures
 
 
 class Line(NamedTuple):
-    """One curve: name, x (n,), whole numbers such as steps, and y (n,); NaN breaks it."""
+    """One curve.
+
+    Attributes:
+      name: in the legend.
+      x: (n,), whole numbers such as steps.
+      y: (n,); NaN breaks the curve.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
 
 
-def line_chart(lines: Sequence[Line], title: str, x_label: str, *, y_range: tuple[float, float] | None = None,
-               markers: bool = False) -> str:  # fmt: skip
-    """Curves over a common axis. Returns an `<svg>` element.
+def line_chart(
+    lines: Sequence[Line],
+    title: str,
+    x_label: str,
+    *,
+    y_range: tuple[float, float] | None = None,
+    markers: bool = False,
+) -> str:
+    """Draw curves over a common axis as an `<svg>` element.
 
     Args:
-      title: in words what is shown, for those who do not see it. x_label: below the axis.
-      y_range: instead of that of the data. markers: a dot at every point, for few of them.
+      lines: the curves.
+      title: description in words, for readers who cannot see the chart.
+      x_label: label below the axis.
+      y_range: instead of the range of the data.
+      markers: draw a dot at every point.
     """
     x_low, x_high = _span([v for line in lines for v in line.x])
     y_low, y_high = y_range or _span([v for line in lines for v in line.y], from_zero=True)
@@ -105,14 +85,23 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, *, y_range: tupl
         points = [(x_of(x), y_of(y)) for x, y in zip(line.x, line.y, strict=True)]
         parts.append(f'<path class="line s{i % SERIES} d{min(i, 3)}" d="{_path(points)}"/>')
         if markers:
-            parts += [f'<circle class="s{i % SERIES} dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
-                      for x, y in points if math.isfinite(y)]  # fmt: skip
+            parts += [
+                f'<circle class="s{i % SERIES} dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+                for x, y in points
+                if math.isfinite(y)
+            ]
     return _svg(parts, title)
 
 
 def stacked_chart(shares: np.ndarray, x: Sequence[float], title: str, x_label: str) -> str:
-    """Shares (n, E) that add up to one, as bands over x (n,), the first at the bottom; their classes are
-    `e0`, `e1`, ..., as many as there are colours."""
+    """Draw shares as stacked bands, the first at the bottom, as an `<svg>` element.
+
+    Args:
+      shares: (n, E), each row adding up to one.
+      x: (n,), whole numbers.
+      title: description in words.
+      x_label: label below the axis.
+    """
     x_low, x_high = _span(x)
     height = 120
     x_of = lambda v: _LEFT + (v - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
@@ -132,7 +121,13 @@ def stacked_chart(shares: np.ndarray, x: Sequence[float], title: str, x_label: s
 
 
 class Dots(NamedTuple):
-    """One row of a dot chart: its name, the values of its runs, and whether it is the reference."""
+    """One row of a dot chart.
+
+    Attributes:
+      name: of the variant.
+      values: of its runs.
+      is_reference: whether the variant is the reference.
+    """
 
     name: str
     values: Sequence[float]
@@ -140,7 +135,15 @@ class Dots(NamedTuple):
 
 
 def dot_chart(rows: Sequence[Dots], title: str, x_label: str) -> str:
-    """Values a row, their mean as a bar across, the mean of the reference as a line."""
+    """Draw one row of dots for each variant, as an `<svg>` element.
+
+    A bar marks the mean of a row, a line across all rows the mean of the reference.
+
+    Args:
+      rows: the variants.
+      title: description in words.
+      x_label: label below the axis.
+    """
     x_low, x_high = _span([v for row in rows for v in row.values], margin=0.05)
     step, top, left = 34, 6, 10
     height = top + step * len(rows) + 40
@@ -166,7 +169,7 @@ def dot_chart(rows: Sequence[Dots], title: str, x_label: str) -> str:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers between two, some `about` of them."""
+    """Return round numbers between two, roughly `about` of them."""
     rough = (high - low) / about
     size = 10 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
@@ -176,19 +179,19 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def _whole_ticks(low: float, high: float) -> list[float]:
-    """Those of `ticks` that can be a step or a layer: around a single one lie halves."""
+    """Return those of `ticks` that can be a step or a layer: around a single one there are halves."""
     return [tick for tick in ticks(low, high) if tick == round(tick)]
 
 
 def number(value: float) -> str:
-    """A short form of a number: 12k for 12000."""
+    """Format a number in short: 12k for 12000."""
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def thin(count: int, at_most: int = 120) -> np.ndarray:
-    """Indices of at most so many of `count` points, evenly, with the first and the last."""
+    """Return evenly spaced indices of at most `at_most` of `count` points, first and last included."""
     return np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(int))
 
 
@@ -214,7 +217,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _below(x: float, y: float, text: str) -> str:
-    """A text around x, or ending at the right edge where it would be cut off."""
+    """Draw a text centred at x, or ending at the right edge where it would be cut off."""
     anchor = "end" if x > WIDTH - 24 and len(text) > 2 else "middle"
     x = WIDTH - 1 if anchor == "end" else x
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
@@ -230,3 +233,36 @@ def _svg(parts: Sequence[str], title: str, height: int = HEIGHT) -> str:
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
+
+
+def photo(image: np.ndarray) -> str:
+    """Encode an image (h, w, 3) uint8 as a JPEG address."""
+    return _encoded(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+
+
+def drawing(image: np.ndarray) -> str:
+    """Encode an image (h, w, 3) uint8 of few colours as a PNG address."""
+    return _encoded(image, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def _encoded(image: np.ndarray, kind: str, options: Sequence[int]) -> str:
+    done, data = cv2.imencode(kind, np.ascontiguousarray(image[..., ::-1]), options)
+    assert done
+    mime = {".jpg": "jpeg", ".png": "png"}[kind]
+    return f"data:image/{mime};base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def class_picture(label: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
+    """Draw class ids (h, w) in the colours of the classes, unlabelled pixels white."""
+    return drawing(class_map(label, palette))
+
+
+def error_picture(truth: np.ndarray, prediction: np.ndarray) -> str:
+    """Draw right pixels grey, wrong ones red, unlabelled ones white."""
+    return drawing(error_map(truth, prediction))
+
+
+def expert_picture(numbers: np.ndarray) -> str:
+    """Draw expert numbers (h, w) in the colours of the experts."""
+    table = np.array(EXPERTS, np.uint8)
+    return drawing(table[numbers % len(table)])

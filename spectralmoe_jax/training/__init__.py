@@ -1,1 +1,1 @@
-"""Training: the optimizer with its parameter groups, one step, and the loop around it."""
+"""Training: optimizer, step, loop, logs, and `train` from a configuration to a trained run."""

@@ -1,8 +1,8 @@
-"""Metrics of a run: `metrics.jsonl`, one JSON object a line, and TensorBoard.
+"""Records of a training run: metrics on disk, a heartbeat file and progress lines.
 
-A sign of life for a watchdog outside: collectives that wait for a lost host wait for ever.
-
-Telling people how far training is: a live line on a terminal, plain lines elsewhere.
+`MetricsLog` writes `metrics.jsonl` (one JSON object per line) and TensorBoard events. `Heartbeat` keeps a
+small file for an external watchdog. `ProgressReport` prints a live line on a terminal and plain lines
+elsewhere.
 """
 
 from __future__ import annotations
@@ -22,51 +22,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spectralmoe_jax.files import atomic_write, naming_file
 
-FOLDER = "heartbeat"
-EVERY = 10.0  # seconds
-
-
-class Heartbeat:
-    """Keeps `WORKDIR/heartbeat/PROCESS.json` of this process: step, time (seconds since 1970), host, pid.
-
-    The file is renewed when training starts and then after steps, every `EVERY` seconds at most, and removed
-    when training ends, however it ends but by a kill: what is old is stuck.
-    """
-
-    def __init__(self, workdir: str | os.PathLike[str]):
-        self.path = Path(workdir) / FOLDER / f"{jax.process_index()}.json"
-        self._next = 0.0
-
-    def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.beat(None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def beat(self, step: int | None) -> None:
-        """Training is alive after `step`; None before the first."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + EVERY
-        life = {"step": step, "time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
-        with naming_file(self.path), atomic_write(self.path) as aside:
-            aside.write_text(json.dumps(life) + "\n")
-
-
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+HEARTBEAT_FOLDER = "heartbeat"
+HEARTBEAT_SECONDS = 10.0
 
 
 class MetricsLog:
-    """Appends metrics; after a resume there is one record for each step and kind.
+    """Metrics by step, appended to `metrics.jsonl` and TensorBoard.
+
+    After a resume the file has one record for each step and kind.
 
     Args:
       workdir: the run's folder; must exist.
-      step: the step the run starts from. Records of later steps, left by a run
-        that was killed after its last checkpoint, are dropped.
-      silent: writes nothing, as on all hosts but the first.
+      step: the step the run starts from. Records of later steps, left by a run that was killed after its last
+        checkpoint, are dropped.
+      silent: write nothing, as on all hosts but the first.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], step: int, silent: bool = False):
@@ -76,7 +47,7 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         path = Path(workdir) / METRICS_FILE
-        _keep_until(path, step)
+        _drop_records_after(path, step)
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(str(Path(workdir) / TENSORBOARD_FOLDER), purge_step=step + 1)
 
@@ -86,14 +57,15 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         if self._silent:
             return
-        with naming_file(self._file.name):  # closing writes what a full disk did not take before
+        with naming_file(self._file.name):  # closing flushes what a full disk refused before
             self._file.close()
         self._tensorboard.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Writes one record `{"step": ..., "kind": ..., **values}`; what is not finite becomes null.
+        """Write one record `{"step": ..., "kind": ..., **values}`; a non-finite value becomes null.
 
-        Raises OSError, with the file's name, where it cannot be written.
+        Raises:
+          OSError: the file cannot be written; has the file's name.
         """
         if self._silent:
             return
@@ -104,9 +76,10 @@ class MetricsLog:
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def write_arrays(self, step: int, kind: str, values: Mapping[str, np.ndarray]) -> None:
-        """Writes one such record of nested lists, to four decimals, into the file; none without values.
+        """Write one record of nested lists, rounded to four decimals, to the file; none without values.
 
-        Raises OSError, with the file's name, where it cannot be written.
+        Raises:
+          OSError: the file cannot be written; has the file's name.
         """
         if self._silent or not values:
             return
@@ -121,8 +94,8 @@ class MetricsLog:
             self._file.flush()
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drops records beyond `step`, and a last line that a killed run left unfinished."""
+def _drop_records_after(path: Path, step: int) -> None:
+    """Drop records beyond `step`, and a last line that a killed run left unfinished."""
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
@@ -137,8 +110,38 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
+class Heartbeat:
+    """Heartbeat file for an external watchdog; collectives hang forever if a host dies.
+
+    `WORKDIR/heartbeat/PROCESS.json` holds this process's step, time (seconds since 1970), host and pid. It is
+    renewed when training starts and then after steps, at most once in `HEARTBEAT_SECONDS`. It is removed when
+    training ends, unless the process is killed: an old file means a stuck or dead process.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self.path = Path(workdir) / HEARTBEAT_FOLDER / f"{jax.process_index()}.json"
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.beat(None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def beat(self, step: int | None) -> None:
+        """Renew the file if it is due; `step` is the last step done, None before the first."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + HEARTBEAT_SECONDS
+        state = {"step": step, "time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+        with naming_file(self.path), atomic_write(self.path) as aside:
+            aside.write_text(json.dumps(state) + "\n")
+
+
 class ProgressReport:
-    """Reports steps, loss, images per second and the time left.
+    """Progress on the console: step, loss, images per second and time left.
 
     Args:
       start: step the run starts from.
@@ -174,11 +177,11 @@ class ProgressReport:
         self._bar.stop()
 
     def advance(self, step: int) -> None:
-        """Moves the live line; writes nothing elsewhere."""
+        """Move the live line; print nothing off a terminal."""
         self._bar.update(self._task, completed=step)
 
     def report(self, step: int, metrics: Mapping[str, float]) -> float:
-        """Shows a step's loss; returns images per second since the last report or pause."""
+        """Show a step's loss; return images per second since the last report or restart of the clock."""
         seconds = max(time.monotonic() - self._since, 1e-9)
         rate = (step - self._at) / seconds
         text = f"loss {metrics['loss']:.4f}  {rate * self._batch_size:.1f} images/s"
@@ -187,14 +190,14 @@ class ProgressReport:
             left = int((self._steps - step) / rate) if rate else 0
             minutes, clock = divmod(left, 60)
             hours, minutes = divmod(minutes, 60)
-            self.say(f"step {step}/{self._steps}  {text}  left {hours}:{minutes:02d}:{clock:02d}")
-        self.resume(step)
+            self.print(f"step {step}/{self._steps}  {text}  left {hours}:{minutes:02d}:{clock:02d}")
+        self.restart_clock(step)
         return rate * self._batch_size
 
-    def resume(self, step: int) -> None:
-        """Starts the clock again, so that an evaluation does not count as training time."""
+    def restart_clock(self, step: int) -> None:
+        """Restart the clock, so that an evaluation does not count as training time."""
         self._at, self._since = step, time.monotonic()
 
-    def say(self, line: str) -> None:
-        """Writes one line, above the live one on a terminal."""
+    def print(self, line: str) -> None:
+        """Print one line, above the live one on a terminal."""
         self._console.print(line, markup=False)

@@ -1,6 +1,17 @@
-"""The training loop.
+"""The training loop: prefetch, step, log, evaluate, save, in an order that makes a run resumable at any step.
 
-Batches on the device before the step asks for them.
+The order of operations in one pass of the loop, and its reasons:
+
+1. Step. The batch is on the device already: a thread draws and copies it while earlier steps run. The call
+   may return before the device is done, so nothing after it reads the state unless it has to.
+2. Stop? A SIGTERM counts only between two steps, and all hosts stop after the same one.
+3. Log, every `log_every` steps. Reading metrics waits for the device, hence not after every step.
+4. Evaluate, every `evaluate_every` steps, before saving: the checkpoint gets its score, which decides the
+   best. If the evaluation fails, the state is saved without a score first, so that no step is lost.
+5. Save, every `checkpoint_every` steps, after an evaluation, after the last step and on a stop.
+
+Stages 3 to 5 check first that all losses and gradients so far were finite: a diverged state is never
+evaluated or saved. The check is cheap because the step records the first bad step on the device.
 """
 
 from __future__ import annotations
@@ -30,22 +41,179 @@ from spectralmoe_jax.training.logging import Heartbeat, MetricsLog, ProgressRepo
 from spectralmoe_jax.training.optimizer import make_optimizer, make_schedule
 from spectralmoe_jax.training.step import NEVER, LossFunction, TrainState, init_state, make_train_step
 
-_AHEAD = 2
+_BATCHES_AHEAD = 2
 _END = object()
 
 
-def prefetch(
-    batches: Iterator[Any], ahead: int = _AHEAD, place: Callable[[Any], Any] = jax.device_put
-) -> Generator[Any]:
-    """The same batches, as arrays on the device, `ahead` of them at most before they are asked for.
+class TrainingDiverged(UserError):
+    """A loss or gradient is not finite; the message names the step and the last good checkpoint."""
 
-    A thread takes them from `batches` and starts their copies: neither costs the loop time, even where the
-    call of a step returns when the step is done, as on a CPU. An error is raised where its batch would have
-    come, after those before it; closing the generator waits for the batch that is being made and closes
-    `batches`, if it can be closed.
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that `fit` needs to know of a run: model, loss, data and evaluation.
+
+    Attributes:
+      trainable: parameters to start from, plain nested dicts of arrays.
+      frozen: what the loss needs besides them; never copied, stored or updated.
+      loss_fn: see `LossFunction`.
+      make_batches: from the step to start at to an endless iterator of batches; batch n is the same whatever
+        step the iterator started at.
+      batch_size: images per batch, of all hosts together.
+      evaluate: from trainable parameters to named scores, or None for no evaluation.
+      selection_metric: the score that decides which checkpoint is best, higher is better.
+      rules: parameter groups of the optimizer that come before those of the configuration.
+      layout: mesh that `trainable`, `frozen` and batches are spread over; None for one device. With several
+        hosts every one of them runs `fit`, and `make_batches` gives each its own rows.
+    """
+
+    trainable: Any
+    frozen: Any
+    loss_fn: LossFunction
+    make_batches: Callable[[int], Iterator[Any]]
+    batch_size: int
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    selection_metric: str = "miou"
+    rules: tuple[Rule, ...] = ()
+    layout: Layout | None = None
+
+
+def fit(
+    experiment: Experiment, settings: TrainConfig, key: jax.Array, store: CheckpointStore, workdir: Path
+) -> int:
+    """Train from the last checkpoint, or from the start, to `settings.steps`.
+
+    The parameters after step n depend on the experiment, the settings and the key alone, not on how often the
+    run was interrupted. On SIGTERM to any host the state is saved and the function returns early, on all of
+    them after the same step.
 
     Args:
-      batches: pytrees of arrays. ahead: at least 1. place: starts to copy one to where it is needed.
+      experiment: model, loss, data and evaluation.
+      settings: optimizer, number of steps and intervals.
+      key: the root of all randomness in the loss.
+      store: checkpoints of the run, read from and written to.
+      workdir: existing folder for the metrics.
+
+    Returns:
+      The number of steps done.
+
+    Raises:
+      TrainingDiverged: a loss or gradient is not finite; such a state is never saved.
+      Exception: whatever an evaluation raises, once the state before it is saved without a score.
+      UserError: the last checkpoint is of another configuration.
+    """
+    layout = experiment.layout
+    optimizer = make_optimizer(settings, experiment.trainable, experiment.rules)
+    state = _restore_or_init(experiment, optimizer, store)
+    train_step = make_train_step(experiment.loss_fn, optimizer, layout)
+    place = jax.device_put if layout is None else layout.place_batch
+    key = key if layout is None else layout.place(key)
+    silent = jax.process_index() != 0
+    start = int(state.step)
+    learning_rate = jax.jit(make_schedule(settings))
+    learning_rate(start)  # compiled before the first step, not between two
+
+    with (
+        StopRequest() as stop,
+        MetricsLog(workdir, start, silent=silent) as log,
+        ProgressReport(start, settings.steps, experiment.batch_size, silent=silent) as progress,
+        Heartbeat(workdir) as heartbeat,
+        contextlib.closing(prefetch(experiment.make_batches(start), place=place)) as batches,
+    ):
+        if start:
+            progress.print(f"resumed at step {start}")
+        step = start
+        stopping = False
+        while step < settings.steps and not stopping:
+            # 1. step
+            state, metrics = train_step(state, experiment.frozen, next(batches), key)
+            step += 1
+            is_last = step == settings.steps
+            progress.advance(step)
+            heartbeat.beat(step)
+
+            # 2. stop?
+            stopping = stop.after(step)
+
+            # 3. log
+            if is_last or step % settings.log_every == 0:
+                _require_finite(state, store)
+                found = jax.device_get(metrics)
+                values = {name: float(value) for name, value in found.items() if not np.ndim(value)}
+                rates = {"learning_rate": float(learning_rate(step - 1))}
+                rates["images_per_second"] = progress.report(step, values)
+                log.write(step, "train", values | rates)
+                log.write_arrays(step, "experts", {k: v for k, v in found.items() if np.ndim(v)})
+
+            # 4. evaluate
+            scores = None
+            if experiment.evaluate and (is_last or step % settings.evaluate_every == 0):
+                _require_finite(state, store)
+                try:
+                    scores = experiment.evaluate(state.params)
+                except Exception:
+                    store.save(step, state.params, state.opt_state)
+                    store.wait()
+                    raise
+                log.write(step, "evaluate", scores)
+                shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+                progress.print(f"step {step}: {shown}")
+                progress.restart_clock(step)
+
+            # 5. save
+            if scores is not None or is_last or step % settings.checkpoint_every == 0 or stopping:
+                _require_finite(state, store)
+                store.save(step, state.params, state.opt_state, scores)
+
+        store.wait()
+        if stopping and step < settings.steps:
+            progress.print(f"stop requested: saved at step {step}; the same command resumes there")
+    return step
+
+
+def _restore_or_init(
+    experiment: Experiment, optimizer: optax.GradientTransformation, store: CheckpointStore
+) -> TrainState:
+    """Return the state of the last complete checkpoint, or the one before the first step."""
+    state = init_state(experiment.trainable, optimizer, experiment.layout)
+    if store.last is None:
+        return state
+    params, opt_state = store.restore(store.last, state.params, state.opt_state)
+    step = jax.device_put(np.int32(store.last), state.step.sharding)
+    return dataclasses.replace(state, step=step, params=params, opt_state=opt_state)
+
+
+def _require_finite(state: TrainState, store: CheckpointStore) -> None:
+    """Raise TrainingDiverged if any step so far had a loss or gradient that is not finite."""
+    bad = int(state.first_bad_step)
+    if bad == NEVER:
+        return
+    store.wait()
+    saved = (
+        "there is no checkpoint yet"
+        if store.last is None
+        else f"the last good checkpoint is {store.path(store.last)}"
+    )
+    raise TrainingDiverged(
+        f"the loss or its gradient is not finite at step {bad + 1}; {saved}; "
+        "lower config.train.learning_rate or set config.train.clip_norm"
+    )
+
+
+def prefetch(
+    batches: Iterator[Any], ahead: int = _BATCHES_AHEAD, place: Callable[[Any], Any] = jax.device_put
+) -> Generator[Any]:
+    """Yield the same batches as arrays on the device, drawn before they are asked for.
+
+    A thread takes them from `batches` and starts their copies, so the loop waits for neither, even where the
+    call of a step returns only when the step is done, as on a CPU. An error is raised in place of its batch,
+    after those before it. Closing the generator waits for the batch being drawn and closes `batches` if it
+    can be closed.
+
+    Args:
+      batches: pytrees of arrays.
+      ahead: batches drawn before they are asked for, at most; at least 1.
+      place: starts copying a batch to its devices.
     """
 
     def take() -> Any:
@@ -67,169 +235,22 @@ def prefetch(
             batches.close()
 
 
-class TrainingDiverged(UserError):
-    """Loss or gradient stopped being finite; the message names the step and the last good checkpoint."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What is trained, on what, and how it is judged.
-
-    Attributes:
-      trainable: parameters to start from, plain nested dicts of arrays.
-      frozen: what the loss needs besides them; never copied, stored or updated.
-      loss_fn: see `LossFunction`.
-      make_batches: from the step to start at to an endless iterator of batches;
-        batch n is the same whatever step the iterator started at.
-      batch_size: images per batch, of all hosts together.
-      evaluate: from trainable parameters to named scores, or None for no evaluation.
-      selection_metric: the score that decides which checkpoint is best, higher is better.
-      rules: of the optimizer, looked at before those of the settings.
-      layout: where `trainable` and `frozen` are and batches go; None for one device. With several hosts every
-        one of them runs `fit`, and `make_batches` gives each its own rows.
-    """
-
-    trainable: Any
-    frozen: Any
-    loss_fn: LossFunction
-    make_batches: Callable[[int], Iterator[Any]]
-    batch_size: int
-    evaluate: Callable[[Any], Mapping[str, float]] | None = None
-    selection_metric: str = "miou"
-    rules: tuple[Rule, ...] = ()
-    layout: Layout | None = None
-
-
-def fit(
-    experiment: Experiment, settings: TrainConfig, key: jax.Array, store: CheckpointStore, workdir: Path
-) -> int:
-    """Trains from the last checkpoint, or from the start, to `settings.steps`.
-
-    The parameters after step n depend on the experiment, the settings and the key
-    alone, not on how often the run was interrupted. On SIGTERM, to any host, the state
-    is saved and the function returns early, on all of them after the same step.
-
-    Args:
-      key: the root of all randomness in the loss.
-      store: where checkpoints go to and come from.
-      workdir: existing folder for the metrics.
-
-    Returns:
-      The number of steps done.
-
-    Raises:
-      TrainingDiverged: a loss or gradient is not finite; such a state is never saved.
-      Exception: of an evaluation, once the state before it is saved without a score.
-      UserError: the last checkpoint is of another configuration.
-    """
-    layout = experiment.layout
-    optimizer = make_optimizer(settings, experiment.trainable, experiment.rules)
-    state = restore_or_init(experiment, optimizer, store)
-    train_step = make_train_step(experiment.loss_fn, optimizer, layout)
-    place = jax.device_put if layout is None else layout.place_batch
-    key = key if layout is None else layout.place(key)
-    speaks = jax.process_index() == 0
-    start = int(state.step)
-    learning_rate = jax.jit(make_schedule(settings))
-    learning_rate(start)  # compiled before the first step, not between two
-
-    with (
-        StopRequest() as stop,
-        MetricsLog(workdir, start, silent=not speaks) as log,
-        ProgressReport(start, settings.steps, experiment.batch_size, silent=not speaks) as progress,
-        Heartbeat(workdir) as heartbeat,
-        contextlib.closing(prefetch(experiment.make_batches(start), place=place)) as batches,
-    ):
-        if start:
-            progress.say(f"resumed at step {start}")
-        step = start
-        stopping = False
-        while step < settings.steps and not stopping:
-            state, metrics = train_step(state, experiment.frozen, next(batches), key)
-            step += 1
-            is_last = step == settings.steps
-            stopping = stop.after(step)
-            progress.advance(step)
-            heartbeat.beat(step)
-
-            if is_last or step % settings.log_every == 0:
-                require_finite(state, store)
-                found = jax.device_get(metrics)
-                values = {name: float(value) for name, value in found.items() if not np.ndim(value)}
-                rates = {"learning_rate": float(learning_rate(step - 1))}
-                rates["images_per_second"] = progress.report(step, values)
-                log.write(step, "train", values | rates)
-                log.write_arrays(step, "experts", {k: v for k, v in found.items() if np.ndim(v)})
-
-            scores = None
-            if experiment.evaluate and (is_last or step % settings.evaluate_every == 0):
-                require_finite(state, store)
-                try:
-                    scores = experiment.evaluate(state.params)
-                except Exception:
-                    store.save(step, state.params, state.opt_state)  # a score that fails costs no steps
-                    store.wait()
-                    raise
-                log.write(step, "evaluate", scores)
-                progress.say(
-                    f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-                )
-                progress.resume(step)
-
-            if scores is not None or is_last or step % settings.checkpoint_every == 0 or stopping:
-                require_finite(state, store)
-                store.save(step, state.params, state.opt_state, scores)
-        store.wait()
-        if stopping and step < settings.steps:
-            progress.say(f"asked to stop: saved at step {step}; the same command resumes there")
-    return step
-
-
-def restore_or_init(
-    experiment: Experiment, optimizer: optax.GradientTransformation, store: CheckpointStore
-) -> TrainState:
-    """The state of the last complete checkpoint, or the one before the first step."""
-    state = init_state(experiment.trainable, optimizer, experiment.layout)
-    if store.last is None:
-        return state
-    params, opt_state = store.restore(store.last, state.params, state.opt_state)
-    step = jax.device_put(np.int32(store.last), state.step.sharding)
-    return dataclasses.replace(state, step=step, params=params, opt_state=opt_state)
-
-
-def require_finite(state: TrainState, store: CheckpointStore) -> None:
-    """Raises TrainingDiverged if any step so far had a loss or gradient that is not finite."""
-    bad = int(state.first_bad_step)
-    if bad == NEVER:
-        return
-    store.wait()
-    saved = (
-        "there is no checkpoint yet"
-        if store.last is None
-        else f"the last good checkpoint is {store.path(store.last)}"
-    )
-    raise TrainingDiverged(
-        f"the loss or its gradient is not finite at step {bad + 1}; {saved}; "
-        "lower config.train.learning_rate or set config.train.clip_norm"
-    )
-
-
 class StopRequest:
-    """Turns SIGTERM into a question asked after a step, so that none is cut in two.
+    """SIGTERM as a flag that is read between two steps, so that no step is cut in two.
 
-    Of several hosts, a signal to one is heard by all, which agree on the step to stop after.
+    With several hosts a signal to one reaches all, and they agree on the step to stop after.
     """
 
     requested = False
 
     def after(self, step: int) -> bool:
-        """Whether to stop after this step."""
+        """Return whether to stop after this step."""
         if jax.process_count() == 1:
             return self.requested
         return multihost_utils.reached_preemption_sync_point(step)
 
     def __enter__(self) -> Self:
-        # Of several hosts, JAX's own service listens for the signal.
+        # With several hosts JAX's own service handles the signal.
         is_main = threading.current_thread() is threading.main_thread()
         self._listens = is_main and jax.process_count() == 1
         if self._listens:

@@ -1,8 +1,7 @@
-"""The loss of a batch of raw pixels, as a pure function of plain dictionaries.
+"""One training step as a pure, jitted function: loss, gradient, update and finite check.
 
-What one training step hands to the next.
-
-One training step as a pure, jitted function.
+`make_loss` makes the loss of a segmenter, `init_state` the state before the first step and `make_train_step`
+the step itself. All three work on plain nested dictionaries of arrays.
 """
 
 from __future__ import annotations
@@ -23,6 +22,17 @@ from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parameters import join
 
 NEVER = -1
+"""Value of `TrainState.first_bad_step` as long as all losses and gradients were finite."""
+
+Metrics = dict[str, jax.Array]
+
+
+class LossFunction(Protocol):
+    """A loss to be differentiated."""
+
+    def __call__(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Return the loss () and what to log, scalars and small arrays; `key` belongs to this step alone."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -34,9 +44,8 @@ class TrainState:
       step: int32 (), steps done so far.
       params: the trainable parameters, plain nested dicts.
       opt_state: the optimizer's state for them.
-      first_bad_step: int32 (), the first step whose loss or gradient was not
-        finite, or -1. It travels on the device, so that the loop may look at it
-        rarely and still name the step.
+      first_bad_step: int32 (), the first step whose loss or gradient was not finite, or `NEVER`. It stays on
+        the device, so that the loop can check it rarely and still name the step.
     """
 
     step: jax.Array
@@ -45,12 +54,82 @@ class TrainState:
     first_bad_step: jax.Array
 
 
+TrainStep = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
+    """Make the training loss of a segmenter.
+
+    Args:
+      segmenter: read for its structure only; may be abstract.
+      config: weights of the Mask2Former loss and its point sampling.
+
+    Returns:
+      A function of the two dicts of `parameters.split`, a batch `{"image": (B, H, W, bands) raw pixels,
+      "label": (B, H, W)}` and a key. It returns the scalar loss and its named terms: class, mask and dice
+      summed over decoder outputs (for the linear head, its cross-entropy as class), and the adapter's own.
+      With experts it also returns `expert_usage` (L, J, E), see there.
+    """
+
+    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        # 1. forward pass
+        model = join(segmenter, trainable, frozen)
+        noise_key, point_key = jax.random.split(key)
+        out = model(model.normalise(batch["image"]), key=noise_key)
+        labels = batch["label"].astype(jnp.int32)
+
+        # 2. the adapter's own terms
+        metrics: Metrics = {"loss_balance": out.auxiliary_loss}
+        if out.experts is not None and out.experts.size:
+            metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.adapter.num_experts)
+
+        # 3. segmentation loss
+        if isinstance(out, PixelOutput):
+            entropy = pixel_cross_entropy(out.logits, labels)
+            return entropy + out.auxiliary_loss, metrics | {"loss_cls": entropy}
+        loss = mask2former_loss(out.class_logits, out.mask_logits, labels, config=config, key=point_key)
+        sums = {
+            name: jnp.stack([value for term, value in loss.terms.items() if term.endswith(name)]).sum()
+            for name in ("loss_cls", "loss_mask", "loss_dice")
+        }
+        # A matching on non-finite costs would go unnoticed: make the loss NaN for the finite check to see.
+        total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.auxiliary_loss
+        return total, metrics | sums
+
+    return loss_fn
+
+
+def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig) -> LossFunction:
+    """Make the training loss of a run on several sensors.
+
+    Args:
+      segmenters: a segmenter for the bands of each stream.
+      config: as in `make_loss`.
+
+    Returns:
+      As `make_loss`, for batches `{stream: batch}` of one stream each and frozen weights by stream. Compiled
+      once a stream.
+    """
+    losses = {name: make_loss(segmenter, config) for name, segmenter in segmenters.items()}
+
+    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        ((name, tiles),) = batch.items()
+        return losses[name](trainable, frozen[name], tiles, key)
+
+    return loss_fn
+
+
+def expert_usage(strongest: jax.Array, experts: int) -> jax.Array:
+    """Return the share of tokens by their strongest expert: (L, J, B, N) int32 -> (L, J, E) float32."""
+    return jnp.mean(strongest[..., None] == jnp.arange(experts), axis=(2, 3), dtype=jnp.float32)
+
+
 def init_state(
     params: Any, optimizer: optax.GradientTransformation, layout: Layout | None = None
 ) -> TrainState:
-    """The state before the first step, with its own copy of `params`: a step donates its state.
+    """Make the state before the first step, with its own copy of `params`: a step donates its state.
 
-    With a layout every leaf is made where it belongs, and is never whole anywhere else.
+    With a layout every leaf is made where it belongs and never exists whole anywhere else.
     """
 
     def make(params: Any) -> TrainState:
@@ -63,58 +142,47 @@ def init_state(
         )
 
     if layout is None:
-        # placed for good, as what a step returns is: another placing would compile the step again
+        # committed to its device, as a step's result is: anything else would compile the step twice
         return jax.device_put(make(params), jax.local_devices()[0])
     return jax.jit(make, out_shardings=layout.of_parameters(jax.eval_shape(make, params)))(params)
-
-
-Metrics = dict[str, jax.Array]
-
-
-class LossFunction(Protocol):
-    """The loss of a batch; only `trainable` is differentiated."""
-
-    def __call__(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Returns the loss () and what to log, scalars and small arrays; `key` belongs to this step alone."""
-        ...
-
-
-TrainStep = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
     loss_fn: LossFunction, optimizer: optax.GradientTransformation, layout: Layout | None = None
 ) -> TrainStep:
-    """Makes `train_step(state, frozen, batch, key) -> (state, metrics)`.
+    """Make the jitted `train_step(state, frozen, batch, key) -> (state, metrics)`.
 
-    The state is donated: it must not be used after the call. Frozen weights are
-    passed in, neither donated nor returned, and no gradient is taken for them.
-    `key` is the same for every step; step n draws from `fold_in(key, n)`, so a
-    run resumed at step n draws what an uninterrupted one would have drawn.
+    The state is donated: it must not be used after the call. Frozen weights are neither donated nor returned,
+    and no gradient is taken for them. `key` is the same for every step; step n draws from `fold_in(key, n)`,
+    so a run resumed at step n draws what an uninterrupted one would have drawn.
 
     Args:
-      layout: where the state is, and stays; the batch is one of all hosts. None for one device.
+      loss_fn: the loss of a batch.
+      optimizer: from `make_optimizer`.
+      layout: the mesh that the state is spread over, and stays on; None for one device. A batch is that of
+        all hosts.
 
     Returns:
-      The jitted function. Its metrics are those of `loss_fn`, and `loss` and
-      `grad_norm` ().
+      The step. Its metrics are those of `loss_fn`, and `loss` and `grad_norm` ().
     """
 
     def train_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        # 1. loss and gradient, of the trainable parameters alone
         step_key = jax.random.fold_in(key, state.step)
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = gradient(state.params, frozen, batch, step_key)
+        loss_and_gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, metrics), grads = loss_and_gradient(state.params, frozen, batch, step_key)
+
+        # 2. update
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        # 3. finite check: remember the first bad step; the loop reads it before it logs, evaluates or saves
         grad_norm = optax.tree.norm(grads)
         is_bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-            first_bad_step=jnp.where(
-                (state.first_bad_step == NEVER) & is_bad, state.step, state.first_bad_step
-            ),
-        )
+        is_first_bad = (state.first_bad_step == NEVER) & is_bad
+        first_bad_step = jnp.where(is_first_bad, state.step, state.first_bad_step)
+
+        new_state = TrainState(state.step + 1, params, opt_state, first_bad_step)
         return new_state, {**metrics, "loss": loss, "grad_norm": grad_norm}
 
     if layout is None:
@@ -123,61 +191,9 @@ def make_train_step(
     def spread_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         with layout.active():
             new_state, metrics = train_step(state, frozen, batch, key)
-        where = layout.of_parameters(new_state)
-        whole = jax.tree.map(lambda _: layout.sharding(), metrics)
-        return jax.lax.with_sharding_constraint((new_state, metrics), (where, whole))
+        # the state keeps its sharding, metrics are whole on every device
+        shardings = layout.of_parameters(new_state)
+        replicated = jax.tree.map(lambda _: layout.sharding(), metrics)
+        return jax.lax.with_sharding_constraint((new_state, metrics), (shardings, replicated))
 
     return jax.jit(spread_step, donate_argnums=0)
-
-
-def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
-    """The training loss of a segmenter, of which only the structure is read.
-
-    The returned function takes the two dicts of `models.state.split`, a batch `{"image": (B, H, W, C) raw
-    pixels, "label": (B, H, W)}` and a key, and gives the scalar loss with its named terms: class, mask and
-    dice summed over decoder layers (of the linear head, its cross-entropy as class), and the adapter's own;
-    and where there are experts `expert_usage` (L, J, E), the share of tokens of a layer and modality whose
-    strongest expert each is.
-    """
-
-    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        model = join(segmenter, trainable, frozen)
-        noise_key, point_key = jax.random.split(key)
-        out = model(model.normalise(batch["image"]), key=noise_key)
-        labels = batch["label"].astype(jnp.int32)
-        metrics: Metrics = {"loss_balance": out.auxiliary_loss}
-        if out.experts is not None and out.experts.size:
-            metrics["expert_usage"] = expert_usage(out.experts, segmenter.config.adapter.num_experts)
-        if isinstance(out, PixelOutput):
-            entropy = pixel_cross_entropy(out.logits, labels)
-            return entropy + out.auxiliary_loss, metrics | {"loss_cls": entropy}
-        loss = mask2former_loss(out.class_logits, out.mask_logits, labels, config=config, key=point_key)
-        sums = {
-            name: jnp.stack([value for term, value in loss.terms.items() if term.endswith(name)]).sum()
-            for name in ("loss_cls", "loss_mask", "loss_dice")
-        }
-        # a matching on costs that are not finite would go unnoticed: let the loop see it
-        total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.auxiliary_loss
-        return total, metrics | sums
-
-    return loss_fn
-
-
-def expert_usage(strongest: jax.Array, experts: int) -> jax.Array:
-    """Share of tokens by their strongest expert: (L, J, B, N) int32 -> (L, J, E) float32."""
-    return jnp.mean(strongest[..., None] == jnp.arange(experts), axis=(2, 3), dtype=jnp.float32)
-
-
-def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig) -> LossFunction:
-    """The training loss of a run on several sensors, each with a segmenter for its bands.
-
-    As `make_loss`, of batches `{stream: batch}` with one stream each, and frozen weights by stream. The
-    function is compiled once a stream.
-    """
-    losses = {name: make_loss(segmenter, config) for name, segmenter in segmenters.items()}
-
-    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        ((name, tiles),) = batch.items()
-        return losses[name](trainable, frozen[name], tiles, key)
-
-    return loss_fn

@@ -1,6 +1,13 @@
-"""`spectralmoe train`: from a configuration and a folder to a trained model in that folder."""
+"""`spectralmoe train`: from a configuration and a folder to a trained model in that folder.
+
+`train` is the whole way: check the configuration and the folder, build the experiment (`build_experiment`:
+data, model, loss, batches, evaluation), and run it (`run_experiment`: folder, checkpoints, `loop.fit`).
+"""
+
+from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +32,7 @@ from spectralmoe_jax.config.load import (
 )
 from spectralmoe_jax.config.schema import MAIN, RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
-from spectralmoe_jax.evaluation.evaluate import score_split
+from spectralmoe_jax.evaluation.metrics import score_split
 from spectralmoe_jax.host_memory import keep_freed_memory
 from spectralmoe_jax.inference.model import initial_segmenter, make_scores
 from spectralmoe_jax.models.build import abstract_segmenter, for_bands, segmenter_config
@@ -53,16 +60,18 @@ def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, A
       UserError: a bad configuration, bad data, or a folder that holds a run of another model.
       OSError: the folder cannot be written.
     """
-    # 1. the configuration, its devices and its folder, before anything slow
+    # 1. configuration, devices and folder, before anything slow
     run = as_run_config(config)
     require_agreement(flatten(run.given))
     layout = training_layout(run)
     print_view(layout)
     check_workdir(run, workdir)
+
     # 2. data and model
     run = with_stated_wavelengths(run)
     experiment = build_experiment(run, layout)
-    # 3. the training itself
+
+    # 3. training
     return run_experiment(experiment, run, workdir)
 
 
@@ -98,46 +107,48 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     Raises:
       UserError: names the key or file that is wrong.
     """
+    # 1. structure of the model for each stream's bands, without weights
     configs = config.every_stream
     structures = {name: abstract_segmenter(segmenter_config(stream)) for name, stream in configs.items()}
     for stream in configs.values():
         check_sizes(stream)
+
+    # 2. data
     splits = {name: open_splits(stream) for name, stream in configs.items()}
+
+    # 3. weights: one set of trainable parameters for all streams, frozen ones by stream
     segmenter = initial_segmenter(config, layout)
     trainable, frozen = split(segmenter)
+    frozen_by_stream = {MAIN: frozen}
+    for name, stream in config.streams.items():
+        frozen_by_stream[name] = split(_segmenter_of(segmenter, name, stream))[1]
+
+    # 4. batches and loss
+    shard = (0, 1) if layout is None else layout.host_part()
+
+    def batches_of(name: str, start: int) -> Iterator[Any]:
+        return training_batches(configs[name], splits[name], start, *shard)
+
+    def mixed_batches(start: int) -> Iterator[Any]:
+        weights = {name: stream.weight for name, stream in configs.items()}
+        return interleave(weights, batches_of, start)
+
+    several = len(configs) > 1
+    loss = make_stream_loss(structures, config.loss) if several else make_loss(structures[MAIN], config.loss)
+
+    # 5. scores on the held-out images, which choose the best checkpoint
     holdout = splits[MAIN].holdout
     evaluate = make_evaluation(config, splits[MAIN], structures[MAIN], frozen, layout) if holdout else None
-    rules = hook(segmenter.backbone.adapter, "optimizer_rules") or ()
-    common: dict[str, Any] = {
-        "rules": rules,
-        "trainable": trainable,
-        "batch_size": config.train.batch_size,
-        "layout": layout,
-    }
-    part = (0, 1) if layout is None else layout.host_part()
-    if len(configs) == 1:
-        return Experiment(
-            **common,
-            frozen=frozen,
-            loss_fn=make_loss(structures[MAIN], config.loss),
-            make_batches=lambda start: training_batches(config, splits[MAIN], start, *part),
-            evaluate=evaluate,
-        )
 
-    def make_batches(start: int) -> Iterator[Any]:
-        return interleave(
-            {name: stream.weight for name, stream in configs.items()},
-            lambda name, number: training_batches(configs[name], splits[name], number, *part),
-            start,
-        )
-
-    others = {name: split(_of_stream(segmenter, name, stream))[1] for name, stream in config.streams.items()}
     return Experiment(
-        **common,
-        frozen={MAIN: frozen} | others,
-        loss_fn=make_stream_loss(structures, config.loss),
-        make_batches=make_batches,
+        trainable=trainable,
+        frozen=frozen_by_stream if several else frozen,
+        loss_fn=loss,
+        make_batches=mixed_batches if several else functools.partial(batches_of, MAIN),
+        batch_size=config.train.batch_size,
         evaluate=evaluate,
+        rules=hook(segmenter.backbone.adapter, "optimizer_rules") or (),
+        layout=layout,
     )
 
 
@@ -157,8 +168,8 @@ def check_sizes(config: RunConfig) -> None:
             raise bad_value(key, side, must)
 
 
-def _of_stream(segmenter: Segmenter, name: str, config: RunConfig) -> Segmenter:
-    """The segmenter for the bands of a stream, with the parameters of the main one."""
+def _segmenter_of(segmenter: Segmenter, name: str, config: RunConfig) -> Segmenter:
+    """Return the segmenter for the bands of a stream, with the parameters of the main one."""
     settings = segmenter_config(config)
     try:
         return for_bands(
@@ -190,24 +201,36 @@ def make_evaluation(
 def run_experiment(
     experiment: Experiment, config: RunConfig, workdir: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """Train an experiment under a configuration's `seed` and `train`; see `train`.
+    """Train an experiment under a configuration's `seed` and `train`.
 
-    Of several hosts all run this, on one folder that they share; host 0 alone writes the logs. The folder is
-    one that `check_workdir` accepts.
+    With several hosts all of them run this on one shared folder; host 0 alone writes the logs.
+
+    Args:
+      experiment: model, loss, data and evaluation.
+      config: the run's configuration.
+      workdir: a folder that `check_workdir` accepts.
+
+    Returns:
+      As `train`.
     """
     if jax.default_backend() == "cpu":
         keep_freed_memory(one_heap=False)
     workdir = Path(workdir)
+
+    # 1. draw one batch before a new folder is made: bad data leaves no folder behind
     if not (workdir / CONFIG_FILE).exists():
-        # fail on bad data before there is a folder
         with contextlib.closing(prefetch(experiment.make_batches(0), ahead=1)) as batches:
             next(batches)
+
+    # 2. folder and configuration, written by host 0
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         _print_changes(config, workdir)
         save_config(config, workdir / CONFIG_FILE)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("configuration saved")
+
+    # 3. the loop
     with CheckpointStore(workdir, config, experiment.selection_metric) as store:
         step = fit(experiment, config.train, jax.random.key(config.seed), store, workdir)
         return {"step": step, "best": store.best, "workdir": str(workdir)}

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.ablation.ablate import run_task
-from spectralmoe_jax.ablation.grid import cells, load_grid
+from spectralmoe_jax.ablation.grid import grid_runs, load_grid
 from spectralmoe_jax.ablation.run import record_failure
-from spectralmoe_jax.ablation.schedule import Share, run_all, shares
+from spectralmoe_jax.ablation.schedule import Share, divide_devices, run_all
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate
-from spectralmoe_jax.inference.pictures import expert_maps, read_pictures
+from spectralmoe_jax.inference.pictures import read_pictures
+from spectralmoe_jax.inference.sliding_window import expert_maps
 from tests.ablation.tiny_grid import STEPS, write_grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,9 +43,9 @@ def test_one_run(grid, capsys, tmp_path):
     file, workdir = grid
     assert main(["ablate", str(file), "--workdir", str(workdir), "--collect"]) == 0
     results = json.loads((workdir / "results.json").read_text())
-    (run,) = results["variants"]["full"]["runs"]
-    assert run["step"] == STEPS
-    assert [(entry["layer"], entry["modality"]) for entry in run["nmi"]] == [
+    (scores,) = results["variants"]["full"]["runs"]
+    assert scores["step"] == STEPS
+    assert [(entry["layer"], entry["modality"]) for entry in scores["nmi"]] == [
         (layer, modality) for layer in (1, 2, 3, 4) for modality in ("visual", "depth")
     ]
     (failed,) = results["variants"]["lost weights"]["runs"]
@@ -53,12 +54,12 @@ def test_one_run(grid, capsys, tmp_path):
     assert results["images"] == 3
     assert "Failed:" in capsys.readouterr().out
 
-    cell = cells(load_grid(str(file)), workdir)[0]
-    report = evaluate(cell.folder, cell.config)  # what was kept is what `spectralmoe evaluate` says
-    assert run["miou"] == report["miou"]
-    assert [entry["nmi"] for entry in run["nmi"]] == [entry["nmi"] for entry in report["routing"]]
+    run = grid_runs(load_grid(str(file)), workdir)[0]
+    report = evaluate(run.folder, run.config)  # what was kept is what `spectralmoe evaluate` says
+    assert scores["miou"] == report["miou"]
+    assert [entry["nmi"] for entry in scores["nmi"]] == [entry["nmi"] for entry in report["routing"]]
     assert run_task(str(file), workdir, 0)  # done is done
-    assert len((cell.folder / "attempts.jsonl").read_text().splitlines()) == 2
+    assert len((run.folder / "attempts.jsonl").read_text().splitlines()) == 2
 
 
 def test_pictures_are_of_the_model(grid):
@@ -66,10 +67,10 @@ def test_pictures_are_of_the_model(grid):
     from spectralmoe_jax.inference.model import load_trained, make_routed_step
 
     file, workdir = grid
-    cell = cells(load_grid(str(file)), workdir)[0]
-    scenes = read_pictures(cell.folder)
-    splits = open_splits(cell.config)
-    step = make_routed_step(load_trained(cell.folder, cell.config))
+    run = grid_runs(load_grid(str(file)), workdir)[0]
+    scenes = read_pictures(run.folder)
+    splits = open_splits(run.config)
+    step = make_routed_step(load_trained(run.folder, run.config))
     assert [scene.name for scene in scenes] == [record.name for record in splits.target.records]
     for scene, (_, _, image, label) in zip(scenes, splits.examples("target"), strict=True):
         corners = [(r, c) for r in (0, 32) for c in (0, 32)]
@@ -117,15 +118,20 @@ def test_a_frozen_encoder_without_weights_is_said(tmp_path, monkeypatch, capsys)
 
 def test_devices_are_shared_evenly(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares(None)] == ["0", "1", "2", "3"]
-    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares(2)] == ["0,1", "2,3"]
-    with pytest.raises(UserError, match="is 3, which cannot share 4 GPUs evenly"):
-        shares(3)
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in divide_devices(None)] == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in divide_devices(2)] == ["0,1", "2,3"]
+    with pytest.raises(UserError, match="--side-by-side = 3: must be a divisor of the 4 GPUs"):
+        divide_devices(3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert shares(None) == [Share({})]
+    assert divide_devices(None) == [Share({})]
     for none in (0, -1):
-        with pytest.raises(UserError, match=f"--side-by-side: is {none}"):
-            shares(none)
+        with pytest.raises(UserError, match=f"--side-by-side = {none}: must be at least 1"):
+            divide_devices(none)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no choice of cores")
@@ -133,14 +139,14 @@ def test_cores_are_divided(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     mine = os.sched_getaffinity(0)
     script = f"import os; open({str(tmp_path / 'seen')!r}, 'w').write(str(os.sched_getaffinity(0)))"
-    found = cells(load_grid(str(write_grid(tmp_path))), tmp_path)[:1]
+    found = grid_runs(load_grid(str(write_grid(tmp_path))), tmp_path)[:1]
     run_all(found, [sys.executable, "-c", script], [Share({}, frozenset({min(mine)}))])
     assert (tmp_path / "seen").read_text() == str({min(mine)})
     assert os.sched_getaffinity(0) == mine
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3, 4, 6, 7})
-    assert [share.cores for share in shares(2)] == [{1, 3}, {4, 6, 7}]
-    assert [share.cores for share in shares(6)] == [None] * 6  # more than there are: all share all
+    assert [share.cores for share in divide_devices(2)] == [{1, 3}, {4, 6, 7}]
+    assert [share.cores for share in divide_devices(6)] == [None] * 6  # more than there are: all share all
 
 
 CHILD = """
@@ -162,7 +168,7 @@ while not (here / "seen1").exists():
 
 def test_runs_side_by_side_and_past_failures(tmp_path, capsys):
     """The first two wait for each other; the last two fail, one by a signal."""
-    found = cells(load_grid(str(write_grid(tmp_path))), tmp_path)
+    found = grid_runs(load_grid(str(write_grid(tmp_path))), tmp_path)
     record_failure(found[2], "before")
     assert run_all(found, [sys.executable, "-c", CHILD, str(tmp_path)], [Share({}), Share({})])
     said = capsys.readouterr().out
@@ -180,7 +186,7 @@ def test_first_seeds_first_with_what_the_others_compiled(tmp_path, monkeypatch):
         "import os, sys; folder = os.environ['JAX_COMPILATION_CACHE_DIR']\n"
         f"with open({str(seen)!r}, 'a') as file: print(sys.argv[2], os.path.isdir(folder), folder, file=file)"
     )
-    found = cells(load_grid(str(write_grid(tmp_path)), seeds=2), tmp_path)
+    found = grid_runs(load_grid(str(write_grid(tmp_path)), seeds=2), tmp_path)
     run_all(found, [sys.executable, "-c", script], [Share({})])
     lines = [line.split(" ", 2) for line in seen.read_text().splitlines()]
     assert [found[int(number)].seed for number, *_ in lines] == [0, 0, 0, 1, 1, 1]
@@ -197,7 +203,7 @@ def test_asked_to_stop_it_passes_that_on(tmp_path, capsys):
     """The running one saves and ends; the next is not begun."""
     script = "import signal; print('ready', flush=True); signal.sigwait([signal.SIGTERM])"
     script = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); {script}"
-    found = cells(load_grid(str(write_grid(tmp_path))), tmp_path)
+    found = grid_runs(load_grid(str(write_grid(tmp_path))), tmp_path)
 
     def stop():
         while "ready" not in _text(found[0].folder / "log.txt"):
@@ -206,7 +212,7 @@ def test_asked_to_stop_it_passes_that_on(tmp_path, capsys):
 
     threading.Thread(target=stop).start()
     assert not run_all(found, [sys.executable, "-c", script], [Share({})])
-    assert "full, seed 0: interrupted; the same command goes on" in capsys.readouterr().out
+    assert "full, seed 0: interrupted; the same command resumes it" in capsys.readouterr().out
     assert not found[1].folder.exists()
     assert not (found[0].folder / "failure.json").exists()
 
@@ -229,7 +235,7 @@ def test_a_run_ends_with_its_grid():
 
 def test_one_process_at_a_run(tmp_path, monkeypatch):
     file = write_grid(tmp_path)
-    folder = cells(load_grid(str(file)), tmp_path)[0].folder
+    folder = grid_runs(load_grid(str(file)), tmp_path)[0].folder
     folder.mkdir(parents=True)
     monkeypatch.setattr("spectralmoe_jax.ablation.run._LOCK_SECONDS", 0.2)
     with (folder / ".running").open("w") as lock:

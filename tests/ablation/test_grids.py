@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spectralmoe_jax.ablation.grid import Grid, cells, folder_of, load_grid
+from spectralmoe_jax.ablation.grid import Grid, folder_of, grid_runs, load_grid
 from spectralmoe_jax.adapters.registry import BUILTIN
 from spectralmoe_jax.config.adapters import ADAPTER_PRESETS, SpectralMoEConfig
 from spectralmoe_jax.config.load import load_config, shipped_files
@@ -36,10 +36,10 @@ SHIPPED = {name.removesuffix(".py") for name in shipped_files("configs.ablations
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_every_variant_is_a_configuration(name):
     grid = load_grid(f"configs/ablations/{name}.py")
-    found = cells(grid, Path("runs"))
-    assert [cell.number for cell in found] == list(range(len(grid.variants) * len(grid.seeds)))
-    assert len({cell.folder for cell in found}) == len(found)
-    assert {cell.config.seed for cell in found} == set(grid.seeds)
+    found = grid_runs(grid, Path("runs"))
+    assert [run.number for run in found] == list(range(len(grid.variants) * len(grid.seeds)))
+    assert len({run.folder for run in found}) == len(found)
+    assert {run.config.seed for run in found} == set(grid.seeds)
     assert grid.title
 
 
@@ -131,10 +131,10 @@ def test_the_example_of_the_documentation(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.py").write_text(code)
-    found = cells(load_grid(str(tmp_path / "mine.py")), tmp_path)
+    found = grid_runs(load_grid(str(tmp_path / "mine.py")), tmp_path)
     assert len(found) == 12
     assert found[-1].config.train.learning_rate == 2e-3
-    assert {cell.config.train.steps for cell in found} == {600}
+    assert {run.config.train.steps for run in found} == {600}
 
 
 def test_the_base_after_the_colon_or_as_an_option():
@@ -172,8 +172,8 @@ def test_sections_and_unset_values():
     [
         ({"variants": {}}, "variants: a grid needs at least one"),
         ({"reference": "b"}, "reference = 'b': must be one of a"),
-        ({"seeds": (1, 1)}, "seeds: is .* give different whole numbers"),
-        ({"seeds": ()}, "seeds: is .* give different whole numbers"),
+        ({"seeds": (1, 1)}, "seeds = .*: must be different whole numbers"),
+        ({"seeds": ()}, "seeds = .*: must be different whole numbers"),
         ({"variants": {"a": {}, "a!": {}}}, "'a!' and 'a' would share a folder"),
     ],
 )
@@ -198,7 +198,7 @@ def test_bad_grids(values, message):
 def test_bad_variants_are_said_before_anything_runs(settings, message, tmp_path):
     grid = Grid("configs/quickstart.py", {"a": settings}, "a", seeds=(0,))
     with pytest.raises(UserError, match=message):
-        cells(grid, tmp_path)
+        grid_runs(grid, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,7 +211,7 @@ def test_bad_files(tmp_path):
         load_grid(str(tmp_path / "grid.py"))
     with pytest.raises(UserError, match=r"grid nowhere does not exist; shipped: configs/ablations/backb"):
         load_grid("nowhere")
-    with pytest.raises(UserError, match="--seeds: is 0"):
+    with pytest.raises(UserError, match="--seeds = 0: must be at least 1"):
         load_grid("experts", seeds=0)
 
 

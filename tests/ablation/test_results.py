@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.ablation.ablate import write_results
-from spectralmoe_jax.ablation.grid import Grid, cells
+from spectralmoe_jax.ablation.grid import Grid, grid_runs
 from spectralmoe_jax.ablation.results import collect
-from spectralmoe_jax.ablation.run import ATTEMPTS, check_folder, is_done, record_failure
-from spectralmoe_jax.ablation.tables import latex, markdown
+from spectralmoe_jax.ablation.run import ATTEMPTS_FILE, check_folder, is_done, record_failure
+from spectralmoe_jax.ablation.tables import latex_table, markdown_table
 from spectralmoe_jax.config.load import save_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, IMAGES
+from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
 from spectralmoe_jax.evaluation.score_table import make_report, write_report
 
@@ -23,18 +23,18 @@ NAMES = ["field", "wood & water"]
 SKILL = {"full": (0.9, 0.8, 0.85), "one_expert": (0.6, 0.5), "50 % less": ()}
 
 
-def finish(cell, skill: float, images: int = 6, trained: int | None = None) -> float:
+def finish(run, skill: float, images: int = 6, trained: int | None = None) -> float:
     """Leaves in a run's folder what judging it leaves; returns its mIoU."""
-    cell.folder.mkdir(parents=True)
+    run.folder.mkdir(parents=True)
     tally = Tally(NAMES)
     right = round(100 * skill)
     for i in range(images):
         counts = np.array([[right + i, 100 - right], [100 - right, right + 5 * i]])
         tally.images.append(ImageCounts("north" if i < 3 else "south", f"image {i}", counts))
-    trained = cell.config.train.steps if trained is None else trained
+    trained = run.config.train.steps if trained is None else trained
     report = make_report(tally) | {"trainable": 1234, "step": 9, "trained": trained}
-    write_images(tally.images, cell.folder / IMAGES)
-    write_report(report, cell.folder / EVALUATION)
+    write_images(tally.images, run.folder / IMAGES_FILE)
+    write_report(report, run.folder / EVALUATION_FILE)
     return report["miou"]
 
 
@@ -46,14 +46,14 @@ def grid() -> Grid:
 
 @pytest.fixture
 def found(grid, tmp_path):
-    return cells(grid, tmp_path)
+    return grid_runs(grid, tmp_path)
 
 
 def test_means_differences_and_failures(grid, found):
     scores = {}
-    for cell in found:
-        if cell.seed < len(SKILL[cell.variant]):
-            scores[cell.variant, cell.seed] = finish(cell, SKILL[cell.variant][cell.seed])
+    for run in found:
+        if run.seed < len(SKILL[run.variant]):
+            scores[run.variant, run.seed] = finish(run, SKILL[run.variant][run.seed])
     record_failure(found[5], "out of memory")
     results = collect(grid, found)
     full = [scores["full", seed] for seed in range(3)]
@@ -77,9 +77,9 @@ def test_means_differences_and_failures(grid, found):
 
 
 def test_files(grid, found, tmp_path):
-    scores = [finish(cell, SKILL[cell.variant][cell.seed]) for cell in found[:5]]
+    scores = [finish(run, SKILL[run.variant][run.seed]) for run in found[:5]]
     record_failure(found[5], "config.x_y = 3: 50 % too much & more")
-    (found[0].folder / ATTEMPTS).write_text(
+    (found[0].folder / ATTEMPTS_FILE).write_text(
         '{"what": "started", "time": 5.0, "host": "h", "processors": 2}\n'
         '{"what": "started", "time": 10.0, "host": "h", "processors": 2}\n'
         '{"what": "done", "time": 12.5, "host": "h", "processors": 2}\n'
@@ -110,16 +110,16 @@ def test_files(grid, found, tmp_path):
     assert rows[3]["iou wood & water"]
     assert rows[5]["error"] == "config.x_y = 3: 50 % too much & more"
 
-    lines = [line for line in markdown(results).splitlines() if line.startswith("|")]
+    lines = [line for line in markdown_table(results).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert lines[0] == (
         "| variant | trainable | runs | mIoU | ± std | mIoU north | mIoU south | difference | 95 % interval |"
     )
     assert lines[2].startswith(f"| **full** | 1,234 | 3/3 | {100 * statistics.mean(scores[:3]):.2f} |")
     assert lines[4] == "| 50 % less | - | 0/3 | - | - | - | - | - | - |"
-    assert "- one_expert: config.x_y = 3: 50 % too much & more" in markdown(results)
+    assert "- one_expert: config.x_y = 3: 50 % too much & more" in markdown_table(results)
 
-    body = [line for line in latex(results).splitlines() if line.endswith(r"\\")]
+    body = [line for line in latex_table(results).splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in body} == {8}
     assert body[2].startswith(r"one\_expert & 1,234 & 2/3 & ")
     assert body[3].startswith(r"50 \% less & - & 0/3")
@@ -131,14 +131,14 @@ def test_judged_before_its_end_is_not_done(grid, found):
     steps = found[0].config.train.steps
     finish(found[0], 0.9, trained=steps - 1)
     finish(found[1], 0.9, trained=steps)
-    assert [is_done(cell) for cell in found[:3]] == [False, True, False]
+    assert [is_done(run) for run in found[:3]] == [False, True, False]
     assert ["miou" in run for run in collect(grid, found)["variants"]["full"]["runs"]] == [False, True, False]
 
 
 def test_nothing_is_done_yet(grid, found, tmp_path):
     results = write_results(grid, found, tmp_path)
     assert results["classes"] == []
-    assert "| **full** | - | 0/3 |" in markdown(results)
+    assert "| **full** | - | 0/3 |" in markdown_table(results)
     assert not (tmp_path / "plots").exists()
 
 
@@ -150,13 +150,13 @@ def test_runs_on_other_images_are_not_compared(grid, found):
 
 
 def test_a_folder_of_other_settings_is_refused(grid, found, tmp_path):
-    cell = found[0]
-    cell.folder.mkdir(parents=True)
-    save_config(cell.config, cell.folder / "config.json")
-    check_folder(cell)
-    (moved,) = [c for c in cells(grid, tmp_path, ["--config.data.workers=3"]) if c.number == 0]
+    run = found[0]
+    run.folder.mkdir(parents=True)
+    save_config(run.config, run.folder / "config.json")
+    check_folder(run)
+    (moved,) = [c for c in grid_runs(grid, tmp_path, ["--config.data.workers=3"]) if c.number == 0]
     check_folder(moved)  # where data lies and how it is read may change
-    (other,) = [c for c in cells(grid, tmp_path, ["--config.train.steps=70"]) if c.number == 0]
+    (other,) = [c for c in grid_runs(grid, tmp_path, ["--config.train.steps=70"]) if c.number == 0]
     with pytest.raises(UserError, match=r"runs/full/seed0 holds a run of other settings: config\.train\.st"):
         check_folder(other)
 
@@ -181,7 +181,7 @@ def test_a_grid_without_a_folder(tmp_path, capsys):
     listed = capsys.readouterr().out.splitlines()
     assert listed == [str(Path(missing) / "runs" / f"E_=_{n}" / "seed0") for n in range(1, 13)]
     assert main(["ablate", "experts", "--workdir", missing, "--task", "36"]) == 2
-    assert "--task: is 36: the grid's runs are numbered 0..35" in capsys.readouterr().err
+    assert "--task = 36: must be the number of a run, 0 to 35" in capsys.readouterr().err
     assert main(["ablate", "experts", "--workdir", missing, "--only", "E = 99"]) == 2
     assert "--only = 'E = 99': must be one of E = 1, E = 2" in capsys.readouterr().err
     assert not Path(missing).exists()

@@ -16,7 +16,7 @@ from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate
 from spectralmoe_jax.inference.model import load_trained, make_routed_step
-from spectralmoe_jax.inference.pictures import expert_maps
+from spectralmoe_jax.inference.sliding_window import expert_maps
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.parameters import join, leaves, split
 from spectralmoe_jax.training.train import train

@@ -165,4 +165,4 @@ def test_quickstart(tmp_path, capsys, caplog):
     assert 0 <= report["target"] <= 1
     truth = np.sum(report["reports"]["target"]["all"]["confusion"], axis=1)
     assert report["constant"] == pytest.approx(truth.max() / truth.sum() / np.count_nonzero(truth))
-    assert "best constant answer" in capsys.readouterr().out
+    assert "best constant prediction" in capsys.readouterr().out

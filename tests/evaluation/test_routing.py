@@ -7,13 +7,16 @@ import pytest
 
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.expert_routing import (
+from spectralmoe_jax.evaluation.metrics import (
+    ImageCounts,
     RoutedPredict,
     RoutingCounts,
+    Tally,
     mutual_information,
     patch_classes,
+    read_images,
+    write_images,
 )
-from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, read_images, write_images
 from spectralmoe_jax.evaluation.score_table import make_report, print_table, write_report
 
 metrics = pytest.importorskip("sklearn.metrics")

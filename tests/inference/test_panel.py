@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.panel import EXPERT_COLOURS, stretch, write_panel
+from spectralmoe_jax.inference.preview import EXPERT_COLOURS, stretch, write_panel
 
 NAMES, PALETTE = ("land", "water"), ((200, 180, 20), (20, 60, 210))
 

@@ -11,8 +11,8 @@ from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.sliding_window import (
     blending_weight,
-    in_batches,
     predict_image,
+    predict_tiles,
     window_starts,
 )
 
@@ -88,7 +88,7 @@ def test_batches_are_always_full_and_in_order():
         return tiles + 100
 
     tiles = [((i, 0), np.full((1, 1, 1), i)) for i in range(7)]
-    got = list(in_batches(tiles, predict, 3))
+    got = list(predict_tiles(tiles, predict, 3))
     assert [place for place, _ in got] == [(i, 0) for i in range(7)]
     assert [int(scores.item()) for _, scores in got] == list(range(100, 107))
     assert sizes == [3, 3, 3]

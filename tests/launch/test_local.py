@@ -38,7 +38,7 @@ def test_one_that_crashes_ends_the_others_and_all_start_again(machine):
     )
     done = machine.run(*LOCAL, PROCESSES="2", TRAINING=training)
     assert done.returncode == 0
-    assert done.stderr == "training ended with status 5; start 1 of 10 follows\n"
+    assert done.stderr == "training ended with status 5; restart 1 of 10\n"
     assert len(machine.trainings) == 4
 
 

@@ -58,7 +58,7 @@ def test_a_job_out_of_time_saves_queues_again_and_ends(machine):
     assert done.returncode == 0
     assert [call for call in machine.calls if call[1] == "requeue"] == [REQUEUE]
     assert len(machine.trainings) == 4
-    assert "asked to stop: queued again" in done.stderr
+    assert "asked to stop: requeued" in done.stderr
 
 
 def test_a_job_that_is_cancelled_stays_so(machine):
@@ -141,7 +141,7 @@ def test_a_grid_that_is_no_array(machine, options, expected):
 
 def test_bad_input_is_one_line(machine):
     for done, expected in (
-        (submit(machine, "--array=0-0"), "the tasks of an array cannot share one --workdir: put %a into it"),
+        (submit(machine, "--array=0-0"), "the tasks of an array cannot share one --workdir: put %a in it"),
         (submit(machine, RESTARTS="x"), "RESTARTS = x: give a whole number"),
         (machine.run("launch/slurm.sbatch"), "submit it: sbatch launch/slurm.sbatch"),
         (

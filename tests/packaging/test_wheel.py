@@ -102,7 +102,7 @@ def test_the_package_is_that_of_the_wheel(python, tmp_path):
 def test_the_quickstart(python, tmp_path):
     overrides = [f"--config.{value}" for value in (*SIZES, *STEPS)]
     said = run(python.parent / "spectralmoe", "quickstart", *overrides, cwd=tmp_path)
-    assert "best constant answer" in said
+    assert "best constant prediction" in said
     assert (tmp_path / "runs/quickstart/panel.png").exists()
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from spectralmoe_jax.ablation.ablate import write_results
-from spectralmoe_jax.ablation.grid import Grid, cells
+from spectralmoe_jax.ablation.grid import Grid, grid_runs
 from spectralmoe_jax.config.load import load_config, save_config
-from spectralmoe_jax.evaluation.best_checkpoint import EVALUATION, IMAGES
-from spectralmoe_jax.evaluation.expert_routing import routing_report
+from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
-from spectralmoe_jax.evaluation.score_table import make_report, write_report
-from spectralmoe_jax.inference.pictures import PICTURES, Scene
+from spectralmoe_jax.evaluation.score_table import make_report, routing_report, write_report
+from spectralmoe_jax.inference.pictures import PICTURES_FILE, ScenePictures
 
 LAYERS, MODALITIES, EXPERTS, SIDE, TOKENS = 24, 2, 6, 256, 32
 NASTY = 'bare <soil> & "rock"'
@@ -44,19 +43,19 @@ def write_run(folder: Path, seed: int = 0) -> None:
         tally.images.append(ImageCounts(("north", "south")[i % 2], f"scene {i}", counts))
     routing = routing_report(rng.integers(0, 900, (LAYERS, MODALITIES, EXPERTS, 6)))
     report = make_report(tally) | {"routing": routing, "trainable": 5_737_985, "step": 3000, "trained": 3000}
-    write_images(tally.images, folder / IMAGES)
-    write_report(report, folder / EVALUATION)
+    write_images(tally.images, folder / IMAGES_FILE)
+    write_report(report, folder / EVALUATION_FILE)
     scenes = [_scene(rng, name) for name in ("north/scene_0", "south <b>/scene_1", "north/scene_2")]
     fields = {f"{i}/{k}": np.asarray(v) for i, s in enumerate(scenes) for k, v in s._asdict().items()}
-    np.savez_compressed(folder / PICTURES, allow_pickle=False, **fields)
+    np.savez_compressed(folder / PICTURES_FILE, allow_pickle=False, **fields)
 
 
-def _scene(rng: np.random.Generator, name: str) -> Scene:
+def _scene(rng: np.random.Generator, name: str) -> ScenePictures:
     """Blobs of classes, some noise in what is predicted, as grainy a photo as there are."""
     truth = np.kron(rng.integers(0, 6, (16, 16)), np.ones((16, 16), int)).astype(np.uint8)
     truth[:20, :50] = 255
     wrong = rng.random((SIDE, SIDE)) < 0.05
-    return Scene(
+    return ScenePictures(
         domain=name.partition("/")[0],
         name=name,
         image=np.clip(rng.normal(120, 30, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8),
@@ -76,7 +75,7 @@ def write_grid_folder(folder: Path, variants: int = 12) -> None:
     grid = Grid(
         "configs/quickstart.py", settings, next(iter(settings)), seeds=(0,), title="Number of experts"
     )
-    found = cells(grid, folder)
+    found = grid_runs(grid, folder)
     for cell in found[:variants]:
         write_run(cell.folder, cell.number)
     found[-1].folder.mkdir(parents=True)

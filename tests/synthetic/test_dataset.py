@@ -107,7 +107,7 @@ def test_buildings_and_trees_stand_above_the_ground(benchmark):
 
 
 def test_the_target_is_harder_than_the_source_yet_not_hopeless(benchmark):
-    """A pixelwise classifier loses a tenth of IoU or more, and still triples the best constant answer."""
+    """A pixelwise classifier loses a tenth of IoU or more, and still triples the best constant prediction."""
     images, labels = stacked(benchmark, "train")
     rng = np.random.default_rng(0)
     chosen = rng.choice(labels.size, 20_000, replace=False)
