@@ -44,7 +44,8 @@ from rich.table import Table
 
 from data_pipelines.loader import train_batches
 from data_pipelines.readers.image_files import GeoTiffTiles
-from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.readers.label_codes import ValueCode
+from data_pipelines.readers.labels import RasterLabels
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.config.schema import AugmentConfig

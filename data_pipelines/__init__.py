@@ -1,4 +1,4 @@
-"""From files to batches: sources of labelled images, random transforms, the Grain loader.
+"""Data pipelines, from files to batches: sources of labelled images, random transforms and the Grain loader.
 
-Nothing in this package imports JAX, so that loader workers start fast and never touch a device.
+Nothing in this package imports JAX, so that worker processes start fast and never touch a device.
 """

@@ -1,7 +1,9 @@
-"""Batches of training and of evaluation, the same for any number of workers and hosts.
+"""Batches for training and evaluation, the same for any number of workers and hosts.
 
-Training batches are endless and can start at any step. A run on several sensors interleaves the batches of
-its streams: a batch comes from one stream, so its tiles have the same bands.
+Training batches are endless and resumable at any step: no state is stored but the step. A run on several
+sensors interleaves the batches of its streams; a batch comes from one stream, so that its tiles have the same
+bands. Evaluation batches go once through a split. All are prepared ahead by Grain, in threads of this process
+or in worker processes.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.readers.skipping import check_corrupt
+from data_pipelines.readers.unreadable import check_corrupt
 from data_pipelines.records import IGNORE, Record, Source
 from spectralmoe_jax.config.schema import DataConfig
 from spectralmoe_jax.errors import UserError, bad_value
@@ -28,14 +31,14 @@ Batch = dict[str, np.ndarray]
 B = TypeVar("B")
 Transform = Callable[[Any, np.random.Generator], Batch]
 _BUFFERED_BATCHES = 4
-_ELEMENTS = 1 << 48  # as good as endless; Grain counts elements in floats, which overflow at 2**63
+_ELEMENTS = 1 << 48  # practically endless; Grain counts elements in floats, which overflow at 2**63
 _TRIES = 20  # to replace a tile that cannot be read
-_PROBLEM = "problem"  # key of the batch with what could not be read, while it is in a worker
+_PROBLEM = "problem"  # key of the error messages in an example, on the way from a worker to this process
 _ROUNDING = 1e-9  # of the shares of streams
 
 
 class RandomAccess(Protocol):
-    """A data source: elements by index."""
+    """A data source with elements by index."""
 
     def __len__(self) -> int: ...
 
@@ -44,10 +47,10 @@ class RandomAccess(Protocol):
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several sources in one stream: after any number of elements each has had its share, to within one.
+    """Several data sources in one stream, each with its share of any number of elements to within one.
 
     Attributes:
-      sources: each is gone through in its own shuffled epochs, of which none is cut short.
+      sources: each runs through its own shuffled epochs, none of which is cut short.
       weights: their shares, in any unit.
     """
 
@@ -68,46 +71,47 @@ def train_batches(
     host_count: int = 1,
     corrupt: str = "stop",
 ) -> Generator[Batch]:
-    """This host's part of every batch from `start_step` on, endlessly.
+    """Return this host's part of every training batch from `start_step`, endlessly.
 
-    Batch t of a run is a function of (source, transform, batch_size, seed, t) alone. Element i of the
-    endless stream is drawn from a shuffle of its epoch's own, with a generator seeded by i; batch t holds
-    elements t * batch_size onwards, and host h the h-th of `host_count` equal consecutive parts of it. So
-    concatenating the hosts' parts gives the same batch for any `host_count`, no state needs saving but the
-    step, and the numbers of workers and threads may change on a restart. Batches run across the ends of
-    epochs: a source smaller than a batch works, and no element is dropped.
+    Batch t of a run is a function of (source, transform, batch_size, seed, t). Element i of the endless
+    stream is drawn from its epoch's own shuffle, with a generator seeded by i. Batch t holds elements t *
+    batch_size onwards, and host h has the h-th of `host_count` equal consecutive parts of it. Therefore the
+    parts of all hosts form the same batch for any `host_count`, no state needs to be stored but the step, and
+    the numbers of workers and threads may change on a restart. Batches continue across the ends of epochs: a
+    source smaller than a batch works, and no element is dropped.
 
     Args:
-      source: picklable; its elements are what `transform` takes.
-      transform: picklable; maps (element, generator) to arrays of fixed shapes, stacked by key.
-      batch_size: of all hosts together.
+      source: picklable; its elements are arguments of `transform`.
+      transform: picklable; maps (element, random generator) to arrays of fixed shapes, stacked by key.
+      batch_size: number of examples on all hosts together.
       seed: 0 to 2**32 - 1.
       start_step: number of the first batch.
       workers: processes that prepare batches; 0 prepares them in this one.
-      threads: in each of these processes, a batch at a time each.
-      host_index, host_count: which host this is, of how many.
-      corrupt: what a `UserError` of `transform`, as of a file that cannot be read, leads to: `stop` raises
-        it, `skip` takes another element, chosen by the element's generator, and logs the error once and the
-        number of elements replaced at the end.
+      threads: threads in each of these processes, each with one batch at a time.
+      host_index: number of this host.
+      host_count: number of hosts.
+      corrupt: `stop` raises a `UserError` of `transform`, such as of an unreadable file; `skip` takes another
+        element, chosen with the element's generator, and logs each error once and finally the number of
+        replaced elements.
 
     Returns:
-      A generator of dicts of arrays (batch_size / host_count, ...). Closing it, or its end of life, stops
-      the workers. An error in a worker is raised from its `next`; so is the end of a worker that was killed.
+      A generator of dicts of arrays (batch_size / host_count, ...). Closing it stops the workers. Errors in
+      a worker, and the death of a worker, are raised by `next`.
 
     Raises:
-      UserError: a batch that the hosts cannot share equally, an empty source, or a value out of range.
+      UserError: a batch that cannot be divided equally among hosts, an empty source, or a value out of range.
     """
     _check(source, batch_size, seed, start_step, workers, threads, host_index, host_count, corrupt)
     if corrupt == "skip":
-        transform = _Skipping(transform, source.sources if isinstance(source, Mixture) else (source,))
+        transform = _SkipUnreadable(transform, source.sources if isinstance(source, Mixture) else (source,))
     elements = _elements(source, seed).random_map(transform)[:_ELEMENTS]
     # Part n belongs to batch n // host_count and to host n % host_count.
     parts = elements.batch(batch_size // host_count)
-    return drain(to_batches(parts[host_index::host_count][start_step:], workers, threads), workers)
+    return _drain(_prefetched(parts[host_index::host_count][start_step:], workers, threads), workers)
 
 
 def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
-    """The endless stream of elements, before the transform."""
+    """Return the endless stream of elements before the transform."""
     if not isinstance(source, Mixture):
         return grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
     endless = [
@@ -118,94 +122,14 @@ def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
     return grain.MapDataset.mix(endless, [weight / total for weight in source.weights]).seed(seed)
 
 
-def to_batches(
-    batches: grain.MapDataset, workers: int, threads: int = DataConfig.threads
-) -> grain.IterDataset:
-    """The elements of a dataset in order, prepared ahead by threads, here or in `workers` processes."""
-    buffered = max(_BUFFERED_BATCHES, threads)
-    ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
-    if not workers:
-        return ahead
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return ahead.mp_prefetch(options, worker_init_fn=_start_worker)
-
-
-def drain(batches: grain.IterDataset, workers: int) -> Generator[Batch]:
-    """The batches; at the end, or when closed, workers are stopped and what was skipped is logged.
-
-    Raises:
-      UserError: a worker was killed.
-    """
-    if workers and not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads its own flags on starting workers, under absl or not
-    skipped = _Skipped()
-    iterator = iter(batches)
-    try:
-        for batch in iterator:
-            skipped.take(batch)
-            yield batch
-    except RuntimeError as error:
-        if "terminated unexpectedly" not in str(error):
-            raise
-        raise UserError(
-            "a worker process that reads data was killed, most often for want of memory: "
-            "lower data.workers or train.batch_size"
-        ) from error
-    finally:
-        iterator.close()
-        skipped.report()
-
-
-class _Skipping:
-    """A transform that takes another element where one cannot be read, and says so in the example."""
-
-    def __init__(self, transform: Transform, sources: Sequence[RandomAccess]):
-        self.transform, self.sources = transform, sources
-
-    def __call__(self, element: Any, rng: np.random.Generator) -> Batch:
-        problems: list[str] = []
-        while len(problems) < _TRIES:
-            try:
-                example = self.transform(element, rng)
-            except UserError as error:
-                problems.append(str(error))
-                source = self.sources[int(rng.integers(len(self.sources)))]
-                element = source[int(rng.integers(len(source)))]
-            else:
-                return {**example, _PROBLEM: np.array("\n".join(problems).encode()[:2000], "S2000")}
-        raise UserError(
-            f"data.corrupt=skip: {_TRIES} tiles in a row cannot be read, the last: {problems[-1]}"
-        )
-
-
-class _Skipped:
-    """Counts what was skipped, and logs each problem when it is first met."""
-
-    def __init__(self) -> None:
-        self.problems: Counter[str] = Counter()
-
-    def take(self, batch: Batch) -> None:
-        """Removes the problems from a batch and counts them."""
-        for joined in batch.pop(_PROBLEM, ()):
-            for problem in filter(None, bytes(joined).decode(errors="replace").split("\n")):
-                if problem not in self.problems:
-                    log.warning("skipped: %s", problem)
-                self.problems[problem] += 1
-
-    def report(self) -> None:
-        if self.problems:
-            log.warning(
-                "%d tiles were skipped and replaced, for %d different problems",
-                self.problems.total(),
-                len(self.problems),
-            )
-
-
 def schedule(weights: Mapping[str, float]) -> Iterator[tuple[str, int]]:
-    """Yield (stream, number of its batches so far) of batch 0, 1, ...
+    """Yield (stream, number of its earlier batches) of batch 0, 1, ...
 
-    After any number of batches every stream has had its share of them, to within one batch (Tijdeman, "The
-    chairman assignment problem", 1980).
+    After any number of batches, every stream has had its share to within one batch (Tijdeman, "The chairman
+    assignment problem", 1980).
+
+    Args:
+      weights: weight of each stream, in any unit.
     """
     total = sum(weights.values())
     shares = {name: weight / total for name, weight in weights.items()}
@@ -222,11 +146,11 @@ def schedule(weights: Mapping[str, float]) -> Iterator[tuple[str, int]]:
 def interleave(
     weights: Mapping[str, float], make_batches: Callable[[str, int], Iterator[B]], start: int
 ) -> Iterator[dict[str, B]]:
-    """Yield `{stream: batch}` of batch `start`, `start + 1`, ...; batch n is the same for any `start`.
+    """Yield `{stream: batch}` of batch `start`, `start + 1`, ...; batch n does not depend on `start`.
 
     Args:
-      weights: share of each stream.
-      make_batches: from a stream and a number to the stream's batches from that number on.
+      weights: weight of each stream.
+      make_batches: returns a stream's batches from a number on.
       start: number of the first batch.
     """
     plan = schedule(weights)
@@ -254,28 +178,28 @@ def eval_batches(
     host_index: int = 0,
     host_count: int = 1,
 ) -> Generator[Batch]:
-    """Yield this host's part of every batch of `records`, in their order; none is dropped.
+    """Return this host's part of every batch of `records`, each image once, in their order.
 
     All hosts get the same number of batches of the same shape: the last ones are filled up with rows that are
-    not `valid`. Neither order nor content depends on the number of workers or hosts.
+    not `valid`. Order and content do not depend on the numbers of workers and hosts.
 
     Args:
       source: reads the images.
       records: the images, of at most `size` pixels a side.
-      size: side of the batches' images. Smaller ones are mirrored at the bottom and on the right, where
-        their labels are 255.
-      batch_size: of all hosts together.
+      size: side of the images in a batch, in pixels. Smaller ones are mirrored at the bottom and on the
+        right, where their labels are 255.
+      batch_size: number of images on all hosts together.
       workers: processes that read; 0 for threads of this one.
-      host_index: number of this host, from 0.
+      host_index: number of this host.
       host_count: number of hosts.
 
-    Yields:
-      `image` (b, size, size, C), `label` (b, size, size) uint8, `valid` (b,) bool and `record` (b,) int64,
-      the number of the record; b = batch_size / host_count. A row that is not valid has zeros, label 255
-      and -1.
+    Returns:
+      A generator of `image` (b, size, size, C), `label` (b, size, size) uint8, `valid` (b,) bool and `record`
+      (b,) int64, the number of the record, where b = batch_size / host_count. A row that is not valid has
+      zeros, label 255 and record -1. Errors of reading are raised by `next`.
 
     Raises:
-      UserError: no records or one that is larger than `size`; an error of reading is raised from `next`.
+      UserError: there are no records, or one is larger than `size`.
     """
     if not records:
         raise UserError("the split to evaluate is empty: name domains with images in config.data")
@@ -288,12 +212,12 @@ def eval_batches(
     rows = -(-len(records) // batch_size) * batch_size
     elements = grain.MapDataset.range(rows).map(_Padded(source, tuple(records), size))
     parts = elements.batch(batch_size // host_count)
-    return drain(to_batches(parts[host_index::host_count], workers), workers)
+    return _drain(_prefetched(parts[host_index::host_count], workers), workers)
 
 
 @dataclass(frozen=True)
 class _Padded:
-    """Row n of the stream: record n at `size`, or a row that counts for nothing beyond the last."""
+    """Row n of the evaluation: record n padded to `size`, or a row that is not valid."""
 
     source: Source[Any]
     records: tuple[Record, ...]
@@ -304,7 +228,7 @@ class _Padded:
         record = self.records[number if valid else -1]
         image, label = self.source.read_image(record), self.source.read_label(record)
         missing = [(0, self.size - side) for side in label.shape]
-        image = np.pad(image, [*missing, (0, 0)], mode="symmetric")
+        image = np.pad(image, [*missing, (0, 0)], mode="symmetric")  # (size, size, C)
         label = np.pad(label, missing, constant_values=IGNORE)
         return {
             "image": image if valid else np.zeros_like(image),
@@ -314,7 +238,97 @@ class _Padded:
         }
 
 
+def _prefetched(
+    batches: grain.MapDataset, workers: int, threads: int = DataConfig.threads
+) -> grain.IterDataset:
+    """Return batches in order, prepared ahead by threads of this process or of `workers` processes."""
+    buffered = max(_BUFFERED_BATCHES, threads)
+    ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
+    if not workers:
+        return ahead
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return ahead.mp_prefetch(options, worker_init_fn=_start_worker)
+
+
+def _start_worker(_index: int, _count: int) -> None:
+    cv2.setNumThreads(1)  # the workers are the parallelism
+    keep_freed_memory(one_heap=True)
+
+
+def _drain(batches: grain.IterDataset, workers: int) -> Generator[Batch]:
+    """Yield batches; at the end, or when closed, stop the workers and log what was skipped.
+
+    Raises:
+      UserError: a worker was killed.
+    """
+    if workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads its flags when it starts workers, with absl's main or not
+    skipped = _SkippedTiles()
+    iterator = iter(batches)
+    try:
+        for batch in iterator:
+            skipped.take(batch)
+            yield batch
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise UserError(
+            "a worker process that reads data was killed, most often for want of memory: "
+            "lower data.workers or train.batch_size"
+        ) from error
+    finally:
+        iterator.close()
+        skipped.report()
+
+
+class _SkipUnreadable:
+    """A transform that replaces an unreadable element, and adds the error messages to the example."""
+
+    def __init__(self, transform: Transform, sources: Sequence[RandomAccess]):
+        self.transform, self.sources = transform, sources
+
+    def __call__(self, element: Any, rng: np.random.Generator) -> Batch:
+        problems: list[str] = []
+        while len(problems) < _TRIES:
+            try:
+                example = self.transform(element, rng)
+            except UserError as error:
+                problems.append(str(error))
+                source = self.sources[int(rng.integers(len(self.sources)))]
+                element = source[int(rng.integers(len(source)))]
+            else:
+                return {**example, _PROBLEM: np.array("\n".join(problems).encode()[:2000], "S2000")}
+        raise UserError(
+            f"data.corrupt=skip: {_TRIES} tiles in a row cannot be read, the last: {problems[-1]}"
+        )
+
+
+class _SkippedTiles:
+    """Counts skipped tiles, and logs each problem at its first occurrence."""
+
+    def __init__(self) -> None:
+        self.problems: Counter[str] = Counter()
+
+    def take(self, batch: Batch) -> None:
+        """Remove the error messages from a batch and count them."""
+        for joined in batch.pop(_PROBLEM, ()):
+            for problem in filter(None, bytes(joined).decode(errors="replace").split("\n")):
+                if problem not in self.problems:
+                    log.warning("skipped: %s", problem)
+                self.problems[problem] += 1
+
+    def report(self) -> None:
+        """Log the number of skipped tiles."""
+        if self.problems:
+            log.warning(
+                "%d tiles were skipped and replaced, for %d different problems",
+                self.problems.total(),
+                len(self.problems),
+            )
+
+
 def _check(source, batch_size, seed, start_step, workers, threads, host_index, host_count, corrupt) -> None:
+    """Raise UserError for a bad argument of `train_batches`."""
     sources = source.sources if isinstance(source, Mixture) else (source,)
     if not sources or not all(len(part) for part in sources):
         raise UserError("the training split is empty: name at least one domain with images in data.source")
@@ -339,10 +353,3 @@ def _check(source, batch_size, seed, start_step, workers, threads, host_index, h
     if threads < 1:
         raise UserError(f"data.threads={threads}: give 1 or more")
     check_corrupt(corrupt)
-
-
-def _start_worker(_index: int, _count: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)  # the workers are the parallelism
-    keep_freed_memory(one_heap=True)

@@ -1,7 +1,4 @@
-"""What every source of labelled images offers, and how its images are split.
-
-Labelled images held in memory.
-"""
+"""Labelled images: the protocol of a source, records and windows, and the held-out split."""
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +10,18 @@ import numpy as np
 from spectralmoe_jax.errors import UserError
 
 IGNORE = 255
-"""Label of a pixel that neither trains nor counts."""
+"""Label of a pixel that counts neither in training nor in evaluation."""
 
 
 class Window(NamedTuple):
-    """A rectangle of pixels: rows `row .. row + height`, columns `col .. col + width`."""
+    """A rectangle of pixels.
+
+    Attributes:
+      row: first row.
+      col: first column.
+      height: number of rows.
+      width: number of columns.
+    """
 
     row: int
     col: int
@@ -27,7 +31,14 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled image: its domain (place, sensor or season), its unique name, its size in pixels."""
+    """One labelled image.
+
+    Attributes:
+      domain: its place, sensor or season.
+      name: unique name.
+      height: in pixels.
+      width: in pixels.
+    """
 
     domain: str
     name: str
@@ -36,7 +47,7 @@ class Record:
 
     @property
     def image_name(self) -> str:
-        """The image that this record is a part of, or is."""
+        """The image that this record is, or is a part of."""
         return self.name
 
 
@@ -44,41 +55,54 @@ R = TypeVar("R", bound=Record)
 
 
 class Source(Protocol[R]):
-    """Labelled images with random access. Implementations can be pickled and read from many threads."""
+    """Labelled images with random access. Sources can be pickled and read from several threads.
+
+    A source that counts its labels also has `class_pixels`, labelled pixels (records, K) of each class in
+    each record, or `label_grid` and `exact_label_grid` (`data_pipelines.tiles.label_grid`).
+    """
 
     @property
     def records(self) -> Sequence[R]:
-        """The images of this source, in a fixed order."""
+        """The images, in a fixed order."""
 
     def read_image(self, record: R, window: Window | None = None) -> np.ndarray:
-        """Raw pixel values (H, W, C), read-only, of the whole image or of `window`.
+        """Read raw pixel values (H, W, C) of an image or a window; read-only.
 
-        All of a source have one type: uint8, int16, uint16 or float32."""
+        All images of a source have one type: uint8, int16, uint16 or float32.
+        """
 
     def read_label(self, record: R, window: Window | None = None) -> np.ndarray:
-        """Training ids (H, W) uint8, `IGNORE` where there is none, read-only; as `read_image`."""
+        """Read training ids (H, W) uint8 of an image or a window, `IGNORE` for no label; read-only."""
 
 
 def examples(
     source: Source[R], records: Sequence[R] | None = None
 ) -> Iterator[tuple[R, np.ndarray, np.ndarray]]:
-    """(record, image (H, W, C), label (H, W)) of all of `source`, or of its `records`, in order."""
+    """Yield (record, image (H, W, C), label (H, W)) of `records`, default all of a source, in order."""
     for record in source.records if records is None else records:
         yield record, source.read_image(record), source.read_label(record)
 
 
 def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tuple[R, ...], tuple[R, ...]]:
-    """Splits `records` into (training, held out), by domain and reproducibly.
+    """Hold out a share of the images of each domain, reproducibly.
 
-    Every domain with at least two images gives `fraction` of them, rounded, but at least one and never
-    all; a domain of one image keeps it for training. The choice in a domain depends on `seed`, the
-    domain's name and its images alone, not on the other domains. With `fraction` 0 nothing is held out.
+    Every domain with at least two images gives `fraction` of them, rounded, at least one and never all; a
+    domain with one image keeps it for training. The choice in a domain depends only on `seed`, the domain's
+    name and its own images.
 
-    Records that are parts of images stay together, since neighbours are too alike to judge by; where a domain
-    is a single image, its parts are divided.
+    Records that are parts of one image stay together, because neighbouring parts are too similar for model
+    selection. The parts are divided only if a domain has a single image.
+
+    Args:
+      records: the images.
+      fraction: share to hold out; 0 holds nothing out.
+      seed: seed of the choice.
+
+    Returns:
+      (training, held out), each in the order of `records`.
 
     Raises:
-      UserError: no records, a fraction outside [0, 1), or nothing to hold out although it was asked for.
+      UserError: no records, a fraction outside [0, 1), or nothing can be held out although it was asked for.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"data.holdout={fraction}: give a fraction of the images, 0 or more and below 1")
@@ -104,10 +128,14 @@ def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tup
     return tuple(r for r in records if r not in held), tuple(r for r in records if r in held)
 
 
-class Arrays:
-    """A source over arrays: `{(domain, name): (image (H, W, C), label (H, W) uint8)}`.
+class ArraySource:
+    """A source of images in memory, which become read-only and uint8 or float32.
 
-    Images become uint8 or float32 and read-only. Sizes may differ.
+    Args:
+      images: image (H, W, C) and label (H, W) uint8 by (domain, name); sizes may differ.
+
+    Attributes:
+      records: the images, in order.
 
     Raises:
       UserError: no image, a label of another size than its image, or pixels that are not finite.
@@ -135,16 +163,16 @@ class Arrays:
         self.records = tuple(records)
 
     def read_image(self, record: Record, window: Window | None = None) -> np.ndarray:
-        """The pixels (H, W, C) of `record`, or of its `window`."""
+        """Return the pixels (H, W, C) of a record or a window."""
         return crop(self._arrays[record][0], window)
 
     def read_label(self, record: Record, window: Window | None = None) -> np.ndarray:
-        """The training ids (H, W) of `record`, or of its `window`."""
+        """Return the training ids (H, W) of a record or a window."""
         return crop(self._arrays[record][1], window)
 
 
 def crop(array: np.ndarray, window: Window | None) -> np.ndarray:
-    """A view of `array` (H, W, ...) through `window`; all of it for None."""
+    """Return a view of an array (H, W, ...) through a window; all of it for None."""
     if window is None:
         return array
     row, col, height, width = window
@@ -152,6 +180,7 @@ def crop(array: np.ndarray, window: Window | None) -> np.ndarray:
 
 
 def _frozen(array: np.ndarray, dtype: type) -> np.ndarray:
+    """Return a read-only copy."""
     array = np.array(array, dtype)
     array.setflags(write=False)
     return array

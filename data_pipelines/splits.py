@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.loader import Batch, Mixture, train_batches
-from data_pipelines.open_source import open_source
 from data_pipelines.records import Record, Source, examples, split_holdout
+from data_pipelines.sources import open_source
 from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.config.schema import RunConfig

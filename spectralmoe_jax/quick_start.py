@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.splits import Splits, open_splits
-from data_pipelines.synthetic import SyntheticBenchmark
+from data_pipelines.synthetic import SyntheticDataset
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import EvaluateConfig, RunConfig
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
@@ -61,7 +61,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
 
     # 3. map one scene of the target sensor, and draw scenes of both
     data = config.data
-    benchmark = SyntheticBenchmark(data.scene_seed, data.scenes_source, data.scenes_target, data.scene_size)
+    benchmark = SyntheticDataset(data.scene_seed, data.scenes_source, data.scenes_target, data.scene_size)
     scenes = benchmark.write(workdir, "target")
     write_map(workdir, config, input=scenes[0], output=workdir / "map.tif", preview=workdir / "map.png")
     _write_panel(workdir / "panel.png", config, splits, segmenter, settings)

@@ -36,16 +36,11 @@ ARROWS = {
     "host_memory": "",
     "data_pipelines.loader": "errors config data_pipelines.records data_pipelines.readers host_memory",
     "data_pipelines.synthetic": "errors files config data_pipelines.records",
-    "data_pipelines.open_source": (
-        "errors config sensors data_pipelines.records data_pipelines.readers data_pipelines.synthetic"
-    ),
+    "data_pipelines.sources": "errors import_path config data_pipelines.records",
     "data_pipelines.transforms": "errors config sensors data_pipelines.records data_pipelines.tiles",
     "data_pipelines.splits": (
         "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
-        "data_pipelines.open_source data_pipelines.transforms"
-    ),
-    "data_pipelines.wavelengths": (
-        "errors config data_pipelines.sensors data_pipelines.readers data_pipelines.open_source"
+        "data_pipelines.sources data_pipelines.transforms"
     ),
     "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
@@ -56,11 +51,11 @@ ARROWS = {
     ),
     "evaluation": (
         "errors files config parallel models checkpoints data_pipelines.records data_pipelines.loader "
-        "data_pipelines.splits data_pipelines.wavelengths inference"
+        "data_pipelines.sources data_pipelines.splits inference"
     ),
     "training": (
         "errors files config parameters parallel adapters mask2former models checkpoints host_memory "
-        "data_pipelines.loader data_pipelines.splits data_pipelines.wavelengths inference evaluation"
+        "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
     ),
     "ablation": "errors files config models checkpoints evaluation training",
     "ahead_of_time": "errors config parameters parallel adapters models inference training",
@@ -86,7 +81,7 @@ ARROWS = {
     ),
 }
 # What the data may know of the other package: never a model.
-KNOWN_TO_DATA = {"errors", "files", "host_memory", "config", "sensors"}
+KNOWN_TO_DATA = {"errors", "files", "host_memory", "import_path", "config", "sensors"}
 
 
 def module_of(file: Path) -> str:

@@ -17,15 +17,26 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipelines.datasets import downloaded_files as files
 from data_pipelines.datasets.dataset import Dataset, Listing, Pair
-from data_pipelines.datasets.tile_reader import ColourRule, EitherRule, IndexRule, TileReader, padded
-from data_pipelines.readers.raster_file import Header, read_header, read_mask
+from data_pipelines.datasets.tile_reader import (
+    ColourRule,
+    EitherRule,
+    IndexRule,
+    TileReader,
+    padded,
+    read_header,
+    read_mask,
+)
 from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from data_pipelines.readers.raster_header import Header
 
 CLASSES = {  # with their colours
     "industrial area": (200, 0, 0),
@@ -172,7 +183,7 @@ def labelled_window(mask: Path, _modified: int, _size: int) -> Window:
     rows, cols = np.zeros(header.height, bool), np.zeros(header.width, bool)
     for row in range(0, header.height, _ROWS_AT_A_TIME):
         part = Window(row, 0, min(_ROWS_AT_A_TIME, header.height - row), header.width)
-        labelled = np.any(read_mask(mask, part)[0][..., :3], axis=-1)  # (h, W); alpha is no label
+        labelled = np.any(read_mask(mask, part)[..., :3], axis=-1)  # (h, W); alpha is no label
         rows[row : row + part.height] = labelled.any(axis=1)
         cols |= labelled.any(axis=0)
     if not rows.any():

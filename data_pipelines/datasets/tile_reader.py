@@ -1,6 +1,7 @@
 """Tiles of a published data set: the grid they are cut on, their pixels, and masks turned into training ids.
 
-A mask value that a rule does not know is an error and is never guessed.
+A mask value that a rule does not know is an error and is never guessed. The readers of image files are
+imported when a file is read: a configuration needs only classes and bands of a data set, and not rasterio.
 """
 
 from __future__ import annotations
@@ -8,21 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from data_pipelines.datasets.dataset import Pair
-from data_pipelines.readers.labels import ColourCode
-from data_pipelines.readers.raster_file import Header, read_header, read_mask, read_pixels
+from data_pipelines.readers.label_codes import ColourCode
 from data_pipelines.records import IGNORE, Window
 from spectralmoe_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from data_pipelines.readers.raster_header import Header
 
 TILE = 512
 """Side of the published tiles in pixels."""
 
 Grid = Callable[[Window], tuple[Window, ...]]
-Area = Callable[[Pair, Header], Window]
+Area = Callable[[Pair, "Header"], Window]
 _UNKNOWN = 254  # marks values that a rule does not know, until they are reported
 
 
@@ -52,6 +55,27 @@ def flush(area: Window) -> tuple[Window, ...]:
     return tuple(
         Window(min(row, bottom), min(col, right), height, width) for row, col, height, width in padded(area)
     )
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of an image file; see `data_pipelines.readers.raster_header`."""
+    from data_pipelines.readers.raster_header import read_header  # imports rasterio
+
+    return read_header(path)
+
+
+def read_mask(path: Path, window: Window | None = None) -> np.ndarray:
+    """Read a mask as stored, (h, w, bands); see `data_pipelines.readers.raster_file`."""
+    from data_pipelines.readers.raster_file import read_mask  # imports rasterio
+
+    return read_mask(path, window)[0]
+
+
+def read_pixels(path: Path, window: Window, channels: Sequence[int] | None) -> np.ndarray:
+    """Read pixels (h, w, C); see `data_pipelines.readers.raster_file`."""
+    from data_pipelines.readers.raster_file import read_pixels  # imports rasterio
+
+    return read_pixels(path, window, channels)[0]
 
 
 def image_area(_pair: Pair, image: Header) -> Window:
@@ -112,7 +136,7 @@ class TileReader:
         bottom = min(cell.row + cell.height, area.row + area.height)
         right = min(cell.col + cell.width, area.col + area.width)
         part = Window(row, col, bottom - row, right - col)
-        image = read_pixels(pair.image, part, self._channels)[0].astype(self._dtype, copy=False)
+        image = read_pixels(pair.image, part, self._channels).astype(self._dtype, copy=False)
         label = self._rule.read(pair.label, part)
         margins = [
             (row - cell.row, cell.row + cell.height - bottom),
@@ -165,7 +189,7 @@ class IndexRule:
 
     def read(self, path: Path, window: Window | None = None) -> np.ndarray:
         """Read training ids; see `Rule.read`."""
-        mask, _ = read_mask(path, window)
+        mask = read_mask(path, window)
         if mask.shape[-1] != 1 or mask.dtype.kind not in "ui":
             raise UserError(
                 f"{path}: {mask.shape[-1]} bands of {mask.dtype}, this data set's masks have one band of "
@@ -204,7 +228,7 @@ class ColourRule:
 
     def read(self, path: Path, window: Window | None = None) -> np.ndarray:
         """Read training ids; see `Rule.read`."""
-        mask, _ = read_mask(path, window)
+        mask = read_mask(path, window)
         if mask.shape[-1] not in (3, 4) or mask.dtype != np.uint8:
             raise UserError(
                 f"{path}: {mask.shape[-1]} bands of {mask.dtype}, this data set's masks are colours in "

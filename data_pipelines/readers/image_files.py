@@ -1,86 +1,82 @@
-"""Labelled windows of GeoTIFFs, or of whatever GDAL reads, straight from the files.
-
-A folder of images with colour-coded masks, one sub-folder a domain.
-"""
+"""Images and labels straight from files: GeoTIFFs and whatever else GDAL reads, and folders of pictures."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.readers.file_records import (
     ArrayCache,
-    Checked,
     FileRecord,
+    ValidatedFile,
     common_dtype,
     find_channels,
     to_records,
 )
 from data_pipelines.readers.file_search import find_images, mask_path, record_names
-from data_pipelines.readers.label_counts import count_labels, count_missing
-from data_pipelines.readers.labels import ColourCode, Labels, RasterLabels
-from data_pipelines.readers.raster_file import OpenFiles, missing_pixels, read_header, read_pixels
-from data_pipelines.readers.skipping import check_corrupt, over_files
+from data_pipelines.readers.label_codes import ColourCode
+from data_pipelines.readers.labels import Labels, RasterLabels, count_labels, count_missing
+from data_pipelines.readers.raster_file import OpenFiles, missing_pixels, read_pixels
+from data_pipelines.readers.raster_header import read_header, stated_wavelengths
+from data_pipelines.readers.unreadable import check_corrupt, map_files
 from data_pipelines.records import IGNORE, Window, crop
-from data_pipelines.sensors.band_selection import check_wavelengths
-from data_pipelines.sensors.file_tags import stated_wavelengths
+from data_pipelines.sensors import check_wavelengths
 from data_pipelines.tiles.label_grid import LabelGrid
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.sensors import find_sensor
 from spectralmoe_jax.sensors import wavelengths as wavelengths_of
 
 log = logging.getLogger(__name__)
-_OPEN_FILES = 32  # a thread
+_OPEN_FILES = 32  # in each thread
 
 
 class GeoTiffTiles:
-    """A `data_pipelines.records.Source` over folders or lists of GeoTIFFs, or of whatever GDAL reads.
+    """A `data_pipelines.records.Source` over folders or lists of image files.
 
-    Files are read by window, through handles that stay open. Decoded once and kept are those of formats that
-    can only be decoded from the start, and small ones as long as the cache finds them again often enough.
-    Images may differ in size, CRS and order of bands; nothing is reprojected. Pixels in which every band
-    holds the nodata value, or that the file masks, are zero and unlabelled. An alpha beside the bands masks.
+    Files are read by window, through handles that stay open. Formats that can only be decoded from the start
+    are decoded once and cached, and so are small files as long as the cache is likely to have them again.
+    Images may differ in size, CRS and order of bands; nothing is reprojected. Pixels whose bands all have the
+    nodata value, or that the file masks, are zero and unlabelled. An alpha band beside the wanted bands is a
+    mask.
 
-    Construction reads all headers and all labels once, in threads: a bad file or label stops here rather than
-    hours into a run.
+    Construction reads all headers and all labels once, in threads, so that a bad file or label stops here
+    and not hours into a run.
 
     Args:
       root: the folder.
-      bands: the bands to read, in this order; see `sensors.select_bands`.
-      labels: how labels are read.
+      bands: names of the bands to read, in this order; see `sensors.select_bands`.
+      labels: reads labels.
       classes: number of classes.
-      domains: the domains to use, default all; images come in this order, then by path.
+      domains: domains to use; default all. Images come in this order, then by path.
       image_glob: pattern of the images below `root`, or several, or paths, or the name of a text file of
-        these; with `{domain}` for the part that names the domain. See `files.find_images`.
-      mask_template: path of the labels below `root`, of `{domain}` and the image's file `{stem}`.
-      tile: images are divided evenly into windows of at most this side, each a record of its own, so that
-        those of a single scene can be split into training and held-out ones; no small remainder is left at
-        the edges, as sides differ by at most a pixel. Default None, whole images.
-      sensor: whose names of bands and nodata value hold where files say nothing.
-      sensors: of single domains, where it is another one.
-      file_bands: names of the bands of files that name none.
-      wavelengths: of `bands`, in micrometres, to be compared with those that files state; default none.
-      corrupt: what a file that is truncated or no readable image leads to: `stop` raises it; `skip` leaves
-        the image and its labels out, logs each such file once and their number. Truncated pixels, whose
-        header is whole, are found when they are read, which is after this in most cases.
+        these, with `{domain}` for the part that is the domain. See `file_search.find_images`.
+      mask_template: path of the labels below `root`, from `{domain}` and the image's `{stem}`.
+      tile: side of the windows that images are divided into, in pixels; each is a record of its own, so that
+        parts of a single scene can be held out. Windows of one image differ by at most one pixel a side, and
+        none is a small remainder. Default None, whole images.
+      sensor: name of the sensor whose band aliases and nodata value hold where files state none.
+      sensors: name of the sensor of single domains that differ.
+      file_bands: names of all bands of the files in order, for files with other names or none.
+      wavelengths: of `bands`, in micrometres, to compare with those that files state; default no comparison.
+      corrupt: `stop` raises the error of a truncated or unreadable file; `skip` leaves image and labels out,
+        and logs each such file and their number. Truncated pixels under a valid header are mostly found
+        later, when they are read.
       cache_bytes: memory for decoded images and labels, in each process.
 
     Attributes:
       records: `FileRecord`s.
-      label_grid: where which classes are, as the labels alone say: `class_pixels` and `exact_label_grid` take
-        out pixels that the images lack, which has them read.
-      dtype: of the pixels: uint8, int16 or uint16 if all files have it, else float32.
+      label_grid: counts of the labels in coarse cells. `class_pixels` and `exact_label_grid` leave out pixels
+        that are missing in the images, which have to be read for that.
+      dtype: type of the pixels: uint8, int16 or uint16 if all files have it, else float32.
 
     Raises:
-      UserError: naming the file or the key. Reading raises it for a file that is truncated or has values that
+      UserError: names the file or the key. Reading raises it for a file that is truncated or has values that
         are not finite.
     """
 
@@ -108,55 +104,55 @@ class GeoTiffTiles:
         self.root, self.bands, self.labels, self.classes = Path(root), tuple(bands), labels, classes
         self.sensor, self.sensors, self.corrupt = sensor, dict(sensors or {}), corrupt
         for name in filter(None, (sensor, *self.sensors.values())):
-            find_sensor(name)  # an unknown one is said before any file is read
+            find_sensor(name)  # fail on an unknown sensor before reading files
         self._cache = ArrayCache(cache_bytes)
         self._files = OpenFiles(_OPEN_FILES)
         found = find_images(self.root, image_glob, domains)
         names = record_names(self.root, found)
 
-        def check(file: tuple[tuple[str, Path], str]) -> Checked:
+        def validate(file: tuple[tuple[str, Path], str]) -> ValidatedFile:
             (domain, image), name = file
             mask = mask_path(self.root, mask_template, domain, image)
-            return self._check(domain, name, image, mask, file_bands, wavelengths)
+            return self._validate(domain, name, image, mask, file_bands, wavelengths)
 
-        checked = over_files(check, zip(found, names, strict=True), corrupt)
-        files = [file for file in checked if file is not None]
+        validated = map_files(validate, zip(found, names, strict=True), corrupt)
+        files = [file for file in validated if file is not None]
         self._require_some(files, len(found))
         self.dtype = common_dtype(files)
         self._set_records(to_records(files, tile, self._cache, self.dtype))
-        self.label_grid = self._scan_labels()
-        skipped = len(found) - len(self._files_rows)
+        self.label_grid = self._count_labels()
+        skipped = len(found) - len(self._by_file)
         if skipped:
             log.warning(
                 "%s: %d of %d images are left out, as data.corrupt=skip", self.root, skipped, len(found)
             )
 
     def read_image(self, record: FileRecord, window: Window | None = None) -> np.ndarray:
-        """Raw pixel values (H, W, C) of `dtype`, of the record or of `window`. Read-only."""
+        """Read raw pixel values (H, W, C) of `dtype`, of the record or a window; read-only."""
         read = lambda part: self._pixels(record, part)
         return self._read(("image", record.image), record.by_window, record.in_file(window), read)
 
     def read_label(self, record: FileRecord, window: Window | None = None) -> np.ndarray:
-        """Training ids (H, W) uint8, 255 for ignore, of the record or of `window`. Read-only."""
+        """Read training ids (H, W) uint8, 255 for no label, of the record or a window; read-only."""
         read = lambda part: self._labelled(record, part)
         return self._read(("label", record.image), record.label_by_window, record.in_file(window), read)
 
     @functools.cached_property
     def exact_label_grid(self) -> LabelGrid:
-        """`label_grid` without the labelled pixels that images lack, as `read_label` gives them.
+        """The label grid without labelled pixels that are missing in the images, as `read_label` has them.
 
-        Where pixels can be missing, the labelled parts of images are read for it once, when first asked for;
-        one that is skipped then has no labels.
+        At the first request, the labelled parts of images in which pixels can be missing are read once. A
+        file that is skipped then has no labels.
         """
         counts = self.label_grid.counts.copy()
-        lossy = [rows for rows in self._files_rows if self.records[rows.start].has_nodata]
+        lossy = [of_file for of_file in self._by_file if self.records[of_file.start].has_nodata]
 
-        def missing(rows: slice) -> np.ndarray:
-            cells = self.label_grid.cells_of(rows)
-            return count_missing(self.labels, self.records[rows], counts[cells])
+        def missing(of_file: slice) -> np.ndarray:
+            cells = self.label_grid.cells_of(of_file)
+            return count_missing(self.labels, self.records[of_file], counts[cells])
 
-        for rows, lost in zip(lossy, over_files(missing, lossy, self.corrupt), strict=True):
-            cells = self.label_grid.cells_of(rows)
+        for of_file, lost in zip(lossy, map_files(missing, lossy, self.corrupt), strict=True):
+            cells = self.label_grid.cells_of(of_file)
             counts[cells] -= counts[cells] if lost is None else lost
         return LabelGrid(self.records, counts)
 
@@ -166,7 +162,7 @@ class GeoTiffTiles:
         return self.exact_label_grid.pixels(self.records)
 
     def describe(self) -> str:
-        """One line a domain: how many images, how many pixels, how much of them is labelled."""
+        """Return a line for each domain: number of images, of pixels, and share of labelled pixels."""
         lines = []
         for domain in dict.fromkeys(record.domain for record in self.records):
             chosen = [i for i, record in enumerate(self.records) if record.domain == domain]
@@ -175,7 +171,7 @@ class GeoTiffTiles:
             lines.append(f"{domain}: {len(chosen)} images, {pixels / 1e6:.1f} Mpx, {labelled:.1%} labelled")
         return "\n".join(lines)
 
-    def _check(
+    def _validate(
         self,
         domain: str,
         name: str,
@@ -183,8 +179,7 @@ class GeoTiffTiles:
         mask: Path,
         file_bands: Sequence[str] | None,
         wavelengths: Sequence[float] | None,
-    ) -> Checked:
-        """What is known of an image that is right, and of its labels."""
+    ) -> ValidatedFile:
         header = read_header(image)
         sensor = self.sensors.get(domain, self.sensor)
         channels, alpha = find_channels(image, header, self.bands, sensor, file_bands, domain)
@@ -199,10 +194,10 @@ class GeoTiffTiles:
             raise UserError(f"{image}: it has no mask {mask}, add the mask or correct data.mask_template")
         nodata = None if sensor is None else find_sensor(sensor).nodata
         random_access = self.labels.check(image, header, mask)
-        return Checked(domain, name, image, mask, header, channels, nodata, alpha, random_access)
+        return ValidatedFile(domain, name, image, mask, header, channels, nodata, alpha, random_access)
 
     def _wavelengths_in(self, domain: str, wavelengths: Sequence[float] | None) -> Sequence[float] | None:
-        """What the files of a domain are compared with: its own sensor's table, or else `wavelengths`."""
+        """Return the wavelengths to compare a domain's files with: its sensor's, or else `wavelengths`."""
         if domain not in self.sensors:
             return wavelengths
         sensor = self.sensors[domain]
@@ -215,6 +210,7 @@ class GeoTiffTiles:
         part: Window,
         read: Callable[[Window | None], np.ndarray],
     ) -> np.ndarray:
+        """Read a window from the file, or from the cache of decoded files; read-only."""
         with self._files.used():
             if by_window:
                 array = read(part)
@@ -235,7 +231,7 @@ class GeoTiffTiles:
         return label
 
     def _set_records(self, records: tuple[FileRecord, ...]) -> None:
-        self.records, self._files_rows = records, _rows_of_files(records)
+        self.records, self._by_file = records, _slices_by_file(records)
 
     def _require_some(self, files: Sequence[object], count: int) -> None:
         if not files:
@@ -244,10 +240,10 @@ class GeoTiffTiles:
                 "skipped as data.corrupt=skip: restore the files"
             )
 
-    def _scan_labels(self) -> LabelGrid:
-        """Reads every label: where which classes are, and one warning on all unknown values."""
-        files = [self.records[rows] for rows in self._files_rows]
-        found = over_files(lambda of: count_labels(self.labels, of, self.classes), files, self.corrupt)
+    def _count_labels(self) -> LabelGrid:
+        """Count all labels in coarse cells, and warn once of all unknown values."""
+        files = [self.records[of_file] for of_file in self._by_file]
+        found = map_files(lambda of: count_labels(self.labels, of, self.classes), files, self.corrupt)
         scans = [scan for scan in found if scan is not None]
         self._require_some(scans, len(files))
         if len(scans) < len(files):
@@ -276,31 +272,26 @@ class GeoTiffTiles:
         return LabelGrid(self.records, counts, lossy=np.array([record.has_nodata for record in self.records]))
 
 
-def _rows_of_files(records: Sequence[FileRecord]) -> list[slice]:
-    """Which records are of each file; they follow each other."""
+def _slices_by_file(records: Sequence[FileRecord]) -> list[slice]:
+    """Return the slice of the records of each file."""
     counts = [len(list(group)) for _, group in itertools.groupby(r.image for r in records)]
     ends = list(itertools.accumulate(counts, initial=0))
     return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-
-
 class ImageFolder(GeoTiffTiles):
-    """`GeoTiffTiles` for masks that people painted: JPEG, PNG, GeoTIFF and whatever GDAL reads.
+    """Images with painted masks: JPEG, PNG, GeoTIFF and whatever else GDAL reads.
 
-    Masks are one of
+    A mask is one of
       - three or four 8-bit bands: colours of `palette`; transparent pixels are ignored;
-      - one band with a colour table: the same, through the table;
-      - one band without: training ids 0..K-1, 255 for ignore.
+      - one band with a colour table: colours of `palette`, through the table;
+      - one band without a colour table: training ids 0..K-1, 255 for no label.
     Colours that are neither in `palette` nor in `ignore_colours` are ignored, counted and logged in one
-    warning, whatever the worker count.
+    warning. Arguments without a description here are those of `GeoTiffTiles`.
 
     Args:
       palette: colour (r, g, b) of each class; the training id is the index.
       ignore_colours: colours that mean "no label".
-      others: as `GeoTiffTiles`'s.
     """
 
     def __init__(

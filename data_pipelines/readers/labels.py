@@ -1,184 +1,77 @@
-"""Where the labels of an image lie and how they are coded.
-
-Masks as people paint them, to training ids.
-"""
+"""Labels of images, as raster masks or polygons: reading, and counting in coarse cells."""
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
+import shapely
+from rasterio.features import rasterize
+from rasterio.windows import Window as RasterWindow
 
-from data_pipelines.readers.raster_file import Header, opened, quiet, read_header, read_mask
+from data_pipelines.readers.file_records import FileRecord
+from data_pipelines.readers.label_codes import ColourCode, ValueCode
+from data_pipelines.readers.raster_file import (
+    ignore_missing_georeference,
+    keep_files_open,
+    missing_pixels,
+    open_image,
+    read_mask,
+)
+from data_pipelines.readers.raster_header import Header, read_header
 from data_pipelines.readers.vector_file import read_polygons
 from data_pipelines.records import IGNORE, Window
+from data_pipelines.tiles.label_grid import grid_cells
 from spectralmoe_jax.errors import UserError
 
-Colour = tuple[int, int, int]
-_UNKNOWN = 254
-
-
-class ColourCode:
-    """Turns colours into training ids: the index in `palette`, or 255 for `ignore` and for unknown ones.
-
-    Raises:
-      UserError: more than 254 classes, a colour given twice, or one that is not three numbers 0..255.
-    """
-
-    def __init__(self, palette: Sequence[Sequence[int]], ignore: Sequence[Sequence[int]] = ()):
-        self.palette = tuple(_colour(c, "classes.palette") for c in palette)
-        self.ignore = tuple(_colour(c, "data.ignore_colours") for c in ignore)
-        if not 1 <= len(self.palette) <= _UNKNOWN:
-            raise UserError(f"classes.palette has {len(self.palette)} colours: give 1 to {_UNKNOWN}")
-        repeated = [c for c, n in Counter(self.palette + tuple(set(self.ignore))).items() if n > 1]
-        if repeated:
-            raise UserError(f"classes.palette and data.ignore_colours name {repeated[0]} twice: keep one")
-
-    def from_rgb(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
-        """Ids (H, W) uint8 of a mask (H, W, 3 or 4) uint8, and the pixel count of each unknown colour.
-
-        Wholly transparent pixels are ignored.
-        """
-        packed = mask[..., 0].astype(np.uint32) << 16  # (H, W), 0xRRGGBB
-        packed |= mask[..., 1].astype(np.uint32) << 8
-        packed |= mask[..., 2]
-        label = _lookup(self.palette, self.ignore)[packed]
-        if mask.shape[-1] == 4:
-            label[mask[..., 3] == 0] = IGNORE
-        return self._settle(label, packed, lambda c: (int(c) >> 16, int(c) >> 8 & 255, int(c) & 255))
-
-    def from_indexed(
-        self, mask: np.ndarray, colours: Mapping[int, Sequence[int]]
-    ) -> tuple[np.ndarray, Counter]:
-        """As `from_rgb`, for a mask (H, W) of integer indices into a colour table index -> (r, g, b, a).
-
-        An index that the table does not have is unknown, and counted by its number.
-        """
-        lookup = _lookup(self.palette, self.ignore)
-        ids = np.full(max(int(mask.max(initial=0)), *colours) + 1, _UNKNOWN, np.uint8)
-        for index, (red, green, blue, *alpha) in colours.items():
-            ids[index] = IGNORE if alpha == [0] else lookup[red << 16 | green << 8 | blue]
-        return self._settle(ids[mask], mask, lambda i: tuple(colours[i][:3]) if i in colours else int(i))
-
-    def from_ids(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
-        """As `from_rgb`, for a mask (H, W) that holds training ids already, 255 for none."""
-        known = ((mask >= 0) & (mask < len(self.palette))) | (mask == IGNORE)
-        return self._settle(np.where(known, mask, _UNKNOWN).astype(np.uint8), mask, int)
-
-    @staticmethod
-    def _settle(label, values, name) -> tuple[np.ndarray, Counter]:
-        unknown = label == _UNKNOWN
-        if not unknown.any():
-            return label, Counter()
-        label[unknown] = IGNORE
-        found, counts = np.unique(values[unknown], return_counts=True)
-        total: Counter = Counter()
-        for value, count in zip(found, counts, strict=True):  # several indices may have one colour
-            total[name(value)] += int(count)
-        return label, total
-
-
-@functools.lru_cache(maxsize=4)
-def _lookup(palette: tuple[Colour, ...], ignore: tuple[Colour, ...]) -> np.ndarray:
-    """The id of every 24-bit colour, (2**24,) uint8. One gather a pixel, however many the classes."""
-    table = np.full(1 << 24, _UNKNOWN, np.uint8)
-    for label, (r, g, b) in enumerate(palette):
-        table[r << 16 | g << 8 | b] = label
-    for r, g, b in ignore:
-        table[r << 16 | g << 8 | b] = IGNORE
-    return table
-
-
-def _colour(colour: Sequence[int], key: str) -> Colour:
-    values = tuple(int(v) for v in colour)
-    if len(values) != 3 or not all(0 <= v <= 255 for v in values):
-        raise UserError(f"{key}: {tuple(colour)} is no colour, give (red, green, blue) from 0 to 255")
-    return values[0], values[1], values[2]
-
-
-_IMAGES_KEPT = 16  # whose polygons are in memory
+_IMAGES_KEPT = 16  # images whose polygons are kept in memory
+_PIXELS = 1 << 23  # counted at a time
+_ROWS = 256  # rows are read in multiples of this, as blocks of files have
 
 
 class Labels(Protocol):
-    """Reads the ids of an image from a file beside it.
+    """Reads the training ids of an image from a label file.
 
-    `strict`: whether a value that the code does not know stops everything, or is counted, logged and ignored.
+    Attributes:
+      strict: an unknown value is an error; otherwise it is counted, logged and ignored.
     """
 
     strict: bool
 
     def check(self, image: Path, header: Header, mask: Path) -> bool:
-        """Whether windows of `mask` are read without decoding what lies before them.
+        """Check a label file against the header of its image.
 
-        Raises UserError where it cannot be the labels of an image with this header.
+        Returns:
+          Whether windows of `mask` are read without decoding what precedes them.
+
+        Raises:
+          UserError: the file cannot be the labels of this image.
         """
 
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
-        """Ids (H, W) uint8, 255 for none, of the image or its `window`; the count of each unknown value."""
+        """Read training ids.
 
+        Args:
+          image: path of the image.
+          mask: path of its labels.
+          window: part of the image; None for all.
 
-class ValueCode:
-    """Turns stored values into training ids.
-
-    Args:
-      values: the stored value of each class, or several that are merged into it, in class order.
-      ignore: stored values that mean "no label".
-
-    Raises:
-      UserError: no or more than 254 classes, or a value given twice.
-    """
-
-    def __init__(self, values: Sequence[Any | Sequence[Any]], ignore: Sequence[Any] = ()):
-        stored: dict[Any, int] = {}
-        for label, of_class in enumerate(values):
-            for value in of_class if isinstance(of_class, list | tuple) else (of_class,):
-                if value in stored or value in ignore:
-                    raise UserError(
-                        f"data.label_values and data.ignore_values name {value!r} twice: keep one"
-                    )
-                stored[value] = label
-        if not 1 <= len(values) <= _UNKNOWN:
-            raise UserError(f"data.label_values names {len(values)} classes: give 1 to {_UNKNOWN}")
-        self.ids: Mapping[Any, int] = {**stored, **dict.fromkeys(ignore, IGNORE)}
-        self._table = np.full(256, IGNORE, np.uint8)  # of the values that fit into 8 bits
-        self._known = np.zeros(256, np.uint8)
-        for value, label in self.ids.items():
-            if isinstance(value, int | float) and value in range(256):
-                self._table[int(value)], self._known[int(value)] = label, 1
-
-    def from_values(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
-        """Ids (H, W) uint8 of stored numbers (H, W), and the pixel count of each unknown one."""
-        if mask.dtype == np.uint8:
-            mask = np.ascontiguousarray(mask)
-            if cv2.countNonZero(cv2.LUT(mask, self._known)) == mask.size:
-                return cv2.LUT(mask, self._table), Counter()  # counting takes several times as long
-            counts = np.bincount(mask.ravel(), minlength=256)
-            foreign = np.flatnonzero((counts > 0) & (self._known == 0))
-            return cv2.LUT(mask, self._table), Counter({int(v): int(counts[v]) for v in foreign})
-        label = np.full(mask.shape, IGNORE, np.uint8)
-        unknown: Counter = Counter()
-        found, counts = np.unique(mask, return_counts=True)
-        for value, count in zip(found.tolist(), counts.tolist(), strict=True):
-            if value in self.ids:
-                label[mask == value] = self.ids[value]
-            else:
-                unknown[value] = count
-        return label, unknown
+        Returns:
+          Ids (H, W) uint8, 255 for no label; and the pixel count of each unknown value.
+        """
 
 
 class RasterLabels:
-    """Labels as an image of the same size: colours, indices into a colour table, or values.
+    """Labels as a raster of the image's size: colours, indices into a colour table, or values.
 
     Args:
-      code: `ColourCode` for masks of colours, of a colour table, or of training ids; `ValueCode` for one band
-        of stored values.
+      code: `ColourCode` for masks of colours, with a colour table, or of training ids; `ValueCode` for one
+        band of stored values.
     """
 
     def __init__(self, code: ColourCode | ValueCode):
@@ -186,6 +79,7 @@ class RasterLabels:
         self.strict = isinstance(code, ValueCode)
 
     def check(self, image: Path, header: Header, mask: Path) -> bool:
+        """Check size, place, bands and type of a mask; see `Labels.check`."""
         found = read_header(mask)
         if (found.height, found.width) != (header.height, header.width):
             raise UserError(
@@ -218,7 +112,8 @@ class RasterLabels:
         return found.random_access
 
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
-        pixels, table = read_mask(mask, window)
+        """Read training ids; see `Labels.read`."""
+        pixels, table = read_mask(mask, window)  # (H, W, bands)
         if isinstance(self.code, ValueCode):
             return self.code.from_values(pixels[..., 0])
         if pixels.shape[-1] >= 3:
@@ -229,25 +124,25 @@ class RasterLabels:
 
 
 class VectorLabels:
-    """Labels as polygons, drawn onto the grid of the image.
+    """Labels as polygons that are rasterised onto the grid of the image.
 
-    A pixel is of the polygon that its centre lies in, of the last one in the file where several overlap, and
-    unlabelled in none. Polygons of another CRS are reprojected to the image's. A file may serve many images:
-    of each, only the polygons around it are read, and those of the last few images are kept.
+    A pixel has the class of the polygon that contains its centre: the last one in the file where polygons
+    overlap, no label outside all. Polygons in another CRS are reprojected. One file may serve many images:
+    only the polygons around each image are read, and those of the last few images are kept.
 
     Args:
-      code: which attribute values are which class.
-      attribute: the name of the attribute.
-      layer: of the file; default its first.
+      code: class of each attribute value.
+      attribute: name of the attribute.
+      layer: name of the layer; default the first.
     """
 
     strict = True
 
     def __init__(self, code: ValueCode, attribute: str, layer: str = ""):
         self.code, self.attribute, self.layer = code, attribute, layer
-        self._begin()
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._polygons: OrderedDict[tuple[Path, Path], tuple[Any, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -256,9 +151,10 @@ class VectorLabels:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._begin()
+        self._start()
 
     def check(self, image: Path, header: Header, mask: Path) -> bool:
+        """Check that the image is georeferenced, and read the polygons around it; see `Labels.check`."""
         if header.crs is None:
             raise UserError(
                 f"{image}: is not georeferenced, so the polygons of {mask} cannot be placed: "
@@ -268,24 +164,21 @@ class VectorLabels:
         return True
 
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
-        from rasterio.features import rasterize
-        from rasterio.windows import Window as RasterWindow
-        from shapely import box
-
-        with opened(image) as dataset:
+        """Rasterise the polygons around an image; see `Labels.read`."""
+        with open_image(image) as dataset:
             part = window or Window(0, 0, dataset.height, dataset.width)
             transform = dataset.window_transform(RasterWindow(part.col, part.row, part.width, part.height))
         tree, ids = self._of_image(image, mask)
-        near = np.sort(tree.query(box(*_bounds(transform, part.height, part.width))))
+        near = np.sort(tree.query(shapely.box(*_bounds(transform, part.height, part.width))))
         label = np.full((part.height, part.width), IGNORE, np.uint8)
         if len(near):
             shapes = [(tree.geometries[i], int(ids[i])) for i in near]
-            with quiet():  # it draws into a dataset of its own, which lies nowhere
+            with ignore_missing_georeference():  # it draws into a dataset of its own, which has none
                 rasterize(shapes, out=label, transform=transform)
         return label, Counter()
 
     def _of_image(self, image: Path, mask: Path) -> tuple[Any, np.ndarray]:
-        """The polygons around an image, in its CRS, as a search tree, and the id of each."""
+        """Return the polygons around an image in its CRS, as a search tree, and the id of each."""
         key = image, mask
         with self._lock:
             if key in self._polygons:
@@ -299,9 +192,7 @@ class VectorLabels:
         return found
 
     def _read(self, image: Path, mask: Path) -> tuple[Any, np.ndarray]:
-        import shapely
-
-        with opened(image) as dataset:
+        with open_image(image) as dataset:
             crs, bounds = dataset.crs, _bounds(dataset.transform, dataset.height, dataset.width)
         polygons, values = read_polygons(mask, self.layer, self.attribute, crs, bounds)
         ids = np.array([self._id(value, mask) for value in values], np.uint8)
@@ -320,7 +211,7 @@ class VectorLabels:
 
 
 def _same_place(image: Header, mask: Header) -> bool:
-    """Whether the corners of two grids of one size coincide to half a pixel."""
+    """Return whether the corners of two grids of one size coincide to half a pixel."""
     side = max(abs(image.transform.a), abs(image.transform.b))
     return all(
         math.dist(_place(image.transform, *corner), _place(mask.transform, *corner)) < side / 2
@@ -329,7 +220,7 @@ def _same_place(image: Header, mask: Header) -> bool:
 
 
 def _place(transform: Any, col: float, row: float) -> tuple[float, float]:
-    """Coordinates of the upper left corner of a pixel."""
+    """Return the coordinates of the upper left corner of a pixel."""
     return (
         transform.c + transform.a * col + transform.b * row,
         transform.f + transform.d * col + transform.e * row,
@@ -337,7 +228,7 @@ def _place(transform: Any, col: float, row: float) -> tuple[float, float]:
 
 
 def _bounds(transform: Any, height: int, width: int) -> tuple[float, float, float, float]:
-    """West, south, east and north of a grid, however it is turned."""
+    """Return west, south, east and north of a grid, which may be rotated."""
     corners = [_place(transform, col, row) for col in (0, width) for row in (0, height)]
     xs, ys = zip(*corners, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
@@ -349,3 +240,107 @@ def _crs(header: Header) -> str:
 
 def _origin(header: Header) -> str:
     return f"{header.transform.c:g}, {header.transform.f:g}"
+
+
+def count_labels(labels: Labels, records: Sequence[FileRecord], classes: int) -> tuple[np.ndarray, Counter]:
+    """Count the labels of one file in coarse cells.
+
+    Args:
+      labels: reads the labels.
+      records: all records of the file.
+      classes: number of classes K.
+
+    Returns:
+      Labelled pixels (cells, K) uint32, as `LabelGrid` has them, and the count of each unknown value.
+
+    Raises:
+      UserError: the labels are unreadable, or strict and have an unknown value.
+    """
+    mask = records[0].mask
+    cells = _cells(records)
+    counts = np.zeros((len(cells), classes), np.uint32)
+    unknown: Counter = Counter()
+    with keep_files_open():
+        for rows in _bands_of_rows(records):
+            label, values = labels.read(records[0].image, mask, rows)
+            unknown += values
+            for number in _overlapping(rows, cells):
+                counts[number] += _count(label, cells[number], rows, classes)
+    if unknown and labels.strict:
+        value, count = unknown.most_common(1)[0]
+        raise UserError(
+            f"{mask}: {count} pixels hold {value}, which is neither in data.label_values nor "
+            "in data.ignore_values: add it to one of them"
+        )
+    return counts, unknown
+
+
+def count_missing(labels: Labels, records: Sequence[FileRecord], labelled: np.ndarray) -> np.ndarray:
+    """Count the labelled pixels of one file that are missing in the image; reads only around labelled cells.
+
+    Args:
+      labels: reads the labels.
+      records: all records of the file.
+      labelled: labelled pixels (cells, K), from `count_labels`.
+
+    Returns:
+      (cells, K).
+
+    Raises:
+      UserError: the image is unreadable.
+    """
+    image, cells = records[0].image, _cells(records)
+    lost = np.zeros_like(labelled)
+    with keep_files_open():
+        for rows in _bands_of_rows(records):
+            here = [number for number in _overlapping(rows, cells) if labelled[number].any()]
+            if not here:
+                continue
+            part = _around([cells[number] for number in here], rows)
+            first = records[0]
+            missing = missing_pixels(image, part, first.channels, first.nodata, first.alpha)
+            if missing is None:
+                continue
+            label, _ = labels.read(image, records[0].mask, part)
+            label = np.where(missing, label, IGNORE)
+            for number in here:
+                lost[number] += _count(label, cells[number], part, lost.shape[1])
+    return lost
+
+
+def _cells(records: Sequence[FileRecord]) -> list[Window]:
+    """Return the coarse cells of all records as windows of the file."""
+    return [record.in_file(cell) for record in records for cell in grid_cells(record)]
+
+
+def _bands_of_rows(records: Sequence[FileRecord]) -> Iterator[Window]:
+    """Yield windows over the full width of the file, from top to bottom."""
+    height, width = (max(r.row + r.height for r in records), max(r.col + r.width for r in records))
+    rows = max(1, _PIXELS // width)
+    rows = rows // _ROWS * _ROWS or rows
+    for row in range(0, height, rows):
+        yield Window(row, 0, min(rows, height - row), width)
+
+
+def _overlapping(rows: Window, cells: Sequence[Window]) -> list[int]:
+    """Return the numbers of the cells that overlap some rows."""
+    return [
+        number
+        for number, cell in enumerate(cells)
+        if cell.row < rows.row + rows.height and rows.row < cell.row + cell.height
+    ]
+
+
+def _around(cells: Sequence[Window], rows: Window) -> Window:
+    """Return the smallest part of some rows that contains their share of all `cells`."""
+    top = max(rows.row, min(cell.row for cell in cells))
+    bottom = min(rows.row + rows.height, max(cell.row + cell.height for cell in cells))
+    left, right = min(cell.col for cell in cells), max(cell.col + cell.width for cell in cells)
+    return Window(top, left, bottom - top, right - left)
+
+
+def _count(label: np.ndarray, cell: Window, part: Window, classes: int) -> np.ndarray:
+    """Count the pixels of each class (K,) in a cell, from `label`, the ids of a part of the file."""
+    top, left = max(cell.row - part.row, 0), cell.col - part.col
+    inside = label[top : max(cell.row + cell.height - part.row, 0), left : left + cell.width]
+    return np.bincount(inside.ravel(), minlength=IGNORE + 1)[:classes].astype(np.uint32)

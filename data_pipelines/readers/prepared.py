@@ -1,4 +1,4 @@
-"""Tiles that `spectralmoe prepare` wrote: ArrayRecord shards, read one tile at a time."""
+"""Tiles written by `spectralmoe prepare`: ArrayRecord shards, read one tile at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 
 from data_pipelines.records import Record, Window, crop
 from data_pipelines.sensors import select_bands
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 
 UNFINISHED = ".incomplete"
-"""Ending of the folder in which tiles are prepared; it is renamed when all is there."""
+"""Suffix of the folder in which tiles are prepared; it is renamed when it is complete."""
 
 _COLUMNS = ("domain", "name", "height", "width", "image")
 _COMMAND = "spectralmoe prepare {} --source DIR --out DIR"
@@ -24,7 +25,13 @@ _COMMAND = "spectralmoe prepare {} --source DIR --out DIR"
 
 @dataclass(frozen=True)
 class PreparedRecord(Record):
-    """A `Record` with the image that it was cut from, and its place: number `index` of `split`."""
+    """A prepared tile.
+
+    Attributes:
+      image: name of the image that it was cut from.
+      split: its split.
+      index: its number in the split.
+    """
 
     image: str
     split: str
@@ -32,34 +39,36 @@ class PreparedRecord(Record):
 
     @property
     def image_name(self) -> str:
+        """The image that the tile was cut from."""
         return self.image
 
 
 class PreparedTiles:
-    """A `data_pipelines.records.Source` over a folder that `spectralmoe prepare` wrote.
+    """A `data_pipelines.records.Source` over a folder written by `spectralmoe prepare`.
 
-    Which tiles there are, and which classes they hold, is known without reading them. Shards are opened
-    when they are first read, in each process; a tile whose label and image are read one after the other by
-    the same thread is decoded once.
+    Names, sizes and class counts of all tiles are known without reading them. Each process opens shards when
+    they are first read. A tile whose label and image are read one after the other by the same thread is
+    decoded once.
 
     Args:
-      root: the folder given to prepare as `--out`, or a benchmark's folder or version folder in it.
-      splits: the splits to use, in this order; default all.
-      bands: names of the bands to give, in this order; default all of them as they lie.
-      classes: what the classes have to be; default whatever they are.
-      benchmark: which of several benchmarks below `root`.
-      sensor: one of `data_pipelines.sensors.SENSORS`, whose other names of bands are understood, too.
+      root: the folder given to prepare as `--out`, or a data set's folder or version folder in it.
+      splits: splits to use, in this order; default all.
+      bands: names of the bands to read, in this order; default all as stored.
+      classes: expected names of the classes; default any.
+      dataset: name of the data set, if there are several below `root`.
+      sensor: name of the sensor (`data_pipelines.sensors.SENSORS`) whose band aliases are known.
 
     Attributes:
-      folder: where the shards are.
+      folder: folder of the shards.
       records: `PreparedRecord`s. A tile's domain is its place, sensor or season, not its split.
       class_pixels: labelled pixels of each class in each tile, (tiles, K) int64.
-      bands, classes: what channels and ids mean.
-      dtype: of the pixels, as stored.
+      bands: names of the channels.
+      classes: names of the classes; the training id is the index.
+      dtype: type of the pixels, as stored.
 
     Raises:
-      UserError: nothing prepared here, an unknown split or band, or other classes. Reading raises it for a
-        shard that is damaged.
+      UserError: there are no prepared tiles, a split or band is unknown, or the classes are others. Reading
+        raises it for a damaged shard.
     """
 
     def __init__(
@@ -69,35 +78,35 @@ class PreparedTiles:
         splits: Sequence[str] | None = None,
         bands: Sequence[str] | None = None,
         classes: Sequence[str] | None = None,
-        benchmark: str | None = None,
+        dataset: str | None = None,
         sensor: str | None = None,
     ):
-        self.folder = find_prepared(Path(root), benchmark)
-        facts = _facts(self.folder)
-        self.classes: tuple[str, ...] = tuple(facts["classes"])
+        self.folder = find_prepared(Path(root), dataset)
+        statistics = _statistics(self.folder)
+        self.classes: tuple[str, ...] = tuple(statistics["classes"])
         if classes is not None and tuple(classes) != self.classes:
             raise UserError(
                 f"{self.folder}: its classes are {', '.join(self.classes)}; set config.classes.names to them"
             )
-        stored = facts["bands"]
+        stored = statistics["bands"]
         self.bands = tuple(stored if bands is None else bands)
         self._channels = select_bands(str(self.folder), self.bands, len(stored), stored, sensor=sensor)
         self._all_as_stored = self._channels == tuple(range(len(stored)))
-        self.dtype = np.dtype(facts["dtype"])
-        wanted = tuple(facts["splits"]) if splits is None else tuple(dict.fromkeys(splits))
+        self.dtype = np.dtype(statistics["dtype"])
+        wanted = tuple(statistics["splits"]) if splits is None else tuple(dict.fromkeys(splits))
         for split in wanted:
-            if split not in facts["splits"]:
+            if split not in statistics["splits"]:
                 raise UserError(
-                    f"{self.folder}: no split {split!r}, there are {', '.join(facts['splits'])}: "
+                    f"{self.folder}: no split {split!r}, there are {', '.join(statistics['splits'])}: "
                     "correct data.source and data.target"
                 )
         if not wanted:
-            raise UserError(f"{self.folder}: no split named, there are {', '.join(facts['splits'])}")
+            raise UserError(f"{self.folder}: no split named, there are {', '.join(statistics['splits'])}")
         self.records, self.class_pixels = _read_index(self.folder, wanted)
         self._shards = _Shards(self.folder)
 
     def read_image(self, record: PreparedRecord, window: Window | None = None) -> np.ndarray:
-        """Raw pixel values (H, W, C) of `dtype`, of the tile or of `window`. Read-only."""
+        """Read raw pixel values (H, W, C) of `dtype`, of the tile or a window; read-only."""
         image = crop(self._shards.read(record)["image"], window)
         if not self._all_as_stored:
             image = np.take(image, self._channels, axis=-1)
@@ -105,11 +114,11 @@ class PreparedTiles:
         return image
 
     def read_label(self, record: PreparedRecord, window: Window | None = None) -> np.ndarray:
-        """Training ids (H, W) uint8, 255 for ignore, of the tile or of `window`. Read-only."""
+        """Read training ids (H, W) uint8, 255 for no label, of the tile or a window; read-only."""
         return crop(self._shards.read(record)["label"], window)
 
     def describe(self) -> str:
-        """One line a split: how many tiles, of how many domains, how many pixels, how much is labelled."""
+        """Return a line for each split: number of tiles, domains and pixels, and share of labelled pixels."""
         lines = []
         for split in dict.fromkeys(record.split for record in self.records):
             chosen = [i for i, record in enumerate(self.records) if record.split == split]
@@ -122,24 +131,45 @@ class PreparedTiles:
         return "\n".join(lines)
 
 
-def find_prepared(root: Path, benchmark: str | None = None) -> Path:
-    """The version folder that `root` means: itself, or the newest of its only or named benchmark.
+def open_prepared(config: RunConfig, domains: Sequence[str]) -> PreparedTiles:
+    """Open the tiles of a configuration with `data.kind` "prepared"; domains are splits.
 
     Raises:
-      UserError: nothing prepared here, or several benchmarks and none named; says what to run or give.
+      UserError: as for `PreparedTiles`.
+    """
+    return PreparedTiles(
+        config.data.needs("root"),
+        splits=domains,
+        bands=config.bands,
+        classes=config.classes.names,
+        dataset=config.data.benchmark,
+        sensor=config.sensor,
+    )
+
+
+def find_prepared(root: Path, dataset: str | None = None) -> Path:
+    """Return the version folder that `root` means: itself, or the newest version of a data set in it.
+
+    Args:
+      root: a folder of prepared tiles, or one above it.
+      dataset: name of the data set; may be left out if there is only one.
+
+    Raises:
+      UserError: nothing is prepared here, or there are several data sets and none is named; the message says
+        what to run or give.
     """
     below = (folder for folder in (*root.glob("*/"), *root.glob("*/*/")) if UNFINISHED not in str(folder))
     found: dict[str, list[Path]] = {}
     for folder in filter(_is_prepared, (root,) if _is_prepared(root) else below):
-        found.setdefault(_facts(folder)["benchmark"], []).append(folder)
-    if benchmark is not None:
-        found = {benchmark: found[benchmark]} if benchmark in found else {}
+        found.setdefault(_statistics(folder)["benchmark"], []).append(folder)
+    if dataset is not None:
+        found = {dataset: found[dataset]} if dataset in found else {}
     if len(found) > 1:
         names = ", ".join(sorted(found))
-        raise UserError(f"{root}: several benchmarks are here, give the folder of one: {names}")
+        raise UserError(f"{root}: several data sets are here, give the folder of one: {names}")
     for folders in found.values():
         return max(folders, key=_version)
-    command = _COMMAND.format(benchmark or "BENCHMARK")
+    command = _COMMAND.format(dataset or "NAME")
     unfinished = sorted((*root.glob(f"*{UNFINISHED}"), *root.glob(f"*/*{UNFINISHED}")))
     if unfinished:
         raise UserError(f"{unfinished[0]}: preparing is not finished, run the same `{command}` again")
@@ -147,13 +177,13 @@ def find_prepared(root: Path, benchmark: str | None = None) -> Path:
 
 
 class _Shards:
-    """The records of all shards of a folder, parsed; one tile a thread is kept."""
+    """Reads and parses the records of all shards of a folder; keeps the last tile of each thread."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._begin()
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._layout: _Layout | None = None
         self._readers: dict[Path, Any] = {}
         self._lock = threading.Lock()
@@ -164,10 +194,10 @@ class _Shards:
 
     def __setstate__(self, state: dict[str, Path]) -> None:
         self.folder = state["folder"]
-        self._begin()
+        self._start()
 
     def read(self, record: PreparedRecord) -> Mapping[str, np.ndarray]:
-        """`image` (h, w, C) as stored and `label` (h, w) of a tile, read-only."""
+        """Return `image` (h, w, C) as stored and `label` (h, w) of a tile, read-only."""
         place = record.split, record.index
         if getattr(self._last, "place", None) != place:
             self._last.place, self._last.example = None, None  # frees the last tile before the next is read
@@ -199,7 +229,7 @@ class _Shards:
 
 
 class _Layout:
-    """Where each tile's record is, and what is in it, as TensorFlow Datasets' files say."""
+    """Position and encoding of each tile's record, from the files of TensorFlow Datasets."""
 
     def __init__(self, folder: Path):
         import tensorflow_datasets as tfds
@@ -213,7 +243,7 @@ class _Layout:
         self._ends = {name: np.cumsum(split.shard_lengths) for name, split in info.splits.items()}
 
     def locate(self, split: str, index: int) -> tuple[Path, int, int]:
-        """(shard, its number of records, place in it) of tile `index` of `split`."""
+        """Return (shard, its number of records, position in it) of tile `index` of `split`."""
         ends = self._ends[split]
         shard = int(np.searchsorted(ends, index, side="right"))
         start = int(ends[shard - 1]) if shard else 0
@@ -254,7 +284,7 @@ def _is_prepared(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("dataset_info.json", "statistics.json", "index.npz"))
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _statistics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "statistics.json").read_text())
 
 

@@ -1,4 +1,9 @@
-"""Which bands of a file a configuration means."""
+"""Choice of the bands of a file that a configuration names, and checks that they are the bands meant.
+
+Bands are found by name, by colour or by position. Two checks follow: numbered bands must have the same
+meaning on the sensor that the file states, and wavelengths that the file states must agree with the
+configuration's.
+"""
 
 from __future__ import annotations
 
@@ -8,79 +13,37 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 
-from data_pipelines.sensors.file_tags import check_numbers
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.sensors import find_sensor
+from spectralmoe_jax.sensors import Sensor, find_sensor
 
 log = logging.getLogger(__name__)
-_mentioned: set[tuple[str, ...]] = set()  # choices of bands that files without names were read as
+_warned: set[tuple[str, ...]] = set()  # bands that were assumed for files without names
 _lock = threading.Lock()
-_LETTERS = {"r": "red", "g": "green", "b": "blue", "n": "nir", "nir1": "nir", "near infrared": "nir"}
-_SAYS_NOTHING = re.compile(r"(band|channel|layer)?[ _-]?\d*", re.IGNORECASE)
+_ABBREVIATIONS = {"r": "red", "g": "green", "b": "blue", "n": "nir", "nir1": "nir", "near infrared": "nir"}
+_NOT_A_NAME = re.compile(r"(band|channel|layer)?[ _-]?\d*", re.IGNORECASE)
 _VISIBLE = ("red", "green", "blue")
 _TOLERANCE = 0.01  # um, between the wavelengths of a configuration and of a file
-_OF_WIDTH = 0.25  # of a known band's width, which sensors of one series differ by: more than that is allowed
-_OF_SPACING = 0.5  # of the distance to the next band in the file, beyond which that one is nearer
+_OF_WIDTH = 0.25  # or this share of a known band's width, by which sensors of one series differ, if larger
+_OF_SPACING = 0.5  # share of the distance to the file's next band, beyond which that one is nearer
 
-
-def select_bands(
-    place: str,
-    wanted: Sequence[str],
-    count: int,
-    descriptions: Sequence[str | None],
-    *,
-    colours: Sequence[str] = (),
-    sensor: str | None = None,
-    file_bands: Sequence[str] | None = None,
-) -> tuple[int, ...]:
-    """Places (from 0) of the `wanted` bands in a file, in their order.
-
-    Names are compared without case, without what stands in brackets at their end, and by the aliases of
-    `sensor`, so "B04", "red" and "Red (665 nm)" are one band of Sentinel-2. A file that names none of its
-    bands, or calls them "Band 1" and so on, is taken by position if it has as many as are wanted, which is
-    logged once; red, green and blue, if all are wanted, by the colours that the file says it holds.
-
-    Args:
-      place: what to call the file in errors.
-      count: its number of bands.
-      descriptions: its names of them.
-      colours: what it says their colours are.
-      sensor: whose aliases hold.
-      file_bands: names of all its bands in order, for a file that names them otherwise or not at all.
-
-    Raises:
-      UserError: a band that the file does not have, one that is named twice, a file that names none and has
-        another number of them or colours in other places than the rest leaves open, `file_bands` that are
-        not what the file says, or an unknown sensor.
-    """
-    known_as = {} if sensor is None else find_sensor(sensor).known_as()
-    _require_once(wanted, known_as, "config.bands")
-    names = [_normal(name, known_as) for name in descriptions]
-    searched = [_normal(name, known_as) for name in wanted]
-    if file_bands is not None and (len(file_bands) == count or not set(searched) <= set(names)):
-        _check_file_bands(place, file_bands, descriptions, names, known_as)
-        descriptions, names = file_bands, [_normal(name, known_as) for name in file_bands]
-    if set(searched) <= set(names):
-        for name, band in zip(searched, wanted, strict=True):
-            if names.count(name) > 1:
-                raise UserError(
-                    f"{place}: {names.count(name)} of its bands are called {band}: name them apart in "
-                    "the file, or all of them in data.file_bands"
-                )
-        return tuple(names.index(name) for name in searched)
-    if any(not _SAYS_NOTHING.fullmatch(name) for name in names):
-        missing = next(band for band, name in zip(wanted, searched, strict=True) if name not in names)
-        raise UserError(f"{place}: no band {missing!r}, {_what_there_is(missing, descriptions)}")
-    if count != len(wanted):
-        raise UserError(
-            f"{place}: {count} bands without names, the configuration names {len(wanted)} "
-            f"({', '.join(wanted)}): set bands to what the file holds, or name its bands in data.file_bands"
-        )
-    return _by_colour(place, wanted, searched, colours, known_as) or _by_position(place, wanted)
+# A sensor's name, or the start of its products' names, in lower case with _ as -.
+_EDGE, _END = r"(?<![a-z0-9])", r"(?![a-z0-9])"
+_SENSOR_SIGNS = {
+    **{f"landsat{n}": rf"landsat[ -]?{n}(?!\d)|{_EDGE}l[a-z]0{n}{_END}" for n in (5, 7, 8, 9)},
+    **{f"gaofen{n}": rf"gaofen[ -]?{n}(?!\d)|{_EDGE}gf[ -]?{n}{_END}" for n in (1, 2)},
+    "sentinel2": rf"sentinel[ -]?2|{_EDGE}s2[abc]{_END}|{_EDGE}t\d\d[a-z]{{3}}-\d{{8}}t\d{{6}}",
+    "planetscope": rf"planetscope|psscene|{_EDGE}ps2{_END}",
+    "orbita_ohs": rf"orbita|{_EDGE}ohs",
+    "enmap": "enmap",
+    "prisma": f"prisma|{_EDGE}prs-l",
+    "aviris": "aviris",
+}
+_NUMBERED = re.compile(r"b(?:and)?[ _-]?0*(\d+)(a?)")
+_SAME_BAND = 0.5  # share of a band's width, within which two sensors' bands of one number are the same
 
 
 def choose_bands(
-    place: str,
+    file: str,
     wanted: Sequence[str],
     descriptions: Sequence[str | None],
     colours: Sequence[str],
@@ -89,53 +52,131 @@ def choose_bands(
     file_bands: Sequence[str] | None = None,
     texts: Iterable[str] = (),
 ) -> tuple[tuple[int, ...], bool]:
-    """Places of the `wanted` bands as `select_bands`; whether the file's last one is an alpha beside them.
+    """Find bands in a file that may have an alpha band, and check numbered ones.
 
-    That is so if the file says so, no other name is given to the band, and it is not one of those wanted.
+    The last band is an alpha if the file says so, the band has no other name, and it is not wanted.
 
     Args:
-      descriptions, colours: what the file says of all its bands.
-      texts: what may tell what the file is of, see `check_numbers`.
+      file: name of the file, for error messages.
+      wanted: names of the bands.
+      descriptions: names of all bands in the file, None for a band without.
+      colours: colour interpretation of all bands in the file.
+      sensor: as for `select_bands`.
+      file_bands: as for `select_bands`.
+      texts: as for `check_numbers`.
+
+    Returns:
+      Positions of the wanted bands, and whether the last band is an alpha beside them.
 
     Raises:
-      UserError: as `select_bands` and `check_numbers`.
+      UserError: as for `select_bands` and `check_numbers`.
     """
     count = len(descriptions)
     own = file_bands[-1] if file_bands is not None and len(file_bands) == count else descriptions[-1]
     has_alpha = colours[-1] == "alpha" and (own or "alpha").strip().lower() in ("alpha", "a")
     apart = count - (has_alpha and len(wanted) == count - 1)
     channels = select_bands(
-        place, wanted, apart, descriptions[:apart], colours=colours[:apart], sensor=sensor,
+        file,
+        wanted,
+        apart,
+        descriptions[:apart],
+        colours=colours[:apart],
+        sensor=sensor,
         file_bands=file_bands,
-    )  # fmt: skip
+    )
     if file_bands is None:
-        check_numbers(place, wanted, channels, descriptions, sensor, texts)
+        check_numbers(file, wanted, channels, descriptions, sensor, texts)
     return channels, has_alpha and count - 1 not in channels
 
 
+def select_bands(
+    file: str,
+    wanted: Sequence[str],
+    count: int,
+    descriptions: Sequence[str | None],
+    *,
+    colours: Sequence[str] = (),
+    sensor: str | None = None,
+    file_bands: Sequence[str] | None = None,
+) -> tuple[int, ...]:
+    """Find bands in a file.
+
+    Names are compared without case, without a trailing part in brackets, and with the aliases of `sensor`:
+    "B04", "red" and "Red (665 nm)" are one band of Sentinel-2. In a file that names none of its bands, or
+    calls them "Band 1" and so on, red, green and blue are found by the file's colour interpretation if all
+    three are wanted. Otherwise such a file is read by position if it has as many bands as are wanted; this is
+    logged once.
+
+    Args:
+      file: name of the file, for error messages.
+      wanted: names of the bands.
+      count: number of bands in the file.
+      descriptions: their names in the file, None for a band without.
+      colours: their colour interpretation in the file.
+      sensor: name of the sensor whose aliases are known.
+      file_bands: names of all bands in order, for a file with other names or none.
+
+    Returns:
+      Positions, from 0, of the wanted bands in their order.
+
+    Raises:
+      UserError: the file lacks a band; a band is named twice; a file without names has another number of
+        bands, or colours in other positions than the names leave open; `file_bands` contradicts the file; or
+        the sensor is unknown.
+    """
+    known_as = {} if sensor is None else find_sensor(sensor).known_as()
+    _require_once(wanted, known_as, "config.bands")
+    names = [_normal(name, known_as) for name in descriptions]
+    searched = [_normal(name, known_as) for name in wanted]
+    # 1. names that the configuration gives to the file's bands
+    if file_bands is not None and (len(file_bands) == count or not set(searched) <= set(names)):
+        _check_file_bands(file, file_bands, descriptions, names, known_as)
+        descriptions, names = file_bands, [_normal(name, known_as) for name in file_bands]
+    # 2. by name
+    if set(searched) <= set(names):
+        for name, band in zip(searched, wanted, strict=True):
+            if names.count(name) > 1:
+                raise UserError(
+                    f"{file}: {names.count(name)} of its bands are called {band}: name them apart in "
+                    "the file, or all of them in data.file_bands"
+                )
+        return tuple(names.index(name) for name in searched)
+    if any(not _NOT_A_NAME.fullmatch(name) for name in names):
+        missing = next(band for band, name in zip(wanted, searched, strict=True) if name not in names)
+        raise UserError(f"{file}: no band {missing!r}, {_available(missing, descriptions)}")
+    # 3. by colour or position
+    if count != len(wanted):
+        raise UserError(
+            f"{file}: {count} bands without names, the configuration names {len(wanted)} "
+            f"({', '.join(wanted)}): set bands to what the file holds, or name its bands in data.file_bands"
+        )
+    return _by_colour(file, wanted, searched, colours, known_as) or _by_position(file, wanted)
+
+
 def check_wavelengths(
-    place: str,
+    file: str,
     bands: Sequence[str],
     channels: Sequence[int],
     stated: Sequence[float | None],
     wanted: Sequence[float],
     sensor: str | None = None,
 ) -> None:
-    """Compares the wavelengths that a file states for its bands with the configuration's, in micrometres.
+    """Compare the wavelengths that a file states with the configuration's.
 
-    They may differ by 10 nm, or a quarter of the band's width on `sensor` where that is more, but by no more
-    than half the distance to the file's next band: that would then be the one meant.
+    They may differ by 10 nm, or by a quarter of the band's width on `sensor` if that is more, but never by
+    more than half the distance to the file's next band, which would then be nearer.
 
     Args:
-      place: what to call the file in errors.
-      bands: the configuration's.
-      channels: their places in the file.
-      stated: of all bands of the file, None for one that it states none for, which is not compared.
-      wanted: of `bands`.
-      sensor: whose widths hold.
+      file: name of the file, for error messages.
+      bands: names of the bands.
+      channels: their positions in the file.
+      stated: wavelengths of all bands of the file in micrometres; None for a band without, which is not
+        compared.
+      wanted: wavelengths of `bands` in the configuration, in micrometres.
+      sensor: name of the sensor whose band widths are known.
 
     Raises:
-      UserError: two that lie too far apart, with the band; or another number of wavelengths than bands.
+      UserError: two wavelengths differ too much, or there is not one for each band.
     """
     if len(wanted) != len(bands):
         raise UserError(
@@ -152,20 +193,100 @@ def check_wavelengths(
         distances = [abs(other - of_file) for other in beside if other is not None and other != of_file]
         if abs(of_file - of_config) > min([allowed, *(_OF_SPACING * distance for distance in distances)]):
             raise UserError(
-                f"{place}: band {band} lies at {of_file:.4g} um, the configuration takes it to be at "
+                f"{file}: band {band} lies at {of_file:.4g} um, the configuration takes it to be at "
                 f"{of_config:.4g} um: correct config.bands, config.sensor or config.model.visual.wavelengths"
             )
 
 
-def _by_colour(
-    place: str, wanted: Sequence[str], searched: Sequence[str], colours: Sequence[str],
-    known_as: dict[str, str],
-) -> tuple[int, ...] | None:  # fmt: skip
-    """Places of the bands of a file that names none, by the colours that it says they have.
+def check_numbers(
+    file: str,
+    bands: Sequence[str],
+    channels: Sequence[int],
+    descriptions: Sequence[str | None],
+    sensor: str | None,
+    texts: Iterable[str],
+) -> None:
+    """Refuse bands that were found by number in a file of a sensor that numbers its bands differently.
 
-    None where these say nothing: red, green and blue are not all wanted, or not all there once. They say what
-    the one band beside them is, if it is said to be no alpha: GDAL calls the fourth of four 8-bit bands so,
-    and the first three red, green and blue, where whoever wrote them said nothing.
+    Args:
+      file: name of the file, for error messages.
+      bands: names of the bands.
+      channels: their positions in the file.
+      descriptions: names of all bands in the file.
+      sensor: name of the sensor that the file is read as; None for bands found by their own names.
+      texts: may tell the sensor of the file: its name, its domain, values of its tags.
+
+    Raises:
+      UserError: a number has another meaning on the sensor that the file states, or `sensor` does not have
+        it.
+    """
+    if sensor is None:
+        return
+    table = find_sensor(sensor)
+    numbers = {number for name in table.known_as() if (number := _number(name))}
+    of_file = [_number(name or "") for name in descriptions]
+    if not numbers or not any(of_file[channel] for channel in channels):
+        return
+    remedy = f"it is read as {sensor}, correct data.sensors (as in DOMAIN=landsat8) or config.sensor"
+    for number, name in zip(of_file, descriptions, strict=True):
+        if number and number not in numbers:
+            raise UserError(
+                f"{file}: has a band {name!r}, {sensor} has none of this number, so its numbers may mean "
+                f"other bands: {remedy}"
+            )
+    others = mentioned_sensors(texts)
+    for other in () if sensor in others else sorted(others):
+        for band, channel in zip(bands, channels, strict=True):
+            number = of_file[channel]
+            if number and not _same_band(table, find_sensor(other), number):
+                raise UserError(
+                    f"{file}: is of {other} by its name or tags, where {descriptions[channel]} is not "
+                    f"{band}: {remedy}"
+                )
+
+
+def mentioned_sensors(texts: Iterable[str]) -> set[str]:
+    """Return the sensors that names of files or domains, or values of tags, mention."""
+    joined = " ; ".join(texts).lower().replace("_", "-")
+    return {name for name, sign in _SENSOR_SIGNS.items() if re.search(sign, joined)}
+
+
+def _number(name: str) -> str:
+    """Return the number of a band that has no other name ("8a" for B8A), or ""."""
+    match = _NUMBERED.fullmatch(_without_brackets(name))
+    return "" if match is None else "".join(match.groups())
+
+
+def _same_band(table: Sensor, other: Sensor, number: str) -> bool:
+    """Return whether a number means the same band on two sensors, or nothing on the other one."""
+    ours, theirs = (
+        next((b for b in sensor.bands if number in map(_number, (b.name, *b.aliases))), None)
+        for sensor in (table, other)
+    )
+    if theirs is None:
+        return True
+    if ours is None:
+        return False
+    if ours.name == theirs.name and not _number(ours.name):
+        return True
+    return abs(ours.centre - theirs.centre) <= _SAME_BAND * min(ours.width, theirs.width)
+
+
+def _by_colour(
+    file: str,
+    wanted: Sequence[str],
+    searched: Sequence[str],
+    colours: Sequence[str],
+    known_as: dict[str, str],
+) -> tuple[int, ...] | None:
+    """Find the bands of a file without names by their colour interpretation.
+
+    Colours decide only if red, green and blue are all wanted and each is there once. A single band beside
+    them is then the remaining one, unless it is said to be alpha: for four 8-bit bands whose writer said
+    nothing, GDAL calls the first three red, green and blue and the fourth alpha.
+
+    Returns:
+      Positions of the bands; None where the colours do not decide.
     """
     held = {_normal(name, known_as): colours.index(name) for name in _VISIBLE if colours.count(name) == 1}
     if len(held) < len(_VISIBLE) or not held.keys() <= set(searched):
@@ -176,32 +297,38 @@ def _by_colour(
     if all(searched[number] == name for name, number in held.items()):
         return None
     raise UserError(
-        f"{place}: says that its bands are {', '.join(colours)}, the configuration takes them to be "
+        f"{file}: says that its bands are {', '.join(colours)}, the configuration takes them to be "
         f"{', '.join(wanted)}: name the file's bands in data.file_bands, in their order"
     )
 
 
-def _by_position(place: str, wanted: Sequence[str]) -> tuple[int, ...]:
-    """All bands as they lie, which is said once for every choice of bands."""
+def _by_position(file: str, wanted: Sequence[str]) -> tuple[int, ...]:
+    """Return all bands in their order, and warn once for each choice of bands."""
     with _lock:
-        if tuple(wanted) not in _mentioned:
-            _mentioned.add(tuple(wanted))
+        if tuple(wanted) not in _warned:
+            _warned.add(tuple(wanted))
             log.warning(
                 "%s and others like it do not name their bands: they are taken to be %s, in this order",
-                place,
+                file,
                 ", ".join(wanted),
             )
     return tuple(range(len(wanted)))
 
 
 def _normal(name: str | None, known_as: dict[str, str]) -> str:
-    """The one name of a band that all its names become."""
-    bare = re.sub(r"\s*\([^()]*\)\s*$", "", name or "").strip().lower()
-    spelt = _LETTERS.get(bare, bare)
+    """Return the single spelling that all names of a band become."""
+    bare = _without_brackets(name or "")
+    spelt = _ABBREVIATIONS.get(bare, bare)
     return known_as.get(bare, known_as.get(spelt, spelt)).lower()
 
 
+def _without_brackets(name: str) -> str:
+    """Return a name in lower case without a trailing part in brackets."""
+    return re.sub(r"\s*\([^()]*\)\s*$", "", name).strip().lower()
+
+
 def _require_once(names: Sequence[str], known_as: dict[str, str], key: str) -> None:
+    """Raise UserError if two names mean the same band."""
     seen: dict[str, str] = {}
     for name in names:
         normal = _normal(name, known_as)
@@ -212,25 +339,27 @@ def _require_once(names: Sequence[str], known_as: dict[str, str], key: str) -> N
 
 
 def _check_file_bands(
-    place: str, file_bands: Sequence[str], descriptions: Sequence[str | None], names: Sequence[str],
+    file: str,
+    file_bands: Sequence[str],
+    descriptions: Sequence[str | None],
+    names: Sequence[str],
     known_as: dict[str, str],
-) -> None:  # fmt: skip
-    """Raises UserError where `file_bands` cannot be the names of a file's bands."""
+) -> None:
+    """Raise UserError if `file_bands` cannot be the names of a file's bands."""
     if len(file_bands) != len(names):
-        raise UserError(
-            f"{place}: {len(names)} bands, data.file_bands names {len(file_bands)}: name them all"
-        )
+        raise UserError(f"{file}: {len(names)} bands, data.file_bands names {len(file_bands)}: name them all")
     _require_once(file_bands, known_as, "data.file_bands")
     given = [_normal(name, known_as) for name in file_bands]
     for number, (own, name) in enumerate(zip(names, given, strict=True)):
         if own in given and own != name:
             raise UserError(
-                f"{place}: its band {number + 1} is called {descriptions[number]!r}, data.file_bands calls "
+                f"{file}: its band {number + 1} is called {descriptions[number]!r}, data.file_bands calls "
                 f"it {file_bands[number]!r}: correct data.file_bands, or leave it out"
             )
 
 
-def _what_there_is(missing: str, descriptions: Sequence[str | None]) -> str:
+def _available(missing: str, descriptions: Sequence[str | None]) -> str:
+    """Return the end of an error message on a missing band: the nearest name, and the bands of the file."""
     there = [name or "(no name)" for name in descriptions]
     near = difflib.get_close_matches(missing, there, n=1)
     listed = ", ".join(there[:20]) + (f" and {len(there) - 20} more" if len(there) > 20 else "")

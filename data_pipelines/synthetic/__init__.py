@@ -1,4 +1,4 @@
-"""A generated two-sensor benchmark, so that everything can be tried without any data."""
+"""A generated data set of two sensors, to try everything without any download."""
 
 from data_pipelines.synthetic.source import (
     BANDS,
@@ -7,9 +7,8 @@ from data_pipelines.synthetic.source import (
     PALETTE,
     SOURCE,
     TARGET,
-    SyntheticBenchmark,
+    SyntheticDataset,
     SyntheticScenes,
-    open_domains,
 )
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "PALETTE",
     "SOURCE",
     "TARGET",
-    "SyntheticBenchmark",
+    "SyntheticDataset",
     "SyntheticScenes",
-    "open_domains",
 ]

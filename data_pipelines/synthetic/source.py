@@ -1,4 +1,4 @@
-"""The generated two-sensor benchmark: learn on one sensor, place and season, test on another."""
+"""Generated data set: train on one sensor, place and season, and test on another."""
 
 import functools
 import zlib
@@ -11,7 +11,6 @@ from data_pipelines.records import Record, Window, crop, split_holdout
 from data_pipelines.synthetic.layout import Habits
 from data_pipelines.synthetic.render import Domain, Scene, render_scene
 from data_pipelines.synthetic.sensor_model import SENSOR_A, SENSOR_B
-from data_pipelines.synthetic.write_geotiffs import write_scene
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 
@@ -19,7 +18,7 @@ CLASSES = ("field", "woodland", "water", "road", "building", "bare soil")
 PALETTE = ((182, 208, 110), (38, 115, 62), (62, 133, 199), (92, 92, 98), (206, 72, 62), (214, 170, 118))
 BANDS = tuple(band.name for band in SENSOR_A.bands)
 PIXEL = 1.0
-"""Side of a pixel on the ground, m."""
+"""Side of a pixel on the ground in metres."""
 
 SOURCE, TARGET = "sensor_a", "sensor_b"
 DOMAINS = {
@@ -62,13 +61,16 @@ DOMAINS = {
 class SyntheticScenes:
     """A `data_pipelines.records.Source` of generated scenes, rendered when they are read.
 
-    Scene n of a domain depends on `seed`, the domain, n and `size` alone: more scenes extend a domain and
-    change none. Rendering takes about 0.15 s a scene of 256 x 256 pixels; those read last stay in memory.
+    Scene n of a domain depends only on `seed`, the domain, n and `size`: more scenes extend a domain and
+    change none. Rendering a scene of 256 x 256 pixels takes about 0.15 s; the last ones stay in memory.
 
     Args:
-      counts: number of scenes by domain, of `DOMAINS`.
+      counts: number of scenes of each domain of `DOMAINS`.
       seed: 0 or more.
-      size: side of the scenes, pixels of `PIXEL` metres; at least 64.
+      size: side of the scenes in pixels of `PIXEL` metres, at least 64.
+
+    Attributes:
+      records: the scenes.
 
     Raises:
       UserError: an unknown domain, no scenes, or a value out of range.
@@ -94,38 +96,44 @@ class SyntheticScenes:
         )
 
     def read_image(self, record: Record, window: Window | None = None) -> np.ndarray:
-        """Reflectance x 10000 (H, W, 4) float32, whole numbers, of the scene or of `window`. Read-only."""
+        """Return reflectance x 10000 (H, W, 4), whole float32 numbers, of a scene or a window; read-only."""
         image = crop(self.scene(record).image, window).astype(np.float32)
         image.setflags(write=False)
         return image
 
     def read_label(self, record: Record, window: Window | None = None) -> np.ndarray:
-        """Training ids (H, W) uint8, indices into `CLASSES`, of the scene or of `window`. Read-only."""
+        """Return training ids (H, W) uint8, indices of `CLASSES`, of a scene or a window; read-only."""
         return crop(self.scene(record).label, window)
 
     def scene(self, record: Record) -> Scene:
-        """All that is known about a scene; see `Scene`. Its arrays are read-only."""
+        """Return image, label, height and sun of a scene; arrays are read-only."""
         return _rendered(record.domain, _number(record), self.seed, self.size)
 
 
-class SyntheticBenchmark:
-    """Two domains with the same classes and bands: train on the source, test on the target.
+class SyntheticDataset:
+    """Two domains with the same classes and bands, to train on the source and test on the target.
 
-    Sensor, place, season, sun and air differ between them, not the meaning of bands and classes.
+    Sensor, place, season, sun and atmosphere differ between the domains; the meaning of bands and classes
+    does not.
 
     Args:
-      seed: of the scenes and of the split.
-      scenes_source: scenes of domain `sensor_a`, of which a share `holdout` is not for training.
-      scenes_target: scenes of domain `sensor_b`.
-      size: side of the scenes, pixels.
+      seed: seed of the scenes and of the split.
+      scenes_source: number of scenes of domain `sensor_a`.
+      scenes_target: number of scenes of domain `sensor_b`.
+      size: side of the scenes in pixels.
+      holdout: share of the source scenes that is held out from training.
 
     Attributes:
-      source, target: `SyntheticScenes`.
-      train, holdout: the source's records, divided.
-      classes, palette, bands: what ids and channels mean.
+      source: scenes of the source domain.
+      target: scenes of the target domain.
+      train: records of the source for training.
+      holdout: records of the source that are held out.
+      classes: names of the classes.
+      palette: their colours.
+      bands: names of the bands.
 
     Raises:
-      UserError: as `SyntheticScenes`.
+      UserError: as for `SyntheticScenes`.
     """
 
     classes, palette, bands = CLASSES, PALETTE, BANDS
@@ -143,7 +151,11 @@ class SyntheticBenchmark:
         self.train, self.holdout = split_holdout(self.source.records, holdout, seed)
 
     def examples(self, split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """(name, image (H, W, 4) uint16, label (H, W) uint8) of `train`, `holdout`, `source` or `target`."""
+        """Yield (name, image (H, W, 4) uint16, label (H, W) uint8) of every scene of a split.
+
+        Args:
+          split: `train`, `holdout`, `source` or `target`.
+        """
         scenes, records = {
             "train": (self.source, self.train),
             "holdout": (self.source, self.holdout),
@@ -155,15 +167,25 @@ class SyntheticBenchmark:
             yield record.name, scene.image, scene.label
 
     def write(self, folder: str | Path, split: str | None = None) -> list[Path]:
-        """Writes georeferenced images, labels and heights, of one split or of all; returns the images.
+        """Write georeferenced images, labels and heights; existing files are replaced.
 
         A scene becomes `<domain>/images/<scene>.tif`, `<domain>/masks/<scene>.tif` (with colour table and
-        class names) and `<domain>/heights/<scene>.tif` (m): what `ImageFolder` reads with image_glob
-        `*/images/*.tif` and mask_template `{domain}/masks/{stem}.tif`. Files that exist are replaced.
+        class names) and `<domain>/heights/<scene>.tif` (metres). `ImageFolder` reads them with image_glob
+        `*/images/*.tif` and mask_template `{domain}/masks/{stem}.tif`.
+
+        Args:
+          folder: where to write.
+          split: the split to write; default all.
+
+        Returns:
+          Paths of the images.
 
         Raises:
           UserError: the folder cannot be written.
         """
+        # imports rasterio, which training on generated scenes does not need
+        from data_pipelines.synthetic.write_geotiffs import write_scene
+
         names = None if split is None else {name for name, _, _ in self.examples(split)}
         paths = []
         for scenes in (self.source, self.target):
@@ -176,14 +198,16 @@ class SyntheticBenchmark:
         return paths
 
 
-def open_domains(config: RunConfig, domains: Sequence[str]) -> SyntheticScenes:
-    """The scenes of `domains` for a configuration with `data.kind` "synthetic".
+def open_synthetic(config: RunConfig, domains: Sequence[str]) -> SyntheticScenes:
+    """Return the scenes of a configuration with `data.kind` "synthetic".
 
-    `data.scenes_source` and `data.scenes_target` give the number of scenes of each source and target
-    domain, `data.scene_size` their side in pixels, `data.scene_seed` which scenes they are.
+    Args:
+      config: `data.scenes_source` and `data.scenes_target` are the numbers of scenes in each source and
+        target domain, `data.scene_size` their side in pixels, `data.scene_seed` their seed.
+      domains: names of the domains.
 
     Raises:
-      UserError: as `SyntheticScenes`, or other bands or classes than the generated ones.
+      UserError: as for `SyntheticScenes`, or other bands or classes than the generated ones.
     """
     for key, given, known in (
         ("bands", config.bands, BANDS),
@@ -212,7 +236,7 @@ def _number(record: Record) -> int:
 
 
 def _corner(domain: Domain, number: int, size: int) -> tuple[float, float]:
-    """Easting and northing of a scene's north-western corner: eight in a row, apart."""
+    """Return easting and northing in metres of a scene's north-western corner: eight scenes a row, apart."""
     row, col = divmod(number, 8)
     step = 1.5 * size * PIXEL
     return domain.corner[0] + col * step, domain.corner[1] - row * step

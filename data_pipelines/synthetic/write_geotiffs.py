@@ -1,6 +1,6 @@
-"""Generated scenes as GeoTIFF files that open in any GIS."""
+"""GeoTIFF files of generated scenes, which any GIS opens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,23 @@ def write_scene(
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> Path:
-    """Writes `images/<name>.tif`, `masks/<name>.tif` and `heights/<name>.tif` below `folder`.
+    """Write `images/<name>.tif`, `masks/<name>.tif` and `heights/<name>.tif` below a folder.
 
     Args:
-      corner: easting and northing of the north-western corner in the domain's zone, m.
-      pixel: side of a pixel, m.
+      folder: where to write.
+      name: name of the scene.
+      scene: the scene.
+      domain: its domain.
+      corner: easting and northing of the north-western corner in the domain's UTM zone, in metres.
+      pixel: side of a pixel in metres.
+      classes: names of the classes.
+      palette: their colours.
 
     Returns:
       The path of the image.
 
     Raises:
-      UserError: the folder cannot be written; files that were there before are then as they were.
+      UserError: the folder cannot be written; existing files are then unchanged.
     """
     georeference = {
         "crs": f"EPSG:{domain.epsg}",
@@ -63,15 +69,24 @@ def write_scene(
         dataset.units = ("m",)
 
     image = folder / "images" / f"{name}.tif"
-    # The image last: where it exists, its mask does too.
+    # the image last: if it exists, so does its mask
     _write(folder / "masks" / f"{name}.tif", scene.label[..., None], georeference, finish_label)
     _write(folder / "heights" / f"{name}.tif", scene.height[..., None], georeference, finish_height)
     _write(image, scene.image, georeference, finish_image)
     return image
 
 
-def _write(path: Path, pixels: np.ndarray, georeference: Mapping[str, Any], finish) -> None:
-    """Writes `pixels` (H, W, bands) aside and then to `path` in one step."""
+def _write(
+    path: Path, pixels: np.ndarray, georeference: Mapping[str, Any], finish: Callable[[Any], None]
+) -> None:
+    """Write pixels (H, W, bands) to a temporary file, and rename it to `path`.
+
+    Args:
+      path: the file.
+      pixels: its pixels.
+      georeference: CRS and transform.
+      finish: sets tags, colours and names of the open file.
+    """
     height, width, count = pixels.shape
     shape = {"height": height, "width": width, "count": count, "dtype": pixels.dtype}
     try:
@@ -80,7 +95,7 @@ def _write(path: Path, pixels: np.ndarray, georeference: Mapping[str, Any], fini
             atomic_write(path) as aside,
             rasterio.open(aside, "w", driver="GTiff", compress="deflate", **shape, **georeference) as dataset,
         ):
-            finish(dataset)  # before the pixels: colours belong to the file's first part
+            finish(dataset)  # before the pixels, as colours are in the first part of the file
             dataset.write(np.moveaxis(pixels, -1, 0))
     except (OSError, RasterioError) as problem:
         raise UserError(f"{path}: cannot be written ({problem}): choose another folder") from problem

@@ -1,4 +1,4 @@
-"""The whole augmentation of a training tile, as the configuration describes it."""
+"""Augmentation of training tiles, as `config.augment` describes it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from spectralmoe_jax.sensors import place_of, visible
 
 @dataclass(frozen=True)
 class Augment:
-    """(tile, generator) -> example of `crop` x `crop` pixels.
+    """A transform from (tile, random generator) to an example of `crop` x `crop` pixels.
 
     Scale (1, 1) and probabilities of 0 leave a plain random crop.
 
     Attributes:
       crop: side of the example in pixels.
-      settings: of `config.augment`; the functions that are called say what each does.
-      photometric_bands: indices of red, green and blue, or None for no photometric distortion.
+      settings: the section `config.augment`.
+      photometric_bands: positions of red, green and blue; None for no photometric distortion.
     """
 
     crop: int
@@ -30,6 +30,7 @@ class Augment:
     photometric_bands: tuple[int, int, int] | None = None
 
     def __call__(self, tile: Tile | ClassDraw, rng: np.random.Generator) -> Example:
+        """Return image (crop, crop, C) of the source's dtype and label (crop, crop) uint8."""
         settings = self.settings
         example = resized_crop(
             tile.draw(rng),
@@ -59,10 +60,14 @@ class Augment:
 
 
 def visible_bands(bands: Sequence[str], sensor: str | None = None) -> tuple[int, int, int]:
-    """Indices of red, green and blue in `bands`, by these names, others of `sensor`'s, or its own three.
+    """Return the positions of red, green and blue in `bands`.
+
+    Args:
+      bands: names of bands.
+      sensor: name of the sensor; its three display bands are used if red, green and blue are not all there.
 
     Raises:
-      UserError: one of the three is not there.
+      UserError: one of the three is missing.
     """
     found = visible(bands, sensor)
     if found is None:

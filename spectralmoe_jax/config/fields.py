@@ -57,6 +57,12 @@ def one_of(*choices: str) -> Allowed:
     return Allowed(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
 
 
+def one_of_or_own(*choices: str) -> Allowed:
+    """The given texts, or an import path of the user's own."""
+    words = f"one of {', '.join(choices)}, or your own as module:function or file.py:function"
+    return Allowed(words, lambda value: value in choices or ":" in value, choices)
+
+
 def each(allowed: Allowed) -> Allowed:
     """Tuples whose every element is allowed."""
     return Allowed(f"{allowed.words} for each element", lambda values: all(map(allowed.holds, values)))

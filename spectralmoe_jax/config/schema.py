@@ -18,6 +18,7 @@ from spectralmoe_jax.config.fields import (
     build,
     checked,
     one_of,
+    one_of_or_own,
     option,
     required,
     subsection,
@@ -70,11 +71,12 @@ class DataConfig(Section):
     tolerant: ClassVar[bool] = True
 
     kind: str = required(
-        "What the data is: `image_folder` and `geotiff` read files as they lie, `prepared` what `spectralmoe "
-        "prepare` wrote, `synthetic` generates scenes.",
-        one_of("image_folder", "geotiff", "prepared", "synthetic"),
+        "Kind of the data: `image_folder` and `geotiff` read files as they are, `prepared` reads tiles that "
+        "`spectralmoe prepare` wrote, `synthetic` generates scenes; or the import path of a function that "
+        "opens your own.",
+        one_of_or_own("image_folder", "geotiff", "prepared", "synthetic"),
     )
-    root: str | None = option(None, "Folder of the data; every kind but `synthetic` needs it.")
+    root: str | None = option(None, "Folder of the data; every built-in kind but `synthetic` needs it.")
     source: tuple[str, ...] = required("Domains (folders, places, splits) to train on.")
     target: tuple[str, ...] = required("Domains to test on, never seen in training.")
     crop: int = required(

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from data_pipelines.sources import resolve_stream_wavelengths
 from data_pipelines.splits import Splits, open_splits
-from data_pipelines.wavelengths import of_files
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_config, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
@@ -125,4 +125,4 @@ def _resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, spl
     """Add the wavelengths that the run's files stated, else those that the split's files state."""
     if (Path(workdir) / CONFIG_FILE).is_file():
         config = config.with_wavelengths_of_run(read_run_config(workdir))
-    return of_files(config, config.data.target if split == "target" else config.data.source)
+    return resolve_stream_wavelengths(config, config.data.target if split == "target" else config.data.source)

@@ -14,8 +14,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from data_pipelines.readers.raster_file import has_mask, open_as_stored, zero_nodata
+from data_pipelines.readers.raster_header import stated_platforms
 from data_pipelines.sensors import choose_bands, find_sensor
-from data_pipelines.sensors.file_tags import stated_platforms
 from spectralmoe_jax.errors import UserError
 
 NODATA = 255  # of a map

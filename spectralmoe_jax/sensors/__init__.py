@@ -1,7 +1,7 @@
-"""Sensors and the wavelengths of their bands, for encoders that ask for them and pipelines that read them.
+"""Known sensors and the wavelengths of their bands, for wavelength-aware encoders and for data pipelines.
 
-The tables lie here, below the models, because a model with generated patch embeddings needs wavelengths and
-is built without any pipeline; `data_pipelines.sensors` adds what concerns files.
+The tables are in this package because a model whose patch embedding is generated from wavelengths is built
+without any data pipeline. `data_pipelines.sensors` chooses the bands of files with them.
 """
 
 from __future__ import annotations
@@ -23,27 +23,38 @@ from spectralmoe_jax.sensors.band_tables import (
     ORBITA_OHS,
     PLANETSCOPE,
     PRISMA,
+    RGB,
     SENTINEL2,
+    Band,
+    Sensor,
 )
-from spectralmoe_jax.sensors.bands import Band, Sensor
 
 __all__ = ["SENSORS", "Band", "Sensor", "find_sensor", "place_of", "visible", "wavelengths"]
 
-_ALL = (
-    SENTINEL2, LANDSAT5, LANDSAT7, LANDSAT8, LANDSAT9, GAOFEN1, GAOFEN2, PLANETSCOPE, *AERIAL,
-    ORBITA_OHS, ENMAP, PRISMA, AVIRIS, GENERIC,
-)  # fmt: skip
-_RGB = ("red", "green", "blue")
-SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in _ALL}
+_LANDSAT = (LANDSAT5, LANDSAT7, LANDSAT8, LANDSAT9)
+_MULTISPECTRAL = (SENTINEL2, *_LANDSAT, GAOFEN1, GAOFEN2, PLANETSCOPE, *AERIAL)
+_HYPERSPECTRAL = (ORBITA_OHS, ENMAP, PRISMA, AVIRIS)
+SENSORS: dict[str, Sensor] = {sensor.name: sensor for sensor in (*_MULTISPECTRAL, *_HYPERSPECTRAL, GENERIC)}
+"""All sensors by name."""
 
 
 def find_sensor(name: str) -> Sensor:
-    """The sensor of `config.sensor`. Raises UserError listing what there is."""
+    """Return the sensor of a name.
+
+    Raises:
+      UserError: there is no such sensor; the message lists all.
+    """
     return SENSORS[choose("config.sensor", name, SENSORS)]
 
 
 def place_of(name: str, bands: Sequence[str], sensor: str | None = None) -> int | None:
-    """Where in `bands` a band is, by any of its names on `sensor` in any case; None where it is not."""
+    """Return the position of a band in `bands`, or None.
+
+    Args:
+      name: any name of the band on the sensor, in any case.
+      bands: names of bands, likewise.
+      sensor: name of the sensor whose aliases are known; default none.
+    """
     known_as = {} if sensor is None else find_sensor(sensor).known_as()
     names = [known_as.get(band.lower(), band).lower() for band in bands]
     wanted = known_as.get(name.lower(), name).lower()
@@ -51,11 +62,14 @@ def place_of(name: str, bands: Sequence[str], sensor: str | None = None) -> int 
 
 
 def visible(bands: Sequence[str], sensor: str | None = None) -> tuple[int, int, int] | None:
-    """Where in `bands` red, green and blue are: by these names, or else the three that show the sensor.
+    """Return the positions in `bands` of red, green and blue, or None.
 
-    None where neither are all there.
+    Args:
+      bands: names of bands.
+      sensor: name of the sensor; its own three display bands are used if red, green and blue are not all
+        there.
     """
-    triples = [_RGB] if sensor is None else [_RGB, find_sensor(sensor).rgb]
+    triples = [RGB] if sensor is None else [RGB, find_sensor(sensor).rgb]
     for triple in triples:
         red, green, blue = (place_of(name, bands, sensor) for name in triple)
         if red is not None and green is not None and blue is not None:
@@ -64,9 +78,14 @@ def visible(bands: Sequence[str], sensor: str | None = None) -> tuple[int, int, 
 
 
 def wavelengths(bands: Sequence[str], sensor: str = "generic") -> tuple[float, ...]:
-    """Centres of `bands` in micrometres, in their order; names and aliases in any case.
+    """Return the centres of bands in micrometres.
 
-    Raises UserError naming an unknown sensor or band, and what is known.
+    Args:
+      bands: names or aliases, in any case.
+      sensor: name of the sensor.
+
+    Raises:
+      UserError: an unknown sensor or band; the message lists the known ones.
     """
     table = find_sensor(sensor)
     known_as = table.known_as()

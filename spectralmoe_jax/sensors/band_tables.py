@@ -1,31 +1,98 @@
-"""Imaging spectrometers, whose bands are known by number.
+"""Bands of known sensors: names, wavelengths and widths in micrometres, and how products store values.
 
-A file's own wavelengths are to be preferred where it states them (`data_pipelines.sensors`): they differ by
-up to some nanometres between instruments, dates and processings.
+Sources: Sentinel-2 from the mission's spectral response functions (ESA, COPE-GSEG-EOPG-TN-15-0007,
+Sentinel-2A) and its product specification; Landsat from the USGS data users' handbooks (centre and width from
+the published band edges for TM and ETM+) and the Collection 2 scale factors; Gaofen and PlanetScope (PS2)
+from their operators' specifications; `generic` from the settings that SpectralMoE was published with, and
+round numbers for other bands. Aerial cameras have the broad bands of digital mapping cameras, rounded.
+Imaging spectrometers are described where their tables are.
 
-Multispectral sensors and aerial cameras: names, wavelengths and widths of their bands in micrometres.
+The wavelengths of imaging spectrometers differ by some nanometres between instruments, dates and processors:
+where a file states its own, those are better (`data_pipelines.readers.raster_header`).
 
-Sources: Sentinel-2 of the mission's spectral response functions (ESA, COPE-GSEG-EOPG-TN-15-0007, Sentinel-2A)
-and its product specification; Landsat of the USGS data users' handbooks (middle and width of the published
-band edges for TM and ETM+) and the Collection 2 scale factors; Gaofen and PlanetScope (PS2) of their
-operators' specifications; `generic` of the settings that SpectralMoE was published with, and round numbers
-beyond those four. Aerial cameras have the broad bands of digital mapping cameras, rounded.
-
-Sentinel-2 products of processing baseline 04.00 and later (from 25 January 2022) store 1000 more than
-`scale` and `offset` say here, which their files do not tell: mixing both kinds is a shift of 0.1 in
-reflectance (ESA, Sentinel-2 Products Specification Document, RADIO_ADD_OFFSET).
+Sentinel-2 products of processing baseline 04.00 and later (from 25 January 2022) store 1000 more than `scale`
+and `offset` say here, and their files do not tell. Mixing both kinds shifts reflectance by 0.1 (ESA,
+Sentinel-2 Products Specification Document, RADIO_ADD_OFFSET).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from spectralmoe_jax.sensors.bands import Band, Sensor
-
 RGB = ("red", "green", "blue")
+_NM_PER_UM = 1000.0
+
+
+class Band(NamedTuple):
+    """A spectral band.
+
+    Attributes:
+      name: as in files of the sensor.
+      centre: wavelength in micrometres.
+      width: full width at half maximum in micrometres.
+      aliases: other names of the band.
+    """
+
+    name: str
+    centre: float
+    width: float
+    aliases: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensor:
+    """A sensor, and how its products commonly store values.
+
+    Attributes:
+      name: as in `config.sensor`.
+      bands: in the order of its files.
+      rgb: bands to show as red, green and blue, to give to a depth encoder, and to distort as colours.
+      scale: reflectance per stored unit, reflectance = scale * value + offset; None where products differ or
+        hold no reflectance. Models get pixels as stored; `spectralmoe data` uses scale and offset to find
+        statistics that cannot be reflectance.
+      offset: reflectance of the stored value 0.
+      nodata: value of pixels without data where a file states none; None where there is no convention.
+      dtype: NumPy name of the type that values are commonly stored in; None where there is no convention.
+        `spectralmoe data` reports files in another type, for which scale and offset do not hold.
+      nominal: the wavelengths are nominal ones, which the instruments keep only roughly; those that a file
+        states are used instead.
+    """
+
+    name: str
+    bands: tuple[Band, ...]
+    rgb: tuple[str, str, str]
+    scale: float | None = None
+    offset: float = 0.0
+    nodata: float | None = None
+    dtype: str | None = None
+    nominal: bool = False
+
+    def known_as(self) -> dict[str, str]:
+        """Return the name of the band by each of its names and aliases, in lower case."""
+        return {name.lower(): band.name for band in self.bands for name in (band.name, *band.aliases)}
+
+    def named(self, name: str) -> Band | None:
+        """Return the band with a name or alias in any case, or None."""
+        own = self.known_as().get(name.lower())
+        return next((band for band in self.bands if band.name == own), None)
+
+
+def numbered(centres: Sequence[float], widths: Sequence[float]) -> tuple[Band, ...]:
+    """Return bands "band 1", "band 2", ... (also B1, B2, ...) from centres and widths in nanometres."""
+    return tuple(
+        Band(f"band {number}", centre / _NM_PER_UM, width / _NM_PER_UM, (f"B{number}",))
+        for number, (centre, width) in enumerate(zip(centres, widths, strict=True), 1)
+    )
+
+
+def _even(start: float, stop: float, count: int) -> list[float]:
+    """Return evenly spaced wavelengths in nanometres."""
+    return np.linspace(start, stop, count).round(1).tolist()
+
 
 SENTINEL2 = Sensor(
     "sentinel2",
@@ -146,34 +213,21 @@ AERIAL = (
 GAOFEN1, GAOFEN2 = (Sensor(name, _GAOFEN, RGB, nodata=0.0, dtype="uint16") for name in ("gaofen1", "gaofen2"))
 LANDSAT9 = dataclasses.replace(LANDSAT8, name="landsat9")
 
-
-_PER_UM = 1000.0
-
-
-def numbered(centres: Sequence[float], widths: Sequence[float]) -> tuple[Band, ...]:
-    """Bands "band 1", "band 2", ... (also B1, B2, ...) from centres and widths in nanometres."""
-    return tuple(
-        Band(f"band {number}", centre / _PER_UM, width / _PER_UM, (f"B{number}",))
-        for number, (centre, width) in enumerate(zip(centres, widths, strict=True), 1)
-    )
-
-
-def _even(start: float, stop: float, count: int) -> list[float]:
-    return np.linspace(start, stop, count).round(1).tolist()
-
-
-# Centres of the 32 bands that the WHU-OHS data set keeps, and 2.5 nm, Orbita's stated spectral resolution.
+# Centres in nm of the 32 bands that WHU-OHS keeps; 2.5 nm is the stated spectral resolution of Orbita.
 _OHS_CENTRES = (
     466, 480, 500, 520, 536, 550, 566, 580, 596, 610, 626, 640, 656, 670, 686, 700,
     716, 730, 746, 760, 776, 790, 806, 820, 836, 850, 866, 880, 896, 910, 926, 940,
 )  # fmt: skip
 ORBITA_OHS = Sensor(
-    "orbita_ohs", numbered(_OHS_CENTRES, (2.5,) * 32), ("band 14", "band 7", "band 2"), scale=1e-4,
+    "orbita_ohs",
+    numbered(_OHS_CENTRES, (2.5,) * 32),
+    ("band 14", "band 7", "band 2"),
+    scale=1e-4,
     dtype="int16",
-)  # fmt: skip
+)
 
-# Centre and full width at half maximum, nm, as the tags of the mission's L2A products give them. The ranges
-# of the two spectrometers overlap: from band 92 on, some wavelengths come again.
+# Centre and full width at half maximum in nm, from the tags of the mission's L2A products. The ranges of the
+# two spectrometers overlap: from band 92 on, wavelengths start again.
 _ENMAP = (
     (418.2, 7.0), (423.9, 6.7), (429.3, 6.4), (434.5, 6.3), (439.6, 6.1), (444.5, 6.1), (449.4, 6.0),
     (454.2, 6.0), (458.9, 6.0), (463.6, 5.9), (468.3, 5.9), (472.9, 5.9), (477.6, 5.8), (482.3, 5.8),
@@ -220,7 +274,7 @@ ENMAP = Sensor(
 )
 
 # Nominal: 66 bands of the VNIR and 173 of the SWIR instrument (Italian Space Agency, PRISMA product
-# specification), spread evenly; every product states its own.
+# specification), evenly spaced; every product states its own.
 PRISMA = Sensor(
     "prisma",
     numbered(_even(400, 1010, 66) + _even(920, 2505, 173), (12.0,) * 239),
@@ -231,6 +285,11 @@ PRISMA = Sensor(
 
 # Nominal: 224 bands from 366 to 2496 nm, 10 nm wide (JPL, AVIRIS instrument description).
 AVIRIS = Sensor(
-    "aviris", numbered(_even(366, 2496, 224), (10.0,) * 224), ("band 32", "band 21", "band 14"), scale=1e-4,
-    nodata=-9999.0, dtype="int16", nominal=True,
-)  # fmt: skip
+    "aviris",
+    numbered(_even(366, 2496, 224), (10.0,) * 224),
+    ("band 32", "band 21", "band 14"),
+    scale=1e-4,
+    nodata=-9999.0,
+    dtype="int16",
+    nominal=True,
+)

@@ -18,8 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.loader import interleave
+from data_pipelines.sources import resolve_run_wavelengths
 from data_pipelines.splits import Splits, open_splits, training_batches
-from data_pipelines.wavelengths import with_stated_wavelengths
 from spectralmoe_jax.adapters.base import hook
 from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part
 from spectralmoe_jax.config.load import (
@@ -68,7 +68,7 @@ def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, A
     check_workdir(run, workdir)
 
     # 2. data and model
-    run = with_stated_wavelengths(run)
+    run = resolve_run_wavelengths(run)
     experiment = build_experiment(run, layout)
 
     # 3. training

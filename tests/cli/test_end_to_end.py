@@ -102,9 +102,9 @@ def test_evaluate(run, tmp_path, capsys):
 
 
 def test_predict(run, tmp_path):
-    from data_pipelines.synthetic import SyntheticBenchmark
+    from data_pipelines.synthetic import SyntheticDataset
 
-    scene = SyntheticBenchmark(0, 4, 1, 64).write(tmp_path, "target")[0]
+    scene = SyntheticDataset(0, 4, 1, 64).write(tmp_path, "target")[0]
     paths = {"--input": scene, "--output": tmp_path / "map.tif", "--preview": tmp_path / "map.png"}
     assert main(["predict", "--checkpoint", str(run), *(str(x) for pair in paths.items() for x in pair)]) == 0
     with rasterio.open(scene) as image, rasterio.open(tmp_path / "map.tif") as result:

@@ -15,8 +15,8 @@ import pytest
 import rasterio
 from rich.console import Console
 
-from data_pipelines.open_source import KINDS
 from data_pipelines.prepare.prepare import prepare
+from data_pipelines.sources import KINDS
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.cli.main import main

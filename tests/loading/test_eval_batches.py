@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.loader import eval_batches
-from data_pipelines.records import Arrays
+from data_pipelines.records import ArraySource
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import Tally
@@ -16,7 +16,7 @@ def source():
     """Seven images of sizes up to 16 in two domains."""
     rng = np.random.default_rng(0)
     sizes = [(16, 16), (9, 16), (16, 5), (1, 1), (12, 12), (16, 16), (3, 14)]
-    return Arrays(
+    return ArraySource(
         {
             ("ab"[i % 2], str(i)): (rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 4, size))
             for i, size in enumerate(sizes)

@@ -15,9 +15,10 @@ from data_pipelines.loader import Mixture, train_batches
 from data_pipelines.prepare import plan
 from data_pipelines.prepare.prepare import prepare
 from data_pipelines.readers.image_files import GeoTiffTiles
-from data_pipelines.readers.labels import ValueCode, VectorLabels
+from data_pipelines.readers.label_codes import ValueCode
+from data_pipelines.readers.labels import VectorLabels
 from data_pipelines.readers.prepared import PreparedTiles
-from data_pipelines.records import Arrays
+from data_pipelines.records import ArraySource
 from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.config.schema import AugmentConfig
@@ -33,7 +34,7 @@ SIXTEEN_BITS = Augment(
 
 def images(domain, count, seed):
     rng = np.random.default_rng(seed)
-    return Arrays(
+    return ArraySource(
         {
             (domain, str(i)): (rng.integers(0, 256, (20, 24, 3), np.uint8), rng.integers(0, 3, (20, 24)))
             for i in range(count)

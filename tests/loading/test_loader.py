@@ -10,7 +10,7 @@ import pytest
 
 from data_pipelines.loader import train_batches
 from data_pipelines.readers.image_files import ImageFolder
-from data_pipelines.records import Arrays
+from data_pipelines.records import ArraySource
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
 from spectralmoe_jax.config.schema import AugmentConfig
@@ -27,7 +27,7 @@ def tiles():
         ("d", str(i)): (rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 4, size, np.uint8))
         for i, size in enumerate([(40, 48), (16, 32)])
     }
-    return TileIndex(Arrays(images), stride=16)
+    return TileIndex(ArraySource(images), stride=16)
 
 
 def take(tiles, count, **settings):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipelines.readers.raster_file import read_header, read_pixels
-from data_pipelines.sensors import wavelengths_of_file
+from data_pipelines.readers.raster_file import read_pixels
+from data_pipelines.readers.raster_header import read_header, wavelengths_of_file
 from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.schema import EvaluateConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines.synthetic import SyntheticBenchmark
+from data_pipelines.synthetic import SyntheticDataset
 from spectralmoe_jax.cli.main import main
 from tests.tiny_run import SIZES
 
@@ -69,7 +69,7 @@ def test_meshes_that_cannot_be_are_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_four_devices_is_used_on_four_and_on_one(tmp_path):
-    run, scene = str(tmp_path / "run"), str(SyntheticBenchmark(0, 4, 1, 64).write(tmp_path, "target")[0])
+    run, scene = str(tmp_path / "run"), str(SyntheticDataset(0, 4, 1, 64).write(tmp_path, "target")[0])
     tiny = [
         f"--config.{value}" for value in (*SIZES, "train.steps=3", "parallel.data=2", "parallel.expert=2")
     ]

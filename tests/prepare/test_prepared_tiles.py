@@ -151,12 +151,12 @@ def test_a_folder_is_found_from_any_level(root):
     folder = root / "tiny" / "1.0.0"
     for place in (root, root / "tiny", folder):
         assert PreparedTiles(place).folder == folder
-    assert PreparedTiles(root, benchmark="tiny").folder == folder
+    assert PreparedTiles(root, dataset="tiny").folder == folder
     for place in (root, root / "tiny", folder):
         with pytest.raises(
             UserError, match="no prepared tiles here, run `spectralmoe prepare whu_ohs --source"
         ):
-            PreparedTiles(place, benchmark="whu_ohs")
+            PreparedTiles(place, dataset="whu_ohs")
 
 
 def test_the_newest_version_and_the_only_benchmark(damaged):
@@ -166,15 +166,13 @@ def test_the_newest_version_and_the_only_benchmark(damaged):
     shutil.copytree(damaged / "tiny/1.0.0", damaged / "other/1.0.0")
     facts = damaged / "other/1.0.0/statistics.json"
     facts.write_text(facts.read_text().replace('"tiny"', '"other"'))
-    assert PreparedTiles(damaged, benchmark="other").folder == facts.parent
-    with pytest.raises(UserError, match="several benchmarks are here, give the folder of one: other, tiny"):
+    assert PreparedTiles(damaged, dataset="other").folder == facts.parent
+    with pytest.raises(UserError, match="several data sets are here, give the folder of one: other, tiny"):
         PreparedTiles(damaged)
 
 
 def test_what_is_not_prepared(tmp_path):
-    with pytest.raises(
-        UserError, match="nowhere: no prepared tiles here, run `spectralmoe prepare BENCHMARK"
-    ):
+    with pytest.raises(UserError, match="nowhere: no prepared tiles here, run `spectralmoe prepare NAME"):
         PreparedTiles(tmp_path / "nowhere")
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.readers.image_files import GeoTiffTiles
-from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.readers.label_codes import ValueCode
+from data_pipelines.readers.labels import RasterLabels
 from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError
 from tests.rasters import PLACE, write_raster

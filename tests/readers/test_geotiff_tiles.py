@@ -9,7 +9,8 @@ import rasterio
 from rasterio.warp import transform
 
 from data_pipelines.readers.image_files import GeoTiffTiles, ImageFolder
-from data_pipelines.readers.labels import ColourCode, RasterLabels, ValueCode, VectorLabels
+from data_pipelines.readers.label_codes import ColourCode, ValueCode
+from data_pipelines.readers.labels import RasterLabels, VectorLabels
 from data_pipelines.readers.raster_file import band_last
 from data_pipelines.records import Window, examples, split_holdout
 from data_pipelines.sensors import SENSORS, wavelengths

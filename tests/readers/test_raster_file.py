@@ -8,15 +8,16 @@ import rasterio
 
 from data_pipelines.readers import raster_file
 from data_pipelines.readers.image_files import GeoTiffTiles
-from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.readers.label_codes import ValueCode
+from data_pipelines.readers.labels import RasterLabels
 from data_pipelines.readers.raster_file import (
     OpenFiles,
     keep_files_open,
     missing_pixels,
-    opened,
-    read_header,
+    open_image,
     read_pixels,
 )
+from data_pipelines.readers.raster_header import read_header
 from data_pipelines.records import Window
 from spectralmoe_jax.inference.scene import Scene, open_scene
 from tests.rasters import PLACE, write_raster
@@ -139,14 +140,14 @@ def test_files_stay_open_and_the_oldest_is_closed(three):
     with files.used():
         handles = []
         for path in (three[0], three[1], three[0], three[2]):
-            with opened(path) as dataset:
+            with open_image(path) as dataset:
                 handles.append(dataset)
         assert handles[0] is handles[2]
         assert [handle.closed for handle in handles] == [False, True, False, False]
-        with opened(three[1]) as again:
+        with open_image(three[1]) as again:
             assert again is not handles[1]
         assert handles[0].closed
-    with opened(three[2]) as other:  # outside, a handle of its own
+    with open_image(three[2]) as other:  # outside, a handle of its own
         assert other is not handles[3]
     assert other.closed
     assert not handles[3].closed
@@ -158,13 +159,13 @@ def test_kept_open_closes_all_at_its_end(three):
     with keep_files_open(3):
         handles = []
         for path in three:
-            with opened(path) as dataset:
+            with open_image(path) as dataset:
                 handles.append(dataset)
         assert not any(handle.closed for handle in handles)
-        with keep_files_open(1), opened(three[0]) as inner:
+        with keep_files_open(1), open_image(three[0]) as inner:
             assert inner is not handles[0]
         assert inner.closed
-        with opened(three[0]) as outer:
+        with open_image(three[0]) as outer:
             assert outer is handles[0]
     assert all(handle.closed for handle in handles)
 
@@ -173,7 +174,7 @@ def test_each_thread_has_its_own_handles(three):
     files, handles = OpenFiles(2), []
 
     def use():
-        with files.used(), opened(three[0]) as dataset:
+        with files.used(), open_image(three[0]) as dataset:
             handles.append(dataset)
 
     threads = [threading.Thread(target=use) for _ in range(3)]

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines.open_source import domain_sensors, open_source
+from data_pipelines.readers.from_config import domain_sensors
 from data_pipelines.readers.image_files import GeoTiffTiles
-from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.readers.label_codes import ValueCode
+from data_pipelines.readers.labels import RasterLabels
+from data_pipelines.sources import open_source
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import Scene, open_scene

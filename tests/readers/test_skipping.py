@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.readers.image_files import GeoTiffTiles
-from data_pipelines.readers.labels import RasterLabels, ValueCode
+from data_pipelines.readers.label_codes import ValueCode
+from data_pipelines.readers.labels import RasterLabels
 from data_pipelines.splits import open_splits, training_batches
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError

@@ -5,8 +5,8 @@ import pytest
 import rasterio
 from PIL import Image
 
-from data_pipelines.open_source import open_source
-from data_pipelines.readers.file_search import require_complete, what_is_missing
+from data_pipelines.readers.raster_header import find_truncation, require_complete
+from data_pipelines.sources import open_source
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from tests.rasters import write_raster
@@ -73,7 +73,7 @@ def test_a_header_alone_is_cut_short(tmp_path):
     content = (tmp_path / "image").read_bytes()
     for length in (4, 20, content.index(b"\xff\xda")):
         (tmp_path / "image").write_bytes(content[:length])
-        assert what_is_missing(tmp_path / "image")
+        assert find_truncation(tmp_path / "image")
 
 
 def test_blocks_that_are_not_stored_are_not_missed(tmp_path):

@@ -11,7 +11,8 @@ from rasterio.warp import transform
 
 from data_pipelines.readers import labels
 from data_pipelines.readers.image_files import GeoTiffTiles
-from data_pipelines.readers.labels import ValueCode, VectorLabels
+from data_pipelines.readers.label_codes import ValueCode
+from data_pipelines.readers.labels import VectorLabels
 from data_pipelines.readers.vector_file import read_polygons
 from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines.readers.raster_file import read_header
-from data_pipelines.sensors import stated_wavelengths, wavelengths_of_file
+from data_pipelines.readers.raster_header import read_header, stated_wavelengths, wavelengths_of_file
 from spectralmoe_jax.errors import UserError
 from tests.rasters import PLACE, write_raster
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines.open_source import open_source
-from data_pipelines.wavelengths import of_files, with_stated_wavelengths
+from data_pipelines.sources import open_source, resolve_run_wavelengths, resolve_stream_wavelengths
 from spectralmoe_jax.config.load import load_config, read_config, save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config
@@ -51,7 +50,7 @@ def fed(config):
 def test_the_model_is_fed_with_the_wavelengths_of_enmap_files(shared_data, tmp_path):
     """As rasterio reads the tags; they stay with the run, for any later use of its configuration."""
     config = load_config("configs/enmap_landcover.py", [f"--config.data.root={shared_data / 'enmap'}"])
-    resolved = with_stated_wavelengths(config)
+    resolved = resolve_run_wavelengths(config)
     with rasterio.open(shared_data / "enmap/images/enmap_potsdam_tile_128_0.tif") as file:
         numbers = [int(band.removeprefix("band ")) for band in config.bands]
         tags = [float(file.tags(number)["wavelength"]) / 1000 for number in numbers]
@@ -66,7 +65,7 @@ def test_the_model_is_fed_with_the_wavelengths_of_enmap_files(shared_data, tmp_p
 
 def test_another_sensor_or_other_bands_do_not_get_them(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
-    run = with_stated_wavelengths(configuration(tmp_path, "enmap"))
+    run = resolve_run_wavelengths(configuration(tmp_path, "enmap"))
     assert fed(run) == (0.43, 0.456, 0.511)
     other = run.replaced({"bands": ("band 3", "band 8", "band 21")})
     assert fed(other) == wavelengths(("band 3", "band 8", "band 21"), "enmap")
@@ -78,10 +77,10 @@ def test_files_have_to_agree_to_a_nanometre(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     write("y", (430.9, 456.0, 511.0))
     config = configuration(tmp_path, "enmap")
-    assert fed(with_stated_wavelengths(config)) == (0.43, 0.456, 0.511)
+    assert fed(resolve_run_wavelengths(config)) == (0.43, 0.456, 0.511)
     write("z", (430.0, 457.2, 511.0))
     with pytest.raises(UserError) as error:
-        with_stated_wavelengths(config)
+        resolve_run_wavelengths(config)
     for part in ("a/images/z.tif: band band 8 lies at 0.4572 um", "a/images/x.tif at 0.456 um"):
         assert part in str(error.value)
 
@@ -90,14 +89,14 @@ def test_files_have_to_agree_to_a_nanometre(write, tmp_path):
 def test_where_files_do_not_state_all_the_sensor_holds(write, tmp_path, centres):
     write("x", centres)
     config = configuration(tmp_path, "enmap")
-    assert with_stated_wavelengths(config) is config
+    assert resolve_run_wavelengths(config) is config
     assert fed(config) == wavelengths(BANDS, "enmap")
 
 
 def test_wavelengths_that_are_given_hold_and_are_compared(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     config = configuration(tmp_path, "enmap", wavelengths=(0.431, 0.456, 0.511))
-    assert with_stated_wavelengths(config) is config
+    assert resolve_run_wavelengths(config) is config
     assert open_source(config, ("a",)).records
     with pytest.raises(UserError, match=r"band band 3 lies at 0\.43 um, .* to be at 0\.46 um"):
         open_source(configuration(tmp_path, "enmap", wavelengths=(0.46, 0.456, 0.511)), ("a",))
@@ -106,7 +105,7 @@ def test_wavelengths_that_are_given_hold_and_are_compared(write, tmp_path):
 def test_an_encoder_of_fixed_bands_is_left_alone(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     config = configuration(tmp_path, "enmap", kind="dinov3")
-    assert with_stated_wavelengths(config) is config
+    assert resolve_run_wavelengths(config) is config
 
 
 @pytest.mark.parametrize("sensor", [name for name in SENSORS if SENSORS[name].nominal])
@@ -117,7 +116,7 @@ def test_nominal_wavelengths_give_way_to_those_of_files(write, tmp_path, sensor,
     config = configuration(tmp_path, sensor, kind=kind)
     assert open_source(config, ("a",)).records
     if kind == "dofa":
-        resolved = with_stated_wavelengths(config)
+        resolved = resolve_run_wavelengths(config)
         np.testing.assert_allclose(fed(resolved), np.add(wavelengths(BANDS, sensor), 0.04), atol=1e-9)
         write("y", [1000 * centre + 120 for centre in wavelengths(BANDS, sensor)], "b")
         with pytest.raises(UserError, match=r"b/images/y\.tif: band band 3 lies at"):
@@ -126,7 +125,7 @@ def test_nominal_wavelengths_give_way_to_those_of_files(write, tmp_path, sensor,
 
 def test_other_sensors_are_compared_with_their_table(write, tmp_path):
     write("x", (460.0, 456.0, 511.0))
-    config = with_stated_wavelengths(configuration(tmp_path, "enmap"))
+    config = resolve_run_wavelengths(configuration(tmp_path, "enmap"))
     with pytest.raises(UserError, match=r"x\.tif: band band 3 lies at 0\.46 um, .* at 0\.4293 um"):
         open_source(config, ("a",))
 
@@ -136,7 +135,7 @@ def test_each_stream_has_its_own(write, tmp_path):
     write("y", (500.4, 580.0, 760.0), "b")
     streams = {"ohs": {"sensor": "orbita_ohs", "data": {"source": ("b",)}}}
     config = configuration(tmp_path, "enmap").replaced({"streams": streams})
-    resolved = with_stated_wavelengths(config)
+    resolved = resolve_run_wavelengths(config)
     assert fed(resolved.stream("main")) == (0.43, 0.456, 0.511)
     assert fed(resolved.stream("ohs")) == (0.5004, 0.58, 0.76)
     alone = config.stream("ohs")
@@ -146,4 +145,4 @@ def test_each_stream_has_its_own(write, tmp_path):
 def test_an_evaluation_of_files_of_another_grid_reads_theirs(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     write("y", (433.0, 456.0, 511.0), "b")
-    assert fed(of_files(configuration(tmp_path, "enmap"), ("b",))) == (0.433, 0.456, 0.511)
+    assert fed(resolve_stream_wavelengths(configuration(tmp_path, "enmap"), ("b",))) == (0.433, 0.456, 0.511)

@@ -19,7 +19,7 @@ from data_pipelines.synthetic import (
     BANDS,
     CLASSES,
     PALETTE,
-    SyntheticBenchmark,
+    SyntheticDataset,
     SyntheticScenes,
     open_domains,
 )
@@ -30,8 +30,8 @@ from spectralmoe_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> SyntheticBenchmark:
-    return SyntheticBenchmark(seed=0, scenes_source=10, scenes_target=6)
+def benchmark() -> SyntheticDataset:
+    return SyntheticDataset(seed=0, scenes_source=10, scenes_target=6)
 
 
 def stacked(benchmark, split):
@@ -168,7 +168,7 @@ def test_files_are_georeferenced_and_say_what_they_hold(benchmark, tmp_path):
 
 
 def test_written_folder_reads_back_through_the_folder_source(tmp_path):
-    benchmark = SyntheticBenchmark(3, 2, 1, size=96, holdout=0.5)
+    benchmark = SyntheticDataset(3, 2, 1, size=96, holdout=0.5)
     paths = benchmark.write(tmp_path)
     assert len(paths) == 3
     folder = ImageFolder(
@@ -188,7 +188,7 @@ def test_unwritable_folder_is_named(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("mine")
     with pytest.raises(UserError, match="file/sensor_a/masks"):
-        SyntheticBenchmark(0, 2, 1, size=64).write(blocker)
+        SyntheticDataset(0, 2, 1, size=64).write(blocker)
     assert blocker.read_text() == "mine"
 
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from data_pipelines.records import Arrays
+from data_pipelines.records import ArraySource
 from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex, class_probabilities
 from data_pipelines.transforms import resized_crop
 from spectralmoe_jax.errors import UserError
@@ -20,7 +20,7 @@ def source():
     labels[2][:, 20:] = 2
     labels[3][:] = 255
     images = {("d", str(i)): (np.full((40, 40, 1), i, np.uint8), label) for i, label in enumerate(labels)}
-    arrays = Arrays(images)
+    arrays = ArraySource(images)
     arrays.class_pixels = np.stack([np.bincount(label.ravel(), minlength=256)[:3] for label in labels])
     return arrays
 
@@ -77,7 +77,7 @@ def test_images_without_labels_are_left_out(source):
 def test_a_least_share_of_labels():
     label = np.full((10, 10), 255, np.uint8)
     label[:3] = 0
-    arrays = Arrays({("d", "some"): (np.zeros((10, 10, 1), np.uint8), label)})
+    arrays = ArraySource({("d", "some"): (np.zeros((10, 10, 1), np.uint8), label)})
     arrays.class_pixels = np.array([[30]])
     assert len(TileIndex(arrays, 10, min_labelled=0.3)) == 1
     with pytest.raises(UserError, match=r"data\.min_labelled=0\.31 .*has 30\.0%"):
@@ -91,9 +91,9 @@ def test_bad_temperatures(source, temperature):
 
 
 def test_a_source_that_does_not_count(source):
-    plain = Arrays({("d", "x"): (np.zeros((10, 10, 1), np.uint8), np.zeros((10, 10), np.uint8))})
-    with pytest.raises(UserError, match=r"data\.class_temperature=0\.1 needs .*Arrays"):
+    plain = ArraySource({("d", "x"): (np.zeros((10, 10, 1), np.uint8), np.zeros((10, 10), np.uint8))})
+    with pytest.raises(UserError, match=r"data\.class_temperature=0\.1 needs .*ArraySource"):
         ClassBalancedIndex(plain, 10, temperature=0.1)
-    with pytest.raises(UserError, match=r"data\.min_labelled=0\.5 needs .*Arrays"):
+    with pytest.raises(UserError, match=r"data\.min_labelled=0\.5 needs .*ArraySource"):
         TileIndex(plain, 10, min_labelled=0.5)
     assert len(TileIndex(plain, 10)) == 1

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.loader import train_batches
-from data_pipelines.readers import label_counts
+from data_pipelines.readers import labels as label_files
 from data_pipelines.readers.image_files import GeoTiffTiles
-from data_pipelines.readers.labels import RasterLabels, ValueCode
-from data_pipelines.records import Arrays, Record, Window
+from data_pipelines.readers.label_codes import ValueCode
+from data_pipelines.readers.labels import RasterLabels
+from data_pipelines.records import ArraySource, Record, Window
 from data_pipelines.tiles.label_grid import LabelGrid, edges, grid_cells
 from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment, resized_crop
@@ -82,8 +83,8 @@ def write_scene(root, image, mask, name="x", **profile):
 @pytest.mark.parametrize("tile", [None, 190])
 def test_counts_of_cells_are_those_of_the_pixels(tmp_path, monkeypatch, tile):
     """Files are read by bands of rows that cut cells and records apart."""
-    monkeypatch.setattr(label_counts, "_PIXELS", 700 * 100)
-    monkeypatch.setattr(label_counts, "_ROWS", 30)
+    monkeypatch.setattr(label_files, "_PIXELS", 700 * 100)
+    monkeypatch.setattr(label_files, "_ROWS", 30)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 2, (613, 700), np.uint8) * 9
     mask = rng.integers(0, 3, (613, 700), np.uint8)
@@ -112,10 +113,10 @@ def test_only_around_labels_are_images_read_for_counting(tmp_path, monkeypatch):
     image[300:310, 300:320] = 1
     write_scene(tmp_path, image, mask, nodata=0)
     windows = []
-    monkeypatch.setattr(label_counts, "_PIXELS", 1024 * 256)
-    missing_pixels = label_counts.missing_pixels
+    monkeypatch.setattr(label_files, "_PIXELS", 1024 * 256)
+    missing_pixels = label_files.missing_pixels
     monkeypatch.setattr(
-        label_counts, "missing_pixels", lambda *given: windows.append(given[1]) or missing_pixels(*given)
+        label_files, "missing_pixels", lambda *given: windows.append(given[1]) or missing_pixels(*given)
     )
     assert open_tiles(tmp_path).class_pixels.tolist() == [[200, 0]]
     assert windows == [Window(256, 256, 256, 256), Window(1280, 768, 256, 256)]
@@ -145,7 +146,7 @@ def test_opening_and_drawing_by_area_do_not_read_images_at_the_start(bordered, m
         raise AssertionError("the image is read")
 
     monkeypatch.setattr("data_pipelines.readers.image_files.missing_pixels", refuse)
-    monkeypatch.setattr(label_counts, "missing_pixels", refuse)
+    monkeypatch.setattr(label_files, "missing_pixels", refuse)
     index = TileIndex(open_tiles(bordered), 256)
     assert len(index) == 64
     with pytest.raises(AssertionError, match="the image is read"):
@@ -232,7 +233,7 @@ def test_windows_for_a_pixel_lie_anywhere_over_it():
     """A single pixel of a class is as often in any place of the crop."""
     label = np.zeros((600, 600), np.uint8)
     label[300, 300] = 1
-    arrays = Arrays({("d", "x"): (np.zeros((600, 600, 1), np.uint8), label)})
+    arrays = ArraySource({("d", "x"): (np.zeros((600, 600, 1), np.uint8), label)})
     arrays.class_pixels = np.array([[359_999, 1]])
     index = ClassBalancedIndex(arrays, 64, temperature=0.01)
     drawn = list(crops(index, 2000, crop=64, max_class_share=1.0))
@@ -247,7 +248,7 @@ def test_images_without_borders_are_drawn_as_before_they_were_counted():
     rng = np.random.default_rng(0)
     images = {("d", str(i)): (rng.integers(0, 256, (90, 70, 3), np.uint8), rng.integers(0, 3, (90, 70)))
               for i in range(3)}  # fmt: skip
-    blind, counted = Arrays(images), Arrays(images)
+    blind, counted = ArraySource(images), ArraySource(images)
     counted.class_pixels = np.stack([np.bincount(label.ravel(), minlength=3) for _, label in images.values()])
     augment = Augment(32, AugmentConfig(max_class_share=0.36))
     drawn = [

@@ -7,7 +7,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.records import Arrays
+from data_pipelines.records import ArraySource
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import (
     Augment,
@@ -25,7 +25,7 @@ PLAIN = {"scale": (1.0, 1.0), "max_class_share": 1.0}
 
 
 def tiles_of(image, label, stride=16):
-    return TileIndex(Arrays({("d", "i"): (image, label)}), stride)
+    return TileIndex(ArraySource({("d", "i"): (image, label)}), stride)
 
 
 def ramp(height, width, bands=2):
@@ -55,7 +55,7 @@ def test_cells_cover_each_pixel_once(height, width, stride):
 def test_index_finds_the_image():
     sizes = {"a": (3, 3), "b": (20, 7), "c": (9, 30)}
     images = {("d", n): (np.zeros((*s, 1), np.uint8), zeros(*s)) for n, s in sizes.items()}
-    index = TileIndex(Arrays(images), 8)
+    index = TileIndex(ArraySource(images), 8)
     names = [index[i].record.name for i in range(len(index))]
     assert names == ["d/a"] + ["d/b"] * 3 + ["d/c"] * 8
     with pytest.raises(IndexError):

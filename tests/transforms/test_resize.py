@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.records import Arrays
+from data_pipelines.records import ArraySource
 from data_pipelines.records import crop as cut
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import resized_crop
@@ -35,7 +35,7 @@ def published(image, label, size):
 
 
 def drawn(image, label, ratio, seed):
-    source = Arrays({("d", "i"): (image, label)})
+    source = ArraySource({("d", "i"): (image, label)})
     tile = TileIndex(source, max(label.shape))[0]
     rng = np.random.default_rng(seed)
     return resized_crop(tile, rng, crop=CROP, scale=(ratio, ratio), max_edge=10_000, max_class_share=1.0)

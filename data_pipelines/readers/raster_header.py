@@ -1,0 +1,238 @@
+"""Metadata of a raster file, read without decoding a pixel: size, bands, tags, wavelengths, completeness."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+
+from data_pipelines.readers.raster_file import has_mask, no_pixels, open_image
+from data_pipelines.readers.unreadable import unreadable
+from spectralmoe_jax.errors import UserError
+
+_RANDOM_ACCESS = ("GTiff", "COG", "VRT", "HDF4Image", "netCDF", "Zarr", "ENVI", "EHdr", "HFA")  # GDAL drivers
+_PLATFORM_TAGS = frozenset(
+    (
+        "spacecraft_id",
+        "spacecraft",
+        "spacecraft_name",
+        "satellite",
+        "platform",
+        "mission",
+        "instrument",
+        "sensor",
+        "sensor_id",
+        "sensor_name",
+    )
+)
+_PER_MICROMETRE = {
+    "micrometers": 1.0,
+    "micrometer": 1.0,
+    "um": 1.0,
+    "µm": 1.0,
+    "nanometers": 1000.0,
+    "nanometer": 1000.0,
+    "nm": 1000.0,
+}
+_REMEDY = "give config.model.visual.wavelengths in micrometres"
+_JPEG, _JPEG_END, _SCAN = b"\xff\xd8\xff", b"\xff\xd9", 0xDA
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@dataclass(frozen=True)
+class Header:
+    """Header of an image file.
+
+    Attributes:
+      height: in pixels.
+      width: in pixels.
+      count: number of bands.
+      dtype: the type that holds the values of all bands.
+      descriptions: names of the bands, None for a band without.
+      colours: colour interpretation of the bands: "red", "gray", "undefined", ...
+      has_nodata: pixels can be missing, by a nodata value or a mask in the file.
+      random_access: a window is read without decoding everything before it.
+      crs: coordinate reference system, or None.
+      transform: affine transform from pixels to coordinates; the identity without georeference.
+      states_wavelengths: the tags of at least one band state its wavelength.
+      platforms: values of the tags that name a satellite or sensor.
+    """
+
+    height: int
+    width: int
+    count: int
+    dtype: np.dtype
+    descriptions: tuple[str | None, ...]
+    colours: tuple[str, ...]
+    has_nodata: bool
+    random_access: bool
+    crs: Any
+    transform: Any
+    states_wavelengths: bool
+    platforms: tuple[str, ...]
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of an image file.
+
+    Raises:
+      UnreadableFile: the file cannot be opened as an image, or has no pixels.
+    """
+    with open_image(path) as dataset:
+        if not dataset.width or not dataset.height or not dataset.count:
+            raise no_pixels(path)
+        return Header(
+            height=dataset.height,
+            width=dataset.width,
+            count=dataset.count,
+            dtype=_common_type(dataset.dtypes),
+            descriptions=dataset.descriptions,
+            colours=tuple(colour.name for colour in dataset.colorinterp),
+            has_nodata=dataset.nodata is not None or has_mask(dataset),
+            random_access=dataset.driver in _RANDOM_ACCESS,
+            crs=dataset.crs,
+            transform=dataset.transform,
+            states_wavelengths=any("wavelength" in band_tags(dataset, band) for band in dataset.indexes),
+            platforms=stated_platforms(dataset),
+        )
+
+
+def _common_type(dtypes: Iterable[str]) -> np.dtype:
+    """Return the type that holds the values of all bands; `complex_int16` is no name of NumPy's."""
+    return np.result_type(*(("complex64" if name.startswith("complex") else name) for name in dtypes))
+
+
+def stated_platforms(dataset: Any) -> tuple[str, ...]:
+    """Return the values of an open file's tags that name a satellite or sensor, such as "LANDSAT_8"."""
+    return tuple(value for key, value in dataset.tags().items() if key.lower() in _PLATFORM_TAGS)
+
+
+def wavelengths_of_file(path: str | os.PathLike[str]) -> tuple[float, ...]:
+    """Return the centre of every band in micrometres, as `stated_wavelengths` reads it.
+
+    Raises:
+      UserError: the file cannot be read, or a band has no usable wavelength.
+    """
+    stated = stated_wavelengths(path)
+    for number, centre in enumerate(stated, 1):
+        if centre is None:
+            raise UserError(f"{path}: band {number} has no tag `wavelength`: {_REMEDY}")
+    return tuple(centre for centre in stated if centre is not None)
+
+
+def stated_wavelengths(path: str | os.PathLike[str]) -> tuple[float | None, ...]:
+    """Read the wavelengths in a file's band tags, as hyperspectral products and ENVI files have them.
+
+    The tags are `wavelength` and `wavelength_units`, or GDAL's `CENTRAL_WAVELENGTH_UM` in the domain IMAGERY.
+    Numbers above 100 without units are nanometres, others micrometres.
+
+    Returns:
+      The centre of each band in micrometres; None for a band whose tags state none.
+
+    Raises:
+      UserError: the file cannot be read, or a wavelength is not a positive number.
+    """
+    try:
+        with rasterio.open(path) as dataset:
+            tags = [band_tags(dataset, band) for band in dataset.indexes]
+    except RasterioError as problem:
+        raise UserError(f"{path}: cannot be opened as an image ({problem})") from None
+    return tuple(_micrometres(f"{path}: band {number}", tag) for number, tag in enumerate(tags, 1))
+
+
+def band_tags(dataset: Any, band: int) -> dict[str, str]:
+    """Return the tags of a band by name in lower case, GDAL's own wavelength included as `wavelength`.
+
+    Args:
+      dataset: an open file.
+      band: number of the band, from 1.
+    """
+    tags = {key.lower(): value for key, value in dataset.tags(band).items()}
+    known = dataset.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
+    return tags if known is None else {**tags, "wavelength": known, "wavelength_units": "um"}
+
+
+def _micrometres(place: str, tags: dict[str, str]) -> float | None:
+    if "wavelength" not in tags:
+        return None
+    try:
+        value = float(tags["wavelength"])
+    except ValueError:
+        raise UserError(f"{place} has the wavelength {tags['wavelength']!r}, no number: {_REMEDY}") from None
+    if not 0 < value < float("inf"):
+        raise UserError(f"{place} has the wavelength {value}, not a positive number: {_REMEDY}")
+    units = tags.get("wavelength_units", "nm" if value > 100 else "um").lower()
+    if units not in _PER_MICROMETRE:
+        raise UserError(f"{place} has its wavelength in {units!r}: {_REMEDY}")
+    return value / _PER_MICROMETRE[units]
+
+
+def require_complete(paths: Iterable[Path]) -> None:
+    """Check that JPEG, PNG and TIFF files reach their end; files of other formats pass.
+
+    Only truncation is found here. Damage inside a file of full length is found when it is decoded.
+
+    Raises:
+      UnreadableFile: the first truncated file, with the same message as on reading it.
+    """
+    paths = list(paths)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for path, reason in zip(paths, pool.map(find_truncation, paths), strict=True):
+            if reason:
+                raise unreadable(path, reason)
+
+
+def find_truncation(path: Path) -> str:
+    """Return what a JPEG, PNG or TIFF file lacks, in words, or ""."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start.startswith(_TIFF):
+            return _missing_of_tiff(path)
+        if not start.startswith((_JPEG, _PNG)):
+            return ""
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if start.startswith(_PNG):
+                return "" if content.rfind(_PNG_END) >= 0 else "no IEND chunk at its end"
+            # From the first scan on: a thumbnail in the header has an end marker of its own.
+            scan = _first_scan(content)
+            return "" if 0 < scan <= content.rfind(_JPEG_END) else "no end-of-image marker"
+
+
+def _first_scan(content: mmap.mmap) -> int:
+    """Return the position of the first scan of a JPEG, or -1 if its header ends before one."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        if content[place + 1] == _SCAN:
+            return place
+        # a marker may be preceded by any number of fill bytes
+        fill = content[place + 1] == 0xFF
+        place += 1 if fill else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return -1
+
+
+def _missing_of_tiff(path: Path) -> str:
+    """Compare the end of the last block of every band with the length of the file."""
+    length = path.stat().st_size
+    with open_image(path) as dataset:
+        ends = [_end_of_last_block(dataset, band) for band in dataset.indexes]
+    missing = max(ends, default=0) - length
+    return f"{missing} bytes short" if missing > 0 else ""
+
+
+def _end_of_last_block(dataset: rasterio.DatasetReader, band: int) -> int:
+    """Return the end of a band's last strip or tile in the file; 0 if it is not stored (sparse files)."""
+    height, width = dataset.block_shapes[band - 1]
+    block = f"{(dataset.width - 1) // width}_{(dataset.height - 1) // height}"
+    offset, size = (
+        dataset.get_tag_item(f"BLOCK_{what}_{block}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE")
+    )
+    return int(offset or 0) + int(size or 0)
