@@ -1,4 +1,4 @@
-"""A sheet of tiles and masks for people to look at, and how pixels and labels are coloured on it."""
+"""Figures of tiles and masks, and the colouring of pixels and labels on them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import numpy as np
 from data_pipelines.records import IGNORE
 from data_pipelines.sensors import SENSORS, visible
 
-INK, QUIET = "#1b1f24", "#5b6470"
+INK, QUIET = "#1b1f24", "#5b6470"  # colours of text, and of less important text
 _DPI = 120
-_UNLABELLED = (226, 192)  # greys of the chequers that mean "no label"
+_UNLABELLED = (226, 192)  # grey levels of the chequerboard that means "no label"
 
 
 class Sheet:
-    """A white figure measured in inches from its upper left corner.
+    """A white figure with positions in inches from its upper left corner.
 
     Args:
-      width, height: inches.
-      cell: side of the square that a picture is fitted into, inches.
+      width: in inches.
+      height: in inches.
+      cell: side in inches of the square that a picture is fitted into.
     """
 
     def __init__(self, width: float, height: float, cell: float):
@@ -34,26 +35,26 @@ class Sheet:
     def text(
         self, left: float, top: float, text: str, size: float = 10, color: str = INK, **style: Any
     ) -> None:
-        """Writes a line whose left end and middle are at (left, top)."""
+        """Write a line of text whose left end is at `left` and whose middle is at `top`."""
         place = left / self.width, 1 - top / self.height
         self.figure.text(
             *place, text, size=size, color=color, **{"va": "center", "parse_math": False, **style}
         )
 
     def axes(self, left: float, top: float, width: float, height: float) -> Any:
-        """Axes of matplotlib in a rectangle."""
+        """Return matplotlib axes in a rectangle."""
         box = left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
         return self.figure.add_axes(box)
 
     def picture(self, left: float, top: float, picture: np.ndarray) -> None:
-        """Draws (h, w, 3) uint8 in the middle of a cell, with its own proportions."""
+        """Draw a picture (h, w, 3) uint8 in the middle of a cell, with its own proportions."""
         height, width = (self.cell * side / max(picture.shape[:2]) for side in picture.shape[:2])
         axes = self.axes(left + (self.cell - width) / 2, top + (self.cell - height) / 2, width, height)
         axes.imshow(picture, interpolation="antialiased", aspect="auto")
         axes.set_axis_off()
 
     def swatch(self, left: float, top: float, colour: np.ndarray) -> None:
-        """Draws a small rectangle beside a line of text at `top`: a colour (3,), or a picture (8, 12, 3)."""
+        """Draw a small rectangle beside a line of text at `top`: a colour (3,), or a picture (8, 12, 3)."""
         axes = self.axes(left, top - 0.08, 0.24, 0.16)
         axes.imshow(np.broadcast_to(colour, (8, 12, 3)), aspect="auto", interpolation="nearest")
         axes.set_xticks([])
@@ -62,34 +63,49 @@ class Sheet:
             spine.set(color=QUIET, linewidth=0.5)
 
     def save(self, path: Path) -> None:
-        """Writes a PNG in one step; the same drawing gives the same bytes. Raises OSError."""
-        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        """Write a PNG, which appears complete or not at all; the same figure gives the same bytes.
+
+        Raises:
+          OSError: the file cannot be written.
+        """
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            self.figure.savefig(aside, format="png", dpi=_DPI, metadata={"Software": None})
-            os.replace(aside, path)
+            self.figure.savefig(partial, format="png", dpi=_DPI, metadata={"Software": None})
+            os.replace(partial, path)
         finally:
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def display_bands(bands: Sequence[str], sensor: str | None = None) -> tuple[int, int, int]:
-    """Places of the bands to show as red, green and blue.
+    """Return the positions of the bands to show as red, green and blue.
 
-    Those of these names; else those that `sensor`, of `data_pipelines.sensors`, is shown with; else the first
-    three.
+    They are the bands of these names, or else the display bands of the sensor, or else the first three.
+
+    Args:
+      bands: names of the bands.
+      sensor: name of a sensor; unknown ones are ignored.
     """
     known = visible(bands, sensor if sensor in SENSORS else None)
     return known or ((0, 1, 2) if len(bands) >= 3 else (0, 0, 0))
 
 
 def stretched(pixels: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Pixels (h, w, 3) as a picture uint8 on which the first of `limits` (2, 3) is black, the second full."""
+    """Stretch pixels to a picture.
+
+    Args:
+      pixels: (h, w, 3).
+      limits: pixel values to show as black and as full colour, (2, 3).
+
+    Returns:
+      (h, w, 3) uint8.
+    """
     low, high = limits
     scaled = np.clip((pixels - low) / np.maximum(high - low, 1e-9), 0, 1)
     return np.rint(255 * scaled).astype(np.uint8)
 
 
 def coloured(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Ids (h, w) as a picture (h, w, 3) uint8 in the palette's colours, chequered where there is no label."""
+    """Return training ids (h, w) as a picture (h, w, 3) uint8; a chequerboard means no label."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     height, width = label.shape
@@ -98,18 +114,24 @@ def coloured(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def chequers(height: int, width: int, side: int) -> np.ndarray:
-    """The pattern (height, width, 3) uint8 that means "no label", in squares of `side` pixels."""
+    """Return the chequerboard (height, width, 3) uint8 that means "no label".
+
+    Args:
+      height: in pixels.
+      width: in pixels.
+      side: side of its squares in pixels.
+    """
     odd = (np.arange(height)[:, None] // side + np.arange(width) // side) % 2
     grey = np.where(odd, *_UNLABELLED).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def counted(number: int, noun: str) -> str:
-    """As in "1 tile" and "1,366 tiles"."""
+    """Format a number with its noun, as in "1 tile" and "1,366 tiles"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def short(text: str, length: int) -> str:
-    """`text` without its middle, where it is longer than `length` letters."""
+    """Shorten a text to `length` letters by leaving out its middle."""
     tail = length // 2 + 1
     return text if len(text) <= length else f"{text[: length - tail - 1]}…{text[-tail:]}"

@@ -1,1 +1,1 @@
-"""`spectralmoe data`: what a configuration's pipeline delivers, in numbers and as a picture."""
+"""Inspection of training batches: measurements, tables and a picture (`spectralmoe data`)."""

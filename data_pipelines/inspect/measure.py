@@ -23,7 +23,7 @@ _MADE_AHEAD = 6  # batches that the loader may hold
 
 
 @dataclass(frozen=True)
-class Survey:
+class Inspection:
     """Batches that were drawn, and their measurements.
 
     Attributes:
@@ -53,7 +53,7 @@ class Survey:
     rate: float
 
 
-def survey(config: RunConfig, batches: int) -> Survey:
+def inspect_batches(config: RunConfig, batches: int) -> Inspection:
     """Draw the first batches of a training, and time every stage.
 
     Raises:
@@ -70,7 +70,7 @@ def survey(config: RunConfig, batches: int) -> Survey:
     pixels = images.reshape(-1, images.shape[-1])
     pixels = pixels[pixels.any(axis=1)]
     model = config.model
-    return Survey(
+    return Inspection(
         batches=drawn,
         contents=_contents(splits),
         shares=counts / max(counts.sum(), 1),

@@ -1,7 +1,7 @@
-"""What stands where in a scene, before any light: parcels, roads, houses, water, trees and their heights.
+"""Layout of a generated scene: parcels, roads, houses, water, trees and their heights, before any light.
 
-Everything man-made is drawn on a plan, an axis-aligned raster divided again and again like land that is
-inherited, and the plan is then laid into the scene turned and slightly bent. Water and trees follow.
+Everything man-made is drawn on a plan, an axis-aligned raster that is divided recursively like inherited
+land. The plan is rotated and slightly bent into the scene. Water and trees follow.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 
 OVERSAMPLING = 2
-"""Fine pixels along the side of an image pixel; pixels on class edges are truly mixed."""
+"""Fine pixels along the side of an image pixel, so that pixels on class edges are mixed."""
 
 
 class Kind(IntEnum):
-    """What an object is; see `LABEL_OF_KIND` for its class."""
+    """Kind of an object; `LABEL_OF_KIND` has its class."""
 
     CROP = 0
     MEADOW = 1
@@ -33,13 +33,13 @@ LABEL_OF_KIND = np.array((0, 0, 1, 1, 2, 3, 4, 5), np.uint8)
 
 @dataclass(frozen=True)
 class Habits:
-    """How people use the land of a place.
+    """Land use of a place.
 
     Attributes:
-      blocks: how often a block is (farmland, village, industry, forest).
-      parcels: how often a parcel of farmland is (crop, meadow, bare, forest).
-      parcel_side: parcels are divided until no side exceeds this, m.
-      hedges: share of the meadow and crop edges with trees.
+      blocks: probabilities that a block is (farmland, village, industry, forest).
+      parcels: probabilities that a parcel of farmland is (crop, meadow, bare, forest).
+      parcel_side: largest side of a parcel in metres.
+      hedges: share of the edges of meadows and crops that have trees.
     """
 
     blocks: tuple[float, float, float, float]
@@ -50,13 +50,14 @@ class Habits:
 
 @dataclass(frozen=True)
 class Layout:
-    """A scene at `spacing` metres a fine pixel, the first row north.
+    """Objects of a scene on a raster of fine pixels, whose first row is north.
 
     Attributes:
-      objects: which object covers each fine pixel, (S, S) uint16.
-      height: of the highest surface, m (S, S) float32.
-      kind: of each object, (O,) `Kind`.
-      rows: direction of each object's crop rows, rad (O,).
+      objects: number of the object that covers each fine pixel, (S, S) uint16.
+      height: height of the highest surface in metres, (S, S) float32.
+      kind: `Kind` of each object, (O,).
+      rows: direction of each object's crop rows in radians, (O,).
+      spacing: side of a fine pixel in metres.
     """
 
     objects: np.ndarray
@@ -67,7 +68,14 @@ class Layout:
 
 
 def draw_layout(habits: Habits, size: int, pixel: float, rng: np.random.Generator) -> Layout:
-    """A random scene of `size` x `size` image pixels of `pixel` metres, the same for equal generators."""
+    """Draw a random layout.
+
+    Args:
+      habits: land use.
+      size: side of the scene in image pixels.
+      pixel: side of an image pixel in metres.
+      rng: random generator; the layout depends on nothing else.
+    """
     spacing = pixel / OVERSAMPLING
     side = size * OVERSAMPLING
     plan = _Plan(int(side * 1.5), spacing, habits, rng)
@@ -81,7 +89,7 @@ def draw_layout(habits: Habits, size: int, pixel: float, rng: np.random.Generato
 
 
 def smooth_noise(side: int, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise of mean 0 and variance about 1 that changes over `scale` pixels, (side, side) float32."""
+    """Return noise of mean 0 and variance about 1 that varies over `scale` pixels, (side, side) float32."""
     grid = int(np.ceil(side / scale)) + 3
     coarse = rng.standard_normal((grid, grid), np.float32)
     fine = cv2.resize(coarse, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
@@ -90,7 +98,16 @@ def smooth_noise(side: int, scale: float, rng: np.random.Generator) -> np.ndarra
 
 @dataclass
 class _Plan:
-    """The man-made part of a scene, before it is turned: axis-aligned boxes (top, left, bottom, right)."""
+    """The man-made part of a scene before rotation, drawn as boxes (top, left, bottom, right).
+
+    Attributes:
+      side: in fine pixels.
+      spacing: side of a fine pixel in metres.
+      habits: land use.
+      rng: random generator.
+      kind: kind of each object.
+      rows: direction of each object's crop rows in radians.
+    """
 
     side: int
     spacing: float
@@ -112,7 +129,7 @@ class _Plan:
         return len(self.kind) - 1
 
     def fine(self, metres: float) -> int:
-        """A length in fine pixels."""
+        """Convert a length in metres to fine pixels."""
         return max(1, round(metres / self.spacing))
 
     def fill(self, box, identity: int, height: float = 0.0) -> None:
@@ -121,7 +138,7 @@ class _Plan:
         self.height[top:bottom, left:right] = height
 
     def divide(self, box, depth: int) -> None:
-        """Roads divide the land into blocks, and each block is put to use."""
+        """Divide a box by roads into blocks, and fill each block with a use."""
         if depth < 3 and max(box[2] - box[0], box[3] - box[1]) > self.fine(120):
             first, second, gap = self._cut(box, self.fine(self.rng.uniform(8, 11) if depth < 2 else 6))
             self.fill(gap, self.road)
@@ -132,7 +149,7 @@ class _Plan:
         (self._farmland, self._village, self._industry, self._forest)[use](box)
 
     def _cut(self, box, gap: int):
-        """Two parts of a box along its longer side, and what lies between them."""
+        """Return two parts of a box along its longer side, and the gap between them."""
         top, left, bottom, right = box
         share = self.rng.uniform(0.38, 0.62)
         if bottom - top >= right - left:
@@ -157,7 +174,7 @@ class _Plan:
         self.fill(box, self.new(Kind.FOREST_FLOOR))
 
     def _village(self, box) -> None:
-        """Lanes, and along them lots with a house each."""
+        """Draw lanes, and lots with a house each along them."""
         if max(box[2] - box[0], box[3] - box[1]) > self.fine(62):
             first, second, lane = self._cut(box, self.fine(5.5))
             self.fill(lane, self.road)
@@ -190,7 +207,7 @@ class _Plan:
             self.height[top : top + down, left : left + right] += rise[:, None] if down < right else rise
 
     def _industry(self, box) -> None:
-        """Halls with flat roofs on a paved yard."""
+        """Draw halls with flat roofs on a paved yard."""
         if max(box[2] - box[0], box[3] - box[1]) > self.fine(75):
             first, second, strip = self._cut(box, self.fine(5))
             self.fill(strip, self.garden)
@@ -207,7 +224,7 @@ class _Plan:
 
 
 def _lay(plan: _Plan, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The plan turned and gently bent into the scene: objects and height, (side, side)."""
+    """Rotate and slightly bend the plan into the scene; return objects and height, (side, side) each."""
     bend = [smooth_noise(side, side / 2.0, rng) * side * 0.018 for _ in range(2)]
     across = np.arange(side, dtype=np.float32) - side / 2
     cos, sin = np.float32(np.cos(plan.turn)), np.float32(np.sin(plan.turn))
@@ -215,12 +232,12 @@ def _lay(plan: _Plan, side: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     row = -sin * across + cos * across[:, None] + plan.side / 2 + bend[1]
     mirrored = cv2.BORDER_REFLECT
     objects = cv2.remap(plan.objects, column, row, cv2.INTER_NEAREST, borderMode=mirrored)
-    # Heights between pixels, or turned roofs would be flights of steps.
+    # heights are interpolated, or rotated roofs would have steps
     return objects, cv2.remap(plan.height, column, row, cv2.INTER_LINEAR, borderMode=mirrored)
 
 
 def _shore(side: int, spacing: float, rng: np.random.Generator) -> np.ndarray:
-    """Distance from the water's edge, positive on land, m (side, side): a river, a lake or both."""
+    """Return the distance in metres from a river, a lake or both, positive on land, (side, side)."""
     across = (np.arange(side, dtype=np.float32) - side / 2) * spacing
     extent = side * spacing
     wobble = smooth_noise(side, side / 10, rng)
@@ -250,7 +267,7 @@ def _shore(side: int, spacing: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _flood(objects: np.ndarray, height: np.ndarray, plan: _Plan, shore: np.ndarray) -> None:
-    """Water over everything but bridges; houses that would stand in it are not built."""
+    """Put water over everything but bridges, and remove houses that would stand in it."""
     roofs = np.flatnonzero(np.array(plan.kind) == Kind.ROOF)
     objects[np.isin(objects, np.intersect1d(roofs, objects[shore < 3.0]))] = plan.garden
     objects[(shore < 0) & (objects != plan.road)] = plan.new(Kind.WATER)
@@ -260,7 +277,7 @@ def _flood(objects: np.ndarray, height: np.ndarray, plan: _Plan, shore: np.ndarr
 def _plant(
     objects: np.ndarray, height: np.ndarray, plan: _Plan, shore: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Trees with rounded crowns: forests, hedges, banks, and single ones in meadows and gardens."""
+    """Add trees with rounded crowns: forests, hedges, banks, and single ones in meadows and gardens."""
     kind = np.array(plan.kind)[objects]
     size, step = len(objects), plan.fine(4.3)
     chance = np.array((0.002, 0.02, 0.97, 0, 0, 0, 0, 0.006))[kind]
@@ -293,7 +310,17 @@ def _crowns(
     spacing: float,
     slender: np.ndarray,
 ) -> None:
-    """Half ellipsoids, of `radii` in fine pixels and tops at `slender` x 2 radii, where nothing is higher."""
+    """Draw crowns as half ellipsoids where nothing is higher.
+
+    Args:
+      objects: changed in place, (S, S).
+      height: changed in place, in metres, (S, S).
+      spots: row and column of each tree, (T, 2).
+      radii: radius of each crown in fine pixels, (T,).
+      trees: object number of each tree, (T,).
+      spacing: side of a fine pixel in metres.
+      slender: height of each crown's centre as a multiple of its radius, (T,).
+    """
     domes = {}
     for radius in np.unique(radii):
         squared = (np.arange(-radius, radius + 1) / (radius + 0.5)) ** 2

@@ -1,6 +1,6 @@
-"""From a layout to an image: what each object is made of in its season, the light on it, the sensor.
+"""Rendering of a layout to an image: materials in their season, sun, sky and haze, and the sensor.
 
-Sun, sky and air: shading, cast shadows and haze over a height map whose first row is north.
+Height maps have their first row in the north.
 """
 
 from collections.abc import Mapping
@@ -21,106 +21,48 @@ from data_pipelines.synthetic.layout import (
 )
 from data_pipelines.synthetic.sensor_model import WAVELENGTHS, Sensor, material_names, perturbations, spectrum
 
-_MAX_SLOPE = 1.2  # walls are vertical: their slope on a grid means nothing
+SCALE = 10_000
+"""Factor from reflectance to pixel values, which are uint16."""
+
+_MAX_SLOPE = 1.2  # walls are vertical: their slope on a grid has no meaning
 
 
 @dataclass(frozen=True)
 class Sun:
-    """Where the sun stands: azimuth in degrees clockwise from north, elevation in degrees."""
+    """Position of the sun.
+
+    Attributes:
+      azimuth: in degrees clockwise from north.
+      elevation: in degrees.
+    """
 
     azimuth: float
     elevation: float
 
     def towards(self) -> tuple[float, float]:
-        """Unit step (rows, columns) on the ground towards the sun."""
+        """Return the unit step (rows, columns) on the ground towards the sun."""
         angle = np.deg2rad(self.azimuth)
         return -float(np.cos(angle)), float(np.sin(angle))
 
 
-def cast_shadow(height: np.ndarray, sun: Sun, spacing: float = 1.0) -> np.ndarray:
-    """Which ground the sun does not reach, (H, W) bool.
-
-    A pixel is in shadow where the line from it to the sun passes below the surface: on flat ground the
-    shadow of a wall of height h ends h / tan(elevation) away. Nothing outside the map casts shadows.
-
-    Args:
-      height: (H, W), in the unit of `spacing`.
-      sun: its elevation above 0.
-      spacing: side of a pixel.
-    """
-    rows, cols = sun.towards()
-    climb = spacing * float(np.tan(np.deg2rad(sun.elevation)))
-    reach = int(np.ceil(float(height.max() - height.min()) / climb))
-    line = height.astype(np.float32)  # highest line of light that anything towards the sun cuts off
-    shadow = np.zeros(height.shape, bool)
-    for step in range(1, reach + 1):
-        here, there = _shifted(height.shape, round(step * rows), round(step * cols))
-        shadow[here] |= line[there] - step * climb > line[here] + 1e-3
-    return shadow
-
-
-def shading(height: np.ndarray, sun: Sun, spacing: float = 1.0) -> np.ndarray:
-    """Direct light on each slope relative to level ground, (H, W) float32, 0 facing away (Lambert)."""
-    rows, cols = sun.towards()
-    height = height.astype(np.float32)
-    down = np.clip(np.gradient(height, spacing, axis=0), -_MAX_SLOPE, _MAX_SLOPE)
-    right = np.clip(np.gradient(height, spacing, axis=1), -_MAX_SLOPE, _MAX_SLOPE)
-    elevation = np.deg2rad(sun.elevation)
-    facing = 1.0 - (down * rows + right * cols) * float(1.0 / np.tan(elevation))
-    return np.clip(facing / np.sqrt(1.0 + down**2 + right**2), 0.0, 2.0)
-
-
-def skylight() -> np.ndarray:
-    """Share of the light on open ground that comes from the blue sky, on `WAVELENGTHS`, (201,).
-
-    Shadows keep this share alone: dark, and bluer than their surroundings.
-    """
-    return 0.20 * (WAVELENGTHS / 0.5) ** -1.6
-
-
-def haze(amount: float) -> tuple[np.ndarray, np.ndarray]:
-    """Reflectance the air adds, and the share of the ground's that it lets through, each (201,).
-
-    `amount` is the added reflectance at 0.5 um; both effects fade as wavelength**-1.3 (Ångström's law
-    with the exponent of common aerosol).
-    """
-    path = amount * (WAVELENGTHS / 0.5) ** -1.3
-    return path, np.exp(-1.5 * path)
-
-
-def _shifted(
-    shape: tuple[int, ...], down: int, right: int
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices (here, there) that pair each pixel with the one `down` rows and `right` columns away."""
-
-    def pair(size: int, by: int) -> tuple[slice, slice]:
-        by = max(-size, min(size, by))
-        return slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by))
-
-    (top, top2), (left, left2) = pair(shape[0], down), pair(shape[1], right)
-    return (top, left), (top2, left2)
-
-
-SCALE = 10_000
-"""Pixel values are reflectance times this, in uint16."""
-
-
 @dataclass(frozen=True)
 class Domain:
-    """A place, seen by one sensor in one season.
+    """A place, seen by one sensor in one season. Ranges are (lowest, highest).
 
     Attributes:
-      name: of the domain.
+      name: name of the domain.
       sensor: the camera.
-      habits: how the land is used.
-      soils, roofs: materials and how often each occurs.
-      greenness: mean share of the crops of a scene that is green rather than ripe, (lowest, highest).
-      autumn: how far leaves have turned, 0..1.
-      turbidity: of the water, 0..1.
-      elevation, azimuth: of the sun, degrees, (lowest, highest).
-      haze: reflectance added at 0.5 um, (lowest, highest).
-      epsg: the UTM zone of the place.
-      corner: easting and northing of its north-western corner, m.
+      habits: land use.
+      soils: probability of each soil material.
+      roofs: probability of each roof material.
+      greenness: range of the mean share of a scene's crops that is green rather than ripe.
+      autumn: largest share by which leaves have turned, 0..1.
+      turbidity: mean turbidity of the water, 0..1.
+      elevation: range of the sun's elevation in degrees.
+      azimuth: range of the sun's azimuth in degrees.
+      haze: range of the path reflectance at 0.5 um.
+      epsg: code of the place's UTM zone.
+      corner: easting and northing of the north-western corner in metres.
     """
 
     name: str
@@ -143,9 +85,9 @@ class Scene(NamedTuple):
 
     Attributes:
       image: reflectance x `SCALE`, (H, W, bands) uint16.
-      label: class of each pixel, the one that covers most of it, (H, W) uint8.
-      height: of the surface above the lowest ground, m (H, W) float32.
-      sun: where it stood.
+      label: class that covers most of each pixel, (H, W) uint8.
+      height: height of the surface above the lowest ground in metres, (H, W) float32.
+      sun: position of the sun.
     """
 
     image: np.ndarray
@@ -155,7 +97,14 @@ class Scene(NamedTuple):
 
 
 def render_scene(domain: Domain, size: int, pixel: float, rng: np.random.Generator) -> Scene:
-    """A random scene of `domain`, `size` x `size` pixels of `pixel` metres; the generator decides it all."""
+    """Draw and render a random scene.
+
+    Args:
+      domain: place, sensor and season.
+      size: side of the scene in pixels.
+      pixel: side of a pixel in metres.
+      rng: random generator; with the same state it gives the same scene.
+    """
     layout = draw_layout(domain.habits, size, pixel, rng)
     sun = Sun(rng.uniform(*domain.azimuth), rng.uniform(*domain.elevation))
     air = rng.uniform(*domain.haze)
@@ -169,10 +118,10 @@ def render_scene(domain: Domain, size: int, pixel: float, rng: np.random.Generat
 
 
 def _surface(layout: Layout, domain: Domain, rng: np.random.Generator) -> np.ndarray:
-    """Reflectance in the sensor's bands under even light, (S, S, bands) float32.
+    """Return the reflectance in the sensor's bands under uniform light, (S, S, bands) float32.
 
-    Every object has two spectra, such as crop and the soil beneath it, and each of its pixels is a mixture
-    of both. Mixing is linear, so the bands of the mixture are the mixture of the bands.
+    Every object has two spectra, such as a crop and the soil beneath it, and each of its pixels is a mixture
+    of both. Mixing is linear, so spectra are integrated to bands before they are mixed.
     """
     first, second = (domain.sensor.band_reflectance(s) for s in _spectra(layout, domain, rng))
     part = _mixture(layout, rng)[..., None]
@@ -185,13 +134,13 @@ def _surface(layout: Layout, domain: Domain, rng: np.random.Generator) -> np.nda
 
 
 def _spectra(layout: Layout, domain: Domain, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The two spectra of every object, each (O, 201)."""
+    """Return the two spectra of every object, (O, 201) each."""
     material = dict(zip(material_names(), map(spectrum, material_names()), strict=True))
     blend = lambda a, b, share: (1 - share) * material[a] + share * material[b]
     soil_names, soil_odds = zip(*domain.soils.items(), strict=True)
     roof_names, roof_odds = zip(*domain.roofs.items(), strict=True)
     green = rng.uniform(*domain.greenness)
-    local = material[str(rng.choice(soil_names, p=soil_odds))]  # of all fields of a scene
+    local = material[str(rng.choice(soil_names, p=soil_odds))]  # common to all fields of a scene
     first, second = np.empty((2, len(layout.kind), WAVELENGTHS.size))
     tree = 0
     for i, kind in enumerate(layout.kind):
@@ -223,7 +172,7 @@ def _spectra(layout: Layout, domain: Domain, rng: np.random.Generator) -> tuple[
 
 
 def _mixture(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """Share of the second spectrum in every fine pixel, (S, S) float32 in 0..1."""
+    """Return the share of the second spectrum in every fine pixel, (S, S) float32 in 0..1."""
     side = len(layout.objects)
     count = len(layout.kind)
     patches = smooth_noise(side, 14 / layout.spacing, rng) + 0.6 * smooth_noise(side, 4 / layout.spacing, rng)
@@ -245,7 +194,7 @@ def _mixture(layout: Layout, rng: np.random.Generator) -> np.ndarray:
 def _at_sensor(
     ground: np.ndarray, layout: Layout, sensor: Sensor, sun: Sun, air: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """The image (H, W, bands) float32 of a surface reflectance (S, S, bands) in sunlight and air."""
+    """Return the image (H, W, bands) float32 of a surface reflectance (S, S, bands) under sun and haze."""
     direct = shading(layout.height, sun, layout.spacing)
     direct[cast_shadow(layout.height, sun, layout.spacing)] = 0
     water = (layout.kind == Kind.WATER)[layout.objects]
@@ -257,7 +206,79 @@ def _at_sensor(
     return sensor.measure(_shrink(seen) + path, rng)
 
 
+def cast_shadow(height: np.ndarray, sun: Sun, spacing: float = 1.0) -> np.ndarray:
+    """Return the pixels that the sun does not reach, (H, W) bool.
+
+    A pixel is in shadow if the line from it to the sun passes below the surface: on flat ground the shadow of
+    a wall of height h ends at h / tan(elevation). Nothing outside the map casts shadows.
+
+    Args:
+      height: (H, W), in the unit of `spacing`.
+      sun: position of the sun, with an elevation above 0.
+      spacing: side of a pixel.
+    """
+    rows, cols = sun.towards()
+    climb = spacing * float(np.tan(np.deg2rad(sun.elevation)))
+    reach = int(np.ceil(float(height.max() - height.min()) / climb))
+    line = height.astype(np.float32)  # (H, W)
+    shadow = np.zeros(height.shape, bool)
+    for step in range(1, reach + 1):
+        here, there = _shifted(height.shape, round(step * rows), round(step * cols))
+        shadow[here] |= line[there] - step * climb > line[here] + 1e-3
+    return shadow
+
+
+def shading(height: np.ndarray, sun: Sun, spacing: float = 1.0) -> np.ndarray:
+    """Return the direct light on each slope relative to level ground (Lambert), (H, W) float32.
+
+    Args:
+      height: (H, W), in the unit of `spacing`.
+      sun: position of the sun.
+      spacing: side of a pixel.
+    """
+    rows, cols = sun.towards()
+    height = height.astype(np.float32)
+    down = np.clip(np.gradient(height, spacing, axis=0), -_MAX_SLOPE, _MAX_SLOPE)
+    right = np.clip(np.gradient(height, spacing, axis=1), -_MAX_SLOPE, _MAX_SLOPE)
+    elevation = np.deg2rad(sun.elevation)
+    facing = 1.0 - (down * rows + right * cols) * float(1.0 / np.tan(elevation))
+    return np.clip(facing / np.sqrt(1.0 + down**2 + right**2), 0.0, 2.0)
+
+
+def skylight() -> np.ndarray:
+    """Return the share of the light on open ground that comes from the blue sky, on `WAVELENGTHS`, (201,).
+
+    Shadows keep only this share: they are dark, and bluer than their surroundings.
+    """
+    return 0.20 * (WAVELENGTHS / 0.5) ** -1.6
+
+
+def haze(amount: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the path reflectance of haze and its transmittance, on `WAVELENGTHS`, (201,) each.
+
+    Both effects fade as wavelength**-1.3 (Ångström's law with the exponent of common aerosol).
+
+    Args:
+      amount: path reflectance at 0.5 um.
+    """
+    path = amount * (WAVELENGTHS / 0.5) ** -1.3
+    return path, np.exp(-1.5 * path)
+
+
+def _shifted(
+    shape: tuple[int, ...], down: int, right: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return slices (here, there) that pair each pixel with the one `down` rows and `right` columns away."""
+
+    def pair(size: int, by: int) -> tuple[slice, slice]:
+        by = max(-size, min(size, by))
+        return slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by))
+
+    (top, top2), (left, left2) = pair(shape[0], down), pair(shape[1], right)
+    return (top, left), (top2, left2)
+
+
 def _shrink(fine: np.ndarray) -> np.ndarray:
-    """Means of OVERSAMPLING x OVERSAMPLING fine pixels."""
+    """Average OVERSAMPLING x OVERSAMPLING fine pixels: (S, S, ...) to (H, W, ...)."""
     size = fine.shape[0] // OVERSAMPLING
     return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA)

@@ -1,11 +1,9 @@
-"""Reflectance spectra of the materials of a scene, from 0.4 to 2.4 um.
+"""Material spectra from 0.4 to 2.4 um, and sensors: band responses, sharpness, calibration and noise.
 
-The curves are generic: a few knots a material, shaped after what spectral libraries show. Leaves absorb
-blue and red for photosynthesis, jump at the red edge (0.70 to 0.75 um), and carry the bands of liquid
-water at 0.97, 1.20, 1.45 and 1.95 um; soils rise smoothly, with water bands when moist and a clay band
-at 2.2 um; water darkens towards the infrared; asphalt and slate are dark and flat.
-
-What a sensor makes of reflectance: band responses, sharpness, calibration and noise.
+Spectra are generic: a few knots for each material, shaped after spectral libraries. Leaves absorb blue and
+red for photosynthesis, rise steeply at the red edge (0.70 to 0.75 um), and have the absorption bands of
+liquid water at 0.97, 1.20, 1.45 and 1.95 um. Soils rise smoothly, with water bands when moist and a clay band
+at 2.2 um. Water darkens towards the infrared. Asphalt and slate are dark and flat.
 """
 
 from dataclasses import dataclass
@@ -13,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 WAVELENGTHS = np.linspace(0.4, 2.4, 201)
-"""The grid of all spectra, um (201,): 10 nm apart."""
+"""Grid of all spectra in micrometres, (201,): 10 nm apart."""
 
 _SMOOTHING_UM = 0.012
+_FWHM_PER_SIGMA = 2.3548200450309493
 
 _KNOTS: dict[str, dict[float, float]] = {
     "crop": {0.40: 0.03, 0.45: 0.035, 0.50: 0.045, 0.55: 0.10, 0.60: 0.06, 0.67: 0.035, 0.69: 0.05,
@@ -65,12 +64,16 @@ _KNOTS: dict[str, dict[float, float]] = {
 
 
 def material_names() -> tuple[str, ...]:
-    """The materials that `spectrum` knows."""
+    """Return the names of all materials."""
     return tuple(_KNOTS)
 
 
 def spectrum(material: str) -> np.ndarray:
-    """Reflectance of `material` on `WAVELENGTHS`, (201,) float64 in 0..1; a KeyError for unknown ones."""
+    """Return the reflectance of a material on `WAVELENGTHS`, (201,) float64 in 0..1.
+
+    Raises:
+      KeyError: there is no such material.
+    """
     where, value = zip(*_KNOTS[material].items(), strict=True)
     return _smooth(np.interp(WAVELENGTHS, where, value))
 
@@ -78,10 +81,14 @@ def spectrum(material: str) -> np.ndarray:
 def perturbations(
     count: int, rng: np.random.Generator, *, brightness: float, shape: float, knots: int = 9
 ) -> np.ndarray:
-    """Positive factors on `WAVELENGTHS` that make each object's spectrum its own, (count, 201).
+    """Draw positive factors on `WAVELENGTHS` that make each object's spectrum its own, (count, 201).
 
-    The logarithm is a brightness common to all wavelengths, of standard deviation `brightness`, plus a
-    smooth curve through `knots` independent values of standard deviation `shape`.
+    Args:
+      count: number of objects.
+      rng: random generator.
+      brightness: standard deviation of the logarithm that all wavelengths have in common.
+      shape: standard deviation of the logarithm at each knot of a smooth curve that is added to it.
+      knots: number of knots.
     """
     where = np.linspace(WAVELENGTHS[0], WAVELENGTHS[-1], knots)
     values = rng.normal(0.0, shape, (count, knots)) + rng.normal(0.0, brightness, (count, 1))
@@ -99,18 +106,16 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.convolve(np.pad(values, 5, mode="edge"), kernel / kernel.sum(), mode="valid")
 
 
-_FWHM_PER_SIGMA = 2.3548200450309493
-
-
 @dataclass(frozen=True)
 class Band:
     """One spectral band with a Gaussian response.
 
     Attributes:
-      name: the colour, the same on every sensor.
-      centre: wavelength of the peak, um.
-      width: full width at half maximum, um.
-      gain, offset: calibration; the sensor reports gain * reflectance + offset.
+      name: colour, the same for every sensor.
+      centre: wavelength of the peak in micrometres.
+      width: full width at half maximum in micrometres.
+      gain: calibration; the sensor reports gain * reflectance + offset.
+      offset: likewise.
     """
 
     name: str
@@ -125,11 +130,10 @@ class Sensor:
     """A camera.
 
     Attributes:
-      name: as it appears in file metadata.
-      bands: in file order.
-      blur: standard deviation of the point spread function, pixels.
-      noise: standard deviation of the noise of a surface of reflectance 0.2; it grows with the square
-        root of the signal.
+      name: as in the metadata of files.
+      bands: in the order of files.
+      blur: standard deviation of the point spread function in pixels.
+      noise: standard deviation of the noise at reflectance 0.2; it grows with the square root of the signal.
     """
 
     name: str
@@ -138,18 +142,18 @@ class Sensor:
     noise: float
 
     def responses(self) -> np.ndarray:
-        """Weight of every wavelength in every band, (bands, 201); each row sums to one."""
+        """Return the weight of every wavelength in every band, (bands, 201); each row sums to one."""
         centre = np.array([band.centre for band in self.bands])[:, None]
         sigma = np.array([band.width for band in self.bands])[:, None] / _FWHM_PER_SIGMA
         weights = np.exp(-0.5 * ((WAVELENGTHS - centre) / sigma) ** 2)
         return weights / weights.sum(axis=1, keepdims=True)
 
     def band_reflectance(self, spectra: np.ndarray) -> np.ndarray:
-        """Spectra (..., 201) as the bands see them, before calibration: (..., bands)."""
+        """Integrate spectra (..., 201) over the bands, before calibration: (..., bands)."""
         return spectra @ self.responses().T
 
     def measure(self, reflectance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Calibrated, noisy values (H, W, bands) float32 of a blurred reflectance (H, W, bands)."""
+        """Return calibrated, noisy values (H, W, bands) float32 of a blurred reflectance (H, W, bands)."""
         gain = np.array([band.gain for band in self.bands], np.float32)
         offset = np.array([band.offset for band in self.bands], np.float32)
         noise = rng.standard_normal(reflectance.shape, np.float32)
@@ -181,4 +185,4 @@ SENSOR_B = Sensor(
     blur=0.75,
     noise=0.006,
 )
-"""A cheaper camera: broad bands that overlap, a near infrared close to the red edge, and calibration off."""
+"""A cheaper camera: broad overlapping bands, a near infrared close to the red edge, calibration errors."""

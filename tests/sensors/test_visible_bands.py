@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.inspect.inspect import remarks
-from data_pipelines.inspect.measure import Survey
+from data_pipelines.inspect.measure import Inspection
 from data_pipelines.sheet import display_bands
 from data_pipelines.transforms import visible_bands
 from spectralmoe_jax.config.load import load_config
@@ -81,7 +81,7 @@ def surveyed(sensor, dtype, means):
     bands = ("blue", "green", "red", "nir")[: len(means)]
     config = configured(bands, sensor, None).replaced({"classes": {"names": ("a",)}})
     image = np.zeros((1, 2, 2, len(means)), dtype)
-    found = Survey(
+    found = Inspection(
         batches=[{"image": image}], contents={}, shares=np.ones(1), labelled=1.0,
         raw=np.array([(mean, 1.0) for mean in means]), normalised=np.array([(0.0, 1.0)] * len(means)),
         stages={}, opening=0.0, first=0.0, rate=0.0,
