@@ -335,21 +335,19 @@ def _check(source, batch_size, seed, start_step, workers, threads, host_index, h
     if isinstance(source, Mixture) and (
         len(source.weights) != len(sources) or not all(0 < weight < np.inf for weight in source.weights)
     ):
-        raise UserError(
-            f"data.weights={tuple(source.weights)}: give one number above 0 for each of the {len(sources)} "
-            "domains of data.source"
-        )
+        must = f"must be one number above 0 for each of the {len(sources)} domains of config.data.source"
+        raise bad_value("config.data.weights", tuple(source.weights), must)
     if batch_size < 1 or batch_size % host_count:
-        raise UserError(
-            f"train.batch_size={batch_size} cannot be shared by {host_count} hosts: "
-            f"give a multiple of {host_count}"
-        )
+        must = f"must be a multiple of {host_count}, the number of hosts that share it"
+        raise bad_value("config.train.batch_size", batch_size, must)
     if not 0 <= host_index < host_count:
         raise UserError(f"host {host_index} of {host_count}: hosts are numbered from 0 to {host_count - 1}")
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed}: give a number from 0 to {2**32 - 1}")
-    if start_step < 0 or workers < 0:
-        raise UserError(f"data.workers={workers}, step {start_step}: neither can be below 0")
+        raise bad_value("config.seed", seed, f"must be between 0 and {2**32 - 1}")
+    if start_step < 0:
+        raise bad_value("step", start_step, "must be at least 0")
+    if workers < 0:
+        raise bad_value("config.data.workers", workers, "must be at least 0")
     if threads < 1:
-        raise UserError(f"data.threads={threads}: give 1 or more")
+        raise bad_value("config.data.threads", threads, "must be at least 1")
     check_corrupt(corrupt)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 
 IGNORE = 255
 """Label of a pixel that counts neither in training nor in evaluation."""
@@ -105,7 +105,7 @@ def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tup
       UserError: no records, a fraction outside [0, 1), or nothing can be held out although it was asked for.
     """
     if not 0 <= fraction < 1:
-        raise UserError(f"data.holdout={fraction}: give a fraction of the images, 0 or more and below 1")
+        raise bad_value("config.data.holdout", fraction, "must be a share of the images, from 0 to below 1")
     if not records:
         raise UserError("the training split is empty: name at least one domain with images in data.source")
     held: set[R] = set()
@@ -121,10 +121,8 @@ def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tup
         rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
         held.update(record for i in rng.permutation(len(groups))[:count] for record in groups[i])
     if fraction > 0 and not held:
-        raise UserError(
-            f"data.holdout={fraction} leaves no image for model selection, every domain has a single image: "
-            "set data.holdout=0 or add images"
-        )
+        must = "must be 0 unless a domain has several images: none is left for model selection"
+        raise bad_value("config.data.holdout", fraction, must)
     return tuple(r for r in records if r not in held), tuple(r for r in records if r in held)
 
 

@@ -75,10 +75,10 @@ def find(root: Path) -> Listing:
         published = f"{TRAIN_AND_VALIDATION:,} are published"
         lines.append(f"splits train and validation: {len(pairs):,} images are here, {published}")
     for listing, domains in ((training, VALIDATION_DOMAINS), (test, TEST_DOMAINS)):
-        here = {pair.domain for pair in listing.pairs}
-        gone = [domain for domain in domains if domain not in here]
-        if gone and here:
-            lines.append(f"domains without any image: {', '.join(gone)}")
+        present = {pair.domain for pair in listing.pairs}
+        missing = [domain for domain in domains if domain not in present]
+        if missing and present:
+            lines.append(f"domains without any image: {', '.join(missing)}")
     return Listing((*pairs, *test.pairs), (*training.missing, *test.missing, *lines))
 
 

@@ -12,7 +12,7 @@ from data_pipelines.inspect.measure import Inspection, inspect_batches
 from data_pipelines.sensors import find_sensor
 from data_pipelines.sheet import QUIET, Sheet, chequers, coloured, display_bands, short, stretched
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 
 _TEXT_COLUMNS = ("split", "domain", "class", "band", "stage")
 _THERMAL = 3.0  # um, beyond which bands measure heat
@@ -33,7 +33,7 @@ def show(config: RunConfig, batches: int, output: Path) -> Inspection:
       UserError: as training would, fewer than one batch, or no folder to write the picture to.
     """
     if batches < 1:
-        raise UserError(f"--batches {batches}: give at least 1")
+        raise bad_value("--batches", batches, "must be at least 1")
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: the picture is a PNG, give a name that ends in .png")
     if not output.absolute().parent.is_dir():

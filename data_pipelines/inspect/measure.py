@@ -154,6 +154,7 @@ class _Clock:
 
     @contextmanager
     def measuring(self, stage: str) -> Iterator[None]:
+        """Add the time spent in the context to a stage."""
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0) + time.perf_counter() - began
@@ -169,9 +170,11 @@ class _Timed:
         return getattr(self._source, name)
 
     def read_image(self, record: Record, window: Window | None = None) -> np.ndarray:
+        """Read and time pixels."""
         with self._clock.measuring("read images"):
             return self._source.read_image(record, window)
 
     def read_label(self, record: Record, window: Window | None = None) -> np.ndarray:
+        """Read and time labels."""
         with self._clock.measuring("read labels"):
             return self._source.read_label(record, window)

@@ -105,6 +105,7 @@ class _Worker:
         self._dataset, self._workspace, self._done, self._stop = dataset, workspace, done, stop
 
     def cut(self, piece: Piece) -> None:
+        """Cut a piece."""
         cut_piece(self._dataset, piece, self._workspace, self._progress)
 
     def _progress(self, tiles: int, images: int) -> None:
@@ -230,6 +231,7 @@ class _TileStatistics:
         self._class_pixels: list[np.ndarray] = []
 
     def add(self, pair: Pair, name: str, image: np.ndarray, label: np.ndarray) -> None:
+        """Count a tile with pixels (h, w, C) and training ids (h, w)."""
         counts = np.bincount(label.ravel(), minlength=256)
         unknown = np.flatnonzero(counts[self._classes : IGNORE])
         if len(unknown):
@@ -243,6 +245,7 @@ class _TileStatistics:
         self._class_pixels.append(counts[: self._classes])
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the note; see `statistics.read_note`."""
         columns = zip(*self._rows, strict=True)
         named = zip(("name", "image", "domain", "height", "width", "valid"), columns, strict=True)
         return {
@@ -267,6 +270,7 @@ class _Shard:
         return self
 
     def write(self, example: bytes) -> None:
+        """Append a record."""
         try:
             self._writer.write(example)
         except RuntimeError as problem:

@@ -22,7 +22,7 @@ from data_pipelines.prepare.progress import ProgressReport
 from data_pipelines.prepare.statistics import write_metadata
 from data_pipelines.readers.prepared import UNFINISHED
 from data_pipelines.sheet import counted
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 
 
 def prepare(
@@ -66,10 +66,10 @@ def prepare(
     dataset = get_dataset(dataset) if isinstance(dataset, str) else dataset
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 0:
-        raise UserError(f"--workers {workers}: give 0 or more processes")
+        raise bad_value("--workers", workers, "must be at least 0 processes")
     downloads, home = Path(source), Path(out) / dataset.name
     if home.resolve().is_relative_to(downloads.resolve()):
-        raise UserError(f"{home}: lies in the --source folder {downloads}, choose an --out outside of it")
+        raise UserError(f"{home}: is in the --source folder {downloads}, choose an --out outside of it")
     # 1. list the files, and plan the pieces
     with report.busy("looking at the files"):
         pairs, missing = list_downloads(dataset, downloads)

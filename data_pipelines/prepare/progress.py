@@ -131,6 +131,7 @@ class _Count:
         self._before, self._start = tiles, time.monotonic()
 
     def add(self, tiles: int, images: int) -> None:
+        """Count finished tiles and images."""
         self.tiles += tiles
         self.images += images
 

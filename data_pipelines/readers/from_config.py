@@ -14,7 +14,7 @@ from data_pipelines.readers.raster_header import read_header, require_complete, 
 from data_pipelines.readers.unreadable import map_files
 from data_pipelines.readers.vector_file import VECTOR_FORMATS
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, choose
 from spectralmoe_jax.sensors import SENSORS, find_sensor, wavelengths
 
 _SAME = 0.001  # um, largest difference between the wavelengths of the files of one configuration
@@ -95,11 +95,7 @@ def domain_sensors(config: RunConfig) -> dict[str, str]:
             )
     given = {domain.strip(): sensor.strip() for domain, _, sensor in entries}
     for domain, sensor in given.items():
-        if sensor not in SENSORS:
-            raise UserError(
-                f"config.data.sensors: {domain} is of {sensor!r}, which is not known: choose from "
-                f"{', '.join(SENSORS)}"
-            )
+        choose(f"config.data.sensors, {domain}", sensor, SENSORS)
     return given
 
 

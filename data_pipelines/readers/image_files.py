@@ -28,7 +28,7 @@ from data_pipelines.readers.unreadable import check_corrupt, map_files
 from data_pipelines.records import IGNORE, Window, crop
 from data_pipelines.sensors import check_wavelengths
 from data_pipelines.tiles.label_grid import LabelGrid
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.sensors import find_sensor
 from spectralmoe_jax.sensors import wavelengths as wavelengths_of
 
@@ -100,7 +100,7 @@ class GeoTiffTiles:
     ):
         check_corrupt(corrupt)
         if tile is not None and tile < 1:
-            raise UserError(f"data.tile={tile}: give at least 1 pixel, or None for whole images")
+            raise bad_value("config.data.tile", tile, "must be at least 1 pixel, or None for whole images")
         self.root, self.bands, self.labels, self.classes = Path(root), tuple(bands), labels, classes
         self.sensor, self.sensors, self.corrupt = sensor, dict(sensors or {}), corrupt
         for name in filter(None, (sensor, *self.sensors.values())):

@@ -250,6 +250,7 @@ class _Layout:
         return self._paths[split][shard], int(ends[shard]) - start, index - start
 
     def decode(self, encoded: bytes) -> dict[str, np.ndarray]:
+        """Return `image` (h, w, C) and `label` (h, w) of a record."""
         parsed = self._parser.parse_example(encoded)
         return {name: feature.decode_example_np(parsed[name]) for name, feature in self._features.items()}
 

@@ -123,6 +123,7 @@ class _Plan:
         self.garden, self.road = self.new(Kind.MEADOW), self.new(Kind.ROAD)
 
     def new(self, kind: Kind) -> int:
+        """Add an object and return its number."""
         along = self.turn + (np.pi / 2 if self.rng.random() < 0.5 else 0.0)
         self.kind.append(kind)
         self.rows.append(along)
@@ -133,6 +134,7 @@ class _Plan:
         return max(1, round(metres / self.spacing))
 
     def fill(self, box, identity: int, height: float = 0.0) -> None:
+        """Fill a box with an object, up to a height in metres."""
         top, left, bottom, right = box
         self.objects[top:bottom, left:right] = identity
         self.height[top:bottom, left:right] = height

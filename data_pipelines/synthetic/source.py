@@ -12,7 +12,7 @@ from data_pipelines.synthetic.layout import Habits
 from data_pipelines.synthetic.render import Domain, Scene, render_scene
 from data_pipelines.synthetic.sensor_model import SENSOR_A, SENSOR_B
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 
 CLASSES = ("field", "woodland", "water", "road", "building", "bare soil")
 PALETTE = ((182, 208, 110), (38, 115, 62), (62, 133, 199), (92, 92, 98), (206, 72, 62), (214, 170, 118))
@@ -81,13 +81,13 @@ class SyntheticScenes:
             if domain not in DOMAINS:
                 raise UserError(f"domain {domain!r} is not generated: choose from {', '.join(DOMAINS)}")
             if count < 1:
-                raise UserError(f"{domain}: {count} scenes leave the split empty, give at least 1")
+                raise bad_value(f"scenes of {domain}", count, "must be at least 1")
         if not counts:
             raise UserError(f"no domain to generate: choose from {', '.join(DOMAINS)}")
         if size < 64:
-            raise UserError(f"scenes of {size} pixels are too small for roads and houses: give at least 64")
+            raise bad_value("config.data.scene_size", size, "must be at least 64, to hold roads and houses")
         if seed < 0:
-            raise UserError(f"seed {seed} of the generated scenes: give 0 or more")
+            raise bad_value("config.data.scene_seed", seed, "must be at least 0")
         self.seed, self.size = seed, size
         self.records: tuple[Record, ...] = tuple(
             Record(domain, f"{domain}/scene_{number:03d}", size, size)

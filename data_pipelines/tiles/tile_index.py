@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.records import IGNORE, R, Record, Source, Window
 from data_pipelines.tiles.label_grid import LabelGrid, edges, label_grid
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 
 _TRIES = 100  # random draws of a cell with data, before cells are searched in order
 
@@ -118,7 +118,7 @@ class TileIndex(Generic[R]):
         exact: bool = False,
     ):
         if stride < 1:
-            raise UserError(f"data.crop={stride}: give at least 1 pixel")
+            raise bad_value("config.data.crop", stride, "must be at least 1 pixel")
         self.source, self.stride = source, stride
         self.grid = label_grid(source, exact or min_labelled > 0)
         self.records = labelled_records(source, records, min_labelled, self.grid)
@@ -193,25 +193,22 @@ def labelled_records(
       UserError: no record is left, or a share above 0 is asked of a source that does not count labels.
     """
     if not 0 <= min_labelled <= 1:
-        raise UserError(f"data.min_labelled={min_labelled}: give a share of the pixels, 0 to 1")
+        raise bad_value("config.data.min_labelled", min_labelled, "must be between 0 and 1")
     chosen = tuple(source.records if records is None else records)
     if not chosen:
         raise UserError("the training split is empty: name at least one domain with images in data.source")
     if grid is None:
         if min_labelled > 0:
-            raise UserError(
-                f"data.min_labelled={min_labelled} needs the pixels of each class in each image, which "
-                f"{type(source).__name__} does not count: set it to 0"
-            )
+            must = f"must be 0, as {type(source).__name__} does not count the labelled pixels of its images"
+            raise bad_value("config.data.min_labelled", min_labelled, must)
         return chosen
     labelled = grid.pixels(chosen).sum(axis=1)  # (images, K) -> (images,)
     areas = np.array([record.height * record.width for record in chosen])
     kept = (labelled > 0) & (labelled >= min_labelled * areas)
     if not kept.any():
-        raise UserError(
-            f"data.min_labelled={min_labelled} leaves none of the {len(chosen)} training images, the best "
-            f"has {(labelled / areas).max():.1%} of its pixels labelled: lower it or check the labels"
-        )
+        best = (labelled / areas).max()
+        must = f"must be lower: the best of {len(chosen)} training images has {best:.1%} labelled pixels"
+        raise bad_value("config.data.min_labelled", min_labelled, must)
     return tuple(record for record, keep in zip(chosen, kept, strict=True) if keep)
 
 
@@ -264,12 +261,10 @@ class ClassBalancedIndex(Generic[R]):
         min_labelled: float = 0.0,
     ):
         if not 0 < temperature < np.inf:
-            raise UserError(f"data.class_temperature={temperature}: give a number above 0, or None for off")
+            raise bad_value("config.data.class_temperature", temperature, "must be above 0, or None for off")
         if getattr(source, "class_pixels", None) is None:
-            raise UserError(
-                f"data.class_temperature={temperature} needs the pixels of each class in each image, which "
-                f"{type(source).__name__} does not count: set it to None"
-            )
+            must = f"must be None, as {type(source).__name__} does not count the pixels of each class"
+            raise bad_value("config.data.class_temperature", temperature, must)
         self._cells = TileIndex(source, stride, records, min_labelled=min_labelled, exact=True)
         grid = self._cells.grid
         assert grid is not None  # as the source counts classes

@@ -73,7 +73,7 @@ def visible_bands(bands: Sequence[str], sensor: str | None = None) -> tuple[int,
     if found is None:
         missing = [name for name in ("red", "green", "blue") if place_of(name, bands, sensor) is None]
         raise UserError(
-            f"augment.photometric needs bands red, green and blue, {', '.join(missing)} not among "
-            f"{', '.join(bands)}: set it to False, or give config.sensor"
+            f"config.augment.photometric = True: needs bands red, green and blue, {', '.join(missing)} not "
+            f"among {', '.join(bands)}: set it to False, or give config.sensor"
         )
     return found

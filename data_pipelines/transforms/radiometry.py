@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.transforms.geometry import Example
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import bad_value
 
 BRIGHTNESS = 32
 CONTRAST = (0.5, 1.5)
@@ -97,7 +97,7 @@ def photometric_distortion(
     """
     image = example["image"]
     if image.dtype != np.uint8:
-        raise UserError(f"augment.photometric needs 8-bit images, these are {image.dtype}: set it to False")
+        raise bad_value("config.augment.photometric", True, f"must be False for images of type {image.dtype}")
     distortion = draw_distortion(rng)
     if image.shape[-1] == 3 and tuple(bands) == (0, 1, 2):
         return {**example, "image": distort(np.ascontiguousarray(image), distortion)}

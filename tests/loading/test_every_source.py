@@ -169,7 +169,7 @@ def test_a_mixture_keeps_to_its_weights_and_its_epochs():
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, float("nan")), (1.0, float("inf"))])
 def test_bad_weights_are_refused(weights):
     part = TileIndex(images("a", 1, 0), 8)
-    with pytest.raises(UserError, match=r"data\.weights="):
+    with pytest.raises(UserError, match=r"data\.weights = "):
         train_batches(Mixture((part, part), weights), AUGMENT, batch_size=2, seed=0)
 
 

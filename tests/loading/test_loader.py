@@ -106,11 +106,11 @@ def test_a_file_that_cannot_be_read_is_named_in_the_parent(tmp_path, workers):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 6, "host_count": 4}, "6 cannot be shared by 4 hosts"),
-        ({"batch_size": 0}, r"train\.batch_size=0"),
+        ({"batch_size": 6, "host_count": 4}, "config.train.batch_size = 6: must be a multiple of 4"),
+        ({"batch_size": 0}, r"train\.batch_size = 0: must be"),
         ({"host_index": 2, "host_count": 2}, "host 2 of 2"),
-        ({"seed": -1}, "seed=-1"),
-        ({"start_step": -1}, "step -1"),
+        ({"seed": -1}, "seed = -1"),
+        ({"start_step": -1}, "step = -1"),
     ],
 )
 def test_refuses_at_once(tiles, settings, message):

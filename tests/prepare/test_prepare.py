@@ -261,9 +261,9 @@ def test_a_full_disk_is_said_to_be(tmp_path):
 
 def test_folders_that_do_not_do(undisturbed, tmp_path):
     source = undisturbed[0]
-    with pytest.raises(UserError, match="lies in the --source folder"):
+    with pytest.raises(UserError, match="is in the --source folder"):
         prepare(tiny_dataset.TINY, source, source, console=QUIET)
-    with pytest.raises(UserError, match="lies in the --source folder"):
+    with pytest.raises(UserError, match="is in the --source folder"):
         prepare(tiny_dataset.TINY, source, source / "train/..", console=QUIET)
     with pytest.raises(UserError, match="no such folder"):
         prepare(tiny_dataset.TINY, tmp_path / "nowhere", tmp_path / "out", console=QUIET)
@@ -273,7 +273,7 @@ def test_folders_that_do_not_do(undisturbed, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"file/tiny.*: cannot be written"):
         prepare(tiny_dataset.TINY, source, tmp_path / "file", console=QUIET)
-    with pytest.raises(UserError, match="--workers -1"):
+    with pytest.raises(UserError, match="--workers = -1: must be at least 0"):
         prepare(tiny_dataset.TINY, source, tmp_path / "out", workers=-1, console=QUIET)
     assert not (tmp_path / "out").exists()
 

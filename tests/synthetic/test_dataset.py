@@ -21,8 +21,8 @@ from data_pipelines.synthetic import (
     PALETTE,
     SyntheticDataset,
     SyntheticScenes,
-    open_domains,
 )
+from data_pipelines.synthetic.source import open_synthetic
 from data_pipelines.tiles.tile_index import TileIndex
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import RunConfig
@@ -199,8 +199,8 @@ def config(**data) -> RunConfig:
 
 def test_opens_from_a_configuration():
     settings = config(scene_size=80, scene_seed=4)
-    source = open_domains(settings, ("sensor_a",))
-    target = open_domains(settings, ("sensor_b",))
+    source = open_synthetic(settings, ("sensor_a",))
+    target = open_synthetic(settings, ("sensor_b",))
     assert (len(source.records), len(target.records)) == (5, 2)
     assert source.read_image(source.records[0]).shape == (80, 80, 4)
     known = SyntheticScenes({"sensor_b": 1}, 4, 80)
@@ -209,11 +209,11 @@ def test_opens_from_a_configuration():
 
 def test_bad_settings_name_the_key():
     with pytest.raises(UserError, match=r"'mars'.*sensor_a, sensor_b"):
-        open_domains(config(), ("mars",))
-    with pytest.raises(UserError, match="0 scenes"):
-        open_domains(config(scenes_source=0), ("sensor_a",))
+        open_synthetic(config(), ("mars",))
+    with pytest.raises(UserError, match="scenes of sensor_a = 0: must be at least 1"):
+        open_synthetic(config(scenes_source=0), ("sensor_a",))
     with pytest.raises(UserError, match="at least 64"):
-        open_domains(config(scene_size=10), ("sensor_a",))
+        open_synthetic(config(scene_size=10), ("sensor_a",))
     wrong = config().replaced({"bands": ("red", "green", "blue")})
     with pytest.raises(UserError, match=r"^bands .*'nir'"):
-        open_domains(wrong, ("sensor_a",))
+        open_synthetic(wrong, ("sensor_a",))

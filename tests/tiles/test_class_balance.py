@@ -80,20 +80,20 @@ def test_a_least_share_of_labels():
     arrays = ArraySource({("d", "some"): (np.zeros((10, 10, 1), np.uint8), label)})
     arrays.class_pixels = np.array([[30]])
     assert len(TileIndex(arrays, 10, min_labelled=0.3)) == 1
-    with pytest.raises(UserError, match=r"data\.min_labelled=0\.31 .*has 30\.0%"):
+    with pytest.raises(UserError, match=r"data\.min_labelled = 0\.31: .*has 30\.0%"):
         TileIndex(arrays, 10, min_labelled=0.31)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_bad_temperatures(source, temperature):
-    with pytest.raises(UserError, match=r"data\.class_temperature="):
+    with pytest.raises(UserError, match=r"data\.class_temperature = "):
         ClassBalancedIndex(source, 20, temperature=temperature)
 
 
 def test_a_source_that_does_not_count(source):
     plain = ArraySource({("d", "x"): (np.zeros((10, 10, 1), np.uint8), np.zeros((10, 10), np.uint8))})
-    with pytest.raises(UserError, match=r"data\.class_temperature=0\.1 needs .*ArraySource"):
+    with pytest.raises(UserError, match=r"data\.class_temperature = 0\.1: must be None, as ArraySource"):
         ClassBalancedIndex(plain, 10, temperature=0.1)
-    with pytest.raises(UserError, match=r"data\.min_labelled=0\.5 needs .*ArraySource"):
+    with pytest.raises(UserError, match=r"data\.min_labelled = 0\.5: must be 0, as ArraySource"):
         TileIndex(plain, 10, min_labelled=0.5)
     assert len(TileIndex(plain, 10)) == 1

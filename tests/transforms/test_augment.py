@@ -264,7 +264,7 @@ def test_photometric_leaves_other_bands_and_the_input():
 
 
 def test_photometric_refuses_other_images():
-    with pytest.raises(UserError, match=r"augment\.photometric needs 8-bit"):
+    with pytest.raises(UserError, match=r"augment\.photometric = True: must be False for images of type"):
         photometric_distortion({"image": np.zeros((2, 2, 3), np.float32)}, np.random.default_rng(0))
     with pytest.raises(UserError, match="red not among nir, green, blue"):
         visible_bands(("nir", "green", "blue"))
