@@ -121,8 +121,10 @@ def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tup
         rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
         held.update(record for i in rng.permutation(len(groups))[:count] for record in groups[i])
     if fraction > 0 and not held:
-        must = "must be 0 unless a domain has several images: none is left for model selection"
-        raise bad_value("config.data.holdout", fraction, must)
+        raise UserError(
+            f"config.data.holdout = {fraction}: leaves no image for model selection, as every domain has a "
+            "single image: set it to 0, or add images"
+        )
     return tuple(r for r in records if r not in held), tuple(r for r in records if r in held)
 
 

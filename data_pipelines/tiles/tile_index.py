@@ -207,8 +207,10 @@ def labelled_records(
     kept = (labelled > 0) & (labelled >= min_labelled * areas)
     if not kept.any():
         best = (labelled / areas).max()
-        must = f"must be lower: the best of {len(chosen)} training images has {best:.1%} labelled pixels"
-        raise bad_value("config.data.min_labelled", min_labelled, must)
+        raise UserError(
+            f"config.data.min_labelled = {min_labelled}: leaves none of the {len(chosen)} training images, "
+            f"the best has {best:.1%} of its pixels labelled: lower it, or check the labels"
+        )
     return tuple(record for record, keep in zip(chosen, kept, strict=True) if keep)
 
 

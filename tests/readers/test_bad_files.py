@@ -204,7 +204,7 @@ def test_spaces_and_letters_of_any_alphabet_are_fine(folder):
     ("changes", "parts"),
     [
         ({"domains": ("x", "y")}, ["no images of domain 'y'", "there are x"]),
-        ({"tile": 0}, ["data.tile=0"]),
+        ({"tile": 0}, ["data.tile = 0"]),
         ({"bands": ("red", "red")}, ["config.bands", "'red' twice"]),
         ({"image_glob": "{domain}/none/*.tif"}, ["data.image_glob='{domain}/none/*.tif'"]),
     ],

@@ -311,7 +311,7 @@ def test_holdout_is_a_stratified_partition():
     [
         ([], 0.1, "empty"),
         (make_records(a=1, b=1), 0.1, "no image for model selection"),
-        (make_records(a=3), 1.0, r"data\.holdout=1\.0"),
+        (make_records(a=3), 1.0, r"data\.holdout = 1\.0"),
     ],
 )
 def test_holdout_refuses(records, fraction, message):
