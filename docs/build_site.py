@@ -12,13 +12,13 @@ its text. Notebooks are shown with the outputs they were stored with.
 from __future__ import annotations
 
 import argparse
-import os
 import posixpath
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GATHERED = ROOT / "build" / "pages"  # `docs_dir` of mkdocs.yml
@@ -30,6 +30,7 @@ ELSEWHERE = {
     "launch/README.md": "launching.md",
 }
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -53,6 +54,7 @@ def gather() -> None:
     """Write every page, its images and the notebooks into `GATHERED`, anew."""
     shutil.rmtree(GATHERED, ignore_errors=True)
     shutil.copytree(ROOT / "docs" / "images", GATHERED / "images")
+    shutil.copy(ROOT / "docs" / "site.css", GATHERED)
     places = page_places()
     for source, place in places.items():
         target = GATHERED / place
@@ -95,17 +97,37 @@ def relink(text: str, source: str, places: dict[str, str]) -> str:
 
 def notebook_page(notebook: Path, target: Path) -> str:
     """A notebook as Markdown, its pictures beside `target`."""
+    import nbformat
     from nbconvert import MarkdownExporter
 
+    content = nbformat.read(notebook, as_version=4)
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = joined_texts(cell.outputs)
     folder = f"{notebook.stem}_files"
-    text, resources = MarkdownExporter().from_filename(
-        os.fspath(notebook), resources={"output_files_dir": folder, "unique_key": notebook.stem}
+    text, resources = MarkdownExporter().from_notebook_node(
+        content, resources={"output_files_dir": folder, "unique_key": notebook.stem}
     )
     for name, content in resources["outputs"].items():
         picture = target.parent / name
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(content)
     return text
+
+
+def joined_texts(outputs: list[Any]) -> list[Any]:
+    """The outputs of a cell, with texts that were printed one after the other as one plain text."""
+    joined: list[Any] = []
+    for output in outputs:
+        data = output.get("data", {})
+        if "image/png" not in data:
+            text = output.get("text") or data.get("text/plain", "")
+            output = type(output)(output_type="stream", name="stdout", text=_COLOUR.sub("", text))
+            if joined and joined[-1].output_type == "stream":
+                joined[-1].text += output.text
+                continue
+        joined.append(output)
+    return joined
 
 
 if __name__ == "__main__":
