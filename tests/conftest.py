@@ -1,4 +1,4 @@
-"""What all tests share: where the data lies, and a quiet, cached, CPU-only JAX."""
+"""Shared by all tests: the folders of data, the order of files, and a quiet, cached, CPU-only JAX."""
 
 import os
 import subprocess
@@ -48,6 +48,23 @@ def _quick_compilation() -> str:
 
 
 _prepare_environment()
+
+# pytest-xdist gives a worker one file at a time: with the longest first, no worker waits long for the other.
+LONGEST_FILES = (
+    "cli/test_end_to_end.py",
+    "cli/test_every_config.py",
+    "checkpoints/test_old_run.py",
+    "parallel/test_mesh.py",
+    "loading/test_every_source.py",
+    "models/test_segmenter.py",
+    "ablation/test_ablate.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first, in the order of `LONGEST_FILES`."""
+    order = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_issue_forms_have_the_keys_that_github_requires(path):
         assert all(re.fullmatch(r"[\w-]+", name) for name in [field.get("id", "x")])
 
 
-def test_there_is_a_form_for_bugs_features_and_questions():
+def test_forms_exist_for_bugs_features_and_questions():
     assert [path.stem for path in FORMS] == ["bug", "feature", "question"]
     assert read(".github", "ISSUE_TEMPLATE", "config.yml") == {"blank_issues_enabled": False}
 

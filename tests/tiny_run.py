@@ -1,4 +1,4 @@
-"""The quickstart's configuration at a size that trains in seconds, as overrides of the command line."""
+"""Overrides that shrink the quickstart's configuration to a size that trains in seconds."""
 
 SIZES = [
     "data.scenes_source=4", "data.scenes_target=1", "data.scene_size=64", "data.holdout=0.25", "data.crop=32",

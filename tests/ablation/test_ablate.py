@@ -1,4 +1,4 @@
-"""Grids that really run, tiny: one run in this process; and a grid that is killed three times."""
+"""Grids that train: one tiny run in this process, scheduling, and a grid that is killed three times."""
 
 import fcntl
 import json
@@ -39,7 +39,7 @@ def grid(tmp_path_factory) -> tuple[Path, Path]:
     return file, folder / "runs"
 
 
-def test_one_run(grid, capsys, tmp_path):
+def test_one_run_and_one_failure(grid, capsys, tmp_path):
     file, workdir = grid
     assert main(["ablate", str(file), "--workdir", str(workdir), "--collect"]) == 0
     results = json.loads((workdir / "results.json").read_text())
@@ -62,7 +62,7 @@ def test_one_run(grid, capsys, tmp_path):
     assert len((run.folder / "attempts.jsonl").read_text().splitlines()) == 2
 
 
-def test_pictures_are_of_the_model(grid):
+def test_pictures_show_the_predictions_of_the_model(grid):
     from data_pipelines.splits import open_splits
     from spectralmoe_jax.inference.model import load_trained, make_routed_step
 
@@ -101,7 +101,7 @@ def test_report_of_a_run_and_of_a_grid(grid, capsys):
     assert str(workdir / "grid.html") in capsys.readouterr().out
 
 
-def test_a_frozen_encoder_without_weights_is_said(tmp_path, monkeypatch, capsys):
+def test_frozen_encoders_without_weights_are_reported(tmp_path, monkeypatch, capsys):
     """Before anything runs, of the variants that adapt one, and of no other."""
     monkeypatch.setattr("spectralmoe_jax.ablation.ablate.run_all", lambda *_: True)
     arguments = ["ablate", "peers", "--seeds", "1", "--workdir"]
@@ -116,7 +116,7 @@ def test_a_frozen_encoder_without_weights_is_said(tmp_path, monkeypatch, capsys)
     assert "random weights" not in capsys.readouterr().out
 
 
-def test_devices_are_shared_evenly(monkeypatch):
+def test_devices_are_divided_evenly(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in divide_devices(None)] == [
         "0",
@@ -135,7 +135,7 @@ def test_devices_are_shared_evenly(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no choice of cores")
-def test_cores_are_divided(tmp_path, monkeypatch):
+def test_cores_are_divided_between_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     mine = os.sched_getaffinity(0)
     script = f"import os; open({str(tmp_path / 'seen')!r}, 'w').write(str(os.sched_getaffinity(0)))"
@@ -166,7 +166,7 @@ while not (here / "seen1").exists():
 """
 
 
-def test_runs_side_by_side_and_past_failures(tmp_path, capsys):
+def test_runs_in_parallel_continue_past_failures(tmp_path, capsys):
     """The first two wait for each other; the last two fail, one by a signal."""
     found = grid_runs(load_grid(str(write_grid(tmp_path))), tmp_path)
     record_failure(found[2], "before")
@@ -178,7 +178,7 @@ def test_runs_side_by_side_and_past_failures(tmp_path, capsys):
     assert not (found[0].folder / "failure.json").exists()
 
 
-def test_first_seeds_first_with_what_the_others_compiled(tmp_path, monkeypatch):
+def test_seeds_run_in_order_and_share_compiled_programs(tmp_path, monkeypatch):
     """Every run finds the same folder for compiled programs, which is gone after, or the user's own."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     seen = tmp_path / "seen"
@@ -199,7 +199,7 @@ def test_first_seeds_first_with_what_the_others_compiled(tmp_path, monkeypatch):
     assert seen.read_text().endswith(f"True {tmp_path}\n")
 
 
-def test_asked_to_stop_it_passes_that_on(tmp_path, capsys):
+def test_sigterm_reaches_the_running_run(tmp_path, capsys):
     """The running one saves and ends; the next is not begun."""
     script = "import signal; print('ready', flush=True); signal.sigwait([signal.SIGTERM])"
     script = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); {script}"
@@ -221,7 +221,7 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def test_a_run_ends_with_its_grid():
+def test_a_run_ends_when_its_grid_ends():
     script = (
         "from spectralmoe_jax.ablation.run import *; end_with_parent(); print(1, flush=True); time.sleep(99)"
     )
@@ -233,7 +233,7 @@ def test_a_run_ends_with_its_grid():
     process.stdout.close()
 
 
-def test_one_process_at_a_run(tmp_path, monkeypatch):
+def test_one_process_per_run(tmp_path, monkeypatch):
     file = write_grid(tmp_path)
     folder = grid_runs(load_grid(str(file)), tmp_path)[0].folder
     folder.mkdir(parents=True)
@@ -246,7 +246,7 @@ def test_one_process_at_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_three_times_at_random_the_results_are_the_same(tmp_path):
+def test_results_are_the_same_after_three_random_kills(tmp_path):
     file = write_grid(tmp_path)
 
     def start(workdir: str) -> subprocess.Popen:

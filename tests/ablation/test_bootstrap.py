@@ -23,7 +23,7 @@ def runs():
     return [run(0.55), run(0.6)], [run(0.5), run(0.52)]
 
 
-def test_many_matrices(runs):
+def test_miou_of_many_matrices(runs):
     counts = np.concatenate([runs[0][0], np.zeros((1, CLASSES, CLASSES), int), np.diag([3, 0, 0, 2])[None]])
     expected = []
     for one in counts:
@@ -33,7 +33,7 @@ def test_many_matrices(runs):
     np.testing.assert_allclose(mean_iou(counts), expected, rtol=1e-12)
 
 
-def test_against_scipy(runs):
+def test_interval_equals_scipy(runs):
     ours, theirs = runs
 
     def statistic(images):
@@ -49,11 +49,11 @@ def test_against_scipy(runs):
     assert low < statistic(np.arange(IMAGES)) < high
 
 
-def test_the_same_run_differs_by_nothing(runs):
+def test_a_run_does_not_differ_from_itself(runs):
     assert paired_interval(runs[0], runs[0]) == (0.0, 0.0)
 
 
-def test_paired_is_narrower_than_images_drawn_apart(runs):
+def test_paired_interval_is_narrower_than_an_unpaired_one(runs):
     """Where images differ much and variants little, pairing is what makes the difference visible."""
     ours, theirs = [runs[0][0]], [runs[0][0] + np.eye(CLASSES, dtype=int) * 2]
     low, high = paired_interval(theirs, ours)
@@ -62,6 +62,6 @@ def test_paired_is_narrower_than_images_drawn_apart(runs):
     assert np.ptp(paired_interval(shuffled, ours)) > 3 * (high - low)
 
 
-def test_it_depends_on_the_counts_alone(runs):
+def test_interval_depends_on_counts_only(runs):
     assert paired_interval(*runs) == paired_interval(*runs)
     assert paired_interval([runs[0][0][:1]], [runs[1][0][:1]]) is None

@@ -1,4 +1,4 @@
-"""What the shipped grids vary, and what is said of grids that are wrong."""
+"""What the shipped grids vary, and the messages for invalid grids."""
 
 import dataclasses
 import itertools
@@ -43,14 +43,14 @@ def test_every_variant_is_a_configuration(name):
     assert grid.title
 
 
-def test_every_grid_that_was_asked_for():
+def test_every_required_grid_is_shipped():
     wanted = {"components", "experts", "rank", "top_k", "tokens", "gating", "semantics", "switches", "peers",
               "backbones", "depth_encoders", "balance_weight"}  # fmt: skip
     assert wanted <= SHIPPED
 
 
 @pytest.mark.parametrize("base", ["configs/quickstart.py", "fbp_cross_sensor"])  # of either preset
-def test_rows_of_the_publication(base):
+def test_published_rows(base):
     found = models("components", base)
     assert list(found) == PAPERS_ROWS
     full = found["full"].adapter
@@ -62,7 +62,7 @@ def test_rows_of_the_publication(base):
     ]  # fmt: skip
 
 
-def test_each_switch_alone():
+def test_switches_vary_one_at_a_time():
     found = models("switches")
     paper = found["paper"].adapter
     assert {key: getattr(paper, key) for key in ADAPTER_PRESETS["paper"]} == ADAPTER_PRESETS["paper"]
@@ -83,7 +83,7 @@ def test_semantics_are_the_two_presets():
     } == ADAPTER_PRESETS
 
 
-def test_sizes_go_together():
+def test_sizes_are_consistent():
     assert [s.adapter.num_experts for s in models("experts").values()] == list(range(1, 13))
     for settings in models("tokens").values():
         assert settings.adapter.num_tokens == settings.head.num_queries
@@ -137,14 +137,14 @@ def test_the_example_of_the_documentation(tmp_path):
     assert {run.config.train.steps for run in found} == {600}
 
 
-def test_the_base_after_the_colon_or_as_an_option():
+def test_the_base_is_given_after_a_colon_or_as_an_option():
     for grid in (load_grid("experts.py:cloud_shadow"), load_grid("experts", "cloud_shadow")):
         assert grid.base == "cloud_shadow"
         assert grid.config("E = 3", 1).name == "cloud_shadow"
     assert load_grid("experts", seeds=5).seeds == (0, 1, 2, 3, 4)
 
 
-def test_overrides_yield_to_the_variant():
+def test_variants_win_over_overrides():
     grid = load_grid("experts")
     overrides = ["--config.model.adapter.num_experts=9", "--config.train.steps=77"]
     config = grid.config("E = 3", 2, overrides)
@@ -195,7 +195,7 @@ def test_bad_grids(values, message):
         ({"loss.num_points": -3}, r"variant 'a': config\.loss\.num_points"),
     ],
 )
-def test_bad_variants_are_said_before_anything_runs(settings, message, tmp_path):
+def test_bad_variants_are_rejected_before_anything_runs(settings, message, tmp_path):
     grid = Grid("configs/quickstart.py", {"a": settings}, "a", seeds=(0,))
     with pytest.raises(UserError, match=message):
         grid_runs(grid, tmp_path)
@@ -215,7 +215,7 @@ def test_bad_files(tmp_path):
         load_grid("experts", seeds=0)
 
 
-def test_names_of_folders():
+def test_folder_names():
     assert [folder_of(name) for name in ("E = 3", "fusion, add/none", "..", "?")] == [
         "E_=_3", "fusion_add_none", "_", "_",
     ]  # fmt: skip

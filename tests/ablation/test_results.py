@@ -1,4 +1,4 @@
-"""From runs to tables, on runs that were written by hand."""
+"""From runs to tables, on handwritten runs."""
 
 import csv
 import json
@@ -76,7 +76,7 @@ def test_means_differences_and_failures(grid, found):
     assert results["images"] == 6
 
 
-def test_files(grid, found, tmp_path):
+def test_written_files(grid, found, tmp_path):
     scores = [finish(run, SKILL[run.variant][run.seed]) for run in found[:5]]
     record_failure(found[5], "config.x_y = 3: 50 % too much & more")
     (found[0].folder / ATTEMPTS_FILE).write_text(
@@ -126,7 +126,7 @@ def test_files(grid, found, tmp_path):
     assert "$-" in body[2]
 
 
-def test_judged_before_its_end_is_not_done(grid, found):
+def test_a_run_evaluated_before_its_end_is_not_done(grid, found):
     """`spectralmoe report` judges whatever checkpoint there is."""
     steps = found[0].config.train.steps
     finish(found[0], 0.9, trained=steps - 1)
@@ -135,7 +135,7 @@ def test_judged_before_its_end_is_not_done(grid, found):
     assert ["miou" in run for run in collect(grid, found)["variants"]["full"]["runs"]] == [False, True, False]
 
 
-def test_nothing_is_done_yet(grid, found, tmp_path):
+def test_a_grid_without_finished_runs(grid, found, tmp_path):
     results = write_results(grid, found, tmp_path)
     assert results["classes"] == []
     assert "| **full** | - | 0/3 |" in markdown_table(results)

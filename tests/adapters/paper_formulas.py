@@ -1,4 +1,4 @@
-"""The adapter as its formulas stand (arXiv 2603.13352, section 3): all d dimensions, one expert at a time.
+"""The formulas of the adapter (arXiv 2603.13352, section 3) in all d dimensions, one expert at a time.
 
 This is the oracle that the product's evaluation in expert coordinates is held against.
 """

@@ -1,4 +1,4 @@
-"""The peers as their publications write them, one image and one layer at a time, in float64 numpy."""
+"""The peers' published formulas for one image and one layer, in float64 numpy."""
 
 import math
 

@@ -15,7 +15,7 @@ BOUNDS = {"laplace": 1e-4, "gaussian": 1e-6}  # relative to the largest differen
 
 
 @pytest.mark.parametrize(("gating", "distance"), DISTANCES)
-def test_differences_between_experts_keep_their_digits(gating, distance):
+def test_differences_between_experts_keep_their_precision(gating, distance):
     """Only they matter. Tokens far from all gate vectors have distances far larger than these."""
     rng = np.random.default_rng(0)
     tokens = (rng.normal(size=(2, 256, 128)) + 4).astype(np.float32)

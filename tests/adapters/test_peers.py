@@ -177,7 +177,7 @@ def test_block_equals_its_formula(kind):
             np.testing.assert_allclose(found[image], wanted, rtol=1e-8, atol=1e-8)
 
 
-def test_prompts_are_to_dinov3_what_more_storage_tokens_would_be():
+def test_prompts_equal_additional_storage_tokens_in_dinov3():
     """These have no position either; with them the encoder is held against transformers' elsewhere."""
     few, more = (
         EncoderConfig(kind="dinov3", width=WIDTH, layers=LAYERS, heads=2, patch_size=4, storage_tokens=count)
@@ -200,7 +200,7 @@ def test_prompts_are_to_dinov3_what_more_storage_tokens_would_be():
         np.testing.assert_allclose(found[:, 2:], wanted[:, 4:], rtol=1e-9, atol=1e-9)
 
 
-def test_haar_is_orthonormal_and_undone():
+def test_haar_transform_is_orthonormal_and_invertible():
     with jax.enable_x64(True):
         image = np.random.default_rng(0).normal(size=(1, 4, 6, 2))
         bands = haar(jnp.asarray(image))
@@ -208,7 +208,7 @@ def test_haar_is_orthonormal_and_undone():
         np.testing.assert_allclose(inverse_haar(bands), image, atol=1e-12)
 
 
-def test_absent_frequencies_have_no_gradient_instead_of_a_wrong_one():
+def test_absent_frequencies_have_zero_gradient():
     image = jnp.ones((1, 4, 4, 2))  # of which all frequencies but one are absent
     gradient = jax.grad(lambda x: sum(jnp.sum(part**2) for part in polar(x)))(image)
     assert np.all(np.isfinite(gradient))
@@ -269,7 +269,7 @@ WITH_QUERIES = [pytest.param(kind, "mask2former", marks=pytest.mark.slow) for ki
 
 
 @pytest.mark.parametrize(("kind", "head"), [*KINDS, *WITH_QUERIES])
-def test_every_kind_trains_what_it_may_and_predicts(kind, head):
+def test_every_kind_trains_its_parameters_and_predicts(kind, head):
     """With every weight random, every parameter that trains has a gradient; with the mask decoder also those
     that link queries, as positions and as features."""
     config = tiny(kind, head, **({"link_query_features": True} if head == "mask2former" else {}))
@@ -303,7 +303,7 @@ def test_every_kind_trains_what_it_may_and_predicts(kind, head):
     assert scores.shape == (2, 32, 32, 5)
 
 
-def test_experts_are_counted_beside_the_linear_head():
+def test_experts_are_counted_with_a_linear_head():
     config = tiny("spectral_moe", num_experts=3, use_depth=False, num_tokens=5, rank=2)
     structure = abstract_segmenter(segmenter_config(config))
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
@@ -316,7 +316,7 @@ def test_experts_are_counted_beside_the_linear_head():
     assert [leaf.shape for leaf in routed] == [(2, 32, 32, 5), (2, 1, 2, 16)]
 
 
-def test_linked_queries_teach_the_link():
+def test_linked_queries_give_the_link_a_gradient():
     adapter, _ = made("set", **TOKENS)
     values, _ = split(adapter)
     gradients = jax.jit(jax.grad(lambda values: jnp.sum(join(adapter, values).queries() ** 2)))(values)
@@ -365,7 +365,7 @@ def test_weight_decay_as_published(kind):
         ("vpt", {"model.visual.kind": "sam", "model.visual.global_every": 2}, r"'vpt' adds tokens, .* 'sam'"),
     ],
 )
-def test_what_does_not_go_together(kind, change, message):
+def test_incompatible_settings(kind, change, message):
     config = tiny(kind, "mask2former")
     with pytest.raises(UserError, match=message):
         segmenter_config(config.replaced(change))

@@ -41,7 +41,7 @@ def example(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_survives_a_change_of_kind():
+def test_settings_kept_when_the_kind_changes():
     linked = {"num_tokens": 100, "rank": 16, "query_dim": 256}
     assert adapter_of("model.adapter.kind=rein") == {"kind": "rein", **linked}
     # whatever the order, the kind comes first and the rest is held against it
@@ -54,7 +54,7 @@ def test_what_survives_a_change_of_kind():
     assert quick == {"kind": "set", "num_tokens": 12, "rank": 8, "query_dim": 32, "scale_init": 0.1}
 
 
-def test_the_head_changes_by_the_same_rule():
+def test_the_head_follows_the_same_rule():
     config = load_config("configs/dubai.py", ["--config.model.head.kind=linear"])
     assert config.given["model"]["head"] == {"kind": "linear"}
     settings = segmenter_config(config)
@@ -80,19 +80,19 @@ def test_the_head_changes_by_the_same_rule():
         ),
     ],
 )
-def test_keys_are_held_against_the_new_kind(overrides, message):
+def test_keys_are_checked_against_the_new_kind(overrides, message):
     with pytest.raises(UserError, match=message):
         segmenter_config(load_config(FULL, [f"--config.model.adapter.{override}" for override in overrides]))
 
 
-def test_a_default_that_is_written_out_is_the_same_model():
+def test_an_explicit_default_is_the_same_model():
     kinds = ["--config.model.adapter.kind=spectral_moe", "--config.model.head.kind=mask2former"]
     assert model_part(load_given(FULL, kinds)) == model_part(load_given(FULL))
     other = model_part(load_given(FULL, ["--config.model.adapter.kind=rein"]))
     assert other["model.adapter.kind"] == "rein"
 
 
-def test_checkpoints_from_before_there_were_kinds_are_still_read():
+def test_checkpoints_without_kinds_are_still_read():
     """What is stored with them, of a configuration without depth, is what is compared today."""
     part = model_part(load_given("configs/dubai.py"))
     assert part["model.depth"] is None
@@ -118,7 +118,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
-def test_what_is_no_adapter_is_said_in_one_line(kind, example):
+def test_invalid_adapters_are_rejected_in_one_line(kind, example):
     (example / "broken.py").write_text("class Mine(:\n")
     methods = "    def stacked(self): ...\n    def queries(self): ...\n"
     (example / "half.py").write_text(
@@ -134,7 +134,7 @@ def test_what_is_no_adapter_is_said_in_one_line(kind, example):
     assert "\n" not in str(raised.value)
 
 
-def test_keys_of_an_own_adapter_are_its_own(example):
+def test_a_users_adapter_has_its_own_keys(example):
     kind = "--config.model.adapter.kind=my_adapter:ScaleAndShift"
     settings = segmenter_config(load_config(FULL, [kind, "--config.model.adapter.penalty=0.5"]))
     assert settings.adapter.penalty == 0.5
@@ -154,7 +154,7 @@ def test_the_released_layout_has_no_other_kinds(goldens):
             next(stream_segmenter(file, settings, {}, {section}))
 
 
-def test_an_own_adapter_with_experts_says_how_many(example):
+def test_a_users_adapter_with_experts_states_their_number(example):
     """Where it does not, the first batch says so instead of failing in a count."""
     text = (example / "my_adapter.py").read_text()
     (example / "my_adapter.py").write_text(
@@ -173,7 +173,7 @@ def test_an_own_adapter_with_experts_says_how_many(example):
         jax.eval_shape(lambda *parts: join(structure, *parts).scores(pixels), *split(structure))
 
 
-def test_an_own_adapter_from_training_to_scores(example):
+def test_a_users_adapter_from_training_to_scores(example):
     """The documentation's example, trained, stopped, resumed, evaluated and taken out of its folder."""
     overrides = [f"--config.{size}" for size in SIZES if not size.startswith(("model.adapter", "model.head"))]
     overrides += ["--config.model.adapter.kind=my_adapter.py:ScaleAndShift",

@@ -1,4 +1,4 @@
-"""Evaluation in expert coordinates is the plain form, for every setting of every switch."""
+"""Evaluation in expert coordinates equals the paper's formulas, for every setting of every switch."""
 
 import itertools
 
@@ -56,7 +56,7 @@ def plain_params(values):
 
 @settings(max_examples=5, deadline=None)
 @given(config=configs(), seed=st.integers(0, 2**16), noisy=st.booleans())
-def test_equals_plain_form(config, seed, noisy):
+def test_equals_the_paper_formulas(config, seed, noisy):
     require_plain_form(config, seed, noisy, compiled=jax.jit)
 
 
@@ -77,7 +77,7 @@ GATES = list(itertools.product(("laplace l1", "laplace l2", "gaussian l2", "soft
 
 
 @pytest.mark.parametrize("modalities", MODALITIES, ids=lambda chosen: "-".join(map(str, chosen.values())))
-def test_every_linear_setting_equals_the_plain_form(modalities):
+def test_every_linear_setting_equals_the_paper_formulas(modalities):
     """All values of every switch with all of every other; the router's distance, noise, balance in turn."""
     start = MODALITIES.index(modalities)
     settings = itertools.product(
@@ -133,7 +133,7 @@ def require_plain_form(config, seed, noisy, compiled=lambda function: function):
             np.testing.assert_allclose(mine, wanted, rtol=1e-7, atol=1e-9 * (1 + np.abs(wanted).max()))
 
 
-def test_smaller_rank_never_grows():
+def test_unused_ranks_stay_zero():
     config = SpectralMoEConfig(num_experts=2, rank=(1, 3), num_tokens=4, query_dim=4, combination="gated_sum")
     adapter = SpectralMoE(config, layers=2, width=WIDTH, rngs=nnx.Rngs(0))
     fill(
@@ -154,7 +154,7 @@ def test_smaller_rank_never_grows():
 
 
 @pytest.mark.parametrize("full_softmax", [False, True])
-def test_router_gradient_with_one_expert_a_token(full_softmax):
+def test_router_gradient_with_one_expert_per_token(full_softmax):
     config = SpectralMoEConfig(
         num_experts=3,
         top_k=1,

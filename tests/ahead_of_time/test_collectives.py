@@ -1,4 +1,4 @@
-"""What crosses between devices, read from programs with every way of naming groups."""
+"""Collectives read from compiled programs, with every notation of device groups."""
 
 import types
 
@@ -48,7 +48,7 @@ def mesh():
 
 
 @pytest.mark.parametrize(("groups", "axes"), GROUPS.items())
-def test_groups_are_told_by_the_axes_of_the_mesh(mesh, groups, axes):
+def test_groups_are_attributed_to_mesh_axes(mesh, groups, axes):
     """The loop runs 24 times; a reduction of two arrays counts both."""
     found = collectives(PROGRAM.replace("GROUPS", groups).replace("TRIPS", TRIPS), mesh)
     assert found == [
@@ -58,7 +58,7 @@ def test_groups_are_told_by_the_axes_of_the_mesh(mesh, groups, axes):
     assert [item.bytes for item in found] == [24 * 4 * 8 * 4, 16 * 2 + 4]
 
 
-def test_an_exchange_that_stands_in_several_fusions_is_one(mesh):
+def test_a_collective_in_several_fusions_counts_once(mesh):
     fusion = "%fused (x: f32[4,8]) -> f32[4,8] {\n" + PROGRAM.split("{\n")[1].split("\n")[0] + "\n}\n\n"
     program = PROGRAM.replace("ENTRY", fusion + "ENTRY").replace(
         "ROOT %t =", "%f = f32[4,8] fusion(%x), kind=kCustom, calls=%fused\n  ROOT %t ="
@@ -79,7 +79,7 @@ def test_an_exchange_that_stands_in_several_fusions_is_one(mesh):
         ("%n = s32[] get-tuple-element(%p), index=1", 1),  # known when it runs
     ],
 )
-def test_turns_of_a_loop_that_does_not_state_them(mesh, bound, turns):
+def test_trip_count_of_a_loop_that_does_not_state_it(mesh, bound, turns):
     program = (
         PROGRAM.replace("GROUPS", "{}")
         .replace("TRIPS", "")
@@ -89,7 +89,7 @@ def test_turns_of_a_loop_that_does_not_state_them(mesh, bound, turns):
     assert gather.times == turns
 
 
-def test_an_asynchronous_gather_counts_its_result_alone(mesh):
+def test_an_asynchronous_gather_counts_its_result_only(mesh):
     line = (
         "  %s = (f32[2,8]{1,0}, f32[4,8]{1,0}) all-gather-start(%x), replica_groups={{0,1}}, dimensions={0}\n"
     )

@@ -1,4 +1,4 @@
-"""`spectralmoe compile`: the table and the JSON for the device here, and what it refuses."""
+"""`spectralmoe compile`: table and JSON for this device and for TPU slices, and rejected arguments."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.tiny_run import SIZES
 CONFIG = ["--config", "configs/quickstart.py"]
 
 
-def test_the_device_here(tmp_path, capsys):
+def test_this_device(tmp_path, capsys):
     out = tmp_path / "figures.json"
     assert main(["compile", *CONFIG, *(f"--config.{value}" for value in SIZES), "--json", str(out)]) == 0
     table = capsys.readouterr().out
@@ -34,7 +34,7 @@ def test_the_device_here(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-def test_a_slice_that_is_not_here(topology, tmp_path, capfd):
+def test_a_tpu_slice_without_the_hardware(topology, tmp_path, capfd):
     pytest.importorskip("libtpu", reason="needs libtpu (pip install -e '.[tpu]')")
     out = tmp_path / "figures.json"
     tiny = [f"--config.{value}" for value in (*SIZES, "train.batch_size=4")]
@@ -64,13 +64,13 @@ def test_a_slice_that_is_not_here(topology, tmp_path, capfd):
         (["--mesh", "data=0"], "config.parallel.data = 0: must be"),
     ],
 )
-def test_what_cannot_be_is_one_line(capsys, arguments, message):
+def test_bad_arguments_are_rejected_in_one_line(capsys, arguments, message):
     assert main(["compile", *CONFIG, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_mesh_not_named_takes_what_is_left():
+def test_unnamed_mesh_axes_take_the_remaining_devices():
     config = with_mesh(load_config("configs/quickstart.py"), "expert=3")
     assert config.parallel == ParallelConfig(data=-1, fsdp=1, expert=3)

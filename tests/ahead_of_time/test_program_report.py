@@ -35,11 +35,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("function", "shapes", "expected"), CASES)
-def test_products(function, shapes, expected):
+def test_flops_of_products(function, shapes, expected):
     assert flops(function, *shapes) == expected
 
 
-def test_a_gradient_takes_two_products_more():
+def test_a_gradient_adds_two_products():
     def loss(w, x):
         return jnp.sum((x @ w) ** 2)
 

@@ -1,4 +1,4 @@
-"""Bad input at the command line: one line that names it, status 2, no traceback, nothing written."""
+"""Bad input at the command line: one line that names it, exit status 2, no traceback, no file written."""
 
 import subprocess
 import sys
@@ -121,7 +121,7 @@ def test_workdir_that_cannot_be_a_folder(config, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_interrupt_gives_130_and_one_line(config, capsys, monkeypatch):
+def test_interrupt_exits_with_130_and_one_line(config, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 

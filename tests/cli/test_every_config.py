@@ -105,7 +105,7 @@ def test_every_kind_of_data_has_a_configuration_with_holdout():
     assert {load_config(f"configs/{name}.py").data.kind for name in WITH_HOLDOUT} == set(KINDS)
 
 
-def test_no_configuration_is_forgotten():
+def test_every_configuration_is_tested():
     named = {name.partition(":")[0] for name in (*REAL, *WRITERS, *DOFA, "quickstart")}
     assert {f"{name}.py" for name in named} == set(shipped_files("configs"))
 
@@ -129,7 +129,7 @@ def test_on_real_images(name, shared_data, tmp_path):
         assert (len(kept["micrometres"]), kept["sensor"]) == (218, "enmap")
 
 
-def test_the_statistics_of_enmap_are_those_of_its_tiles(shared_data):
+def test_statistics_of_the_enmap_configuration(shared_data):
     """Of each band that is used, over the tiles to train on; bands that are not are empty in all files."""
     config = load_config("configs/enmap_landcover.py")
     files = {path: rasterio.open(path) for path in sorted((shared_data / "enmap/images").glob("*.tif"))}
@@ -163,7 +163,7 @@ def test_on_lookalikes(name, prepared, tmp_path):
     run(reduced(name, **{"data.root": root}), tmp_path)
 
 
-def test_data_of_a_prepared_benchmark(prepared, tmp_path, capsys):
+def test_data_command_on_a_prepared_benchmark(prepared, tmp_path, capsys):
     """`spectralmoe data` draws what training would see, and names classes and bands."""
     config = reduced("loveda", **{"data.root": prepared("loveda")})
     save_config(config, tmp_path / "config.json")

@@ -1,4 +1,4 @@
-"""`spectralmoe convert` of encoders: the same weights under our names, or Hugging Face's again."""
+"""`spectralmoe convert` of encoders: the same weights under our names or those of Hugging Face."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def manifest(file):
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_native_file_holds_the_same(kind, folders, tmp_path, capsys):
+def test_native_file_holds_the_same_weights(kind, folders, tmp_path, capsys):
     native = tmp_path / "native.safetensors"
     assert main(["convert", str(folders(kind)), str(native)]) == 0
     assert str(native) in capsys.readouterr().out
@@ -122,7 +122,7 @@ def small(name, **changes):
     [("Dinov2", "dinov2_s"), ("DepthAnything", "depth_anything_v2_s"),
      ("PromptDepthAnything", "prompt_depth_anything_s")],
 )  # fmt: skip
-def test_preset_by_what_is_beside_the_encoder(name, preset, tmp_path):
+def test_preset_of_publications_with_one_architecture(name, preset, tmp_path):
     """Three publications of one architecture; converted once more, the record stays."""
     small(name).save_pretrained(tmp_path / "folder")
     convert(str(tmp_path / "folder"), str(tmp_path / "first.safetensors"))
@@ -175,7 +175,7 @@ def test_preset_of_satellite_weights(folder, preset):
     assert OR.join(candidate_presets(EncoderFile(hf, hf.layouts[0], "", source), fields)) == preset
 
 
-def test_settings_that_a_file_does_not_say_are_not_guessed(tmp_path):
+def test_settings_missing_in_a_file_are_not_guessed(tmp_path):
     """A bare file has no number of heads: none is made up for config.json."""
     from safetensors.torch import save_file
 
@@ -199,7 +199,7 @@ def test_large_enough_for_a_preset(tmp_path):
     assert not (tmp_path / "b.safetensors").exists()
 
 
-def test_nothing_half_written(folders, tmp_path, monkeypatch):
+def test_failure_leaves_no_partial_file(folders, tmp_path, monkeypatch):
     def full_disk(self, *_):
         raise OSError(28, "No space left on device", str(self))
 
@@ -221,7 +221,7 @@ def test_nothing_half_written(folders, tmp_path, monkeypatch):
         (("nothing.pth", "x.safetensors"), "no such file or folder"),
     ],
 )
-def test_one_line_for_what_is_wrong(arguments, message, folders, tmp_path, capsys, monkeypatch):
+def test_errors_are_one_line(arguments, message, folders, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = str(folders("dinov2"))
     capsys.readouterr()  # the library that makes the folder shows its progress
@@ -232,7 +232,7 @@ def test_one_line_for_what_is_wrong(arguments, message, folders, tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writer_is_the_formats_own(tmp_path):
+def test_the_safetensors_library_reads_written_files(tmp_path):
     """What is written tensor by tensor, in any order, is what the library reads."""
     from safetensors.numpy import load_file
 

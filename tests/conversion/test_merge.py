@@ -1,4 +1,4 @@
-"""`spectralmoe convert` of parts of a segmenter: one file that `config.model.weights` reads."""
+"""`spectralmoe convert` merges parts of a segmenter into one file for `config.model.weights`."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ def files(folder, names):
 @pytest.mark.parametrize(
     "names", ["whole", "backbone,trained", "trained,visual,depth", "trained,depth,visual"]
 )
-def test_everything_in_one_file(names, written, tmp_path, capsys):  # noqa: F811
+def test_all_parts_in_one_file(names, written, tmp_path, capsys):  # noqa: F811
     folder, wanted = written
     target = tmp_path / "native.safetensors"
     assert main(["convert", files(folder, names), str(target)]) == 0
@@ -33,7 +33,7 @@ def test_everything_in_one_file(names, written, tmp_path, capsys):  # noqa: F811
     assert [file.name for file in tmp_path.iterdir()] == ["native.safetensors"]
 
 
-def test_parts_apart(written, tmp_path):  # noqa: F811
+def test_separate_parts(written, tmp_path):  # noqa: F811
     """The merged backbone and the training checkpoint, each by itself; then both again as one."""
     folder, wanted = written
     for name in ("backbone", "trained"):
@@ -49,7 +49,7 @@ def test_parts_apart(written, tmp_path):  # noqa: F811
     assert [file["source"] for file in record["files"]] == files(tmp_path, "backbone,trained").split(",")
 
 
-def test_a_converted_encoder_is_known_as_what_it_was(written, tmp_path):  # noqa: F811
+def test_a_converted_encoder_keeps_its_provenance(written, tmp_path):  # noqa: F811
     folder, wanted = written
     for name in ("visual", "depth"):
         convert(f"{folder}/{name}.safetensors", str(tmp_path / f"{name}.safetensors"))
@@ -116,7 +116,7 @@ def test_strict_without_a_configuration(name, edit, message, written, tmp_path):
         ("visual", {"config": tiny()}, "is an encoder's file, for which --config has no meaning"),
     ],
 )
-def test_what_does_not_go(names, options, message, written, tmp_path):  # noqa: F811
+def test_rejected_inputs(names, options, message, written, tmp_path):  # noqa: F811
     folder, _ = written
     with pytest.raises(UserError, match=message):
         convert(files(folder, names), str(tmp_path / "x.safetensors"), **options)

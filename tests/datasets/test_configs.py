@@ -1,4 +1,4 @@
-"""The configuration file of each benchmark against what was published of its training."""
+"""The configuration of each benchmark against its published training settings."""
 
 import pytest
 
@@ -76,7 +76,7 @@ def test_the_dofa_variant_has_the_published_wavelengths(name):
     assert model.adapter.num_experts == 3
 
 
-def test_the_statistics_are_the_reference_s(name, reference):
+def test_statistics_equal_the_reference(name, reference):
     text = " ".join((reference / "benchmarks.md").read_text().replace(",", "").split())
     model = load_config(f"configs/{name}.py").model
     if name == "whu_ohs":

@@ -1,4 +1,4 @@
-"""What is written down about the benchmarks, against the reference and against their published numbers."""
+"""Facts of the benchmarks against the reference and published numbers."""
 
 import re
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_sensors_have_the_bands(benchmark):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_colours_and_classes_are_the_reference_s(name, reference):
+def test_colours_and_classes_equal_the_reference(name, reference):
     text = " ".join((reference / "benchmarks.md").read_text().split())
     benchmark = get_dataset(name)
     colours = [",".join(map(str, colour)) for colour in benchmark.palette]
@@ -114,14 +114,14 @@ def test_flush_tiles_cover_everything_and_stay_inside(height):
     assert seen.min() == 1
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean loveda"):
         get_dataset("loveDA")
     with pytest.raises(UserError, match="there are whu_ohs, fbp_cross_sensor"):
         get_dataset("imagenet")
 
 
-def test_naming_a_benchmark_is_light():
+def test_importing_a_benchmark_is_light():
     import subprocess
     import sys
 

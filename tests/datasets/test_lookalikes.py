@@ -1,4 +1,4 @@
-"""Every benchmark from files in their published layout to tiles: exact, also by its builder."""
+"""Every benchmark from files in the published layout to exact tiles, also through its TFDS builder."""
 
 import subprocess
 import sys
@@ -85,7 +85,7 @@ def test_the_builder_gives_the_same_tiles(lookalike, tmp_path):
     assert all(path.suffix != ".tfrecord" for path in Path(builder.data_dir).iterdir())
 
 
-def test_index_masks_of_the_cities_are_read_too(tmp_path):
+def test_index_masks_of_cities_are_read(tmp_path):
     from PIL import Image
 
     tiles = by_place(write("fbp_cross_sensor", tmp_path))

@@ -1,4 +1,4 @@
-"""What is said of files that are missing or not what was published."""
+"""Messages for benchmark files that are missing or differ from the published ones."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ def pair_of(benchmark, folder, name):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_an_empty_folder_says_what_is_missing(name, tmp_path):
+def test_an_empty_folder_lists_missing_files(name, tmp_path):
     pairs, missing = get_dataset(name).find(tmp_path)
     assert not pairs
     assert missing
@@ -51,7 +51,7 @@ def test_an_empty_folder_says_what_is_missing(name, tmp_path):
         ("fbp_cross_sensor", "C-megacities/Image__8bit_NirRGB/T50*", "split beijing: images not in"),
     ],
 )
-def test_what_is_missing_is_named(name, gone, line, tmp_path):
+def test_missing_files_are_named(name, gone, line, tmp_path):
     tiles = write(name, tmp_path)
     lost = list(tmp_path.glob(gone))
     assert lost
@@ -62,12 +62,12 @@ def test_what_is_missing_is_named(name, gone, line, tmp_path):
     assert len({pair.image for pair in pairs}) < len({tile[:3] for tile in tiles})
 
 
-def test_a_whole_look_alike_of_loveda_misses_nothing(tmp_path):
+def test_a_complete_loveda_misses_nothing(tmp_path):
     write("loveda", tmp_path)
     assert get_dataset("loveda").find(tmp_path).missing == ()
 
 
-def test_an_archive_that_was_not_downloaded_whole_is_refused(tmp_path):
+def test_a_truncated_archive_is_rejected(tmp_path):
     write("loveda", tmp_path / "source")
     (tmp_path / "source" / "Val.zip").write_bytes(b"half of it")
     builder = builder_class("loveda")(data_dir=tmp_path)
@@ -77,7 +77,7 @@ def test_an_archive_that_was_not_downloaded_whole_is_refused(tmp_path):
         )
 
 
-def test_xbd_regions_without_images_are_no_problem(tmp_path):
+def test_xbd_regions_without_images_are_accepted(tmp_path):
     write("open_earth_map", tmp_path)
     pairs, missing = get_dataset("open_earth_map").find(tmp_path)
     assert missing == ()
@@ -116,7 +116,7 @@ def test_a_colour_outside_the_rule_names_file_and_colour(tmp_path):
         (np.zeros((80, 81, 5), np.uint8), "80 x 80 pixels, its image .* has 80 x 81"),
     ],
 )
-def test_an_image_that_is_not_as_published_is_refused(pixels, words, tmp_path):
+def test_an_image_that_differs_from_the_published_one_is_rejected(pixels, words, tmp_path):
     write("flair", tmp_path)
     image = next(tmp_path.glob("flair_1_aerial_test/*/*/img/*.tif"))
     write_tiff(image, pixels)
@@ -126,7 +126,7 @@ def test_an_image_that_is_not_as_published_is_refused(pixels, words, tmp_path):
     assert str(image) in str(problem.value)
 
 
-def test_coloured_masks_in_place_of_index_masks_are_refused(tmp_path):
+def test_coloured_masks_in_place_of_index_masks_are_rejected(tmp_path):
     path = tmp_path / "mask.png"
     write_png(path, np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UserError, match="use the index masks"):
@@ -146,7 +146,7 @@ def test_labels_of_wide_types_are_read_and_checked(tmp_path):
             IndexRule((1, 2)).read(path)
 
 
-def test_a_mask_of_a_city_without_labels_is_refused(tmp_path):
+def test_a_city_mask_without_labels_is_rejected(tmp_path):
     write("fbp_cross_sensor", tmp_path)
     mask = next((tmp_path / "C-megacities" / "label_dense__color").glob("T50*"))
     write_tiff(mask, np.zeros((600, 530, 3), np.uint8))
@@ -156,7 +156,7 @@ def test_a_mask_of_a_city_without_labels_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fbp_cross_geospatial", "open_earth_map", "whu_ohs"])
-def test_the_user_s_split_decides(name, tmp_path):
+def test_the_users_split_decides(name, tmp_path):
     tiles = write(name, tmp_path)
     # A name of the split file is an image, a region or a scene; the last two are domains.
     unit = 2 if name == "fbp_cross_geospatial" else 1
@@ -180,7 +180,7 @@ def test_the_user_s_split_decides(name, tmp_path):
         ("O1 source\nO1 target", "O1 is named twice"),
     ],
 )
-def test_a_split_file_that_is_wrong_is_explained(text, words, tmp_path):
+def test_errors_in_a_split_file_are_explained(text, words, tmp_path):
     write("whu_ohs", tmp_path)
     (tmp_path / "split.txt").write_text(text)
     with pytest.raises(UserError, match=words) as problem:
@@ -188,7 +188,7 @@ def test_a_split_file_that_is_wrong_is_explained(text, words, tmp_path):
     assert str(tmp_path / "split.txt") in str(problem.value)
 
 
-def test_eroded_masks_are_taken_where_there_are_no_others(tmp_path):
+def test_eroded_masks_are_used_if_there_are_no_others(tmp_path):
     write("potsdam_vaihingen", tmp_path)
     whole = tmp_path / "Potsdam" / "5_Labels_all"
     eroded = tmp_path / "Potsdam" / "5_Labels_all_noBoundary"

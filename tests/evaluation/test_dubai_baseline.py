@@ -1,4 +1,4 @@
-"""The benchmark's classifier half on small images with the layout of the real ones."""
+"""The pixel classifiers of the Dubai baseline script, on small images with the layout of the real ones."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_scores_of_the_target_against_scikit_learn(splits):
     assert expected > 0.3  # brightness tells the classes apart, so one that learned nothing is noticed
 
 
-def test_training_goes_through_every_seed(config, tmp_path, monkeypatch):
+def test_every_seed_is_trained(config, tmp_path, monkeypatch):
     from spectralmoe_jax.training import train as run
 
     trained = []
@@ -87,7 +87,7 @@ def test_training_goes_through_every_seed(config, tmp_path, monkeypatch):
     assert trained == [(0, "dubai_0"), (1, "dubai_1"), (2, "dubai_2")]
 
 
-def test_verdicts_say_what_is_above_what():
+def test_verdicts_compare_means_and_extremes():
     miou = {"SpectralMoE": [0.40, 0.44], "boosting": [0.38, 0.39], "boosting, balanced": [0.41, 0.42]}
     plain, balanced = baseline.verdicts(miou)
     assert plain == "SpectralMoE 42.00, boosting 38.50: above it; worst run 40.00, its best 39.00: above"
@@ -96,7 +96,7 @@ def test_verdicts_say_what_is_above_what():
     assert baseline.verdicts({"boosting": [0.3], "boosting, balanced": [0.3]}) == []
 
 
-def test_runs_of_another_benchmark_are_refused(tmp_path, capsys, splits, config):
+def test_runs_of_another_benchmark_are_rejected(tmp_path, capsys, splits, config):
     root = splits.source.root
     shown = config.replaced({"data.source": ("tile_1", "tile_5")})
     save_config(shown, tmp_path / "config.json")

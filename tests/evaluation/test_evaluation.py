@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, and reports that lose nothing."""
+"""Scores against scikit-learn, and complete reports."""
 
 import json
 
@@ -20,7 +20,7 @@ def labelled():
     return np.where(rng.random(truth.shape) < 0.2, 255, truth), prediction
 
 
-def test_against_scikit_learn(labelled):
+def test_scores_equal_scikit_learn(labelled):
     truth, prediction = labelled
     matrix = ConfusionMatrix(4)
     for rows in (slice(0, 11), slice(11, 30)):  # in two parts
@@ -34,7 +34,7 @@ def test_against_scikit_learn(labelled):
     np.testing.assert_allclose(matrix.overall_accuracy, metrics.accuracy_score(y, p))
 
 
-def test_class_that_is_nowhere_is_left_out():
+def test_absent_classes_are_left_out_of_the_mean():
     matrix = ConfusionMatrix(3)
     matrix.add(np.array([0, 0, 1, 255]), np.array([0, 1, 1, 2]))
     np.testing.assert_array_equal(matrix.iou, [0.5, 0.5, np.nan])
@@ -86,7 +86,7 @@ def test_score_by_domain(tmp_path, capsys):
     assert "mean mIoU over 2 domains" in out
 
 
-def test_table_of_many_domains_is_whole_in_a_log(capsys):
+def test_table_of_many_domains_is_not_cut_in_a_log(capsys):
     domains = [f"a rather long domain {i}" for i in range(6)]
     shown = [(domain, *rest) for domain, (_, *rest) in zip(domains, [*examples(), *examples()], strict=True)]
     print_table(score(predict, shown, ["w", "x", "y", "z"], EvaluateConfig(16, 5, 3)))
@@ -94,7 +94,7 @@ def test_table_of_many_domains_is_whole_in_a_log(capsys):
     assert all(domain in first for domain in domains)
 
 
-def test_domain_without_any_label_does_not_spoil_the_mean():
+def test_domain_without_labels_does_not_change_the_mean():
     unlabelled = ("c", "x", np.zeros((6, 6, 2), np.uint8), np.full((6, 6), 255, np.uint8))
     names, settings = ["w", "x", "y", "z"], EvaluateConfig(16, 5, 3)
     report = score(predict, [*examples(), unlabelled], names, settings)

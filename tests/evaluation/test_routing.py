@@ -1,4 +1,4 @@
-"""Experts against classes: counted token by token, and scored as scikit-learn scores them."""
+"""Counts of experts and classes by token, and their mutual information against scikit-learn."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_class_of_a_patch(tiles):
     assert truth[0, 0] == -1
 
 
-def test_against_scikit_learn(tiles):
+def test_mutual_information_equals_scikit_learn(tiles):
     labels, experts, truth = tiles
     counts = RoutingCounts(EXPERTS, CLASSES)
     for tile in range(3):
@@ -68,7 +68,7 @@ def test_against_scikit_learn(tiles):
     assert scores[1, 0] > 2 * scores[0, 0]  # the one that follows the classes
 
 
-def test_extremes():
+def test_extreme_cases():
     assert mutual_information(np.diag([3, 9, 1])) == pytest.approx(1)
     assert mutual_information(np.array([[5, 3, 2]])) == 0  # one expert tells nothing
     assert mutual_information(np.array([[5], [3]])) == 0
@@ -82,7 +82,7 @@ def routed(tiles):
     return np.eye(4, dtype=np.float32)[tiles[..., 0]], np.stack([experts, (experts + 1) % 4])[:, None]
 
 
-def test_windows_count_the_tokens_that_they_show(tmp_path, capsys):
+def test_windows_count_the_tokens_inside_the_image(tmp_path, capsys):
     """Of images of several sizes, the last batch filled up and windows beyond the edge mirrored."""
     rng = np.random.default_rng(1)
     shapes = [(16, 16), (20, 33), (7, 5)]
@@ -112,7 +112,7 @@ def test_windows_count_the_tokens_that_they_show(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"images.npz", "report.json"}
 
 
-def test_no_routing_where_there_are_no_experts():
+def test_no_routing_without_experts():
     def without(tiles):
         scores, experts = routed(tiles)
         return scores, experts[:, :0]

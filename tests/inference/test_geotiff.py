@@ -1,4 +1,4 @@
-"""Maps of scene files, opened again with rasterio and compared with direct evaluation."""
+"""Maps of scene files, read back with rasterio and compared with direct evaluation."""
 
 import os
 import tracemalloc
@@ -127,7 +127,7 @@ def test_any_size_window_and_overlap(tmp_path, size, setting):
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), pixels.argmax(-1))
 
 
-def test_blends_as_an_image_in_memory_does(tmp_path):
+def test_blends_like_an_image_in_memory(tmp_path):
     """A predictor that depends on the place in the window shows any shift of rows or weights."""
     from spectralmoe_jax.inference.sliding_window import predict_image
 
@@ -167,7 +167,7 @@ def test_long_gaps_without_data(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected)
 
 
-def test_scene_without_any_data_never_meets_the_model(tmp_path):
+def test_scene_without_data_does_not_run_the_model(tmp_path):
     path = write_scene(tmp_path / "scene.tif", np.zeros((70, 50, 3), np.uint8), nodata=0)
     predict = lambda _: pytest.fail("predicted")
     assert map_scene(path, tmp_path / "map.tif", predict, preview=tmp_path / "m.png")["pixels"] == 0
@@ -183,7 +183,7 @@ def test_alpha_band_is_the_nodata_area(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "map.tif") == 255, pixels[..., 3] == 0)
 
 
-def test_fourth_band_of_the_model_is_not_taken_for_alpha(tmp_path):
+def test_fourth_model_band_is_not_read_as_alpha(tmp_path):
     pixels = random_pixels(bands=4)
     pixels[10:30, 20:50, 3] = 0
     path = write_scene(tmp_path / "scene.tif", pixels, photometric="RGB", alpha="yes")
@@ -211,7 +211,7 @@ def test_other_types_reach_the_model_as_float32(tmp_path, dtype, nodata):
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected)
 
 
-def test_nodata_in_one_band_alone_reads_as_zero(tmp_path):
+def test_nodata_in_one_band_reads_as_zero(tmp_path):
     pixels = np.full((20, 20, 3), 500, np.int16)
     pixels[4, 5, 1] = -32768
     path = write_scene(tmp_path / "scene.tif", pixels, nodata=-32768)
@@ -227,7 +227,7 @@ def test_nodata_in_one_band_alone_reads_as_zero(tmp_path):
 
 
 @pytest.mark.parametrize("nodata", [np.nan, -1.0])
-def test_missing_values_mean_the_same_as_in_training(tmp_path, nodata):
+def test_missing_values_are_read_as_in_training(tmp_path, nodata):
     """In all bands: no data. In one band alone: zero."""
     pixels = random_pixels().astype(np.float32)
     pixels[3, 4], pixels[5, 6, 1], pixels[7, 8, :2] = nodata, nodata, nodata
@@ -242,7 +242,7 @@ def test_missing_values_mean_the_same_as_in_training(tmp_path, nodata):
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
 @pytest.mark.parametrize("bands", [slice(1, 2), slice(0, 3)])
-def test_infinity_is_not_missing(tmp_path, folder, value, bands):
+def test_infinity_is_not_nodata(tmp_path, folder, value, bands):
     pixels = random_pixels().astype(np.float32)
     pixels[50, 7, bands] = value
     path = write_scene(tmp_path / "scene.tif", pixels, nodata=np.nan)
@@ -275,7 +275,7 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def test_failure_leaves_the_old_map_and_nothing_else(tmp_path, folder):
+def test_failure_keeps_the_old_map_and_leaves_no_other_file(tmp_path, folder):
     path = write_scene(tmp_path / "scene.tif", random_pixels(300, 90))
     (folder / "map.tif").write_bytes(b"before")
     calls = []
@@ -339,7 +339,7 @@ def test_values_that_are_not_finite(tmp_path, folder):
     check_refused(folder, ["scene.tif", "band 2 (green)", "row 50", "column 7", "nodata"], path)
 
 
-def test_outputs_that_cannot_be(tmp_path, folder):
+def test_invalid_outputs(tmp_path, folder):
     path = write_scene(tmp_path / "scene.tif", random_pixels())
     before = path.read_bytes()
     check_refused(folder, ["does not exist", "nowhere"], path, folder / "nowhere" / "map.tif")
@@ -355,7 +355,7 @@ def test_outputs_that_cannot_be(tmp_path, folder):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files from anyone")
-def test_folder_that_takes_no_files(tmp_path, folder):
+def test_folder_that_accepts_no_new_files(tmp_path, folder):
     path = write_scene(tmp_path / "scene.tif", random_pixels())
     check_refused(folder, ["/proc/map.tif: cannot be written"], path, Path("/proc/map.tif"))
 

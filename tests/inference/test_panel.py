@@ -1,4 +1,4 @@
-"""The panel picture: its size, what it shows, and what it refuses."""
+"""The panel picture: its size, its contents, and rejected inputs."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def count_of(picture, colour) -> int:
     return int((picture == np.array(colour, np.uint8)).all(axis=-1).sum())
 
 
-def test_shows_every_column_within_the_width(tmp_path):
+def test_every_column_fits_the_width(tmp_path):
     path = tmp_path / "deep" / "panel.png"
     write_panel(
         path, *scenes(3), names=NAMES, palette=PALETTE, expert_count=4,
@@ -68,7 +68,7 @@ def test_stretch_follows_the_percentiles():
     assert np.isfinite(stretch(np.full((4, 4, 3), 7))).all()
 
 
-def test_refuses_what_does_not_fit(tmp_path):
+def test_inconsistent_inputs_are_rejected(tmp_path):
     images, truths, predictions, experts = scenes(2)
     settings = {"names": NAMES, "palette": PALETTE, "expert_count": 3}
     with pytest.raises(ValueError, match="from 0 to 2"):

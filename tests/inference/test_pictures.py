@@ -1,4 +1,4 @@
-"""What pictures of a run show: colours of features, the window that is shown, the scenes."""
+"""Pictures of a run: colours of features, the chosen window, the scenes."""
 
 from types import SimpleNamespace
 

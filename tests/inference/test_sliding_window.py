@@ -1,4 +1,4 @@
-"""Sliding windows against direct evaluation: blending must not change what is pixelwise or constant."""
+"""Sliding windows against direct evaluation: blending changes neither pixelwise nor constant scores."""
 
 import itertools
 
@@ -98,13 +98,13 @@ def test_batches_are_always_full_and_in_order():
     ("arguments", "key"),
     [((0, 0), "window"), ((4, 4), "overlap"), ((4, -1), "overlap"), ((4, 0, 0), "batch_size")],
 )
-def test_settings_that_cannot_be_name_the_key(arguments, key):
+def test_bad_settings_name_the_key(arguments, key):
     with pytest.raises(UserError, match=rf"config\.evaluate\.{key}"):
         EvaluateConfig(*arguments)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_scores_that_are_not_finite_are_refused(bad):
+def test_non_finite_scores_are_rejected(bad):
     """argmax would turn them into a class like any other."""
 
     def predict(tiles):

@@ -1,4 +1,4 @@
-"""The programs of schedulers and clouds, replaced on PATH by fakes that note how they were called."""
+"""Fakes of scheduler and cloud programs on PATH that record how they are called."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""launch/Dockerfile.*: a small lint, and what they install and copy exists."""
+"""launch/Dockerfile.*: a small lint; copied files and installed extras exist."""
 
 import re
 import tomllib

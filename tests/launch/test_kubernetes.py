@@ -1,4 +1,4 @@
-"""launch/gke_jobset.yaml: fields and types, and what find_start makes of the environment of each pod."""
+"""launch/gke_jobset.yaml: fields and types, and what `find_start` reads from the environment of each pod."""
 
 import copy
 import math
@@ -61,7 +61,7 @@ def test_schema(kind):
     jsonschema.validate(JOBSETS[kind], SCHEMA)
 
 
-def test_the_schema_finds_mistakes():
+def test_the_schema_rejects_mistakes():
     pod = ("spec", "replicatedJobs", 0, "template", "spec", "template", "spec")
     for path, value in (
         (("spec", "failurePolicy", "maxRestart"), 3),
@@ -79,7 +79,7 @@ def test_the_schema_finds_mistakes():
             jsonschema.validate(broken, SCHEMA)
 
 
-def test_gpu_pods_find_each_other():
+def test_gpu_pods_find_their_coordinator():
     name, count = JOBSETS["gpu"]["metadata"]["name"], job_of(JOBSETS["gpu"])[1]["completions"]
     assert JOBSETS["gpu"]["spec"]["network"].get("subdomain", name) == name
     address = f"{name}-workers-0-0.{name}:8476"
@@ -88,7 +88,7 @@ def test_gpu_pods_find_each_other():
     assert container_of(JOBSETS["gpu"])["ports"] == [{"containerPort": start_module.PORT}]
 
 
-def test_tpu_pods_leave_it_to_jax(monkeypatch):
+def test_tpu_pods_leave_discovery_to_jax(monkeypatch):
     monkeypatch.setattr(start_module, "_has_tpu", lambda: True)
     found = [find_start(environment) for environment in environments(JOBSETS["tpu"])]
     assert found == [Start("the TPU VM")] * len(found)
@@ -109,7 +109,7 @@ def test_every_variable_is_one_that_is_read(kind):
 
 
 @pytest.mark.parametrize("kind", JOBSETS)
-def test_parts_agree(kind):
+def test_parts_of_a_manifest_agree(kind):
     jobset = JOBSETS[kind]
     _, job = job_of(jobset)
     pod, container = job["template"]["spec"], container_of(jobset)
@@ -140,7 +140,7 @@ def test_what_a_pod_runs(machine):
     assert machine.trainings[0][0] == ["train", *container["args"]]
 
 
-def test_the_commands_that_are_documented(machine):
+def test_documented_commands(machine):
     readme = (ROOT / "launch" / "README.md").read_text()
     lines = [line for line in readme.splitlines() if line.startswith("kubectl")]
     assert lines

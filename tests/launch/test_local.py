@@ -10,7 +10,7 @@ from tests.launch.conftest import UNTIL_ASKED
 LOCAL = ("launch/local.sh", "--config", "c.py", "--workdir", "runs/x")
 
 
-def test_one_process_is_told_nothing(machine):
+def test_a_single_process_gets_no_coordinator(machine):
     assert machine.run(*LOCAL).returncode == 0
     [(arguments, environment)] = machine.trainings
     assert arguments == ["train", *LOCAL[1:]]
@@ -29,7 +29,7 @@ def test_several_processes_share_the_gpus(machine):
     assert [found[i][1]["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["4,5", "6,7"]
 
 
-def test_one_that_crashes_ends_the_others_and_all_start_again(machine):
+def test_a_crash_ends_all_processes_and_restarts_them(machine):
     # Process 1 crashes at the first start, while process 0 waits for it and does not hear.
     training = (
         "[ -e $RECORD/again ] && exit 0; "
@@ -42,7 +42,7 @@ def test_one_that_crashes_ends_the_others_and_all_start_again(machine):
     assert len(machine.trainings) == 4
 
 
-def test_crashes_end_at_the_limit(machine):
+def test_restarts_stop_at_the_limit(machine):
     done = machine.run(*LOCAL, TRAINING="exit 3", RESTARTS="1")
     assert done.returncode == 3
     assert len(machine.trainings) == 2
@@ -50,7 +50,7 @@ def test_crashes_end_at_the_limit(machine):
 
 
 @pytest.mark.parametrize("status", [2, 130])
-def test_what_another_start_cannot_mend_ends_it(machine, status):
+def test_errors_that_a_restart_cannot_fix_end_the_run(machine, status):
     assert machine.run(*LOCAL, PROCESSES="2", TRAINING=f"exit {status}").returncode == status
     assert len(machine.trainings) == 2
 

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch under fakes of SLURM: processes find each other, jobs queue themselves again."""
+"""launch/slurm.sbatch under fakes of SLURM: processes find each other, jobs requeue themselves."""
 
 import json
 
@@ -21,7 +21,7 @@ def starts(machine):
     return sorted(found, key=lambda start: start.process)
 
 
-def test_one_process_a_node_has_all_gpus(machine):
+def test_one_process_per_node_has_all_gpus(machine):
     assert submit(machine).returncode == 0
     found = starts(machine)
     assert [(start.process, start.processes, start.local_devices) for start in found] == [
@@ -35,7 +35,7 @@ def test_one_process_a_node_has_all_gpus(machine):
     assert {"requeue": "", "signal": "B:TERM@120", "open-mode": "append"}.items() <= options.items()
 
 
-def test_one_process_a_gpu(machine):
+def test_one_process_per_gpu(machine):
     assert (
         submit(
             machine, "--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=4"
@@ -46,12 +46,12 @@ def test_one_process_a_gpu(machine):
     assert [(start.process, start.local_devices) for start in found] == [(i, (i,)) for i in range(4)]
 
 
-def test_two_processes_a_node_share_its_gpus(machine):
+def test_two_processes_per_node_share_its_gpus(machine):
     assert submit(machine, "--ntasks-per-node=2").returncode == 0
     assert [start.local_devices for start in starts(machine)] == [(0, 1, 2, 3), (4, 5, 6, 7)] * 2
 
 
-def test_a_job_out_of_time_saves_queues_again_and_ends(machine):
+def test_a_job_out_of_time_saves_and_requeues(machine):
     # The second start finds nothing left to do.
     training = f"[ $SLURM_RESTART_COUNT = 1 ] && exit 0; {UNTIL_ASKED}"
     done = submit(machine, training=training, SIGNAL_AT="2")
@@ -61,13 +61,13 @@ def test_a_job_out_of_time_saves_queues_again_and_ends(machine):
     assert "asked to stop: requeued" in done.stderr
 
 
-def test_a_job_that_is_cancelled_stays_so(machine):
+def test_a_cancelled_job_is_not_requeued(machine):
     done = submit(machine, training=UNTIL_ASKED, SIGNAL_AT="2", JOB_STATE="CANCELLED")
     assert done.returncode == 0
     assert REQUEUE not in machine.calls
 
 
-def test_a_crash_is_queued_again_so_often(machine):
+def test_a_crash_is_requeued_up_to_the_limit(machine):
     done = submit(machine, training="exit 3", RESTARTS="1")
     assert done.returncode == 3
     assert machine.calls.count(REQUEUE) == 1
@@ -76,12 +76,12 @@ def test_a_crash_is_queued_again_so_often(machine):
 
 
 @pytest.mark.parametrize("status", [2, 130])
-def test_what_another_start_cannot_mend_is_not_queued_again(machine, status):
+def test_errors_that_a_restart_cannot_fix_are_not_requeued(machine, status):
     assert submit(machine, training=f"exit {status}").returncode == status
     assert machine.calls == []
 
 
-def test_a_stuck_job_is_killed_and_queued_again(machine, tmp_path):
+def test_a_stuck_job_is_killed_and_requeued(machine, tmp_path):
     training = "[ $SLURM_RESTART_COUNT = 1 ] && exit 0; trap '' TERM; sleep 60"
     done = submit(machine, training=training, WATCHDOG_SECONDS="1", arguments=[f"--workdir={tmp_path}"])
     assert done.returncode == 0
@@ -89,7 +89,7 @@ def test_a_stuck_job_is_killed_and_queued_again(machine, tmp_path):
     assert "no heartbeat" in done.stderr
 
 
-def test_every_task_of_an_array_has_its_own_folder_and_number(machine):
+def test_every_array_task_has_its_own_folder_and_number(machine):
     training = f"[ $SLURM_RESTART_COUNT = 1 ] && exit 0; {UNTIL_ASKED}"
     arguments = ("--config.seed=%a", "--workdir", "runs/seed%a")
     done = submit(machine, "--array=3-4", "--nodes=1", training=training, arguments=arguments, SIGNAL_AT="1")
@@ -100,7 +100,7 @@ def test_every_task_of_an_array_has_its_own_folder_and_number(machine):
     assert machine.trainings[-1][0][1] == "--config.seed=4"
 
 
-def test_a_run_of_a_grid_a_task(machine):
+def test_one_grid_run_per_array_task(machine):
     grid = ("configs/ablations/experts.py", "--workdir", "runs/grid", "--config.train.steps=5")
     training = f"[ $SLURM_RESTART_COUNT = 1 ] && exit 0; {UNTIL_ASKED}"
     options = ("--array=1-2", "--nodes=1", "--gpus-per-node=1", "--cpus-per-task=4")
@@ -115,7 +115,7 @@ def test_a_run_of_a_grid_a_task(machine):
     assert watched[1:3] == ["runs/x/seed1/heartbeat/0.json", "runs/x/seed2/heartbeat/0.json"]
 
 
-def test_a_stuck_run_of_a_grid_is_killed(machine, tmp_path):
+def test_a_stuck_grid_run_is_killed(machine, tmp_path):
     training = "[ $SLURM_RESTART_COUNT = 1 ] && exit 0; trap '' TERM; sleep 60"
     done = submit(
         machine, "--array=0-0", "--nodes=1", training=training, SUBCOMMAND="ablate", WATCHDOG_SECONDS="1",
@@ -133,7 +133,7 @@ def test_a_stuck_run_of_a_grid_is_killed(machine, tmp_path):
         (("--array=3-3", "--nodes=1"), "the grid has no run 3"),
     ],
 )
-def test_a_grid_that_is_no_array(machine, options, expected):
+def test_a_grid_requires_an_array_job(machine, options, expected):
     done = submit(machine, *options, arguments=("g.py", "--workdir", "runs/g"), SUBCOMMAND="ablate")
     assert (done.returncode, done.stderr) == (2, f"error: slurm.sbatch: {expected}\n")
     assert machine.trainings == []

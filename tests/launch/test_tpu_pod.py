@@ -1,4 +1,4 @@
-"""launch/tpu_pod.sh: what it would call, what it calls, and what it refuses."""
+"""launch/tpu_pod.sh: commands of a dry run, commands that run, and rejected arguments."""
 
 import shlex
 import subprocess
@@ -55,7 +55,7 @@ def test_commands(machine, action, options, expected):
     assert commands(machine, action, *options) == expected
 
 
-def test_install_takes_the_last_commit_to_every_worker(machine):
+def test_install_copies_the_last_commit_to_every_worker(machine):
     archive, copy, install = commands(machine, "install", "--nfs", "10.0.0.2:/runs")
     assert archive[0] == "git"
     assert archive[-1] == "HEAD"
@@ -73,12 +73,12 @@ def test_status(machine):
     assert workers[:-1] == [*SSH, "--worker=all"]
 
 
-def test_a_command_that_fails_ends_it(machine):
+def test_a_failing_command_ends_the_script(machine):
     assert pod(machine, "install", *POD, FAIL_ON="scp").returncode == 1
     assert [call[0] for call in machine.calls] == ["git", "gcloud"]
 
 
-def test_what_a_worker_runs_starts_one_training_detached(machine, tmp_path):
+def test_a_worker_starts_one_detached_training(machine, tmp_path):
     [run] = commands(machine, "run", *TRAINING)
     assert run[:-1] == [*SSH, "--worker=all"]
     command = run[-1].removeprefix("--command=")

@@ -1,4 +1,4 @@
-"""launch/watchdog.sh: what is stuck is killed, what lives is left alone, signals and statuses pass."""
+"""launch/watchdog.sh: stuck trainings are killed, live ones are not, signals and statuses pass through."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ def heartbeat(tmp_path):
     return path
 
 
-def test_an_old_heartbeat_is_killed_with_all_that_it_started(machine, heartbeat, tmp_path):
+def test_a_stale_heartbeat_kills_the_whole_process_group(machine, heartbeat, tmp_path):
     lasting = f"trap '' TERM; sleep 60 & echo $! >{tmp_path}/child; wait"
     status, err = ended(watch(machine, tmp_path / "run", lasting, seconds=1))
     assert status == 124
@@ -36,31 +36,31 @@ def test_an_old_heartbeat_is_killed_with_all_that_it_started(machine, heartbeat,
     assert subprocess.run(state, capture_output=True, text=True, check=False).stdout[:1] in ("", "Z")
 
 
-def test_a_fresh_heartbeat_is_left_alone(machine, heartbeat, tmp_path):
+def test_a_fresh_heartbeat_keeps_the_training_alive(machine, heartbeat, tmp_path):
     beating = f"for i in 1 2 3 4 5 6; do echo $i >{heartbeat}; sleep 0.5; done"
     assert ended(watch(machine, tmp_path / "run", beating, seconds=2)) == (0, "")
 
 
-def test_a_run_that_never_begins_is_killed(machine, tmp_path):
+def test_a_training_without_a_first_heartbeat_is_killed(machine, tmp_path):
     status, err = ended(watch(machine, tmp_path / "run", "sleep 60", seconds=1))
     assert status == 124
     assert "(last: none): killed" in err
 
 
 @pytest.mark.parametrize("status", [0, 2, 3])
-def test_the_status_is_the_trainings(machine, tmp_path, status):
+def test_the_exit_status_is_that_of_the_training(machine, tmp_path, status):
     assert ended(watch(machine, tmp_path, f"exit {status}"))[0] == status
 
 
 @pytest.mark.parametrize(("told", "status"), [({}, 0), ({"STOPPED_STATUS": "75"}, 75)])
-def test_sigterm_is_passed_on(machine, tmp_path, told, status):
+def test_sigterm_is_forwarded(machine, tmp_path, told, status):
     process = watch(machine, tmp_path, UNTIL_ASKED, **told)
     machine.await_waiting(1)
     process.send_signal(signal.SIGTERM)
     assert ended(process)[0] == status
 
 
-def test_a_training_that_does_not_stop_is_killed(machine, tmp_path):
+def test_a_training_that_ignores_sigterm_is_killed(machine, tmp_path):
     process = watch(machine, tmp_path, "trap '' TERM; touch $RECORD/waiting.$$; sleep 60", STOP_SECONDS="1")
     machine.await_waiting(1)
     process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Evaluation sees every image once, whatever the batch, the workers and the hosts."""
+"""Evaluation reads every image once, for any batch size, number of workers and number of hosts."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_every_image_comes_once(source, batch_size, hosts, workers):
         assert (label == 255).sum() == 256 - record.height * record.width
 
 
-def test_scores_are_those_of_whole_images(source):
+def test_scores_equal_those_of_whole_images(source):
     """One tile a window gives what sliding windows give, for a predictor that looks at neighbours."""
 
     def predict(tiles):
@@ -80,7 +80,7 @@ def test_scores_are_those_of_whole_images(source):
         ({"records": ()}, "empty"),
     ],
 )
-def test_refuses(source, settings, message):
+def test_bad_arguments(source, settings, message):
     given = {"records": source.records, "size": 16, "batch_size": 4, **settings}
     with pytest.raises(UserError, match=message):
         eval_batches(source, given.pop("records"), given.pop("size"), **given)

@@ -1,4 +1,4 @@
-"""Loading as a whole: one order for any machine, shares of a mixture, and what happens on failures."""
+"""Batches of every kind of source: the same on any machine, mixture weights, and failures."""
 
 import hashlib
 import multiprocessing
@@ -118,7 +118,7 @@ def digests(source, count, augment=AUGMENT, **settings):
 
 
 @pytest.mark.parametrize("kind", ["mixture", "geotiffs", "prepared"])
-def test_two_hundred_batches_are_the_same_everywhere(kind, request):
+def test_batches_are_the_same_for_any_workers_threads_hosts_and_start(kind, request):
     """For 0 to 3 workers, for 1, 2 and 4 hosts, and from step 100 on with others of them or of threads.
 
     Of arrays of two domains with one that cannot be read, of GeoTIFFs with polygons, and of prepared tiles.
@@ -153,7 +153,7 @@ def name(tile, _rng):
     }
 
 
-def test_a_mixture_keeps_to_its_weights_and_its_epochs():
+def test_a_mixture_keeps_its_weights_and_epochs():
     a, b = TileIndex(images("a", 5, 0), 8), TileIndex(images("b", 2, 1), 8)
     stream = train_batches(Mixture((a, b), (3.0, 1.0)), name, batch_size=1, seed=0)
     drawn = list(islice(stream, 4 * len(a)))
@@ -167,7 +167,7 @@ def test_a_mixture_keeps_to_its_weights_and_its_epochs():
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, float("nan")), (1.0, float("inf"))])
-def test_bad_weights_are_refused(weights):
+def test_bad_weights_are_rejected(weights):
     part = TileIndex(images("a", 1, 0), 8)
     with pytest.raises(UserError, match=r"data\.weights = "):
         train_batches(Mixture((part, part), weights), AUGMENT, batch_size=2, seed=0)
@@ -184,20 +184,20 @@ def test_skipped_tiles_are_named_once_and_counted(mixture, workers, caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_by_default_the_first_failure_stops(mixture, workers):
+def test_by_default_the_first_failure_stops_loading(mixture, workers):
     with pytest.raises(UserError) as error:
         digests(mixture, 50, workers=workers, corrupt="stop")
     assert str(error.value) == "a/2.tif: truncated"
     assert multiprocessing.active_children() == []
 
 
-def test_a_source_of_nothing_but_broken_files_is_no_endless_loop():
+def test_a_source_of_only_broken_files_ends_with_an_error():
     broken = TileIndex(Broken(images("a", 1, 0), 0), 8)
     with pytest.raises(UserError, match=r"20 tiles in a row cannot be read, the last: a/0\.tif: truncated"):
         digests(broken, 1)
 
 
-def test_an_unknown_policy_is_refused(mixture):
+def test_an_unknown_policy_is_rejected(mixture):
     with pytest.raises(UserError, match=r"data\.corrupt = 'ignore': must be one of stop, skip"):
         digests(mixture, 1, corrupt="ignore")
 
@@ -208,7 +208,7 @@ def kill(tile, rng):
     return {"x": np.zeros(1)}
 
 
-def test_a_killed_worker_is_an_error_and_no_wait(mixture):
+def test_a_killed_worker_is_an_error(mixture):
     stream = train_batches(mixture, kill, batch_size=4, seed=0, workers=2)
     with pytest.raises(UserError, match=r"worker process .* was killed.*data\.workers"):
         list(islice(stream, 100))

@@ -1,4 +1,4 @@
-"""Batches: the same bytes for every worker count, host count and restart; errors reach the parent."""
+"""Batches are the same for any number of workers and hosts and any restart; errors reach the parent."""
 
 import multiprocessing
 import subprocess
@@ -47,7 +47,7 @@ def assert_same(some, others):
             assert a[key].tobytes() == b[key].tobytes()
 
 
-def test_batches_do_not_depend_on_workers_nor_on_restarts(tiles):
+def test_batches_are_independent_of_workers_and_restarts(tiles):
     assert len(tiles) == 11
     straight = take(tiles, 8)
     assert straight[0]["image"].shape == (4, 16, 16, 3)
@@ -61,7 +61,7 @@ def test_batches_do_not_depend_on_workers_nor_on_restarts(tiles):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_each_batch_in_order(tiles, hosts):
+def test_hosts_divide_each_batch_in_order(tiles, hosts):
     parts = [take(tiles, 5, start_step=2, host_index=h, host_count=hosts) for h in range(hosts)]
     joined = [
         {k: np.concatenate([p[k] for p in batch]) for k in batch[0]} for batch in zip(*parts, strict=True)
@@ -87,7 +87,7 @@ def test_a_source_smaller_than_a_batch(tiles):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_cannot_be_read_is_named_in_the_parent(tmp_path, workers):
+def test_an_unreadable_file_is_named_in_the_parent_process(tmp_path, workers):
     from PIL import Image
 
     for kind in ("images", "masks"):
@@ -113,12 +113,12 @@ def test_a_file_that_cannot_be_read_is_named_in_the_parent(tmp_path, workers):
         ({"start_step": -1}, "step = -1"),
     ],
 )
-def test_refuses_at_once(tiles, settings, message):
+def test_bad_arguments_are_rejected_at_once(tiles, settings, message):
     with pytest.raises(UserError, match=message):
         train_batches(tiles, AUGMENT, **{"batch_size": 4, "seed": 7, **settings})
 
 
-def test_an_empty_source_is_refused(tiles):
+def test_an_empty_source_is_rejected(tiles):
     with pytest.raises(UserError, match="empty"):
         train_batches([], AUGMENT, batch_size=4, seed=0)
     with pytest.raises(UserError, match="empty"):

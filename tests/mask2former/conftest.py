@@ -1,4 +1,4 @@
-"""The released tiny model's head, ready to run on its recorded features."""
+"""The head of the released tiny model with its recorded features."""
 
 import json
 

@@ -79,7 +79,7 @@ def test_every_recorded_gradient(golden, run, relative_error):
     assert max(errors.values()) < 1e-4, errors
 
 
-def test_released_tensors_survive_a_round_trip_bit_for_bit(golden):
+def test_released_tensors_round_trip_bit_for_bit(golden):
     _, state = golden.head()
     leaves = jax.tree.map(np.asarray, flatten_dict(nnx.to_pure_dict(state)))
     back = write_tensors(head_rules(path=()), leaves)

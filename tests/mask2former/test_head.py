@@ -1,4 +1,4 @@
-"""Properties of the head that no golden shows."""
+"""Properties of the head that the golden files do not cover."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_shapes():
     assert mask_logits.shape == (3, 2, 5, 20, 28)
 
 
-def test_last_layer_alone_and_queries_from_elsewhere():
+def test_last_layer_only_and_external_queries():
     """The same numbers where the head has the query positions itself and is given the query features."""
     features, queries = inputs()
     head = small_head()
@@ -63,7 +63,7 @@ def test_last_layer_alone_and_queries_from_elsewhere():
         np.testing.assert_allclose(last[0], every[-1], atol=1e-5)
 
 
-def test_a_fully_blocked_query_looks_everywhere():
+def test_a_fully_masked_query_attends_everywhere():
     features, queries = inputs()
 
     def class_logits(mask_logit):
@@ -100,7 +100,7 @@ def test_any_number_of_decoder_layers(count):
     np.testing.assert_allclose(got, np.stack(trail), atol=1e-5)
 
 
-def test_remat_keeps_less_for_the_way_back():
+def test_remat_keeps_fewer_residuals():
     features, queries = inputs()
 
     def kept(remat):
@@ -115,7 +115,7 @@ def test_remat_keeps_less_for_the_way_back():
     assert kept(True) < 0.5 * kept(False)
 
 
-def test_the_published_head_is_described_without_being_allocated():
+def test_the_published_head_has_the_published_size():
     config = Mask2FormerConfig(num_classes=19)
     head = nnx.eval_shape(lambda: Mask2FormerHead(config, in_features=1024, rngs=nnx.Rngs(0)))
     leaves = jax.tree.leaves(nnx.state(head))
@@ -145,7 +145,7 @@ def test_bad_settings_name_their_key(change, message):
     assert message in str(caught.value)
 
 
-def test_queries_of_another_shape_are_refused():
+def test_queries_of_another_shape_are_rejected():
     features, queries = inputs()
     with pytest.raises(ValueError, match="queries"):
         small_head()(features, queries[:-1])

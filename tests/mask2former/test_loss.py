@@ -1,4 +1,4 @@
-"""The whole loss: recorded numbers, and the images and settings they do not cover."""
+"""The whole loss: recorded numbers, and images and settings that they do not cover."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_a_batch_without_any_label(drawn):
     assert not np.asarray(gradients[1]).any()
 
 
-def test_a_perfect_prediction_costs_nothing():
+def test_a_perfect_prediction_has_no_loss():
     labels = np.zeros((BATCH, 16, 16), np.uint8)
     labels[:, :, 5:] = 1
     labels[:, 9:] = 2
@@ -96,14 +96,14 @@ def test_a_perfect_prediction_costs_nothing():
     assert all(abs(value) < 1e-5 for value in loss.terms.values())
 
 
-def test_draws_follow_the_key(drawn):
+def test_points_follow_the_random_key(drawn):
     logits, labels = random_case()
     first, again, other = (drawn(logits, labels, jax.random.key(seed))[0][0] for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
-def test_bfloat16_logits_are_taken_in_float32(drawn):
+def test_bfloat16_logits_are_computed_in_float32(drawn):
     logits, labels = random_case()
     logits = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), logits)
     total = jax.jit(lambda c, m, y, k: mask2former_loss(c, m, y, config=CONFIG, key=k).total)(
@@ -122,13 +122,13 @@ def test_costs_that_are_not_finite_are_counted(drawn):
     assert (np.sort(np.asarray(loss.assignment))[..., -CLASSES:] == [1, 2, 3]).all()
 
 
-def test_points_or_a_key():
+def test_points_or_a_key_are_required():
     logits, labels = random_case()
     with pytest.raises(ValueError, match="key"):
         mask2former_loss(*logits, labels, config=CONFIG)
 
 
-def test_released_order_and_back():
+def test_released_query_order_round_trip():
     labels = np.array([[[0, 2], [2, 255]], [[1, 2], [0, 0]]], np.uint8)
     classes = np.array([[[3, 0, 1], [0, 2, 3]]])
     ranks = released_assignment(classes, labels, CLASSES)

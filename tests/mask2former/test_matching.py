@@ -10,7 +10,7 @@ optimize = pytest.importorskip("scipy.optimize")
 
 
 @pytest.mark.parametrize(("classes", "queries"), [(8, 30), (5, 5), (9, 4)])
-def test_present_classes_are_matched_as_if_alone(classes, queries):
+def test_absent_classes_do_not_change_the_matching(classes, queries):
     rng = np.random.default_rng(classes)
     costs = rng.normal(0, 5, (60, classes, queries)).astype(np.float32)
     present = rng.uniform(size=(60, classes)) < 0.6
@@ -23,7 +23,7 @@ def test_present_classes_are_matched_as_if_alone(classes, queries):
         np.testing.assert_array_equal(query[image][slots], columns)
 
 
-def test_costs_that_are_not_finite_leave_a_valid_matching_of_the_rest():
+def test_non_finite_costs_leave_the_other_matches_valid():
     costs = np.array([[np.nan, 1.0, 3.0], [0.0, np.inf, 5.0], [2.0, 2.0, -np.inf]], np.float32)
     query, matched = match(costs, np.array([True, True, False]))
     np.testing.assert_array_equal(query, [1, 0, 0])

@@ -1,4 +1,4 @@
-"""Another library's encoder with random weights, the same weights in ours, and the comparison."""
+"""Encoders of other libraries with random weights, ours with the same weights, and the comparison."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The one vision transformer against transformers' CLIP, random weights, every layer."""
+"""The vision transformer against transformers' CLIP: random weights, every layer."""
 
 import pytest
 

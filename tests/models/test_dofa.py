@@ -86,7 +86,7 @@ def test_wavelengths_come_from_the_sensor():
 
 
 @pytest.mark.parametrize("sensor", SENSORS)
-def test_sensors_are_sorted_by_purpose(sensor):
+def test_sensor_tables_are_consistent(sensor):
     """Every band is in micrometres, narrower than its centre, and named once."""
     bands = SENSORS[sensor].bands
     names = [name.lower() for band in bands for name in (band.name, *band.aliases)]
@@ -120,7 +120,7 @@ def test_other_encoders_keep_their_bands():
         for_bands(segmenter, RGB, pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
 
 
-def test_the_generator_is_no_part_of_a_step():
+def test_the_kernel_generator_is_not_used_in_a_step():
     """Neither of a compiled forward pass: its weights are arguments that nothing reads."""
     segmenter = random_segmenter(segmenter_config(tiny_dofa(("blue", "green", "red"))))
     trainable, frozen = split(segmenter)
@@ -174,7 +174,7 @@ def test_published_sizes():
     assert EncoderConfig(kind="dofa", in_channels=3, wavelengths=RGB).prefix_tokens == 1
 
 
-def test_a_run_serves_other_sensors(tmp_path):
+def test_a_run_predicts_on_other_sensors(tmp_path):
     """A checkpoint of three bands predicts on thirteen; for other encoders bands are part of the model."""
     trained = tiny_dofa(("blue", "green", "red"))
     parameters, _ = split(random_segmenter(segmenter_config(trained)))

@@ -1,4 +1,4 @@
-"""EVA-02 (arXiv 2303.11331) against its definition, written out in float64 numpy, every layer."""
+"""EVA-02 (arXiv 2303.11331) against its definition in float64 numpy, every layer."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Published encoders: exactly as many parameters as published, and a forward pass at real size."""
+"""Published encoders: the exact number of parameters, and a forward pass at full size."""
 
 import math
 
@@ -156,7 +156,7 @@ def test_forward_at_real_size(name):
     assert tokens.dtype == jnp.bfloat16
 
 
-def test_patch_sizes_that_differ_and_what_to_do():
+def test_patch_sizes_that_differ():
     visual = EncoderConfig(**preset("dinov3_l", "preset"))
     depth = EncoderConfig(**preset("depth_anything_v2_l", "preset"), name="depth")
     message = r"depth\.patch_size = 14 differs .*; config\.model\.depth\.patch_size=16 resamples its weights"

@@ -1,4 +1,4 @@
-"""SAM's encoder against transformers', random weights, every layer."""
+"""SAM's encoder against transformers': random weights, every layer."""
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def test_other_grids(shape):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_gradient_is_the_slope(remat):
+def test_gradient_equals_finite_differences(remat):
     """Of every weight and of the image together, along a random direction, in float64."""
     with jax.enable_x64(True):
         config = EncoderConfig(**{**OUR_SIZES, **SAM, "layers": 4, "global_every": 2}, trainable=True)

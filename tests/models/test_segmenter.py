@@ -1,4 +1,4 @@
-"""The segmenter as configurations describe it: sizes, checks, and the full model without allocating it."""
+"""The segmenter of a configuration: sizes, checks, and the full model without allocating it."""
 
 import time
 
@@ -94,7 +94,7 @@ def test_full_model_lowers_without_weights(lowered):
     assert len(text) > 10_000
 
 
-def test_frozen_weights_never_meet_the_optimizer(lowered):
+def test_frozen_weights_have_no_optimizer_state(lowered):
     traced, state, frozen, _ = lowered
     trainable_count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     optimizer_count = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
@@ -144,7 +144,7 @@ def test_every_trainable_parameter_learns():
     assert not still
 
 
-def test_a_seed_is_an_argument_of_what_makes_the_weights(caplog):
+def test_initialisation_compiles_once_for_all_seeds(caplog):
     """Were it a constant, every seed of a grid would compile it anew."""
     settings, place = segmenter_config(tiny()), ("backbone", "visual", "patch_kernel")
     with jax.log_compiles():
@@ -153,7 +153,7 @@ def test_a_seed_is_an_argument_of_what_makes_the_weights(caplog):
     assert np.any(np.asarray(made[0]) != np.asarray(made[1]))
 
 
-def test_scores_are_a_share_of_queries():
+def test_scores_are_bounded_by_the_number_of_queries():
     settings = segmenter_config(tiny())
     model = random_segmenter(settings)
     trainable, frozen = split(model)

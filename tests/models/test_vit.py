@@ -1,4 +1,4 @@
-"""The one vision transformer against transformers' DINOv3 and DINOv2, random weights, every layer."""
+"""The vision transformer against transformers' DINOv3 and DINOv2: random weights, every layer."""
 
 import pytest
 
@@ -76,6 +76,6 @@ def test_dinov2(ffn, registers):
         assert_layers_equal(ours, theirs, image)
 
 
-def test_image_that_does_not_divide():
+def test_image_size_that_patches_do_not_divide():
     with pytest.raises(UserError, match=r"18x16.*patches of 4"):
         patch_grid((1, 18, 16, 3), 4)

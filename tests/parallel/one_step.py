@@ -1,4 +1,4 @@
-"""A tiny segmenter with every part that is spread over devices, and a state to take one step from."""
+"""One training step of a tiny segmenter that has every part which is sharded over devices."""
 
 import functools
 

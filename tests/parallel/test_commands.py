@@ -1,4 +1,4 @@
-"""The subcommands on several devices of one process: what they refuse, and the same answers as on one."""
+"""Subcommands on several devices of one process: rejected meshes, and the same results as on one device."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def on_devices(count, commands, folder):
     return json.loads(file.read_text())
 
 
-def test_meshes_that_cannot_be_are_one_line(tmp_path):
+def test_bad_meshes_are_rejected_in_one_line(tmp_path):
     commands = [
         ["train", *CONFIG, *(f"--config.{one}" for one in values), "--workdir", str(tmp_path / "run")]
         for values, _ in REFUSED
@@ -68,7 +68,7 @@ def test_meshes_that_cannot_be_are_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_four_devices_is_used_on_four_and_on_one(tmp_path):
+def test_a_run_on_four_devices_predicts_the_same_on_one(tmp_path):
     run, scene = str(tmp_path / "run"), str(SyntheticDataset(0, 4, 1, 64).write(tmp_path, "target")[0])
     tiny = [
         f"--config.{value}" for value in (*SIZES, "train.steps=3", "parallel.data=2", "parallel.expert=2")

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, in every environment, and what is said where they do not."""
+"""How the processes of a run find each other in every environment, and the messages if they do not."""
 
 import os
 import re
@@ -45,14 +45,14 @@ def no_devices(monkeypatch):
     ))  # fmt: skip
 
 
-def test_a_process_that_nothing_speaks_of_is_alone():
+def test_a_process_without_hints_runs_alone():
     assert find_start({}) is None
     assert find_start({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}) is None
     # The shell of `salloc -n 4`: tasks are allotted, and this is none of them.
     assert find_start({"SLURM_NTASKS": "4"}) is None
 
 
-def test_the_command_line_comes_before_the_variables_and_these_before_the_rest():
+def test_precedence_of_command_line_variables_and_schedulers():
     flags = find_start(VARIABLES | SLURM | JOBSET, "h9:99", 3, 2)
     assert flags == Start("the command line", "h9:99", 3, 2)
     assert find_start(VARIABLES | SLURM | JOBSET) == Start("SPECTRALMOE_COORDINATOR", "h0:1234", 2, 1)
@@ -74,18 +74,18 @@ def test_the_command_line_comes_before_the_variables_and_these_before_the_rest()
         (("h:1", 0, 0), "--processes = 0: has to be at least 1"),
     ],
 )
-def test_flags_that_do_not_suffice(flags, expected):
+def test_incomplete_or_invalid_flags(flags, expected):
     with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
         find_start({}, *flags)
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_a_variable_that_is_missing_is_named(name):
+def test_a_missing_variable_is_named(name):
     with pytest.raises(UserError, match=f"^{name} missing: give all of SPECTRALMOE_COORDINATOR, "):
         find_start(VARIABLES | {name: ""})
 
 
-def test_variables_that_are_no_numbers():
+def test_variables_that_are_not_numbers():
     with pytest.raises(UserError, match=r"^SPECTRALMOE_PROCESSES = two: has to be a whole number"):
         find_start(VARIABLES | {"SPECTRALMOE_PROCESSES": "two"})
 
@@ -103,7 +103,7 @@ def test_variables_that_are_no_numbers():
         ("n[1-2]-ib.local,x", "n1-ib.local"),
     ],
 )
-def test_the_first_of_slurms_hosts(nodes, first):
+def test_the_first_slurm_host(nodes, first):
     assert first_host(nodes) == first
 
 
@@ -134,7 +134,7 @@ def test_the_gpus_of_a_slurm_process(change, devices):
     assert find_start(SLURM | change).local_devices == devices
 
 
-def test_slurm_that_cannot_be():
+def test_inconsistent_slurm_settings():
     with pytest.raises(UserError, match=r"^SLURM starts 2 processes on a node with 3 GPUs: choose"):
         find_start(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
     with pytest.raises(UserError, match=r"^SLURM was asked for 4 processes and only this one was started"):
@@ -149,7 +149,7 @@ def test_jobset():
 
 
 @pytest.mark.parametrize("name", ["JOBSET_PROCESSES", "JOB_COMPLETION_INDEX"])
-def test_a_jobset_that_does_not_say_enough_is_no_run_of_one(name):
+def test_an_incomplete_jobset_is_an_error(name):
     with pytest.raises(UserError, match=f"^{name} missing"):
         find_start(JOBSET | {name: ""})
 
@@ -192,7 +192,7 @@ def outcomes(meetings, limit=10):
     return [outcome[0] for _, outcome in meetings]
 
 
-def test_processes_meet_in_any_order_and_past_strangers():
+def test_processes_meet_in_any_order_and_ignore_strangers():
     address = f"127.0.0.1:{free_port()}"
     meetings = [met(address, 3, process, 10) for process in (2, 0)]
     deadline = time.monotonic() + 5
@@ -207,7 +207,7 @@ def test_processes_meet_in_any_order_and_past_strangers():
     assert outcomes(meetings) == ["met"] * 3
 
 
-def test_all_that_came_name_the_one_that_did_not():
+def test_processes_name_the_one_that_is_missing():
     address = f"127.0.0.1:{free_port()}"
     began = time.monotonic()
     said = outcomes([met(address, 4, process, 1) for process in (0, 1, 3)])
@@ -218,7 +218,7 @@ def test_all_that_came_name_the_one_that_did_not():
     }
 
 
-def test_processes_told_of_different_counts():
+def test_processes_with_different_counts():
     address = f"127.0.0.1:{free_port()}"
     said = outcomes([met(address, 2, 0, 5), met(address, 3, 1, 5)])
     assert all(
@@ -226,14 +226,14 @@ def test_processes_told_of_different_counts():
     )
 
 
-def test_a_port_that_is_taken():
+def test_a_port_in_use():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"^port {port} of the coordinator is taken on this host"):
             meet(f"127.0.0.1:{port}", 2, 0, 1)
 
 
-def test_an_unreachable_coordinator_is_one_line_within_the_limit():
+def test_an_unreachable_coordinator_is_reported_within_the_limit():
     code = (
         "import sys, time\n"
         "from spectralmoe_jax.errors import UserError\n"

@@ -1,4 +1,4 @@
-"""One training step on every mesh is the step of one device, and only what may cross crosses."""
+"""One training step on every mesh equals that of one device; tokens never cross the expert axis."""
 
 import functools
 import json
@@ -37,14 +37,14 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_step_is_that_of_one_device(found, mesh):
+def test_a_step_equals_that_of_one_device(found, mesh):
     assert found(mesh)["metrics"] < 1e-5
     assert found(mesh)["params"] < 1e-5
     assert found(mesh)["loss"] > 1  # of something, not of nothing
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_experts_and_their_optimizer_state_are_shared_out(found, mesh):
+def test_experts_and_their_optimizer_state_are_sharded_along_expert(found, mesh):
     """Each device holds 1/expert of the experts, their gates and both moments, and all of the rest."""
     expert = int(mesh.rpartition("x")[2])
     shares = found(mesh)["shares"]
@@ -62,7 +62,7 @@ def test_experts_and_their_optimizer_state_are_shared_out(found, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_frozen_kernels_are_shared_out_along_fsdp(found, mesh):
+def test_frozen_kernels_are_sharded_along_fsdp(found, mesh):
     fsdp = int(mesh.split("x")[1])
     shares = {name: sizes for name, sizes in found(mesh)["shares"].items() if "/blocks/" in name}
     kernels = {name: sizes for name, sizes in shares.items() if name.endswith("kernel")}
@@ -86,7 +86,7 @@ def test_no_token_crosses_the_expert_axis(found):
 
 
 @pytest.mark.slow
-def test_dispatch_gives_the_same_numbers(found):
+def test_dispatch_equals_expert_coordinates(found):
     for differences in found("dispatch").values():
         assert differences["metrics"] < 1e-5
         assert differences["params"] < 1e-5

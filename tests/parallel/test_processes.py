@@ -1,4 +1,4 @@
-"""Runs of several real processes: the same numbers as one process, whatever happens to them on the way."""
+"""Runs of several processes: the same numbers as one process, also after kills and restarts."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def require_same(workdir, alone):
         np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
 
 
-def test_two_processes_are_one_run(alone, tmp_path):
+def test_two_processes_equal_one(alone, tmp_path):
     statuses, said = ended(start(tmp_path, 2))
     assert statuses == [0, 0], said
     assert "process 1 of 2: 1 of 2 devices" in said[1]
@@ -99,7 +99,7 @@ def test_two_processes_are_one_run(alone, tmp_path):
     require_same(tmp_path, alone)
 
 
-def test_one_of_two_is_killed_and_both_start_again(alone, tmp_path):
+def test_one_of_two_is_killed_and_both_restart(alone, tmp_path):
     processes = start(tmp_path, 2)
     at_step(tmp_path, 10, processes)
     processes[1].kill()
@@ -111,7 +111,7 @@ def test_one_of_two_is_killed_and_both_start_again(alone, tmp_path):
     require_same(tmp_path, alone)
 
 
-def test_two_then_one_then_two_after_sigterm(alone, tmp_path):
+def test_two_one_and_two_processes_in_turn_after_sigterm(alone, tmp_path):
     for step, count in ((5, 2), (11, 1)):
         processes = start(tmp_path, count)
         at_step(tmp_path, step, processes)
@@ -125,7 +125,7 @@ def test_two_then_one_then_two_after_sigterm(alone, tmp_path):
     assert losses(tmp_path) == losses(alone)
 
 
-def test_hosts_with_other_configurations_say_so(tmp_path):
+def test_hosts_with_different_configurations_stop(tmp_path):
     statuses, said = ended(start(tmp_path / "run", 2, of_process=lambda number: [f"seed={number}"]))
     assert statuses == [2, 2], said
     for text in said:

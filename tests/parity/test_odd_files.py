@@ -1,4 +1,4 @@
-"""Golden files that are smaller, incomplete or wrong: checked as far as they go, or refused in one line."""
+"""Golden files that are smaller, incomplete or wrong: checked as far as possible, or rejected in one line."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def errors(checks):
     return {check.quantity.split(" (")[0]: check for check in checks}
 
 
-def test_one_layer(adapter, tmp_path):
+def test_golden_of_one_layer(adapter, tmp_path):
     """Every layer of an adapter golden sees the same tokens, so its first layer is a golden of its own."""
     meta, arrays = adapter
     first = {key: value for key, value in arrays.items() if ".1." not in key and not key.startswith("grad/")}
@@ -76,14 +76,14 @@ def test_one_layer(adapter, tmp_path):
         assert found[quantity].note in ("not in the file", "none in the file")
 
 
-def test_one_number_in_two_shapes():
+def test_a_scalar_in_two_shapes():
     assert compare("f", "q", np.ones(1), np.ones(1), 0.0).ok
     assert compare("f", "q", np.ones(()), np.ones(1), 0.0).ok
     assert not compare("f", "q", np.ones(1), np.full(1, 2.0), 0.4).ok
     assert not compare("f", "q", np.ones((1, 1)), np.ones(1), 1.0).ok
 
 
-def test_a_rank_of_its_own_for_every_expert(adapter, tmp_path):
+def test_a_different_rank_for_every_expert(adapter, tmp_path):
     """A B = (A/2 A/2) (B over B): the same expert at twice the rank, its gradients following from its own."""
     meta, arrays = adapter
     for layer in (0, 1):
@@ -101,7 +101,7 @@ def test_a_rank_of_its_own_for_every_expert(adapter, tmp_path):
 
 @pytest.mark.parametrize("bad", [NAN, np.inf, -np.inf])
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_a_golden_that_is_not_finite_is_a_miss(bad, position):
+def test_a_non_finite_golden_is_a_miss(bad, position):
     golden = np.ones(3)
     golden[position] = bad
     for values in (golden, np.full(3, bad)):
@@ -151,7 +151,7 @@ def test_a_gradient_of_nan_is_a_miss(adapter, tmp_path, capsys, key):
         (lambda m, a: a.update(queries=np.array(["a"])), "queries holds <U1, not numbers"),
     ],
 )
-def test_an_adapter_golden_that_does_not_fit(adapter, tmp_path, capsys, change, expected):
+def test_an_inconsistent_adapter_golden(adapter, tmp_path, capsys, change, expected):
     meta, arrays = adapter
     change(meta, arrays)
     write_adapter(tmp_path, meta, arrays)
@@ -171,7 +171,7 @@ def test_a_broken_archive(goldens, tmp_path, capsys):
     assert "adapter_x.npz: not an adapter golden" in refusal(capsys, tmp_path)
 
 
-def test_a_segmenter_golden_with_less_in_it(segmenter):
+def test_a_segmenter_golden_with_fewer_arrays(segmenter):
     def less(meta, arrays):
         for key in [k for k in arrays if k.startswith(("loss/", "grad/"))]:
             del arrays[key]
@@ -206,14 +206,14 @@ def test_a_segmenter_golden_without_the_total_of_its_losses(segmenter):
         (lambda m, a: m.update(embed_dim=32), "feature_0 (2, 64, 32, 32), not (2, 32, any, any)"),
     ],
 )
-def test_a_segmenter_golden_that_does_not_fit(segmenter, tmp_path, capsys, change, expected):
+def test_an_inconsistent_segmenter_golden(segmenter, tmp_path, capsys, change, expected):
     segmenter(change)
     message = refusal(capsys, tmp_path)
     assert expected in message
     assert "x." in message
 
 
-def test_weights_cut_short(segmenter, tmp_path, capsys):
+def test_truncated_weights(segmenter, tmp_path, capsys):
     segmenter()
     weights = tmp_path / "x.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])

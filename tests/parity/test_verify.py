@@ -1,4 +1,4 @@
-"""Parity with the released implementation and the published mathematics, and that a miss is seen."""
+"""Parity with the released implementation and the published mathematics; deviations are detected."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def test_dofa_segmenter(reference):
     assert not [check for check in checks if not check.ok]
 
 
-def test_golden_without_its_weights_is_neither_passed_nor_missed(goldens, tmp_path, capsys):
+def test_golden_without_its_weights_is_skipped(goldens, tmp_path, capsys):
     for suffix in (".json", ".npz"):
         shutil.copy(goldens / "released_tiny" / f"dofa_laplace_k1{suffix}", tmp_path)
     assert verify(tmp_path)
@@ -75,7 +75,7 @@ def test_folder_without_goldens(tmp_path):
         check_folder(tmp_path)
 
 
-def test_state_dict_that_does_not_fit_lists_everything(goldens, tmp_path):
+def test_state_dict_mismatch_lists_every_tensor(goldens, tmp_path):
     from safetensors.numpy import load_file, save_file
 
     stem = goldens / "released_tiny" / "dinov3_laplace_k1"
@@ -91,7 +91,7 @@ def test_state_dict_that_does_not_fit_lists_everything(goldens, tmp_path):
         assert part in str(error.value)
 
 
-def test_hyper_parameters_that_do_not_fit(goldens, tmp_path):
+def test_hyperparameter_mismatch(goldens, tmp_path):
     stem = goldens / "released_tiny" / "dinov3_laplace_k1"
     meta = json.loads(stem.with_suffix(".json").read_text())
     meta["head"]["num_classes"] = 7
@@ -102,7 +102,7 @@ def test_hyper_parameters_that_do_not_fit(goldens, tmp_path):
         verify_segmenter(tmp_path / "x.json")
 
 
-def test_tables_move_axes_only():
+def test_conversion_rules_only_move_axes():
     rules = [Rule("layer.{i}.weight", ("kernel",), "linear"), Rule("conv", ("conv",), "conv")]
     rng = np.random.default_rng(0)
     tensors = {f"layer.{i}.weight": rng.normal(size=(3, 5)) for i in range(2)} | {
@@ -116,7 +116,7 @@ def test_tables_move_axes_only():
     assert all(np.array_equal(back[k], tensors[k]) for k in back)
 
 
-def test_comparison_sees_shape_and_nan():
+def test_comparison_detects_shapes_and_nan():
     assert not compare("f", "q", np.zeros(3), np.zeros(4), 1.0).ok
     assert not compare("f", "q", np.array([np.nan]), np.zeros(1), 1.0).ok
     assert compare("f", "q", np.array([1.0, 10.1]), np.array([1.0, 10.0]), 0.011).ok

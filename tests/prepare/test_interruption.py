@@ -1,4 +1,4 @@
-"""However preparing is cut short and by however many processes it is done: the same bytes in the end."""
+"""Preparation writes the same bytes after any interruption and with any number of processes."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ QUIET = Console(quiet=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_number_of_workers_changes_no_byte(undisturbed, tmp_path, workers):
+def test_output_is_independent_of_the_number_of_workers(undisturbed, tmp_path, workers):
     prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=workers, console=QUIET)
     assert_same(tmp_path, undisturbed)
 
@@ -33,7 +33,7 @@ def test_another_process_writes_the_same_bytes_without_tensorflow_and_jax(undist
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_killed_around_every_renaming(undisturbed, tmp_path, after):
+def test_killed_around_every_rename(undisturbed, tmp_path, after):
     """Each process gets a little further than the one before: through every piece to the last step."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.prepare.tiny_dataset"])
@@ -72,7 +72,7 @@ def test_killed_at_random_moments_with_workers(undisturbed, tmp_path):
     assert_same(tmp_path, undisturbed)
 
 
-def test_interrupted(undisturbed, tmp_path):
+def test_interrupted_from_the_keyboard(undisturbed, tmp_path):
     process = subprocess.Popen(
         command(undisturbed[0], tmp_path, 2), cwd=ROOT, start_new_session=True, text=True,
         env={**os.environ, "TINY_SECONDS_A_TILE": "0.2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -109,7 +109,7 @@ def members(group: int) -> list[int]:
     return found
 
 
-def test_a_worker_that_the_system_ends_is_told(undisturbed, tmp_path, monkeypatch):
+def test_a_worker_killed_by_the_system_is_reported(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_KILLED_AT", "e")
     with pytest.raises(UserError, match=r"the system ended a worker process.*with fewer --workers"):
         prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=1, console=QUIET)
@@ -118,7 +118,7 @@ def test_a_worker_that_the_system_ends_is_told(undisturbed, tmp_path, monkeypatc
     assert_same(tmp_path, undisturbed)
 
 
-def test_only_one_at_a_time(undisturbed, tmp_path):
+def test_only_one_process_prepares(undisturbed, tmp_path):
     import fcntl
 
     working = tmp_path / "tiny/1.0.0.incomplete"

@@ -1,4 +1,4 @@
-"""Each of the seven benchmarks, from a look-alike in its published layout to tiles that are exactly right."""
+"""Each of the seven benchmarks, from a look-alike in its published layout to exact tiles."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.datasets import lookalikes
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_prepared_look_alikes_are_exact(name, tmp_path):
+def test_prepared_lookalikes_are_exact(name, tmp_path):
     from data_pipelines.datasets.builder import builder_class
 
     expected = {

@@ -1,4 +1,4 @@
-"""Preparing a benchmark: what is written is exact, what is wrong is named, and what was done is told."""
+"""Preparing a benchmark: exact output, errors that name the file, and the summary."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ from tests.prepare.tiny_dataset import assert_same, contents, folders
 QUIET = Console(quiet=True)
 
 
-def test_tensorflow_datasets_reads_what_numpy_cuts(undisturbed):
+def test_tensorflow_datasets_reads_the_exact_tiles(undisturbed):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(undisturbed[2] / "tiny" / "1.0.0")
@@ -45,7 +45,7 @@ def test_tensorflow_datasets_reads_what_numpy_cuts(undisturbed):
             assert place == (domain, name, row, col)
 
 
-def test_prepared_tiles_are_what_numpy_cuts(undisturbed):
+def test_prepared_tiles_are_exact(undisturbed):
     source = PreparedTiles(undisturbed[2], splits=("test", "train"))
     expected = tiny_dataset.tiles(undisturbed[1])
     rows = [*expected["test"], *expected["train"]]
@@ -61,7 +61,7 @@ def test_prepared_tiles_are_what_numpy_cuts(undisturbed):
         np.testing.assert_array_equal(source.read_label(record), label)
 
 
-def test_statistics_are_those_of_numpy(undisturbed):
+def test_statistics_equal_numpy(undisturbed):
     facts = json.loads((undisturbed[2] / "tiny/1.0.0/statistics.json").read_text())
     cut = tiny_dataset.tiles(undisturbed[1])
     assert list(facts["splits"]) == ["train", "test"]
@@ -108,7 +108,7 @@ def test_histograms_are_exact_for_every_type(dtype):
     assert Histograms(1, dtype).summary("a")["a"]["mean"] is None
 
 
-def test_missing_files_are_listed_and_stop(tmp_path, capsys):
+def test_missing_files_are_listed_and_stop_the_command(tmp_path, capsys):
     tiny_dataset.write_source(tmp_path / "source")
     (tmp_path / "source/train/north/b_label.tif").unlink()
     arguments = (tiny_dataset.TINY, tmp_path / "source", tmp_path / "out")
@@ -130,7 +130,7 @@ def test_missing_files_are_listed_and_stop(tmp_path, capsys):
     assert len(PreparedTiles(tmp_path / "out", splits=["train"]).records) == 16
 
 
-def test_the_command_line_checks(undisturbed, tmp_path, capsys, monkeypatch):
+def test_the_check_option(undisturbed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "get_dataset", {"tiny": tiny_dataset.TINY}.__getitem__)
     arguments = ["prepare", "tiny", "--source", str(undisturbed[0]), "--check"]
     assert main(arguments) == 0
@@ -144,13 +144,13 @@ def test_the_command_line_checks(undisturbed, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr() == ("", "error: spectralmoe prepare: --out is required, except with --check\n")
 
 
-def test_an_unknown_benchmark_is_answered_with_the_nearest(tmp_path, capsys):
+def test_an_unknown_benchmark_suggests_the_nearest(tmp_path, capsys):
     assert main(["prepare", "lovda", "--source", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "error: data set 'lovda': no such data set; did you mean loveda?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_truncated_image_is_named_and_mended(undisturbed, tmp_path, workers):
+def test_preparation_resumes_after_a_truncated_image_is_replaced(undisturbed, tmp_path, workers):
     tiny_dataset.write_source(tmp_path / "source")
     broken = tmp_path / "source/test/west/e.tif"
     whole = broken.read_bytes()
@@ -174,7 +174,7 @@ def test_an_unknown_label_is_named(tmp_path):
         prepare(wrong, tmp_path / "source", tmp_path / "out", workers=0, console=QUIET)
 
 
-def test_a_source_that_changed_is_noticed(undisturbed, tmp_path):
+def test_a_changed_source_is_noticed(undisturbed, tmp_path):
     tiny_dataset.write_source(tmp_path / "source")
     arguments = (tiny_dataset.TINY, tmp_path / "source", tmp_path / "out")
     broken, cut = tmp_path / "source/test/west/e.tif", tmp_path / "source/train/north/a.tif"
@@ -201,7 +201,7 @@ def test_a_source_that_changed_is_noticed(undisturbed, tmp_path):
     assert_same(tmp_path / "out", undisturbed)
 
 
-def test_prepared_already(undisturbed, capsys):
+def test_already_prepared(undisturbed, capsys):
     before = contents(undisturbed[2])
     (undisturbed[2] / "tiny/1.0.0.incomplete/notes").mkdir(parents=True)  # killed after the last step but one
     prepare(tiny_dataset.TINY, undisturbed[0], undisturbed[2])
@@ -210,7 +210,7 @@ def test_prepared_already(undisturbed, capsys):
     assert folders(undisturbed[2]) == ["tiny", "tiny/1.0.0"]
 
 
-def test_says_where_things_are_and_what_to_paste(undisturbed, tmp_path, capsys):
+def test_prints_the_output_folder_and_the_lines_to_paste(undisturbed, tmp_path, capsys):
     folder = prepare(tiny_dataset.TINY, undisturbed[0], tmp_path, workers=0)
     lines = capsys.readouterr().out.splitlines()
     assert folder == tmp_path / "tiny/1.0.0"
@@ -237,13 +237,13 @@ def test_progress_on_a_terminal_and_elsewhere(undisturbed, tmp_path, monkeypatch
         assert ("\x1b[" in text) == terminal
 
 
-def test_the_package_offers_it():
+def test_exported_by_the_package():
     import spectralmoe_jax
 
     assert spectralmoe_jax.prepare is prepare
 
 
-def test_a_full_disk_is_said_to_be(tmp_path):
+def test_a_full_disk_is_reported(tmp_path):
     from data_pipelines.prepare.cut import _Shard
 
     if not Path("/dev/full").exists():
@@ -259,7 +259,7 @@ def test_a_full_disk_is_said_to_be(tmp_path):
         write()
 
 
-def test_folders_that_do_not_do(undisturbed, tmp_path):
+def test_bad_folders(undisturbed, tmp_path):
     source = undisturbed[0]
     with pytest.raises(UserError, match="is in the --source folder"):
         prepare(tiny_dataset.TINY, source, source, console=QUIET)
@@ -278,7 +278,7 @@ def test_folders_that_do_not_do(undisturbed, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_pieces_keep_to_their_limits_and_to_the_order_of_files(undisturbed, monkeypatch):
+def test_pieces_respect_their_limits_and_the_order_of_files(undisturbed, monkeypatch):
     pairs, _ = plan.list_downloads(tiny_dataset.TINY, undisturbed[0])
     names = [(pair.split, pair.domain, pair.name) for pair in pairs]
     assert names == sorted(names, key=lambda name: (name[0] != "train", *name[1:]))
@@ -298,7 +298,7 @@ def test_pieces_keep_to_their_limits_and_to_the_order_of_files(undisturbed, monk
         assert (made.tiles, made.images, made.size) == (29, 6, 29 * tile)
 
 
-def test_two_files_of_one_name(tmp_path):
+def test_two_files_with_one_name(tmp_path):
     tiny_dataset.write_source(tmp_path / "source")
     twice = replace(
         tiny_dataset.TINY,
@@ -353,7 +353,7 @@ def with_archive(tmp_path):
     )
 
 
-def test_a_whole_archive_is_checked_and_said(with_archive, tmp_path):
+def test_a_complete_archive_is_checked_and_reported(with_archive, tmp_path):
     told = io.StringIO()
     console = Console(file=told, width=200)
     prepare(with_archive, tmp_path / "source", tmp_path / "out", workers=0, console=console)

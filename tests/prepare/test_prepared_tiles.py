@@ -1,4 +1,4 @@
-"""Prepared tiles as a source: bands and classes by name, one decoding a tile, damage told apart."""
+"""Prepared tiles as a source: bands and classes by name, one decoding per tile, damaged shards."""
 
 import pickle
 import shutil
@@ -77,7 +77,7 @@ def test_bands_come_by_name(root):
         PreparedTiles(root, bands=("red", "swir"))
 
 
-def test_classes_have_to_be_those_of_the_configuration(root):
+def test_classes_must_be_those_of_the_configuration(root):
     PreparedTiles(root, classes=["meadow", "wood", "pond"])
     for wrong in (("wood", "meadow", "pond"), ("meadow", "wood")):
         with pytest.raises(
@@ -94,7 +94,7 @@ def test_splits_are_named(root):
         PreparedTiles(root, splits=[])
 
 
-def test_what_holds_out_and_describes(root):
+def test_holdout_and_description(root):
     source = PreparedTiles(root, splits=["train"])
     train, held = split_holdout(source.records, 0.2, 0)
     assert {record.domain for record in held} == {record.domain for record in train} == {"north", "süd ost"}
@@ -129,7 +129,7 @@ def test_threads_and_pickles_read_the_same(root):
         assert list(pool.map(read, source.records * 5)) == expected * 5
 
 
-def test_batches_do_not_depend_on_workers(root):
+def test_batches_are_independent_of_workers(root):
     tiles = TileIndex(PreparedTiles(root, splits=["train"]), 16)
     batches = [
         list(
@@ -171,7 +171,7 @@ def test_the_newest_version_and_the_only_benchmark(damaged):
         PreparedTiles(damaged)
 
 
-def test_what_is_not_prepared(tmp_path):
+def test_folders_that_are_not_prepared(tmp_path):
     with pytest.raises(UserError, match="nowhere: no prepared tiles here, run `spectralmoe prepare NAME"):
         PreparedTiles(tmp_path / "nowhere")
 

@@ -1,4 +1,4 @@
-"""What is wrong with a file is said in one line that names it, when it is opened or when it is read."""
+"""Errors of a file are one line that names it, raised at opening or at reading."""
 
 import logging
 import struct
@@ -112,7 +112,7 @@ def complex_pixels(root):
         (complex_pixels, ["images/b.tif", "complex64", "not supported"]),
     ],
 )
-def test_opening_names_what_is_wrong(folder, spoil, parts):
+def test_opening_names_the_file_and_the_problem(folder, spoil, parts):
     spoil(folder)
     with pytest.raises(UserError) as error:
         open_tiles(folder, image_glob="*/images/*")
@@ -147,7 +147,7 @@ def test_a_truncated_image_is_named_when_it_is_read(folder, count, spoil):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_named_when_they_are_read(folder, value):
+def test_non_finite_values_are_named_when_they_are_read(folder, value):
     pixels = np.ones((64, 64, 2), np.float32)
     pixels[50, 3, 1] = value
     write_raster(folder / "x/images/a.tif", pixels, BANDS)
@@ -190,7 +190,7 @@ def test_an_image_without_pixels_is_named(tmp_path, name, content):
     assert str(error.value) == f"{path}: has no pixels: remove the file, or write it anew"
 
 
-def test_spaces_and_letters_of_any_alphabet_are_fine(folder):
+def test_spaces_and_non_ascii_names_are_accepted(folder):
     moved = folder.rename(folder.with_name("Müritz 北京 ß"))
     (moved / "x").rename(moved / "é place")
     source = open_tiles(moved)
@@ -209,7 +209,7 @@ def test_spaces_and_letters_of_any_alphabet_are_fine(folder):
         ({"image_glob": "{domain}/none/*.tif"}, ["data.image_glob='{domain}/none/*.tif'"]),
     ],
 )
-def test_settings_that_find_nothing(folder, changes, parts):
+def test_settings_that_match_no_files(folder, changes, parts):
     with pytest.raises(UserError) as error:
         open_tiles(folder, **changes)
     assert all(part in str(error.value) for part in parts), error.value
@@ -225,7 +225,7 @@ def test_label_values_are_checked(values, ignore, part):
 
 
 @pytest.mark.parametrize(("value", "warned"), [(1 << 24, False), ((1 << 24) + 1, True), (-(1 << 25), True)])
-def test_whole_numbers_that_are_rounded_are_said_once_a_file(folder, caplog, value, warned):
+def test_rounded_integers_are_warned_of_once_per_file(folder, caplog, value, warned):
     pixels = np.ones((64, 64, 2), np.int32)
     pixels[9, 9, 1] = value
     for name in ("a", "b"):

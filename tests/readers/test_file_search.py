@@ -52,7 +52,7 @@ def test_patterns(root, pattern, expected):
     assert [" ".join(place) for place in found(root, pattern)] == expected
 
 
-def test_hidden_files_are_not_meant(root):
+def test_hidden_files_are_ignored(root):
     (root / "a" / "images" / "._1.tif").touch()
     assert found(root, "a/images/*.tif") == [("a", "a/images/1.tif"), ("a", "a/images/2.tif")]
 
@@ -61,7 +61,7 @@ def test_hidden_files_are_not_meant(root):
     st.text("ab", min_size=1, max_size=6),
     st.text("ab*?", min_size=1, max_size=6).filter(lambda pattern: "**" not in pattern),
 )
-def test_a_domain_is_found_for_whatever_a_pattern_matches(tmp_path_factory, name, pattern):
+def test_every_match_of_a_pattern_has_its_domain(tmp_path_factory, name, pattern):
     """Whatever the standard library says a pattern matches, and nothing else."""
     root = tmp_path_factory.mktemp("p")
     (root / "d").mkdir()
@@ -105,7 +105,7 @@ def test_an_absolute_path_is_a_pattern(root):
         ("/*/x.tif", ["data.image_glob='/*/x.tif' is no pattern below data.root"]),
     ],
 )
-def test_patterns_and_lists_that_name_nothing(root, pattern, parts):
+def test_patterns_and_lists_without_a_match(root, pattern, parts):
     (root / "empty.txt").write_text("\n \n")
     (root / "latin.txt").write_bytes("a/ü.tif".encode("latin-1"))
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""Windows straight from GeoTIFFs: bands, types, labels as rasters and polygons, on real and written files."""
+"""Windows read from GeoTIFFs: bands, types, labels as rasters and polygons, on real and written files."""
 
 import json
 import pickle
@@ -47,7 +47,7 @@ def test_sentinel2_by_name(shared_data):
         assert whole.class_pixels[0][number] == (stored_mask == value).sum()
 
 
-def test_polygons_give_the_published_raster(shared_data):
+def test_polygons_equal_the_published_raster(shared_data):
     """The land cover of the example data was drawn from these polygons: all pixels agree."""
     root = shared_data / "sentinel2"
     raster = open_sentinel2(root)
@@ -211,7 +211,7 @@ def test_polygons_of_another_crs_are_reprojected(tmp_path):
         (("wheat", "lake"), "kind", False, ["x.tif: is not georeferenced", "fields.geojson"]),
     ],
 )
-def test_polygons_that_cannot_be_used(tmp_path, values, attribute, crs, parts):
+def test_unusable_polygons(tmp_path, values, attribute, crs, parts):
     write_raster(tmp_path / "a/images/x.tif", np.ones((8, 8, 1), np.uint8), **(PLACE if crs else {}))
     fields = [("wheat", square(500_000, 5_000_000, 30)), ("lake", square(500_000, 5_000_000, 20))]
     write_polygons(tmp_path / "fields.geojson", fields, "kind", 32633)
@@ -266,7 +266,7 @@ def test_lines_and_points_among_polygons_are_left_out_with_one_warning(tmp_path,
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
 @pytest.mark.parametrize("layout", ["pixel", "band"])
-def test_many_bands_however_they_lie(tmp_path, dtype, layout):
+def test_many_bands_in_any_layout(tmp_path, dtype, layout):
     """Pixel by pixel, as GDAL decodes them in place, or band by band: windows, bands in any order, nodata."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 200, (70, 90, 9)).astype(dtype)

@@ -1,4 +1,4 @@
-"""The folder source: what it reads, what it refuses, what it says."""
+"""The image folder source: pixels, labels, rejected settings, messages."""
 
 import logging
 import pickle
@@ -60,7 +60,7 @@ def open_folder(root, **changes) -> ImageFolder:
     return ImageFolder(root, **{**settings, **changes})
 
 
-def test_reads_what_pillow_reads(folder):
+def test_pixels_equal_pillow(folder):
     source = open_folder(folder, domains=("south", "north"))
     assert [r.name for r in source.records] == [
         "south/images/a", "south/images/b", "north/images/a", "north/images/b",
@@ -73,7 +73,7 @@ def test_reads_what_pillow_reads(folder):
         assert image.dtype == label.dtype == np.uint8
 
 
-def test_reading_is_quiet(folder, recwarn):
+def test_reading_prints_nothing(folder, recwarn):
     warnings.simplefilter("always")
     list(examples(open_folder(folder)))
     assert not recwarn.list
@@ -252,7 +252,7 @@ def foreign_colours(root):
         (lambda root: truncate(root / "north/masks/b.png"), {}, ["north/masks/b.png", "truncated"]),
     ],
 )
-def test_construction_refuses_in_one_line(folder, spoil, settings, parts):
+def test_bad_settings_are_rejected_in_one_line(folder, spoil, settings, parts):
     if spoil:
         spoil(folder)
     with pytest.raises(UserError) as error:
@@ -281,7 +281,7 @@ def test_truncated_images_name_the_file_when_read(folder, ending):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_pixels_that_are_not_finite_name_the_file_when_read(tmp_path, value):
+def test_non_finite_pixels_name_the_file_when_read(tmp_path, value):
     pixels = np.zeros((8, 9, 3), np.float32)
     pixels[1, 1, 1] = value
     write_tif(tmp_path / "x/images/i.tif", pixels)
@@ -314,6 +314,6 @@ def test_holdout_is_a_stratified_partition():
         (make_records(a=3), 1.0, r"data\.holdout = 1\.0"),
     ],
 )
-def test_holdout_refuses(records, fraction, message):
+def test_bad_holdouts(records, fraction, message):
     with pytest.raises(UserError, match=message):
         split_holdout(records, fraction, 0)

@@ -1,4 +1,4 @@
-"""Reading windows of one file: masks of the file's own, missing pixels, handles that stay open."""
+"""Reading windows of one file: internal masks, missing pixels, handles that stay open."""
 
 import threading
 
@@ -40,7 +40,7 @@ def masked(tmp_path):
     return path, pixels, valid
 
 
-def test_a_mask_inside_the_file(masked):
+def test_an_internal_mask(masked):
     """It goes before the nodata value of the sensor; zeros that it does not mask are data."""
     path, pixels, valid = masked
     assert read_header(path).has_nodata
@@ -58,7 +58,7 @@ def test_a_mask_inside_the_file(masked):
     assert missing_pixels(path, Window(int(row), int(col), 1, 1)) is None
 
 
-def test_training_and_prediction_see_the_mask_alike(masked):
+def test_training_and_prediction_read_the_same_mask(masked):
     path, pixels, valid = masked
     write_raster(path.parents[1] / "masks/x.tif", np.ones((40, 50), np.uint8), **PLACE)
     source = GeoTiffTiles(
@@ -75,7 +75,7 @@ def test_training_and_prediction_see_the_mask_alike(masked):
     np.testing.assert_array_equal(found, np.where(valid[..., None], pixels[..., [2, 0]], 0))
 
 
-def test_scenes_whose_bands_the_configuration_names(tmp_path):
+def test_scenes_with_band_names_from_the_configuration(tmp_path):
     pixels = np.random.default_rng(0).integers(1, 9, (10, 12, 3)).astype(np.uint16)
     path = write_raster(tmp_path / "x.tif", pixels, **PLACE)
     with open_scene(path) as dataset:
@@ -85,7 +85,7 @@ def test_scenes_whose_bands_the_configuration_names(tmp_path):
 
 
 @pytest.mark.parametrize("nodata", [0, 7, np.nan])
-def test_missing_is_where_all_the_chosen_bands_are(tmp_path, nodata):
+def test_a_pixel_is_missing_where_all_chosen_bands_are(tmp_path, nodata):
     rng = np.random.default_rng(1)
     pixels = rng.choice(np.array([nodata, 1, 2], np.float32), (40, 50, 3))
     path = write_raster(tmp_path / "x.tif", pixels, nodata=nodata, **PLACE)
@@ -100,7 +100,7 @@ def test_missing_is_where_all_the_chosen_bands_are(tmp_path, nodata):
         np.testing.assert_array_equal(found, np.where(np.isin(stored, (1, 2)), stored, 0)[INSIDE])
 
 
-def test_no_more_bands_are_read_than_that_takes(tmp_path, monkeypatch):
+def test_only_required_bands_are_read(tmp_path, monkeypatch):
     pixels = np.zeros((10, 10, 5), np.uint8)
     pixels[..., 1] = 3
     path = write_raster(tmp_path / "x.tif", pixels)
@@ -155,7 +155,7 @@ def test_files_stay_open_and_the_oldest_is_closed(three):
     assert handles[3].closed
 
 
-def test_kept_open_closes_all_at_its_end(three):
+def test_all_handles_are_closed_at_the_end(three):
     with keep_files_open(3):
         handles = []
         for path in three:
@@ -193,7 +193,7 @@ def test_each_thread_has_its_own_handles(three):
         (2600, 1 << 30, True, False),  # 19 MiB are more than are decoded for a window
     ],
 )
-def test_what_is_read_by_window(tmp_path, side, cache, image_by_window, label_by_window):
+def test_files_read_by_window(tmp_path, side, cache, image_by_window, label_by_window):
     write_raster(tmp_path / "a/images/x.tif", np.zeros((side, side, 3), np.uint8), tiled=True, **PLACE)
     write_raster(tmp_path / "a/masks/x.tif", np.ones((side, side), np.uint8), tiled=True, **PLACE)
     write_raster(tmp_path / "b/images/x.png", np.zeros((16, 16, 3), np.uint8), driver="PNG")
@@ -207,7 +207,7 @@ def test_what_is_read_by_window(tmp_path, side, cache, image_by_window, label_by
     assert not small.by_window  # a PNG is decoded from its start
 
 
-def test_many_files_of_middle_size_are_read_by_window_once_they_crowd_the_cache(tmp_path):
+def test_medium_files_are_read_by_window_when_they_fill_the_cache(tmp_path):
     """3 MiB, and 1 MiB of labels, in 16 MiB: one of 64 files is missed 15 times of 16, 2.8 MiB a window."""
     for count, by_window in ((2, False), (8, False), (64, True)):
         for number in range(count):

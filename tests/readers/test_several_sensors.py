@@ -46,7 +46,7 @@ def test_a_third_sensor_is_added_by_an_override(root):
     assert {record.domain for record in both.records} == set(TABLES)
 
 
-def test_without_it_the_numbers_are_refused(root):
+def test_band_numbers_of_an_undeclared_sensor_are_rejected(root):
     with pytest.raises(UserError, match=r"landsat8_image\.tif: is of landsat8 .* data\.sensors"):
         open_source(configuration(root, "landsat5=landsat5"), ("landsat8",))
     (root / "landsat8_image.tif").rename(root / "third_image.tif")
@@ -80,7 +80,7 @@ def test_nodata_is_that_of_the_domains_sensor(root):
         ("a=landsat4", ", a = 'landsat4': must be one of sentinel2"),
     ],
 )
-def test_sensors_that_are_none(root, sensors, message):
+def test_invalid_sensors(root, sensors, message):
     with pytest.raises(UserError, match=rf"config\.data\.sensors{message}"):
         domain_sensors(configuration(root, sensors))
 

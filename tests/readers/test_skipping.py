@@ -1,4 +1,4 @@
-"""`data.corrupt=skip`: files that are cut short, from opening a configuration to its batches."""
+"""`data.corrupt=skip`: truncated files, from opening a configuration to its batches."""
 
 from itertools import islice
 
@@ -50,7 +50,7 @@ def configuration(root, **values):
 
 
 @pytest.mark.parametrize("temperature", [None, 1.0])
-def test_training_goes_on_without_files_that_are_cut_short(root, caplog, temperature):
+def test_training_continues_without_truncated_files(root, caplog, temperature):
     """A header, a mask and the pixels of an image, which are found in the check, the scan, and when read."""
     cut(root / "landsat5/images/1.tif", 0.001)
     cut(root / "landsat5/masks/2.tif", 0.6)
@@ -70,7 +70,7 @@ def test_training_goes_on_without_files_that_are_cut_short(root, caplog, tempera
     assert f"{root}: 2 of 6 images are left out, as data.corrupt=skip" in told
 
 
-def test_what_is_left_is_the_same_as_without_those_files(root, caplog):
+def test_skipping_equals_removing_the_files(root, caplog):
     cut(root / "landsat5/images/1.tif", 0.001)
     cut(root / "landsat5/masks/2.tif", 0.6)
     some = open_tiles(root)
@@ -82,7 +82,7 @@ def test_what_is_left_is_the_same_as_without_those_files(root, caplog):
     np.testing.assert_array_equal(some.read_label(some.records[2]), other.read_label(other.records[2]))
 
 
-def test_an_image_that_breaks_off_counts_as_unlabelled(root):
+def test_a_truncated_image_counts_as_unlabelled(root):
     cut(root / "landsat5/images/3.tif", 0.5)
     source = open_tiles(root)
     assert source.label_grid.pixels(source.records)[3].sum() == 96 * 96
@@ -98,7 +98,7 @@ def test_nothing_left_is_an_error(root, kind):
         open_tiles(root)
 
 
-def test_by_default_each_of_them_stops(root):
+def test_by_default_a_truncated_file_stops(root):
     cut(root / "landsat5/masks/2.tif", 0.6)
     with pytest.raises(UserError, match=r"masks/2\.tif: truncated"):
         open_tiles(root, corrupt="stop")
@@ -111,7 +111,7 @@ def test_a_wrong_configuration_is_not_skipped(root):
         open_tiles(root, corrupt="ignore")
 
 
-def test_an_error_of_one_file_is_not_told_of_the_next(root):
+def test_an_error_is_not_attributed_to_the_next_file(root):
     """GDAL keeps its last error; a file that is whole must not be blamed for it."""
     cut(root / "landsat5/images/3.tif", 0.5)
     source = open_tiles(root, cache_bytes=0)

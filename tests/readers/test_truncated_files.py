@@ -1,4 +1,4 @@
-"""Images that were cut short are named before anything is read of them, and whole ones are not."""
+"""Truncated images are named before their pixels are read; complete ones are accepted."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def image(request, tmp_path):
     return path, least
 
 
-def test_a_whole_file_is_left_alone(image):
+def test_a_complete_file_is_accepted(image):
     path, _ = image
     require_complete([path])
     path.write_bytes(path.read_bytes() + b"what a camera adds" * 5000)
@@ -60,7 +60,7 @@ def test_a_whole_file_is_left_alone(image):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999, 1.0])
-def test_a_file_cut_short_is_named(image, share):
+def test_a_truncated_file_is_named(image, share):
     path, least = image
     content = path.read_bytes()
     path.write_bytes(content[: min(int(share * len(content)), len(content) - least)])
@@ -68,7 +68,7 @@ def test_a_file_cut_short_is_named(image, share):
         require_complete([path])
 
 
-def test_a_header_alone_is_cut_short(tmp_path):
+def test_a_header_without_data_is_truncated(tmp_path):
     jpeg(tmp_path / "image")
     content = (tmp_path / "image").read_bytes()
     for length in (4, 20, content.index(b"\xff\xda")):
@@ -76,21 +76,21 @@ def test_a_header_alone_is_cut_short(tmp_path):
         assert find_truncation(tmp_path / "image")
 
 
-def test_blocks_that_are_not_stored_are_not_missed(tmp_path):
+def test_sparse_blocks_are_not_truncation(tmp_path):
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=64, width=64, count=1, dtype="uint8",
                        tiled=True, blockxsize=16, blockysize=16, sparse_ok=True) as sink:  # fmt: skip
         sink.write(np.ones((1, 16, 16), np.uint8), window=((0, 16), (0, 16)))
     require_complete([tmp_path / "a.tif"])
 
 
-def test_real_images_are_whole(shared_data):
+def test_real_images_are_complete(shared_data):
     paths = [p for p in shared_data.rglob("*") if p.suffix.lower() in (".jpg", ".png", ".tif")]
     paths = [p for p in paths if "odd" not in p.parts]  # that folder holds files that are broken on purpose
     assert len(paths) > 70
     require_complete(paths)
 
 
-def test_it_is_found_at_opening_unless_it_is_to_be_skipped(tmp_path):
+def test_truncation_is_found_at_opening_unless_files_are_skipped(tmp_path):
     for name in ("a", "b"):
         for folder, image in (("images", PIXELS), ("masks", np.full((130, 150, 3), (60, 16, 152), np.uint8))):
             (tmp_path / "tile_1" / folder).mkdir(parents=True, exist_ok=True)

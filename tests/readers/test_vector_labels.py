@@ -1,4 +1,4 @@
-"""Polygons as labels: what is read of a file, in which order, on which grids, and what cannot be read."""
+"""Polygons as labels: layers, order, grids, and files that cannot be read."""
 
 import json
 
@@ -60,7 +60,7 @@ def label_of(source, number=0):
     return source.read_label(source.records[number])
 
 
-def test_layers_by_name_and_the_first_without(root):
+def test_a_named_layer_or_the_first(root):
     write_layers(root / "f.gpkg", fields=[wheat()], lakes=[wheat(value="lake", side=50)])
     assert np.unique(label_of(open_tiles(root, "f.gpkg")), return_counts=True)[1].tolist() == [100, 3996]
     label = label_of(open_tiles(root, "f.gpkg", "lakes"))
@@ -73,20 +73,20 @@ def test_layers_by_name_and_the_first_without(root):
 
 
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\0", b'{"type": "Feature'])
-def test_a_file_that_is_none(root, content):
+def test_a_file_that_is_not_a_vector_file(root, content):
     (root / "f.gpkg").write_bytes(content)
     with pytest.raises(UserError, match=r"f\.gpkg: cannot be read as vector data \(.*\): restore the file"):
         open_tiles(root, "f.gpkg")
 
 
-def test_a_file_without_a_place(root):
+def test_a_file_without_a_crs(root):
     write_layers(root / "f.gpkg", crs=None, fields=[wheat()])
     with pytest.raises(UserError, match=r"f\.gpkg: has no coordinate reference system"):
         open_tiles(root, "f.gpkg")
 
 
 @pytest.mark.parametrize(("driver", "name"), [("GPKG", "f.gpkg"), ("GeoJSON", "f.geojson")])
-def test_the_last_in_the_file_lies_on_top(root, driver, name):
+def test_the_last_polygon_lies_on_top(root, driver, name):
     """With a spatial index the file gives its features in another order than they were written in."""
     rng = np.random.default_rng(0)
     expected = np.full((64, 64), 255)
@@ -100,7 +100,7 @@ def test_the_last_in_the_file_lies_on_top(root, driver, name):
     np.testing.assert_array_equal(label_of(open_tiles(root, name)), expected)
 
 
-def test_values_that_are_missing_are_no_label(root):
+def test_missing_values_are_unlabelled(root):
     features = [wheat(), wheat(side=50, value=None)]
     write_layers(root / "f.gpkg", f=features)
     label = label_of(open_tiles(root, "f.gpkg"))
@@ -115,13 +115,13 @@ def test_values_that_are_missing_are_no_label(root):
     assert ((label[:5, :5] == 255).all(), (label == 0).sum()) == (True, 75)
 
 
-def test_features_without_a_shape_are_nothing(root):
+def test_features_without_geometry_are_ignored(root):
     write_layers(root / "f.gpkg", f=[wheat(), ("lake", shapely.Polygon())])
     assert (label_of(open_tiles(root, "f.gpkg")) == 0).sum() == 100
 
 
 @pytest.mark.parametrize("angle", [0, 30, 90, 200])
-def test_grids_that_are_turned(tmp_path, angle):
+def test_rotated_grids(tmp_path, angle):
     """A pixel is of the polygon that its centre lies in, as shapely says."""
     turned = Affine.translation(*NORTH_WEST) @ Affine.rotation(angle) @ Affine.scale(10, -10)
     write_raster(
@@ -159,7 +159,7 @@ def test_an_image_across_the_date_line(tmp_path):
     assert {*np.unique(label[22:48, 22:48]), *np.unique(label[22:48, 222:248])} == {0, 1}
 
 
-def test_only_what_is_around_an_image_is_read(root):
+def test_only_polygons_around_an_image_are_read(root):
     far = [wheat(NORTH_WEST[0] + 10_000 * n, value="far") for n in range(1, 40)]
     write_layers(root / "f.gpkg", f=[*far, wheat(), wheat(NORTH_WEST[0] + 600, side=500, value="lake")])
     label = label_of(open_tiles(root, "f.gpkg"))  # "far" is a value that is unknown
@@ -169,7 +169,7 @@ def test_only_what_is_around_an_image_is_read(root):
     assert (len(polygons), sorted(values)) == (2, ["lake", "wheat"])
 
 
-def test_polygons_of_the_last_images_are_kept(tmp_path, monkeypatch):
+def test_polygons_of_recent_images_are_cached(tmp_path, monkeypatch):
     """Each image's once while it is among the last ones, again when it has been pushed out."""
     monkeypatch.setattr(labels, "_IMAGES_KEPT", 2)
     for number in range(3):
@@ -187,7 +187,7 @@ def test_polygons_of_the_last_images_are_kept(tmp_path, monkeypatch):
         assert len(reads) == total
 
 
-def test_a_ring_that_is_not_closed(root):
+def test_an_unclosed_ring(root):
     path = write_polygons(root / "n.geojson", [("wheat", square(*NORTH_WEST, 100))], "kind", 32633)
     text = json.loads(path.read_text())
     text["features"][0]["geometry"]["coordinates"] = [square(*NORTH_WEST, 100)]

@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven over its debugging pipe: no further package is needed."""
+"""A page in headless Chromium, driven over its debugging pipe without further packages."""
 
 import base64
 import itertools

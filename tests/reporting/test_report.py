@@ -1,4 +1,4 @@
-"""The page of a run and of a grid: what is in it, how large it is, and how it behaves in a browser."""
+"""The page of a run and of a grid: its contents, its size, and its behaviour in a browser."""
 
 import os
 import re
@@ -84,7 +84,7 @@ def test_structure(pages, name):
     assert max(np.diff(outline.headings)) <= 1  # no level is left out
 
 
-def test_everything_is_there(pages):
+def test_a_run_has_every_section(pages):
     text = pages["run"].read_text()
     for heading in ("Curves", "Classes on the target", "Confusion on the target", "Scenes of the target",
                     "Expert of every token", "Depth features", "Experts over training",
@@ -98,7 +98,7 @@ def test_everything_is_there(pages):
     assert text.count('<tr><th scope="row"><span class="swatch e') == LAYERS * MODALITIES * EXPERTS
 
 
-def test_of_a_grid_too(pages):
+def test_a_grid_has_every_section(pages):
     """Of each variant a confusion matrix; experts of all layers of the reference, and of the others' last."""
     text = pages["grid"].read_text()
     assert text.count('aria-label="Confusion matrix of E = ') == 12
@@ -108,7 +108,7 @@ def test_of_a_grid_too(pages):
     assert text.count('aria-label="Experts and classes, E = ') == shown
 
 
-def test_numbers_are_those_of_the_run(pages):
+def test_numbers_equal_those_of_the_run(pages):
     run = read_run(pages["run"].parent / "run")
     text = pages["run"].read_text()
     assert f"{100 * run.evaluation['miou']:.2f} %" in text
@@ -120,12 +120,12 @@ def test_numbers_are_those_of_the_run(pages):
     assert cells == [f"{value:.1f}" if row.any() else "-" for row in expected for value in row]
 
 
-def test_sizes(pages):
+def test_page_sizes(pages):
     assert pages["grid"].stat().st_size < 5e6
     assert pages["run"].stat().st_size < 5e6
 
 
-def test_a_run_that_has_only_begun(tmp_path):
+def test_a_run_that_has_just_begun(tmp_path):
     """Nothing logged, nothing judged, no palette: the page says so and does not fail."""
     write_run(tmp_path)
     for name in ("metrics.jsonl", "evaluation.json", "pictures.npz"):
@@ -142,7 +142,7 @@ def test_a_grid_without_runs(tmp_path):
     assert "Number of experts" in grid_page(read_grid(tmp_path), "x")
 
 
-def test_what_is_no_folder_of_ours(tmp_path, capsys):
+def test_folders_that_are_not_runs(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "neither a run nor a grid" in capsys.readouterr().err
     write_run(tmp_path)
@@ -155,7 +155,7 @@ def test_what_is_no_folder_of_ours(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.33), (-3, 12_345), (0, 1e-7), (99.5, 100.5)])
-def test_ticks_are_few_round_and_inside(low, high):
+def test_axis_ticks_are_few_round_and_inside_the_range(low, high):
     found = ticks(low, high)
     assert 2 <= len(found) <= 9
     assert low - 1e-9 <= found[0] <= found[-1] <= high + 1e-9
@@ -165,7 +165,7 @@ def test_ticks_are_few_round_and_inside(low, high):
 
 
 @pytest.mark.parametrize(("steps", "labels"), [([300], ["300"]), ([1, 2, 3], ["1", "2", "3"])])
-def test_an_axis_of_steps_names_steps(steps, labels):
+def test_an_axis_of_steps_has_whole_steps(steps, labels):
     chart = line_chart([Line("mIoU", steps, [0.5] * len(steps))], "scores", "step", y_range=(0, 1))
     shown = re.findall(r'text-anchor="middle">(\d[^<]*)<', chart)
     assert shown == labels

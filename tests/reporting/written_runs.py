@@ -1,4 +1,4 @@
-"""Folders of a run and of a grid as large as they get, written by hand: no model is needed."""
+"""Handwritten folders of a run and of a grid at their largest size; no model is needed."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bands by name: found wherever they stand, never mistaken."""
+"""Bands by name, in files of any order."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_any_choice_is_found_in_any_order(there, wanted):
         (("B2", "B4"), ("blue", "green", "red", "nir"), "landsat5", (1, 3)),
     ],
 )
-def test_names(wanted, there, sensor, places):
+def test_band_names(wanted, there, sensor, places):
     assert select_bands("x.tif", wanted, len(there), there, sensor=sensor) == places
 
 
@@ -69,7 +69,7 @@ def test_colours_beside_other_bands(wanted, colours, places):
         (("blue", "green", "red", "nir", "swir16"), (*RGB, "undefined", "undefined")),
     ],
 )
-def test_colours_that_contradict_are_refused(wanted, colours):
+def test_contradicting_colours_are_rejected(wanted, colours):
     with pytest.raises(UserError, match=r"x\.tif: says that its bands are red, green, .* data\.file_bands"):
         select_bands("x.tif", wanted, len(colours), (None,) * len(colours), colours=colours)
     named = {"file_bands": wanted, "colours": colours}
@@ -78,7 +78,7 @@ def test_colours_that_contradict_are_refused(wanted, colours):
     )
 
 
-def test_bands_taken_by_position_are_said_once(caplog):
+def test_bands_taken_by_position_are_reported_once(caplog):
     for place in ("one.tif", "two.tif"):
         select_bands(place, ("up", "down"), 2, (None, None))
         select_bands(place, RGB, 3, (None,) * 3, colours=RGB)
@@ -101,7 +101,7 @@ def test_bands_taken_by_position_are_said_once(caplog):
         ((None,) * 3, RGB, None, RGB, ((0, 1, 2), False)),
     ],
 )
-def test_an_alpha_is_no_band(descriptions, colours, file_bands, wanted, found):
+def test_an_alpha_band_is_not_a_band(descriptions, colours, file_bands, wanted, found):
     assert choose_bands("x", wanted, descriptions, colours, file_bands=file_bands) == found
 
 
@@ -120,7 +120,7 @@ SEVEN = tuple(f"B{number}" for number in range(1, 8))
         (("landsat5 and landsat8",), "landsat5", (0, 1, 2, 3, 4, 6)),
     ],
 )
-def test_numbers_are_read_by_the_sensor(texts, sensor, places):
+def test_band_numbers_follow_the_sensor(texts, sensor, places):
     found = choose_bands("x", LANDSAT, SEVEN, ("gray",) * 7, sensor=sensor, texts=texts)
     assert found == (places, False)
 
@@ -141,7 +141,7 @@ def test_numbers_are_read_by_the_sensor(texts, sensor, places):
         (("scene",), "landsat5", (*SEVEN, "B10"), ["has a band 'B10', landsat5 has none of this number"]),
     ],
 )
-def test_numbers_of_another_sensor_are_refused(texts, sensor, there, parts):
+def test_band_numbers_of_another_sensor_are_rejected(texts, sensor, there, parts):
     options = {"sensor": sensor, "texts": texts}
     with pytest.raises(UserError) as error:
         choose_bands("x.tif", LANDSAT, there, ("gray",) * len(there), **options)
@@ -152,7 +152,7 @@ def test_numbers_of_another_sensor_are_refused(texts, sensor, there, parts):
 
 
 @pytest.mark.parametrize("other", ["prisma", "aviris"])
-def test_numbers_of_spectrometers_are_no_names(other):
+def test_numbers_of_spectrometers_are_not_names(other):
     there = tuple(f"band {number}" for number in range(1, 225))
     chosen = choose_bands("x", ("band 47",), there, ("gray",) * 224, sensor="enmap", texts=("enmap_x",))
     assert chosen == ((46,), False)
@@ -182,7 +182,7 @@ def test_a_configuration_can_name_the_bands_of_a_file():
         (("red",), (None,) * 2, {"file_bands": ("red", "RED")}, ["data.file_bands", "twice"]),
     ],
 )
-def test_mistakes_are_refused(wanted, there, options, parts):
+def test_mistakes_are_rejected(wanted, there, options, parts):
     with pytest.raises(UserError) as error:
         select_bands("x.tif", wanted, len(there), there, **options)
     assert all(part in str(error.value) for part in parts), error.value
@@ -202,7 +202,7 @@ def test_a_band_without_a_stated_wavelength_is_not_compared():
     check_wavelengths("x.tif", ("a", "b"), (0, 1), (None, 0.842), (9.9, 0.842))
 
 
-def test_wavelengths_may_differ_by_a_quarter_of_a_known_width_but_not_up_to_the_next_band():
+def test_tolerance_of_wavelengths():
     """Sentinel-2's near infrared is 106 nm wide."""
     check_wavelengths("x.tif", ("B08",), (0,), (0.85,), (0.8328,), "sentinel2")
     with pytest.raises(UserError, match=r"band B08 lies at 0\.85 um"):
@@ -221,7 +221,7 @@ def test_wavelengths_may_differ_by_a_quarter_of_a_known_width_but_not_up_to_the_
         ("prisma", 239, 0.4, 2.505),
     ],
 )
-def test_tables_span_what_is_published(sensor, count, first, last):
+def test_tables_span_the_published_range(sensor, count, first, last):
     centres = wavelengths([band.name for band in SENSORS[sensor].bands], sensor)
     assert len(centres) == count
     np.testing.assert_allclose((centres[0], centres[-1]), (first, last), atol=6e-4)
@@ -260,7 +260,7 @@ def test_names_that_contradict_those_of_the_file(there, file_bands, sensor, mess
     assert select_bands("x.tif", ("edge",), 3, ("Band A", "Band B", None), file_bands=renamed) == (1,)
 
 
-def test_files_that_name_what_is_wanted_need_no_other_names():
+def test_files_that_name_the_bands_need_no_other_names():
     """data.file_bands is for those among them that do not, and have as many bands."""
     named = {"file_bands": ("nir", "red", "green")}
     assert select_bands("x.tif", ("red", "nir"), 2, ("red", "nir"), **named) == (0, 1)

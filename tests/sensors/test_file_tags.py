@@ -41,7 +41,7 @@ def test_units(file, tags, centre):
     assert read_header(path).states_wavelengths
 
 
-def test_gdals_own_goes_before_others(file):
+def test_gdal_metadata_wins_over_other_tags(file):
     path = file(wavelength="999")
     with rasterio.open(path, "r+") as dataset:
         dataset.update_tags(1, ns="IMAGERY", CENTRAL_WAVELENGTH_UM="0.443")
@@ -58,7 +58,7 @@ def test_gdals_own_goes_before_others(file):
         ({"wavelength": "5", "wavelength_units": "GHz"}, r"band 1 has its wavelength in 'ghz'"),
     ],
 )
-def test_tags_that_say_nothing_usable(file, tags, message):
+def test_unusable_tags(file, tags, message):
     with pytest.raises(UserError, match=rf"x\.tif: {message}"):
         stated_wavelengths(file(**tags))
 
@@ -70,14 +70,14 @@ def test_a_band_without_a_tag(file):
         wavelengths_of_file(path)
 
 
-def test_no_image(tmp_path):
+def test_files_that_are_not_images(tmp_path):
     (tmp_path / "x.tif").write_text("text")
     with pytest.raises(UserError, match=r"x\.tif: cannot be opened as an image"):
         stated_wavelengths(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("key", ["SPACECRAFT_ID", "satellite", "Platform", "SENSOR_ID"])
-def test_what_took_it(file, key):
+def test_sensor_from_tags(file, key):
     path = file()
     with rasterio.open(path, "r+") as dataset:
         dataset.update_tags(**{key: "LANDSAT_8", "author": "landsat7"})

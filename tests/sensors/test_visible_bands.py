@@ -35,7 +35,7 @@ def test_every_sensor_has_three(sensor):
     )
 
 
-def test_what_is_not_there():
+def test_missing_visible_bands():
     assert visible(("B04", "B03", "B02")) is None
     assert visible(("red", "green", "nir"), "aerial_rgbn") is None
     with pytest.raises(UserError, match=r"red, green, blue not among B04, B03, B02: .* config\.sensor"):
@@ -72,7 +72,7 @@ def test_the_depth_encoder_sees_them(bands, sensor, depth_bands, places):
         (("red", "green", "nir"), ("red", "green", "blue"), r"depth\.bands names 'blue'"),
     ],
 )
-def test_depth_bands_that_are_not_there(bands, depth_bands, message):
+def test_missing_depth_bands(bands, depth_bands, message):
     with pytest.raises(UserError, match=message):
         segmenter_config(configured(bands, None, depth_bands))
 
@@ -102,12 +102,12 @@ def surveyed(sensor, dtype, means):
         (None, np.float32, (1e9, 1, 1), None),
     ],
 )
-def test_values_that_do_not_fit_the_sensor_are_told(sensor, dtype, means, parts):
+def test_values_outside_the_range_of_the_sensor_are_reported(sensor, dtype, means, parts):
     told = remarks(*surveyed(sensor, dtype, means))
     assert len(told) == (0 if parts is None else 1)
     assert all(part in told[0] for part in parts or ())
 
 
-def test_heat_is_no_reflectance():
+def test_thermal_bands_are_not_reflectance():
     config, found = surveyed("landsat5", np.uint16, (45000,))
     assert remarks(config.replaced({"bands": ("thermal",)}), dataclasses.replace(found)) == []

@@ -47,7 +47,7 @@ def fed(config):
     return segmenter_config(config).visual.wavelengths
 
 
-def test_the_model_is_fed_with_the_wavelengths_of_enmap_files(shared_data, tmp_path):
+def test_the_model_uses_the_wavelengths_of_enmap_files(shared_data, tmp_path):
     """As rasterio reads the tags; they stay with the run, for any later use of its configuration."""
     config = load_config("configs/enmap_landcover.py", [f"--config.data.root={shared_data / 'enmap'}"])
     resolved = resolve_run_wavelengths(config)
@@ -63,7 +63,7 @@ def test_the_model_is_fed_with_the_wavelengths_of_enmap_files(shared_data, tmp_p
     assert fed(read_config(tmp_path / "config.json", ["--config.data.crop=16"])) == fed(resolved)
 
 
-def test_another_sensor_or_other_bands_do_not_get_them(write, tmp_path):
+def test_other_sensors_or_bands_do_not_use_them(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     run = resolve_run_wavelengths(configuration(tmp_path, "enmap"))
     assert fed(run) == (0.43, 0.456, 0.511)
@@ -73,7 +73,7 @@ def test_another_sensor_or_other_bands_do_not_get_them(write, tmp_path):
     assert fed(other) == fed(other.with_wavelengths_of_run(run)) == (0.5, 0.58, 0.76)
 
 
-def test_files_have_to_agree_to_a_nanometre(write, tmp_path):
+def test_files_must_agree_to_a_nanometre(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     write("y", (430.9, 456.0, 511.0))
     config = configuration(tmp_path, "enmap")
@@ -86,14 +86,14 @@ def test_files_have_to_agree_to_a_nanometre(write, tmp_path):
 
 
 @pytest.mark.parametrize("centres", [(None, None, None), (430.0, None, 511.0)])
-def test_where_files_do_not_state_all_the_sensor_holds(write, tmp_path, centres):
+def test_the_sensor_fills_in_missing_wavelengths(write, tmp_path, centres):
     write("x", centres)
     config = configuration(tmp_path, "enmap")
     assert resolve_run_wavelengths(config) is config
     assert fed(config) == wavelengths(BANDS, "enmap")
 
 
-def test_wavelengths_that_are_given_hold_and_are_compared(write, tmp_path):
+def test_given_wavelengths_win_and_are_compared(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     config = configuration(tmp_path, "enmap", wavelengths=(0.431, 0.456, 0.511))
     assert resolve_run_wavelengths(config) is config
@@ -102,7 +102,7 @@ def test_wavelengths_that_are_given_hold_and_are_compared(write, tmp_path):
         open_source(configuration(tmp_path, "enmap", wavelengths=(0.46, 0.456, 0.511)), ("a",))
 
 
-def test_an_encoder_of_fixed_bands_is_left_alone(write, tmp_path):
+def test_an_encoder_with_fixed_bands_is_unchanged(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     config = configuration(tmp_path, "enmap", kind="dinov3")
     assert resolve_run_wavelengths(config) is config
@@ -110,7 +110,7 @@ def test_an_encoder_of_fixed_bands_is_left_alone(write, tmp_path):
 
 @pytest.mark.parametrize("sensor", [name for name in SENSORS if SENSORS[name].nominal])
 @pytest.mark.parametrize("kind", ["dofa", "dinov3"])
-def test_nominal_wavelengths_give_way_to_those_of_files(write, tmp_path, sensor, kind):
+def test_file_wavelengths_win_over_nominal_ones(write, tmp_path, sensor, kind):
     """Far from the table, which would be an error for other sensors."""
     write("x", [1000 * centre + 40 for centre in wavelengths(BANDS, sensor)])
     config = configuration(tmp_path, sensor, kind=kind)
@@ -142,7 +142,7 @@ def test_each_stream_has_its_own(write, tmp_path):
     assert fed(alone.with_wavelengths_of_run(resolved)) == (0.5004, 0.58, 0.76)
 
 
-def test_an_evaluation_of_files_of_another_grid_reads_theirs(write, tmp_path):
+def test_evaluation_on_another_band_grid_reads_its_wavelengths(write, tmp_path):
     write("x", (430.0, 456.0, 511.0))
     write("y", (433.0, 456.0, 511.0), "b")
     assert fed(resolve_stream_wavelengths(configuration(tmp_path, "enmap"), ("b",))) == (0.433, 0.456, 0.511)

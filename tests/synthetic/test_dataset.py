@@ -1,4 +1,4 @@
-"""The generated benchmark: reproducible, balanced, shifted, and readable by others."""
+"""The generated benchmark: reproducible, balanced, shifted between sensors, readable by other software."""
 
 import os
 import pickle
@@ -47,7 +47,7 @@ def test_scenes_differ_by_seed_domain_and_number():
         assert (other != first).mean() > 0.9
 
 
-def test_a_scene_is_the_same_in_another_process_whatever_was_rendered_before():
+def test_a_scene_is_the_same_in_another_process():
     scenes = SyntheticScenes({"sensor_b": 1, "sensor_a": 3}, 7, 96)
     here = [zlib.crc32(scenes.scene(record).image) for record in scenes.records]
     code = (
@@ -80,7 +80,7 @@ def test_types_and_ranges(benchmark):
         assert len(np.unique(images[..., 0])) > 1000
 
 
-def test_no_class_dominates_and_none_is_rare(benchmark):
+def test_class_shares_are_balanced(benchmark):
     for split in ("source", "target"):
         shares = np.bincount(stacked(benchmark, split)[1].ravel(), minlength=6) / (256 * 256)
         shares /= shares.sum()
@@ -106,7 +106,7 @@ def test_buildings_and_trees_stand_above_the_ground(benchmark):
     assert scene.height.min() == 0
 
 
-def test_the_target_is_harder_than_the_source_yet_not_hopeless(benchmark):
+def test_the_target_is_harder_than_the_source_but_learnable(benchmark):
     """A pixelwise classifier loses a tenth of IoU or more, and still triples the best constant prediction."""
     images, labels = stacked(benchmark, "train")
     rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def test_it_is_a_source_for_the_loader(benchmark):
             array[0] = 0
 
 
-def test_files_are_georeferenced_and_say_what_they_hold(benchmark, tmp_path):
+def test_files_are_georeferenced_and_tagged(benchmark, tmp_path):
     paths = benchmark.write(tmp_path, "holdout")
     assert len(paths) == len(benchmark.holdout)
     corners = set()

@@ -33,7 +33,7 @@ def test_grid_covers_the_solar_range_evenly():
 
 
 @pytest.mark.parametrize("material", material_names())
-def test_reflectance_is_a_share(material):
+def test_reflectance_is_between_0_and_1(material):
     values = spectrum(material)
     assert values.shape == WAVELENGTHS.shape
     assert values.min() >= 0

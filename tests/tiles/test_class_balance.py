@@ -1,4 +1,4 @@
-"""Rare classes more often, images without labels never."""
+"""Rare classes are drawn more often, images without labels never."""
 
 import pickle
 
@@ -36,7 +36,7 @@ def test_a_class_without_pixels_is_not_drawn():
     assert class_probabilities(np.array([5, 0, 5]), 0.1)[1] == 0
 
 
-def test_classes_come_as_often_as_they_should(source):
+def test_classes_are_drawn_with_their_probabilities(source):
     index = ClassBalancedIndex(source, 20, temperature=0.5)
     rng = np.random.default_rng(0)
     drawn = [index[i % len(index)].draw(rng) for i in range(4000)]
@@ -74,7 +74,7 @@ def test_images_without_labels_are_left_out(source):
     assert balanced.records == index.records
 
 
-def test_a_least_share_of_labels():
+def test_minimum_share_of_labels():
     label = np.full((10, 10), 255, np.uint8)
     label[:3] = 0
     arrays = ArraySource({("d", "some"): (np.zeros((10, 10, 1), np.uint8), label)})
@@ -90,7 +90,7 @@ def test_bad_temperatures(source, temperature):
         ClassBalancedIndex(source, 20, temperature=temperature)
 
 
-def test_a_source_that_does_not_count(source):
+def test_a_source_without_class_counts(source):
     plain = ArraySource({("d", "x"): (np.zeros((10, 10, 1), np.uint8), np.zeros((10, 10), np.uint8))})
     with pytest.raises(UserError, match=r"data\.class_temperature = 0\.1: must be None, as ArraySource"):
         ClassBalancedIndex(plain, 10, temperature=0.1)

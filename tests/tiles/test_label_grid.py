@@ -1,4 +1,4 @@
-"""Where labels are: counted on coarse cells, found again by crops, without reading images at the start."""
+"""Labels counted on coarse cells and found again by crops, without reading images at the start."""
 
 import pickle
 from itertools import islice, permutations
@@ -106,7 +106,7 @@ def test_counts_of_cells_are_those_of_the_pixels(tmp_path, monkeypatch, tile):
     assert source.class_pixels.sum() == ((mask > 0) & (image > 0)).sum()
 
 
-def test_only_around_labels_are_images_read_for_counting(tmp_path, monkeypatch):
+def test_images_are_read_only_around_labels_when_counting(tmp_path, monkeypatch):
     """Two fields of a large image: no pixel is read that is not in the bounds of their cells."""
     image, mask = np.zeros((2048, 1024), np.uint8), np.zeros((2048, 1024), np.uint8)
     mask[300:320, 300:320], mask[1500:1510, 800:810] = 1, 2
@@ -141,7 +141,7 @@ def crops(index, count, seed=0, **options):
         yield tile, resized_crop(tile, rng, **{"crop": 256, "scale": (1, 1), **options})
 
 
-def test_opening_and_drawing_by_area_do_not_read_images_at_the_start(bordered, monkeypatch):
+def test_opening_and_drawing_by_area_do_not_read_images(bordered, monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError("the image is read")
 
@@ -161,7 +161,7 @@ def test_every_crop_of_a_scene_with_a_border_has_labels(bordered, scale):
         assert index.grid.has_data(index.source, tile.record, tile.cell)
 
 
-def test_what_is_drawn_does_not_depend_on_what_was_drawn_before(bordered):
+def test_draws_are_independent_of_earlier_draws(bordered):
     """A process finds out bit by bit where data is; another worker or host knows other parts of it."""
     fresh = TileIndex(open_tiles(bordered), 256)
     used = pickle.loads(pickle.dumps(TileIndex(open_tiles(bordered), 256)))
@@ -187,7 +187,7 @@ def test_places_with_data_are_drawn_evenly(bordered):
     assert np.abs(counts / 1200 - 1 / 9).max() < 4 * np.sqrt(1 / 9 / 1200)
 
 
-def test_labels_that_all_lie_where_there_is_no_data(tmp_path):
+def test_labels_only_on_nodata(tmp_path):
     write_scene(tmp_path, np.zeros((300, 300), np.uint8), np.ones((300, 300), np.uint8), nodata=0)
     index = TileIndex(open_tiles(tmp_path), 64)
     with pytest.raises(UserError, match="none of the 1 training images has data where it is labelled"):
@@ -243,7 +243,7 @@ def test_windows_for_a_pixel_lie_anywhere_over_it():
         assert np.abs(counts - 1 / 8).max() < 4 * np.sqrt(1 / 8 / 2000)
 
 
-def test_images_without_borders_are_drawn_as_before_they_were_counted():
+def test_label_counts_do_not_change_crops_of_fully_labelled_images():
     """Fully labelled images: the same crops as from a source that knows nothing of its labels."""
     rng = np.random.default_rng(0)
     images = {("d", str(i)): (rng.integers(0, 256, (90, 70, 3), np.uint8), rng.integers(0, 3, (90, 70)))

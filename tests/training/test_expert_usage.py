@@ -1,4 +1,4 @@
-"""What is logged of the routing, against counting by hand."""
+"""Logged expert usage against counts by hand."""
 
 import json
 

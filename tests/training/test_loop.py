@@ -1,4 +1,4 @@
-"""What the loop keeps, and when it stops."""
+"""The training loop: kept checkpoints, divergence, failures, records."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path, log_ev
         assert jnp.all(jnp.isfinite(store.restore_params(5, experiment.trainable)["first"]["kernel"]))
 
 
-def test_a_failed_evaluation_costs_no_steps(tmp_path):
+def test_a_failed_evaluation_loses_no_steps(tmp_path):
     """The state is saved without a score: it is the last but never the best, and the run goes on from it."""
     config = make_config(steps=8, evaluate_every=3, checkpoint_every=100)
     scores = iter([{"miou": 0.5}])
@@ -75,7 +75,7 @@ def test_a_failed_evaluation_costs_no_steps(tmp_path):
     assert 7 in trained_on
 
 
-def test_a_batch_that_cannot_be_drawn_leaves_no_folder(tmp_path):
+def test_a_failing_first_batch_leaves_no_folder(tmp_path):
     def failing(start):
         raise UserError("image.jpg: truncated")
         yield
@@ -87,7 +87,7 @@ def test_a_batch_that_cannot_be_drawn_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_frozen_values_are_neither_changed_nor_stored(tmp_path):
+def test_frozen_values_are_not_changed_or_stored(tmp_path):
     experiment = make_experiment()
     run_experiment(experiment, make_config(steps=3), tmp_path)
     assert float(experiment.frozen["scale"]) == 2.0
@@ -97,7 +97,7 @@ def test_frozen_values_are_neither_changed_nor_stored(tmp_path):
     assert not any("scale" in text for text in written)
 
 
-def test_plain_lines_off_a_terminal_and_tensorboard_records(tmp_path, capsys):
+def test_plain_progress_lines_and_tensorboard_records(tmp_path, capsys):
     run_experiment(make_experiment(), make_config(steps=4), tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if "images/s" in line] == ["1/4", "2/4", "3/4", "4/4"]

@@ -1,4 +1,4 @@
-"""Double buffering: order, how far ahead, errors and the end."""
+"""Double buffering: order, depth, errors and the end."""
 
 import time
 
@@ -31,7 +31,7 @@ class Batches:
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 3])
-def test_order_and_distance(ahead):
+def test_order_and_prefetch_depth(ahead):
     source = Batches()
     batches = prefetch(source, ahead)
     assert source.asked == 0
@@ -49,7 +49,7 @@ def test_order_and_distance(ahead):
     assert source.closed
 
 
-def test_an_error_comes_after_the_batches_before_it():
+def test_an_error_is_raised_after_earlier_batches():
     source = Batches(fails_at=3)
     batches = prefetch(source)
     for number in range(3):
@@ -59,7 +59,7 @@ def test_an_error_comes_after_the_batches_before_it():
     assert source.closed
 
 
-def test_all_batches_of_a_stream_that_ends():
+def test_a_finite_stream_yields_all_batches():
     source = Batches(ends_at=5)
     assert len(list(prefetch(source))) == 5
     assert source.closed

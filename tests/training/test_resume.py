@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends as if nothing had happened."""
+"""A run that is killed and restarted ends as an uninterrupted one."""
 
 import dataclasses
 import json
@@ -128,7 +128,7 @@ def with_ballast(experiment):
     return dataclasses.replace(experiment, trainable=trainable, loss_fn=loss_fn)
 
 
-def test_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, no_file_larger, capfd):
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path, no_file_larger, capfd):
     folder = tmp_path / "checkpoints"
 
     def full_at_9(step):
@@ -154,7 +154,7 @@ def test_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, no_file_l
     assert saved(experiment, config, tmp_path) == saved(experiment, config, tmp_path / "undisturbed")
 
 
-def test_full_disk_names_the_file_of_the_metrics(tmp_path, no_file_larger):
+def test_a_full_disk_names_the_metrics_file(tmp_path, no_file_larger):
     def full_at_9(step):
         if step == 9:
             no_file_larger((tmp_path / "metrics.jsonl").stat().st_size + 10)
@@ -175,7 +175,7 @@ def test_finished_run_does_nothing(uninterrupted):
     assert records(uninterrupted) == before
 
 
-def test_other_model_is_refused_by_key_and_folder_untouched(uninterrupted):
+def test_another_model_is_rejected_by_key(uninterrupted):
     config = make_config(model={"visual.width": 96})
     before = (uninterrupted / "config.json").read_bytes()
     with pytest.raises(UserError, match=r"config\.model\.visual\.width is 192 there, 96 here"):
@@ -188,7 +188,7 @@ def test_other_model_is_refused_by_key_and_folder_untouched(uninterrupted):
     assert (uninterrupted / "config.json").read_bytes() == before
 
 
-def test_every_leaf_has_to_be_filled(uninterrupted):
+def test_every_leaf_must_be_filled(uninterrupted):
     params = make_experiment().trainable
     surplus = params | {"third": {"kernel": np.zeros((2, 2), np.float32)}}
     missing = {"first": params["first"]}

@@ -1,4 +1,4 @@
-"""Transforms against closed forms and OpenCV step by step."""
+"""Transforms against closed forms and step-by-step OpenCV."""
 
 import cv2
 import numpy as np
@@ -164,7 +164,7 @@ def test_an_image_of_one_class_is_taken_as_it_is(only):
     assert (out["label"] == only).all()
 
 
-def test_the_rule_gives_up_after_ten_tries():
+def test_the_class_share_rule_stops_after_ten_tries():
     index = tiles_of(np.zeros((40, 40, 3), np.uint8), zeros(40, 40))
     reads = []
 
@@ -238,7 +238,7 @@ def test_brightness(delta):
     np.testing.assert_array_equal(out, np.floor(np.clip(colours() + delta, 0, 255)))
 
 
-def test_hue_runs_around_the_circle():
+def test_hue_is_circular():
     red = np.array([[[255, 0, 0]]], np.uint8)
     below, above = distort(red, Distortion(hue=-18)), distort(red, Distortion(hue=18))
     assert np.abs(below.astype(int) - [255, 0, 153]).max() <= 1  # 324 degrees
@@ -247,7 +247,7 @@ def test_hue_runs_around_the_circle():
     assert np.abs(distort(violet, Distortion(hue=10)).astype(int) - [255, 68, 0]).max() <= 1  # 16 degrees
 
 
-def test_photometric_leaves_other_bands_and_the_input():
+def test_photometric_changes_only_its_bands_and_not_the_input():
     image = np.random.default_rng(0).integers(0, 256, (6, 6, 4), np.uint8)
     before = image.copy()
     example = {"image": image, "label": zeros(6, 6)}
@@ -263,7 +263,7 @@ def test_photometric_leaves_other_bands_and_the_input():
     assert changed > 20
 
 
-def test_photometric_refuses_other_images():
+def test_photometric_rejects_other_types():
     with pytest.raises(UserError, match=r"augment\.photometric = True: must be False for images of type"):
         photometric_distortion({"image": np.zeros((2, 2, 3), np.float32)}, np.random.default_rng(0))
     with pytest.raises(UserError, match="red not among nir, green, blue"):
@@ -279,6 +279,6 @@ def test_photometric_refuses_other_images():
         ({"vertical_flip": 2}, r"augment\.vertical_flip = 2"),
     ],
 )
-def test_augment_refuses(settings, message):
+def test_bad_settings_are_rejected(settings, message):
     with pytest.raises(UserError, match=message):
         AugmentConfig(**settings)

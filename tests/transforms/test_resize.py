@@ -55,7 +55,7 @@ def corner(image, label, size, ratio, seed):
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("shape", [(64, 64), (64, 77), (97, 64), (201, 143), (41, 64)])
 @pytest.mark.parametrize("make", [noise, natural])
-def test_a_crop_is_that_of_the_resized_image(make, shape, ratio):
+def test_a_resized_crop_equals_a_crop_of_the_resized_image(make, shape, ratio):
     image = make(*shape)
     label = np.random.default_rng(2).integers(0, 200, shape, np.uint8)
     short = int(ratio * CROP + 1e-6)
@@ -112,7 +112,7 @@ def test_labels_of_any_size_bit_for_bit(data):
     np.testing.assert_array_equal(part, whole[start : start + length])
 
 
-def test_more_bands_than_opencv_takes_at_once():
+def test_more_bands_than_opencv_supports():
     image = noise(40, 50, 200)
     rows, cols = Side(40, 61, 7, 50), Side(50, 77, 20, 50)
     part = resized_image(lambda window: cut(image, window), rows, cols)

@@ -63,7 +63,7 @@ def test_a_dropped_band_is_its_mean():
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 3, 13, 224]))
-def test_what_is_drawn_stays_within_its_range(seed, bands):
+def test_draws_stay_within_their_range(seed, bands):
     drawn = draw_jitter(np.random.default_rng(seed), bands, gain=0.1, offset=0.2, drop_bands=0.9, tilt=0.3)
     assert not drawn.dropped.all()
     assert (np.abs(drawn.offset) <= 0.2).all()
@@ -76,7 +76,7 @@ def test_what_is_drawn_stays_within_its_range(seed, bands):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_the_label_and_the_input_are_left_alone(dtype):
+def test_the_label_and_the_input_are_unchanged(dtype):
     example = {"image": scene(dtype), "label": np.arange(120).reshape(12, 10).astype(np.uint8)}
     before = {key: array.copy() for key, array in example.items()}
     settings = {"gain": 0.2, "offset": 0.2, "drop_bands": 0.3, "tilt": 0.2}
@@ -90,7 +90,7 @@ def test_the_label_and_the_input_are_left_alone(dtype):
     np.testing.assert_array_equal(none["image"], before["image"])
 
 
-def test_integers_are_cut_to_their_range():
+def test_integers_are_clipped_to_their_range():
     image = np.full((2, 2, 2), 30_000, np.int16)
     image[0, 0] = -30_000
     np.testing.assert_array_equal(jitter(image, change(2, 2.0))[..., 0], [[-32768, 32767], [32767, 32767]])
@@ -98,7 +98,7 @@ def test_integers_are_cut_to_their_range():
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_normalisation_is_the_models(dtype):
+def test_normalisation_equals_the_models(dtype):
     """The model computes this in float32 on the device."""
     image = scene(dtype)
     mean, std = (10.0, 20.0, 30.0, 40.0, 50.0), (1.0, 2.0, 3.0, 4.0, 5.0)

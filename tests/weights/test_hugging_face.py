@@ -1,4 +1,4 @@
-"""Folders that transformers' save_pretrained wrote: every layer as transformers computes it."""
+"""Folders written by transformers' save_pretrained: every layer equals that of transformers."""
 
 import json
 
@@ -50,14 +50,14 @@ def test_layers(folders, kind):
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_fields_from_the_file(folders, kind):
+def test_settings_from_the_file(folders, kind):
     found = recognise(open_weight_file(folders(kind)[1]))
     config = CONFIGS[kind]
     for key, value in file_fields(found).items():
         assert getattr(config, key) == value, key
 
 
-def test_names_that_transformers_has_in_memory(folders, tmp_path):
+def test_names_of_a_model_in_memory(folders, tmp_path):
     from safetensors.torch import save_file
 
     for kind in ("dinov3", "dinov2"):

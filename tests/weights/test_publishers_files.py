@@ -1,4 +1,4 @@
-"""Files as their publishers' own code saves them: what transformers holds, under the other names."""
+"""Files in the publishers' own formats: the weights of transformers' models under the publishers' names."""
 
 import logging
 
@@ -122,7 +122,7 @@ PROMPT_DEPTH = ("pipeline.depth_head.projects.0.weight", "pipeline.depth_head.sc
         ("module.", (), ("model",), "parallel.pt"),
     ],
 )
-def test_where_training_code_puts_the_encoder(prefix, rest, wrap, name, tmp_path):
+def test_prefixes_of_training_checkpoints(prefix, rest, wrap, name, tmp_path):
     bare = meta_state("dinov2")
     state = {prefix + key: value for key, value in bare.items()}
     state |= {key: torch.zeros(3) for key in rest}
@@ -211,7 +211,7 @@ def masks(value):
     return state | {name: value.clone() for name in state if name.endswith("bias_mask")}
 
 
-def test_bias_mask_that_was_never_filled(tmp_path, caplog):
+def test_an_unfilled_bias_mask(tmp_path, caplog):
     """Meta's constructor leaves NaN in it, which must not reach the features."""
     torch.save(masks(torch.full((72,), torch.nan)), tmp_path / "nan.pth")
     with caplog.at_level(logging.INFO):
@@ -221,7 +221,7 @@ def test_bias_mask_that_was_never_filled(tmp_path, caplog):
         np.testing.assert_array_equal(row, [1] * 24 + [0] * 24 + [1] * 24)
 
 
-def test_bias_mask_of_another_model(tmp_path):
+def test_a_bias_mask_of_another_model(tmp_path):
     torch.save(masks(torch.ones(72)), tmp_path / "ones.pth")
     with pytest.raises(UserError, match="bias_mask is not one for queries and values and zero for keys"):
         filled(CONFIGS["dinov3"], tmp_path / "ones.pth")
@@ -244,7 +244,7 @@ def test_sam_with_irregular_global_layers(everywhere, tmp_path):
         file_fields(found)
 
 
-def test_sam_whose_tables_do_not_tell(tmp_path):
+def test_sam_global_layers_from_its_configuration(tmp_path):
     """A window as large as the grid: tables of one length, and config.json alone tells the global layers."""
     found = recognise(open_weight_file(sam_folder(tmp_path, [3, 7], window=8)))
     assert file_fields(found)["global_every"] == 4
@@ -320,7 +320,7 @@ def test_wrong_architecture(config, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_everything_that_does_not_fit_is_listed_together(tmp_path):
+def test_all_mismatches_are_listed_together(tmp_path):
     state = meta_state("dinov2")
     state["surplus"] = state.pop("cls_token")
     state["norm.weight"] = torch.zeros(7)

@@ -1,4 +1,4 @@
-"""What cannot be read says so in one line; a name on the hub works from the cache, and fails fast without."""
+"""Unreadable files give one line; hub names work from the cache and fail fast without a network."""
 
 import hashlib
 import http.server
@@ -33,7 +33,7 @@ def message(spec):
     return str(error.value)
 
 
-def test_reads_a_tensor_when_asked(tmp_path):
+def test_tensors_are_read_lazily(tmp_path):
     save_file(TENSORS, tmp_path / "x.safetensors")
     torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in TENSORS.items()}}, tmp_path / "x.pth")
     for name in ("x.safetensors", "x.pth"):
@@ -59,7 +59,7 @@ def test_half_precision(tmp_path, dtype):
         np.testing.assert_array_equal(found, value.float().numpy())
 
 
-def test_missing_or_of_another_kind(tmp_path):
+def test_missing_files_and_unknown_formats(tmp_path):
     assert "no such file or folder" in message(tmp_path / "nothing.pth")
     (tmp_path / "x.npz").touch()
     assert "weights are files ending in .safetensors, .pth" in message(tmp_path / "x.npz")
@@ -83,7 +83,7 @@ def test_truncated_pth(tmp_path, keep):
     assert "not a complete file of torch.save" in message(tmp_path / "x.pth")
 
 
-def test_pth_that_is_none(tmp_path):
+def test_files_that_are_not_pth(tmp_path):
     (tmp_path / "x.pth").write_text("<html>sign in first</html>")
     assert "not a complete file of torch.save" in message(tmp_path / "x.pth")
     torch.save({"epoch": 3}, tmp_path / "y.pth")
@@ -165,7 +165,7 @@ def test_training_checkpoint_of_mmengine(tmp_path, mmengine, installed, archive,
     assert not (tmp_path / "witness").exists()
 
 
-def test_names_of_stand_ins_do_nothing(tmp_path):
+def test_placeholder_classes_run_no_code(tmp_path):
     """A file that would look up a method and call it through the names that are let through."""
     # getattr(numpy.ndarray, "tofile")(witness), written by hand
     called = b"\x80\x02c__builtin__\ngetattr\ncnumpy\nndarray\nX\x07\x00\x00\x00tofile\x86RX%b%b\x85R."
@@ -175,7 +175,7 @@ def test_names_of_stand_ins_do_nothing(tmp_path):
     assert not (tmp_path / "witness").exists()
 
 
-def test_files_of_old_torch(tmp_path):
+def test_legacy_torch_files(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
     np.testing.assert_array_equal(open_weight_file(tmp_path / "x.pth")["a"], np.ones(3))
 
@@ -325,7 +325,7 @@ def test_command_without_network(arguments, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [CONVERT, TRAIN])
-def test_command_behind_a_mute_proxy(arguments, tmp_path, mute_proxy):
+def test_command_behind_an_unresponsive_proxy(arguments, tmp_path, mute_proxy):
     assert out_of_reach(tmp_path, arguments, HTTPS_PROXY=mute_proxy, HTTP_PROXY=mute_proxy) < 5
 
 
@@ -389,7 +389,7 @@ def test_hub_folder_is_downloaded_once(kind, served, tmp_path):
     assert set(open_weight_file("hf://lab/encoder")) == set(wanted)
 
 
-def test_hub_repository_that_is_no_folder(served):
+def test_hub_repository_without_weights(served):
     served["promptda_vitl.ckpt"] = b"x"
     text = message("hf://lab/encoder")
     assert "has no config.json" in text
@@ -397,5 +397,5 @@ def test_hub_repository_that_is_no_folder(served):
     assert "hf://lab/encoder: has no other.ckpt; name a file" in message("hf://lab/encoder/other.ckpt")
 
 
-def test_hub_name_that_is_none():
+def test_a_bad_hub_name():
     assert "write hf://owner/name" in message("hf://encoder")

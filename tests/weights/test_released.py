@@ -1,4 +1,4 @@
-"""The authors' layout both ways, and where a segmenter's weights come from."""
+"""The authors' layout in both directions, and the sources of a segmenter's weights."""
 
 import dataclasses
 import hashlib
@@ -127,7 +127,7 @@ def test_names_of_released_eva02(goldens):
     ("kind", "reason"),
     [("clip", "has a learned pyramid"), ("sam", "adapts only SAM's layers with global attention")],
 )
-def test_encoders_that_the_released_code_uses_otherwise(kind, reason, goldens):
+def test_encoders_that_the_released_code_uses_differently(kind, reason, goldens):
     config, _ = golden("dinov3", goldens)
     visual = EncoderConfig(kind, width=64, layers=4, heads=4, in_channels=4, table_size=8, global_every=2)
     with pytest.raises(UserError, match=rf"kind = '{kind}' has no released layout: .*{reason}"):
@@ -247,7 +247,7 @@ def test_encoders_alone_leave_the_rest_random(written, caplog):
         ({"depth__weights": "visual"}, r"holds kind dinov3, config\.model\.depth\.kind is dinov2"),
     ],
 )  # fmt: skip
-def test_parts_that_do_not_go_together(changes, message, written):
+def test_incompatible_parts(changes, message, written):
     folder, _ = written
     changes = {k: f"{folder}/{v}.safetensors" if k.endswith("weights") else v for k, v in changes.items()}
     with pytest.raises(UserError, match=message) as error:
@@ -323,7 +323,7 @@ def test_released_file_of_a_depth_encoder_without_its_head(written, tmp_path, ca
 
 @pytest.mark.parametrize(("to", "name"), [("safetensors", "x.safetensors"), ("released", "x.safetensors"),
                                           ("released", "x.pth"), ("hf", "x")])  # fmt: skip
-def test_record_of_a_run(to, name, workdir, written, tmp_path):
+def test_provenance_of_a_run(to, name, workdir, written, tmp_path):
     place, _ = workdir
     folder, _ = written
     convert(str(place), str(tmp_path / name), to=to)
@@ -357,7 +357,7 @@ def test_run_to_hugging_face(workdir, tmp_path):
     np.testing.assert_array_equal(kernel, np.asarray(ours).transpose(3, 2, 0, 1))
 
 
-def test_wrong_requests_about_a_run(workdir, tmp_path):
+def test_bad_requests_for_a_run(workdir, tmp_path):
     place, _ = workdir
     with pytest.raises(UserError, match=r"has to end in \.pth or \.safetensors"):
         convert(str(place), str(tmp_path / "x.npz"), to="released")

@@ -1,4 +1,4 @@
-"""Tiny published models with random weights, and how ours is compared with them."""
+"""Tiny versions of published encoders with random weights, and the comparison with ours."""
 
 import jax
 import jax.numpy as jnp
