@@ -18,7 +18,7 @@ _FUNCTIONS = {
     "report": "spectralmoe_jax.reporting.page",
     "predict": "spectralmoe_jax.inference.geotiff",
     "verify": "spectralmoe_jax.parity.verify",
-    "params": "spectralmoe_jax.models.parameter_count:describe",
+    "params": "spectralmoe_jax.models.build:count_parameters",
     "convert": "spectralmoe_jax.conversion.convert",
     "load_config": "spectralmoe_jax.config.load",
     "show_config": "spectralmoe_jax.config.reference",

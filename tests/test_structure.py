@@ -21,8 +21,8 @@ ARROWS = {
     "spectralmoe_jax": "",
     "parallel": "errors config parameters spectralmoe_jax",
     "resampling": "",
-    "adapters": "errors config import_path parallel resampling",
     "layers": "",
+    "adapters": "errors config import_path parallel resampling layers",
     "mask2former": "config parallel resampling layers",
     "sensors": "errors",
     "models": "errors config parameters parallel resampling adapters layers mask2former sensors",
@@ -58,7 +58,7 @@ ARROWS = {
         "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
     ),
     "ablation": "errors files config models checkpoints evaluation training",
-    "ahead_of_time": "errors config parameters parallel adapters models inference training",
+    "ahead_of_time": "errors config parameters parallel models inference training",
     "conversion": "errors config parameters models checkpoints weights inference",
     "data_pipelines.inspect": (
         "errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "

@@ -1,9 +1,12 @@
-"""Many experts: every token is sent to the experts it chose, and only to those.
+"""Dispatch for many experts: every token is sent to the experts that it chose, and only to those.
 
-Sorted by expert, the tokens of one are consecutive rows, and one product runs over rows and weights of all
-groups (`jax.lax.ragged_dot`): no capacity, so no token is dropped, and no work for experts not chosen. The
-result is that of `experts.coordinates`, which computes every expert for every token: cheaper while they are
-few, as its updates need not leave E*R + 1 coordinates.
+It computes equations 2 and 3 of `spectral_moe.py` with the same result as `spectral_moe.gated_sum`, which
+computes every expert for every token: the cheaper form while experts are few, since its updates stay in
+E*R + 1 coordinates. Here the rows, one for every token and choice, are sorted by expert, and one product
+runs over the rows and weights of all groups (`jax.lax.ragged_dot`): there is no capacity, so that no token is
+dropped, and no work for experts that were not chosen.
+
+Shapes beside the glossary: S = B * N * k rows.
 """
 
 from __future__ import annotations
@@ -17,53 +20,48 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.layers import wide_type
 from spectralmoe_jax.parallel import active_layout, constrain
 
 
-class Plan(NamedTuple):
-    """The order in which a device goes through its tokens.
+def dispatch(tokens: Array, indices: Array, a: Array, b: Array, config: SpectralMoEConfig) -> Array:
+    """Update of every chosen expert (equation 2), in the expert's own coordinates.
 
-    token: (S,) int32, the token of each row. expert: (S,) int32, its expert, non-decreasing; rows of
-    experts elsewhere come last, with a number beyond the last. sizes: (E,) int32, rows of each expert.
-    back: (S,), the row of each (token, choice).
-    """
-
-    token: Array
-    expert: Array
-    sizes: Array
-    back: Array
-
-
-def dispatched(tokens: Array, indices: Array, a: Array, b: Array, config: SpectralMoEConfig) -> Array:
-    """Each chosen expert's update in its own coordinates, the bias's last.
+    With experts spread over devices the coordinates cross between them in the forward pass, their gradients
+    and the experts' weights in the backward pass.
 
     Args:
-      tokens: (B, N, D). indices: (B, N, k). a: (E, M, R). b: (E, R, D).
+      tokens: (B, N, D).
+      indices: (B, N, k), the chosen experts.
+      a: (E, M, R).
+      b: (E, R, D).
+      config: the settings.
 
-    Returns: (B, N, k, R + 1), at least float32. With experts spread over devices these are the numbers that
-      cross; backward, their gradients and the experts' weights do.
+    Returns:
+      (B, N, k, R + 1), the coordinate of the bias last; at least float32.
     """
     layout = active_layout()
     if layout is None:
         return _coordinates(tokens, indices, a, b, 0, config)
     batch, expert = layout.sharding(("batch",)).spec[0], layout.rules.get("expert", ())
-    rows, whole = P(batch), P()
-    experts = P(expert or None)
+    rows, whole, experts = P(batch), P(), P(expert or None)
 
-    def here(tokens: Array, indices: Array, a: Array, b: Array) -> Array:
+    def forward_here(tokens: Array, indices: Array, a: Array, b: Array) -> Array:
         first = jax.lax.axis_index(expert) * a.shape[0] if expert else 0
         return jax.lax.psum(_coordinates(tokens, indices, a, b, first, config), expert)
 
-    def weights_of(tokens: Array, indices: Array, a: Array, b: Array, gradient: Array) -> tuple[Array, Array]:
+    def weight_gradients_here(
+        tokens: Array, indices: Array, a: Array, b: Array, gradient: Array
+    ) -> tuple[Array, Array]:
         first = jax.lax.axis_index(expert) * a.shape[0] if expert else 0
         _, pull = jax.vjp(lambda a, b: _coordinates(tokens, indices, a, b, first, config), a, b)
         return jax.lax.psum(pull(gradient), batch) if batch else pull(gradient)
 
-    def tokens_of(tokens: Array, indices: Array, a: Array, b: Array, gradient: Array) -> Array:
+    def token_gradients_here(tokens: Array, indices: Array, a: Array, b: Array, gradient: Array) -> Array:
         return jax.vjp(lambda t: _coordinates(t, indices, a, b, 0, config), tokens)[1](gradient)[0]
 
-    spread = functools.partial(jax.shard_map, mesh=layout.mesh, check_vma=False)
-    forward = spread(here, in_specs=(rows, rows, experts, experts), out_specs=rows)
+    sharded = functools.partial(jax.shard_map, mesh=layout.mesh, check_vma=False)
+    forward = sharded(forward_here, in_specs=(rows, rows, experts, experts), out_specs=rows)
 
     @jax.custom_vjp
     def run(tokens: Array, indices: Array, a: Array, b: Array) -> Array:
@@ -75,64 +73,77 @@ def dispatched(tokens: Array, indices: Array, a: Array, b: Array, config: Spectr
     def run_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
         tokens, indices, a, b = saved
         gradient = constrain(gradient, "batch", None, None, None)
-        of_a, of_b = spread(
-            weights_of, in_specs=(rows, rows, experts, experts, rows), out_specs=(experts, experts)
+        a_gradient, b_gradient = sharded(
+            weight_gradients_here, in_specs=(rows, rows, experts, experts, rows), out_specs=(experts, experts)
         )(*saved, gradient)
-        # A sum over experts as wide as a token: the weights travel instead.
-        of_tokens = spread(tokens_of, in_specs=(rows, rows, whole, whole, rows), out_specs=rows)(
-            tokens, indices, constrain(a), constrain(b), gradient
-        )
-        return of_tokens, None, of_a, of_b
+        # The gradient of the tokens is a sum over experts, as wide as a token: gather the weights instead.
+        token_gradient = sharded(
+            token_gradients_here, in_specs=(rows, rows, whole, whole, rows), out_specs=rows
+        )(tokens, indices, constrain(a), constrain(b), gradient)
+        return token_gradient, None, a_gradient, b_gradient
 
     run.defvjp(run_forward, run_backward)
     return run(tokens, indices, a, b)
 
 
-def updates(coordinates: Array, indices: Array, basis: Array, experts: int) -> Array:
-    """From coordinates (B, N, k, R + 1) to the updates themselves (B, N, k, D).
+def dispatched_updates(coordinates: Array, indices: Array, basis: Array, experts: int) -> Array:
+    """From coordinates to updates: (B, N, k, R + 1) -> (B, N, k, D).
 
-    basis: `experts.directions`, (E*R + 1, D), the same on every device.
+    Args:
+      coordinates: from `dispatch`.
+      indices: (B, N, k), the chosen experts.
+      basis: `spectral_moe.directions`, (E*R + 1, D), the same on every device.
+      experts: E.
     """
     layout = active_layout()
     rows = basis[:-1].reshape(experts, -1, basis.shape[-1])  # (E, R, D)
     if layout is None:
         return _updates(coordinates, indices, rows, basis[-1])
     batch = P(layout.sharding(("batch",)).spec[0])
-    spread = jax.shard_map(
+    sharded = jax.shard_map(
         _updates, mesh=layout.mesh, in_specs=(batch, batch, P(), P()), out_specs=batch, check_vma=False
     )
-    return spread(coordinates, indices, rows, basis[-1])
+    return sharded(coordinates, indices, rows, basis[-1])
 
 
-def _updates(coordinates: Array, indices: Array, rows: Array, bias: Array) -> Array:
-    plan = _plan(indices, rows.shape[0], 0)
-    inside = coordinates.reshape(-1, coordinates.shape[-1])
-    by_row = jnp.zeros_like(inside).at[plan.back].set(inside)  # (S, R + 1), sorted
-    dtype = coordinates.dtype
-    dz = jax.lax.ragged_dot(by_row[:, :-1], rows.astype(dtype), plan.sizes)
-    dz = dz + by_row[:, -1:] * bias.astype(dtype)
-    return dz[plan.back].reshape(*indices.shape, -1)
+class Plan(NamedTuple):
+    """Order in which a device goes through its rows: sorted by expert.
+
+    Attributes:
+      token: (S,) int32, the token of each row.
+      expert: (S,) int32, its expert, non-decreasing; rows of experts on other devices come last, with E as
+        their number.
+      sizes: (E,) int32, rows of each expert.
+      row: (S,), the row of each (token, choice).
+    """
+
+    token: Array
+    expert: Array
+    sizes: Array
+    row: Array
 
 
 def _plan(indices: Array, experts: int, first: Array | int) -> Plan:
-    """For a device that holds `experts` of them from number `first` on; indices (B, N, k)."""
+    """Sort rows on a device that holds `experts` experts, the first of them number `first`."""
     own = indices.reshape(-1) - first
     own = jnp.where((own >= 0) & (own < experts), own, experts)
     order = jnp.argsort(own, stable=True)
-    back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
+    row = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
     sizes = jnp.bincount(own, length=experts + 1)[:-1].astype(jnp.int32)
-    return Plan(order // indices.shape[-1], own[order], sizes, back)
+    return Plan(order // indices.shape[-1], own[order], sizes, row)
 
 
 def _coordinates(
     tokens: Array, indices: Array, a: Array, b: Array, first: Array | int, config: SpectralMoEConfig
 ) -> Array:
-    """As `dispatched`, for experts `first`, ... alone; zero for a choice of another expert."""
-    wide = jnp.promote_types(jnp.float32, tokens.dtype)
+    """As `dispatch`, for the experts from `first` on that `a` and `b` hold; zero for the other choices."""
+    wide = wide_type(tokens.dtype)
     width = tokens.shape[-1]
+    # 1. sort the rows by expert
     plan = _plan(indices, a.shape[0], first)
     rows = tokens.reshape(-1, width)[plan.token]  # (S, D)
     here = plan.expert < a.shape[0]
+    # 2. scores of the expert's tokens
     if config.token_map == "dot":
         z = jax.lax.ragged_dot(
             rows, b.astype(rows.dtype).swapaxes(1, 2), plan.sizes, preferred_element_type=wide
@@ -144,9 +155,23 @@ def _coordinates(
         token_sum = jnp.einsum("emr,er->em", a, jnp.sum(b, axis=-1)).astype(wide)
         of_row = token_sum[jnp.minimum(plan.expert, a.shape[0] - 1)]
         scores = jnp.sum(rows.astype(wide), axis=-1, keepdims=True) * of_row
+    # 3. token map, eq. 2; the first token is a sink
     scores = jnp.where(here[:, None], scores, 0.0)
-    p = jax.nn.softmax(scores / jnp.sqrt(width).astype(wide), axis=-1)[:, 1:]  # the first token is a sink
+    p = jax.nn.softmax(scores / jnp.sqrt(width).astype(wide), axis=-1)[:, 1:]  # (S, M - 1)
+    # 4. coordinates
     inside = jax.lax.ragged_dot(p, a[:, 1:].astype(wide), plan.sizes)  # (S, R)
-    out = jnp.concatenate([inside, p.sum(axis=-1, keepdims=True)], axis=-1)
+    out = jnp.concatenate([inside, p.sum(axis=-1, keepdims=True)], axis=-1)  # (S, R + 1)
     out = jnp.where(here[:, None], out, 0.0)
-    return out[plan.back].reshape(*indices.shape, -1)
+    # 5. back to the order of the tokens
+    return out[plan.row].reshape(*indices.shape, -1)
+
+
+def _updates(coordinates: Array, indices: Array, directions: Array, bias: Array) -> Array:
+    """(B, N, k, R + 1), (B, N, k), (E, R, D), (D,) -> (B, N, k, D)."""
+    plan = _plan(indices, directions.shape[0], 0)
+    inside = coordinates.reshape(-1, coordinates.shape[-1])
+    by_expert = jnp.zeros_like(inside).at[plan.row].set(inside)  # (S, R + 1), sorted
+    dtype = coordinates.dtype
+    dz = jax.lax.ragged_dot(by_expert[:, :-1], directions.astype(dtype), plan.sizes)  # (S, D)
+    dz = dz + by_expert[:, -1:] * bias.astype(dtype)
+    return dz[plan.row].reshape(*indices.shape, -1)

@@ -1,9 +1,8 @@
-"""FADA (NeurIPS 2024, "Learning Frequency-Adapted Vision Foundation Model for Domain Generalized Semantic
-Segmentation"): low-rank tokens that refine the Haar bands of the patch tokens.
+"""FADA (NeurIPS 2024): low-rank tokens that refine the Haar bands of the patch tokens.
 
-The patch tokens are transformed in two dimensions over the grid of patches, each channel for itself; the
-change is transformed back. The released code joins quarters of the channels where the inverse transform
-would stand.
+"Learning Frequency-Adapted Vision Foundation Model for Domain Generalized Semantic Segmentation". The patch
+tokens are transformed in two dimensions over the grid of patches, each channel on its own; the change is
+transformed back. The released code joins quarters of the channels in the place of the inverse transform.
 """
 
 from __future__ import annotations
@@ -15,39 +14,47 @@ from einops import rearrange
 from jax import Array
 
 from spectralmoe_jax.adapters.base import Grid
-from spectralmoe_jax.adapters.rein import TwoBranches
+from spectralmoe_jax.adapters.rein import ContentAndStyle
 from spectralmoe_jax.config.adapters import FADAConfig
 
 
 class Bands(NamedTuple):
-    """Of the Haar transform: low (B, h/2, w/2, D), and high, those of columns, rows and diagonals one under
-    the other, (B, 3h/2, w/2, D)."""
+    """Bands of the Haar transform.
+
+    Attributes:
+      low: (B, h/2, w/2, D).
+      high: the bands of columns, rows and diagonals, one below the other, (B, 3h/2, w/2, D).
+    """
 
     low: Array
     high: Array
 
 
-class FrequencyAdapted(TwoBranches):
-    """FADA: the low band of the tokens' Haar transform is content, the three high bands are style.
+class FrequencyAdapted(ContentAndStyle):
+    """The low band of the tokens' Haar transform is content, the three high bands are style.
 
-    f <- f + alpha H^-1(change(LL), change(LH, HL, HH)), with instance norm on the similarity of the high
+    f <- f + alpha H^-1(change(LL), change(LH, HL, HH)), with instance norm of the similarity of the high
     bands, whose tokens stand side by side and share one table.
     """
 
     Config: ClassVar[type] = FADAConfig
-    normalise = "similarity"
+    normalise: ClassVar[str] = "similarity"
 
     def change(self, weights: dict[str, Any], visual: Array, grid: Grid) -> Array:
+        """Change the low and the high bands."""
         h, w = grid
+        # 1. bands; a grid with an odd side is continued by its edge
         image = rearrange(visual, "b (h w) d -> b h w d", h=h, w=w)
         even = jnp.pad(image, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
         bands = haar(even)
+        # 2. change of both
         low = self.content.change(weights["content"], rearrange(bands.low, "b h w d -> b (h w) d"))
         high = self.style.change(weights["style"], rearrange(bands.high, "b h w d -> b (h w) d"))
         half = bands.low.shape[2]
         changed = Bands(
             rearrange(low, "b (h w) d -> b h w d", w=half), rearrange(high, "b (h w) d -> b h w d", w=half)
         )
+        # 3. back to patches
         return rearrange(inverse_haar(changed)[:, :h, :w], "b h w d -> b (h w) d")
 
 
@@ -60,7 +67,7 @@ def haar(image: Array) -> Bands:
 
 
 def inverse_haar(bands: Bands) -> Array:
-    """What `haar` gave, undone."""
+    """The inverse of `haar`, (B, h, w, D)."""
     low = bands.low
     columns, rows, diagonal = jnp.split(bands.high, 3, axis=1)
     a, b = low - columns - rows + diagonal, low + columns - rows - diagonal

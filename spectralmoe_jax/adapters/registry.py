@@ -1,4 +1,4 @@
-"""Adapters by name: those that come with the package, and a user's own by its import path.
+"""Adapters by name: those of the package, and a user's own by its import path.
 
 `config.model.adapter.kind` is one of `BUILTIN`, or `module:Class`, or `file.py:Class`.
 """
@@ -10,9 +10,8 @@ import difflib
 import importlib
 from typing import Any
 
-from flax import nnx
-
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.adapters.base import Adapter
+from spectralmoe_jax.errors import bad_value
 from spectralmoe_jax.import_path import load_object
 
 KEY = "config.model.adapter.kind"
@@ -30,13 +29,13 @@ BUILTIN = {
     "adaptformer": f"{_PACKAGE}.adaptformer:AdaptFormer",
     "vpt": f"{_PACKAGE}.vpt:VisualPrompts",
 }
-METHODS = ("stacked", "layer", "queries")
 
 
-def adapter_class(kind: str) -> Any:
-    """The class of a kind.
+def adapter_class(kind: str) -> type[Adapter]:
+    """Find the class of a kind.
 
-    Raises UserError where there is no such kind, or the user's own cannot be imported or is no adapter.
+    Raises:
+      UserError: there is no such kind, or the user's own cannot be imported or is no adapter.
     """
     if kind in BUILTIN:
         module, _, name = BUILTIN[kind].partition(":")
@@ -44,25 +43,26 @@ def adapter_class(kind: str) -> Any:
     if ":" not in kind:
         near = difflib.get_close_matches(kind, BUILTIN, n=1)
         hint = f"did you mean {near[0]}? there are" if near else "choose from"
-        raise UserError(
-            f"{KEY} = {kind!r}: {hint} {', '.join(BUILTIN)}, or your own as module:Class or file.py:Class"
-        )
+        message = f"{hint} {', '.join(BUILTIN)}, or your own as module:Class or file.py:Class"
+        raise bad_value(KEY, kind, message)
     found = load_object(kind, KEY)
     _require_adapter(found, kind)
     return found
 
 
 def _require_adapter(found: Any, kind: str) -> None:
-    """Raises UserError, naming what is missing, where a class is no adapter."""
-    rules = "an adapter is an nnx.Module with a dataclass Config and the methods " + ", ".join(METHODS)
+    """Check that what a user's kind names is an adapter.
+
+    Raises:
+      UserError: it is not; says what is missing.
+    """
     problem = ""
-    if not (isinstance(found, type) and issubclass(found, nnx.Module)):
-        problem = "is no nnx.Module"
-    elif missing := [name for name in METHODS if not callable(getattr(found, name, None))]:
-        problem = f"has no method {' and no '.join(missing)}"
+    if not (isinstance(found, type) and issubclass(found, Adapter)):
+        problem = "is no subclass of spectralmoe_jax.adapters.base.Adapter"
     elif not (
         isinstance(config := getattr(found, "Config", None), type) and dataclasses.is_dataclass(config)
     ):
         problem = "has no dataclass Config"
     if problem:
-        raise UserError(f"{KEY} = {kind!r}: {problem}; {rules} (docs/adding_an_adapter.md)")
+        rule = "an adapter subclasses Adapter and has its settings in a dataclass Config"
+        raise bad_value(KEY, kind, f"{problem}; {rule} (docs/adding_an_adapter.md)")

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from spectralmoe_jax.adapters.base import hook
 from spectralmoe_jax.ahead_of_time.program_cost import collectives, product_flops
 from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import MESH_AXES, RunConfig
@@ -169,8 +168,7 @@ def find_machine(topology: str) -> Machine:
 def _trace_train_step(config: RunConfig, layout: Layout) -> Any:
     """Trace the train step of a configuration from shapes alone."""
     structure, trainable, frozen = _abstract_parameters(config, layout)
-    rules = hook(structure.backbone.adapter, "optimizer_rules") or ()
-    optimizer = make_optimizer(config.train, trainable, rules)
+    optimizer = make_optimizer(config.train, trainable, structure.backbone.adapter.optimizer_rules)
     state = layout.shapes(jax.eval_shape(lambda params: init_state(params, optimizer), trainable))
     crop, rows = config.data.crop, config.train.batch_size
     batch = {

@@ -31,10 +31,10 @@ def add_process_arguments(parser: ArgumentParser) -> None:
 def all_processes(arguments: Namespace) -> Iterator[None]:
     """Join the run's other processes, if the command line or the environment names any."""
     # imports JAX: not for --help
-    from spectralmoe_jax.parallel.distributed import find_start, joined
+    from spectralmoe_jax.parallel.distributed import find_cluster, join_cluster
 
-    start = find_start(os.environ, arguments.coordinator, arguments.processes, arguments.process_id)
-    with joined(start, arguments.start_timeout):
+    cluster = find_cluster(os.environ, arguments.coordinator, arguments.processes, arguments.process_id)
+    with join_cluster(cluster, arguments.start_timeout):
         yield
 
 

@@ -19,9 +19,9 @@ from spectralmoe_jax.evaluation.score_table import Report, make_report, print_ta
 from spectralmoe_jax.inference.model import load_trained, make_routed_step
 from spectralmoe_jax.inference.pictures import write_pictures
 from spectralmoe_jax.inference.sliding_window import RoutedStep
-from spectralmoe_jax.models.parameter_count import count
+from spectralmoe_jax.models.build import part_sizes
 from spectralmoe_jax.models.segmenter import Segmenter
-from spectralmoe_jax.parallel.mesh import using_layout
+from spectralmoe_jax.parallel.mesh import inference_layout
 
 EVALUATION_FILE, IMAGES_FILE = "evaluation.json", "evaluation.npz"
 
@@ -77,7 +77,7 @@ def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
     run = _open_run(workdir, config, "target")
     tally = run.tally("target")
     report = make_report(tally)
-    trainable = sum(part.trainable for part in count(run.segmenter, run.segmenter.config))
+    trainable = sum(part.trainable for part in part_sizes(run.segmenter, run.segmenter.config))
     write_pictures(workdir, run.config, run.segmenter, run.step, run.splits)
     write_images(tally.images, workdir / IMAGES_FILE)
     best, last = checkpoint_steps(workdir, run.config)
@@ -116,7 +116,7 @@ class _OpenRun(NamedTuple):
 
 def _open_run(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> _OpenRun:
     config = _resolve_wavelengths(workdir, config, split)
-    splits, layout = open_splits(config, only=split), using_layout(config)
+    splits, layout = open_splits(config, only=split), inference_layout(config)
     segmenter = load_trained(workdir, config, layout)
     return _OpenRun(config, splits, segmenter, make_routed_step(segmenter, layout))
 

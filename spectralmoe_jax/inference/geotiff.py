@@ -34,7 +34,7 @@ from spectralmoe_jax.inference.sliding_window import (
     predict_tiles,
     window_starts,
 )
-from spectralmoe_jax.parallel.mesh import using_layout
+from spectralmoe_jax.parallel.mesh import inference_layout
 
 _BLOCK = 256  # pixels, side of a block of the GeoTIFF
 
@@ -65,7 +65,7 @@ def predict(
       UserError: names the file or key that is wrong.
     """
     run = read_run_config(checkpoint) if config is None else as_run_config(config)
-    layout = using_layout(run)
+    layout = inference_layout(run)
     return predict_scene(
         make_predict(load_trained(checkpoint, run, layout), layout),
         Path(input),

@@ -309,7 +309,7 @@ def _every_leaf(
     frozen = {part_of(path) for path in traverse_util.flatten_dict(split(abstract)[1]) if _is_kernel(path)}
     _check_frozen_weights(config, settings, {part_of(path) for path in missing} & frozen)
     read = ((path, value) for file in opened for path, value in file.stream if path not in known)
-    shardings = None if layout is None else layout.of_parameters(leaves(abstract))
+    shardings = None if layout is None else layout.parameter_shardings(leaves(abstract))
     return itertools.chain(read, _random(settings, config.seed, missing, shardings))
 
 
@@ -363,7 +363,7 @@ def _on_device(
             path: jax.device_put(jax.numpy.asarray(value, wanted[path].dtype), device)
             for path, value in stream
         }
-    shardings = layout.of_parameters(wanted)
+    shardings = layout.parameter_shardings(wanted)
     return {
         path: value
         if isinstance(value, jax.Array)

@@ -16,36 +16,43 @@ from spectralmoe_jax.mask2former.transformer_decoder import MaskDecoder, Memory
 from spectralmoe_jax.resampling import resize_bilinear
 
 
-class MaskEmbedding(nnx.Module):
-    """Three linear layers with ReLU between them, (..., W) -> (..., W)."""
-
-    def __init__(self, width: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
-        def linear() -> Linear:
-            return Linear(width, width, init=torch_uniform, bias_init=torch_bias(width),
-                          param_dtype=param_dtype, rngs=rngs)  # fmt: skip
-
-        self.first, self.second, self.third = linear(), linear(), linear()
-
-    def __call__(self, x: Array) -> Array:
-        return self.third(jax.nn.relu(self.second(jax.nn.relu(self.first(x)))))
-
-
 class Mask2FormerHead(nnx.Module):
-    """Feature maps and linked queries to class and mask logits.
+    """Class and mask logits from feature maps and linked queries.
 
-    Args:
-      config: sizes.
-      in_features: D, channels of the feature maps.
-      dtype: of the computation; statistics, sampling positions and logits are at least float32.
-      own_positions: the head learns its query position embeddings, `query_embed`, as it has none linked.
-      own_features: the head learns its query features; False where they come with the linked queries.
-      remat: recompute each encoder layer and each round of decoder layers on the way back.
-      param_dtype: of the weights, float32 or float64.
+    Attributes:
+      pixel_decoder: from feature maps to levels and mask features.
+      transformer_decoder: refines the queries.
+      query_feat: (Q, D), query features, unless they come with the linked queries.
+      query_embed: (Q, D), position embeddings of the queries, unless they are linked.
+      level_embed: (levels, D), added to the keys and values of each level.
+      cls_embed: from queries to class logits.
+      mask_embed: from queries to mask embeddings.
     """
 
-    def __init__(self, config: Mask2FormerConfig, *, in_features: int, dtype=jnp.float32, remat: bool = False,
-                 own_positions: bool = False, own_features: bool = True, param_dtype=jnp.float32,
-                 rngs: nnx.Rngs):  # fmt: skip
+    def __init__(
+        self,
+        config: Mask2FormerConfig,
+        *,
+        in_features: int,
+        dtype=jnp.float32,
+        remat: bool = False,
+        own_positions: bool = False,
+        own_features: bool = True,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Make the head with random weights.
+
+        Args:
+          config: sizes.
+          in_features: channels of the feature maps.
+          dtype: of the computation; statistics, sampling positions and logits are at least float32.
+          remat: rematerialise each encoder layer and each round of decoder layers in the backward pass.
+          own_positions: learn the position embeddings of the queries, for none are linked.
+          own_features: learn the query features; False where they come with the linked queries.
+          param_dtype: of the weights, float32 or float64.
+          rngs: draws the weights.
+        """
         kwargs = {"param_dtype": param_dtype, "rngs": rngs}
         shape = (config.num_queries, config.width)
         self.config, self.dtype = config, dtype
@@ -57,29 +64,38 @@ class Mask2FormerHead(nnx.Module):
             self.query_embed = nnx.Param(normal(rngs.params(), shape, param_dtype))
         self.own_positions, self.own_features = own_positions, own_features
         self.level_embed = nnx.Param(normal(rngs.params(), (LEVELS, config.width), param_dtype))
-        self.cls_embed = Linear(config.width, config.num_classes + 1, init=torch_uniform,
-                                bias_init=torch_bias(config.width), **kwargs)  # fmt: skip
+        bias_init = torch_bias(config.width)
+        self.cls_embed = Linear(
+            config.width, config.num_classes + 1, init=torch_uniform, bias_init=bias_init, **kwargs
+        )
         self.mask_embed = MaskEmbedding(config.width, **kwargs)
 
-    def __call__(self, features: Sequence[Array], queries: Array | None, *, all_layers: bool = True,
-                 query_features: Array | None = None,
-                 scales: Sequence[float] | None = None) -> tuple[Array, Array]:  # fmt: skip
+    def __call__(
+        self,
+        features: Sequence[Array],
+        queries: Array | None,
+        *,
+        all_layers: bool = True,
+        query_features: Array | None = None,
+        scales: Sequence[float] | None = None,
+    ) -> tuple[Array, Array]:
         """Class and mask logits of every decoder layer.
 
         Args:
-          features: four maps (B, h, w, D), finest level first, not yet resized: map i is resized by
+          features: four maps (B, h, w, in_features), finest level first, not yet resized: map i is resized by
             `config.scales[i]` after its projection. Maps that are resized already go with scales of 1.
-          queries: (Q, W), the linked queries of the adapter: position embeddings of the decoder. None for the
-            head's own.
+          queries: (Q, D), position embeddings linked to the adapter; None for the head's own.
           all_layers: False gives the last layer alone, for prediction.
-          query_features: (Q, W), in place of the head's own.
-          scales: in place of `config.scales`, of maps that are resized already.
+          query_features: (Q, D), in place of the head's own.
+          scales: in place of `config.scales`.
 
-        Returns, with K = 1 + decoder_layers or 1, and the first entry from the learned query features:
-          class_logits (K, B, Q, num_classes + 1), the last class "no object";
-          mask_logits (K, B, Q, H, W) at the finest level. Both at least float32.
+        Returns:
+          Class logits (K, B, Q, C + 1), the last class "no object", and mask logits (K, B, Q, h, w) at the
+          finest level, both at least float32. K is 1 + decoder_layers, the first from the query features
+          before any layer, or 1.
 
-        Raises ValueError where the number of maps or the shape of the queries does not fit.
+        Raises:
+          ValueError: the number of maps or the shape of the queries does not fit.
         """
         shape = (self.config.num_queries, self.config.width)
         queries = self.query_embed[...] if self.own_positions else queries
@@ -91,52 +107,75 @@ class Mask2FormerHead(nnx.Module):
                 f"the head takes {LEVELS + 1} feature maps and queries {shape}, "
                 f"not {len(features)} and {queries.shape}"
             )
+        # 1. levels, and mask features of the finest level
         mask_features, levels = self.pixel_decoder([x.astype(self.dtype) for x in features], scales)
         memories = [self._memory(level, i) for i, level in enumerate(levels)]
         # resizing mask features equals resizing the masks they give, for a fraction of the work
         small = [resize_bilinear(mask_features, level.shape[1:3]) for level in levels]
 
+        # 2. masked attention: a query whose mask is empty attends everywhere
         def block(normed: Array, level: int) -> Array:
-            mask = jax.nn.sigmoid(_mask_logits(self.mask_embed(normed), small[level]))
-            hidden = jax.lax.stop_gradient(mask < 0.5).reshape(*mask.shape[:2], -1)  # (B, Q, N)
+            mask = jax.nn.sigmoid(_mask_logits(self.mask_embed(normed), small[level]))  # (B, Q, h, w)
+            hidden = jax.lax.stop_gradient(mask < 0.5).reshape(*mask.shape[:2], -1)  # (B, Q, N), eq. 3
             return hidden & ~hidden.all(axis=-1, keepdims=True)
 
         batch = mask_features.shape[0]
-        start = jnp.broadcast_to(start.astype(self.dtype), (batch, *shape))
+        start = jnp.broadcast_to(start.astype(self.dtype), (batch, *shape))  # (B, Q, D)
         trail = self.transformer_decoder(start, queries.astype(self.dtype), memories, block)
-        trail = trail if all_layers else trail[-1:]
+        trail = trail if all_layers else trail[-1:]  # (K, B, Q, D)
+        # 3. logits
         class_logits = self.cls_embed(trail, wide_type(self.dtype))
         return class_logits, _mask_logits(self.mask_embed(trail), mask_features)
 
     def _memory(self, level: Array, index: int) -> Memory:
-        """(B, h, w, W) of level `index` as keys and values (B, h*w, W)."""
+        """Keys and values (B, N, D) of a level (B, h, w, D)."""
         batch, height, width, channels = level.shape
         value = level.reshape(batch, -1, channels) + self.level_embed[index].astype(level.dtype)
         positions = sine_positions(height, width, channels, wide_type(level.dtype))
         return Memory(value, value + positions.astype(level.dtype))
 
 
+class MaskEmbedding(nnx.Module):
+    """Three linear layers with ReLU between them."""
+
+    def __init__(self, width: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kwargs = {"param_dtype": param_dtype, "rngs": rngs}
+
+        def linear() -> Linear:
+            return Linear(width, width, init=torch_uniform, bias_init=torch_bias(width), **kwargs)
+
+        self.first, self.second, self.third = linear(), linear(), linear()
+
+    def __call__(self, x: Array) -> Array:
+        """(..., D) -> (..., D)."""
+        return self.third(jax.nn.relu(self.second(jax.nn.relu(self.first(x)))))
+
+
+def _mask_logits(embedding: Array, mask_features: Array) -> Array:
+    """Mask embeddings (..., B, Q, D) and mask features (B, h, w, D) -> (..., B, Q, h, w)."""
+    wide = wide_type(embedding.dtype)
+    return jnp.einsum("...bqc,bhwc->...bqhw", embedding, mask_features, preferred_element_type=wide)
+
+
 def semantic_scores(class_logits: Array, mask_logits: Array, size: tuple[int, int]) -> Array:
-    """How much every pixel belongs to every class, as Mask2Former's semantic inference computes it.
+    """Scores of every class for every pixel, by Mask2Former's semantic inference.
+
+    The sum over queries of the class probability times the sigmoid of the upsampled mask. One image at a
+    time, for the upsampled masks are large.
 
     Args:
-      class_logits: (B, Q, classes + 1) of the last layer. mask_logits: (B, Q, h, w), likewise.
+      class_logits: (B, Q, C + 1) of the last layer.
+      mask_logits: (B, Q, h, w), likewise.
       size: (H, W) of the result.
 
-    Returns: (B, H, W, classes) float32, at least 0: over queries, the sum of class probability times
-    the sigmoid of the upsampled mask. One image at a time, for the upsampled masks are large.
+    Returns:
+      (B, H, W, C) float32, at least 0.
     """
 
     def one(logits: tuple[Array, Array]) -> Array:
         classes, masks = logits
-        probabilities = jax.nn.softmax(classes, axis=-1)[:, :-1]  # (Q, classes)
+        probabilities = jax.nn.softmax(classes, axis=-1)[:, :-1]  # (Q, C)
         masks = resize_bilinear(masks.transpose(1, 2, 0)[None], size)[0]  # (H, W, Q)
         return jnp.matmul(jax.nn.sigmoid(masks), probabilities, precision=jax.lax.Precision.HIGHEST)
 
     return jax.lax.map(one, (class_logits, mask_logits))
-
-
-def _mask_logits(embedding: Array, mask_features: Array) -> Array:
-    """(..., B, Q, W) and (B, H, W', W) -> (..., B, Q, H, W')."""
-    wide = wide_type(embedding.dtype)
-    return jnp.einsum("...bqc,bhwc->...bqhw", embedding, mask_features, preferred_element_type=wide)

@@ -1,71 +1,26 @@
-"""Segmenters from configurations: abstract, with random weights, or for another set of bands."""
+"""Segmenters from a configuration: settings, modules with or without arrays, other bands, sizes."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from spectralmoe_jax.adapters.registry import adapter_class
-from spectralmoe_jax.config.adapters import OwnAdapterConfig
+from spectralmoe_jax.config.adapters import OwnAdapterConfig, SpectralMoEConfig
 from spectralmoe_jax.config.fields import build
+from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import Path, leaves, with_values
 from spectralmoe_jax.sensors import place_of, visible, wavelengths
-
-
-def for_bands(
-    segmenter: Segmenter,
-    wavelengths: Sequence[float],
-    *,
-    pixel_mean: Sequence[float],
-    pixel_std: Sequence[float],
-    depth_bands: Sequence[int] = (0, 1, 2),
-) -> Segmenter:
-    """Return the same segmenter for another sensor: parameters are shared, not copied.
-
-    The patch embedding is generated here, once for the band set, and is a constant of every later step.
-
-    Args:
-      segmenter: with an encoder that generates its patch embedding (dofa).
-      wavelengths: one for each band, in micrometres.
-      pixel_mean: one value for each band, in raw pixel units.
-      pixel_std: one value for each band, in raw pixel units.
-      depth_bands: indices of the bands that the depth encoder sees: red, green, blue.
-
-    Raises:
-      UserError: the encoder's patch embedding belongs to one band set, or wavelengths and statistics do not
-        fit each other.
-    """
-    visual = segmenter.config.visual
-    if not visual.family.wavelengths:
-        raise UserError(
-            f"config.model.visual.kind = {visual.kind!r}: its patch embedding belongs to its own "
-            f"{visual.in_channels} bands; only dofa makes one for any bands"
-        )
-    config = dataclasses.replace(
-        segmenter.config,
-        visual=dataclasses.replace(visual, in_channels=len(wavelengths), wavelengths=tuple(wavelengths)),
-        depth_bands=tuple(depth_bands),
-        pixel_mean=tuple(pixel_mean),
-        pixel_std=tuple(pixel_std),
-    )
-    kernel, bias = segmenter.backbone.visual.generator(config.visual.wavelengths)  # type: ignore[attr-defined]
-    stem = ("backbone", "visual")
-    replaced = {
-        (*stem, "patch_kernel"): kernel,
-        (*stem, "patch_bias"): bias,
-        ("pixel_mean",): jnp.asarray(config.pixel_mean, config.param_dtype),
-        ("pixel_std",): jnp.asarray(config.pixel_std, config.param_dtype),
-    }
-    return with_values(abstract_segmenter(config), leaves(segmenter) | replaced)
 
 
 def segmenter_config(config: RunConfig) -> SegmenterConfig:
@@ -79,7 +34,7 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
     depth_bands: tuple[int, ...] = ()
     if model.depth is not None:
         depth_bands = _depth_bands(model.depth.bands, bands, config.sensor)
-        depth = model.depth.encoder(tuple(bands[place] for place in depth_bands))
+        depth = model.depth.encoder(tuple(bands[index] for index in depth_bands))
     adapter = _adapter(model.adapter)
     visual = model.visual.encoder(bands, wavelengths=_wavelengths(config))
     _check_encoder(visual, model.adapter.kind)
@@ -98,8 +53,68 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
     )
 
 
+def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
+    """Indices of the bands that the depth encoder sees.
+
+    They are the named ones, by any of their names on the sensor, or else red, green and blue.
+    """
+    if names is None:
+        found = visible(bands, sensor)
+        if found is None:
+            raise UserError(
+                f"config.model.depth.bands: which of {', '.join(bands)} are red, green and blue is not "
+                "known: name three of them, or give config.sensor"
+            )
+        return found
+    indices = []
+    for name in names:
+        index = place_of(name, bands, sensor)
+        if index is None:
+            raise UserError(
+                f"config.model.depth.bands names {name!r}, which config.bands does not have: "
+                f"choose from {', '.join(bands)}"
+            )
+        indices.append(index)
+    return tuple(indices)
+
+
+def _wavelengths(config: RunConfig) -> tuple[float, ...]:
+    """Wavelengths of the bands, for an encoder that takes them.
+
+    Those that the configuration gives, else those that its files stated, else those of the sensor.
+    """
+    visual = config.model.visual
+    if visual.wavelengths or not visual.takes_wavelengths:
+        return visual.wavelengths
+    return config.wavelengths_of_files or wavelengths(config.bands, config.sensor or "generic")
+
+
+def _adapter(section: Any) -> Any:
+    """The adapter's settings; those of a user's own are checked by its class."""
+    if not isinstance(section, OwnAdapterConfig):
+        return section
+    return build(adapter_class(section.kind).Config, section.settings, "config.model.adapter")
+
+
+def _check_encoder(visual: EncoderConfig, kind: str) -> None:
+    """Check that the adapter can act in the visual encoder.
+
+    Raises:
+      UserError: it cannot.
+    """
+    adapter = adapter_class(kind)
+    if adapter.adds_tokens and visual.kind == "sam":
+        raise UserError(
+            f"config.model.adapter.kind = {kind!r} adds tokens, for which the windows of "
+            f"config.model.visual.kind = {visual.kind!r} have no place: choose another of the two"
+        )
+    if adapter.chooses_weights() and visual.trainable and kind != "full":
+        must = f"set it to False, for config.model.adapter.kind = {kind!r} chooses the weights that train"
+        raise bad_value("config.model.visual.trainable", True, must)
+
+
 def abstract_segmenter(config: SegmenterConfig) -> Segmenter:
-    """Return the segmenter with shapes and dtypes in place of arrays; nothing is allocated."""
+    """Make a segmenter with shapes and dtypes in place of arrays: nothing is allocated."""
     return nnx.eval_shape(lambda: Segmenter(config, rngs=nnx.Rngs(0)))
 
 
@@ -116,14 +131,14 @@ def random_leaves(
     paths: Collection[Path],
     shardings: Mapping[Path, jax.sharding.Sharding] | None = None,
 ) -> dict[Path, jax.Array]:
-    """Make single leaves of `make_segmenter(config, seed)`; the others are never allocated.
+    """Make some leaves of `make_segmenter(config, seed)`, without the others.
 
     Args:
       config: settings of the segmenter.
-      seed: of the random weights. It is an argument of the compiled function: a constant would compile every
-        seed anew.
-      paths: the leaves to make.
-      shardings: placement of each leaf; None for the default device.
+      seed: draws the weights. It is an argument of the compiled function: as a constant, every seed would be
+        compiled anew.
+      paths: of the leaves.
+      shardings: of every leaf; None for one device.
     """
     if not paths:
         return {}
@@ -137,65 +152,105 @@ def random_leaves(
     return {path: made["/".join(path)] for path in paths}
 
 
-def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
-    """Return the indices of the depth encoder's bands: those named, else red, green and blue.
+def for_bands(
+    segmenter: Segmenter,
+    wavelengths: Sequence[float],
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    depth_bands: Sequence[int] = (0, 1, 2),
+) -> Segmenter:
+    """Make the segmenter of another sensor from the same parameters, which are shared, not copied.
+
+    The patch embedding is generated here, once for the band set, and is a constant of every step after that.
 
     Args:
-      names: of the bands, by any of their names on the sensor; None for red, green and blue.
-      bands: of the configuration.
-      sensor: of the configuration.
+      segmenter: with an encoder that generates its patch embedding (dofa).
+      wavelengths: of the bands, micrometres.
+      pixel_mean: one value for each band, in raw pixel units.
+      pixel_std: likewise.
+      depth_bands: indices of the bands that the depth encoder sees: red, green, blue.
 
     Raises:
-      UserError: a band is not there, or it is not known which bands are red, green and blue.
+      UserError: the encoder's patch embedding belongs to one band set, or wavelengths and statistics do not
+        fit each other.
     """
-    if names is None:
-        found = visible(bands, sensor)
-        if found is None:
-            raise UserError(
-                f"config.model.depth.bands: which of {', '.join(bands)} are red, green and blue is not "
-                "known: name three of them, or give config.sensor"
-            )
-        return found
-    places = []
-    for name in names:
-        place = place_of(name, bands, sensor)
-        if place is None:
-            raise UserError(
-                f"config.model.depth.bands names {name!r}, which config.bands does not have: "
-                f"choose from {', '.join(bands)}"
-            )
-        places.append(place)
-    return tuple(places)
+    visual = segmenter.config.visual
+    if not visual.family.wavelengths:
+        must = (
+            f"its patch embedding belongs to its own {visual.in_channels} bands; only dofa makes one for any "
+            "bands"
+        )
+        raise bad_value("config.model.visual.kind", visual.kind, must)
+    config = dataclasses.replace(
+        segmenter.config,
+        visual=dataclasses.replace(visual, in_channels=len(wavelengths), wavelengths=tuple(wavelengths)),
+        depth_bands=tuple(depth_bands),
+        pixel_mean=tuple(pixel_mean),
+        pixel_std=tuple(pixel_std),
+    )
+    kernel, bias = segmenter.backbone.visual.generator(config.visual.wavelengths)  # type: ignore[attr-defined]
+    replaced = {
+        ("backbone", "visual", "patch_kernel"): kernel,
+        ("backbone", "visual", "patch_bias"): bias,
+        ("pixel_mean",): jnp.asarray(config.pixel_mean, config.param_dtype),
+        ("pixel_std",): jnp.asarray(config.pixel_std, config.param_dtype),
+    }
+    return with_values(abstract_segmenter(config), leaves(segmenter) | replaced)
 
 
-def _wavelengths(config: RunConfig) -> tuple[float, ...]:
-    """Return the wavelengths of the bands, for an encoder that takes them.
+# The part of the model that a parameter belongs to: that of the first path that its own starts with.
+PARTS = {
+    ("backbone", "visual"): "visual encoder",
+    ("backbone", "depth"): "depth encoder",
+    ("backbone", "adapter", "refinement"): "depth refinement",
+    ("backbone", "adapter"): "adapter",
+    ("head", "pixel_decoder"): "pixel decoder",
+    ("head", "classifier"): "linear head",
+    ("head",): "mask decoder",
+    (): "pixel statistics",
+}
 
-    The configuration's own come first, then those that its files stated, then those of the sensor.
+
+class PartSize(NamedTuple):
+    """Size of one part of a segmenter.
+
+    Attributes:
+      name: of the part.
+      trainable: number of its trained parameters.
+      frozen: number of the others.
     """
-    visual = config.model.visual
-    if visual.wavelengths or not visual.takes_wavelengths:
-        return visual.wavelengths
-    return config.wavelengths_of_files or wavelengths(config.bands, config.sensor or "generic")
+
+    name: str
+    trainable: int
+    frozen: int
 
 
-def _adapter(section: Any) -> Any:
-    """Return the adapter's settings; the class of a user's own adapter checks its section."""
-    if not isinstance(section, OwnAdapterConfig):
-        return section
-    return build(adapter_class(section.kind).Config, section.settings, "config.model.adapter")
+def count_parameters(config: Configuration) -> list[PartSize]:
+    """Count the parameters of a configured segmenter by part, in the order data flows; allocates none.
+
+    Args:
+      config: a configuration in any form of `config.load.Configuration`.
+
+    Raises:
+      UserError: the configuration is not a model.
+    """
+    settings = segmenter_config(as_run_config(config))
+    return part_sizes(abstract_segmenter(settings), settings)
 
 
-def _check_encoder(visual: EncoderConfig, kind: str) -> None:
-    """Raise a UserError where the adapter cannot act in the encoder."""
-    adapter = adapter_class(kind)
-    if getattr(adapter, "adds_tokens", False) and visual.kind == "sam":
-        raise UserError(
-            f"config.model.adapter.kind = {kind!r} adds tokens, for which the windows of "
-            f"config.model.visual.kind = {visual.kind!r} have no place: choose another of the two"
-        )
-    if hasattr(adapter, "trains") and visual.trainable and kind != "full":
-        raise UserError(
-            f"config.model.visual.trainable is True but config.model.adapter.kind = {kind!r} says which of "
-            "the encoder's weights train: set it to False"
-        )
+def part_sizes(segmenter: Segmenter, config: SegmenterConfig) -> list[PartSize]:
+    """Count the parameters of a segmenter, abstract or not, by part.
+
+    Experts are stored at the largest rank; entries that a smaller expert never uses are not counted.
+    """
+    sums = {name: [0, 0] for name in PARTS.values()}
+    for path, variable in nnx.to_flat_state(nnx.state(segmenter)):
+        name = next(part for prefix, part in PARTS.items() if path[: len(prefix)] == prefix)
+        sums[name][0 if isinstance(variable, nnx.Param) else 1] += math.prod(variable.shape)
+    adapter = config.adapter
+    if isinstance(adapter, SpectralMoEConfig):
+        unused = max(adapter.ranks) * adapter.num_experts - sum(adapter.ranks)
+        rows = adapter.num_tokens + config.visual.width
+        sums["adapter"][0] -= config.visual.layers * unused * rows
+    return [PartSize(name, *numbers) for name, numbers in sums.items() if any(numbers)]

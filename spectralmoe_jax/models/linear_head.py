@@ -1,9 +1,8 @@
-"""The linear head: a classifier of every pixel on the chosen layers' tokens, the cheap baseline.
+"""The linear head and its loss: a classifier of every pixel on the tokens of the chosen layers.
 
-A 1x1 convolution on the maps side by side, so that what is learned beside the adapter is one matrix; its
-logits are resized to the image bilinearly.
-
-The loss of the linear head: cross-entropy of every labelled pixel.
+A 1x1 convolution on the maps side by side, so that one matrix is learned besides the adapter: the cheap
+baseline. Its logits are resized to the image bilinearly, and its loss is the cross-entropy over labelled
+pixels.
 """
 
 from __future__ import annotations
@@ -22,10 +21,22 @@ from spectralmoe_jax.resampling import resize_bilinear
 
 
 class LinearHead(nnx.Module):
-    """Maps of any number of layers to logits of every class."""
+    """Logits of every class from the maps of any number of layers.
 
-    def __init__(self, config: LinearHeadConfig, *, in_features: int, maps: int, dtype=jnp.float32,
-                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+    Attributes:
+      classifier: (maps * D, C).
+    """
+
+    def __init__(
+        self,
+        config: LinearHeadConfig,
+        *,
+        in_features: int,
+        maps: int,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         kwargs: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.config, self.dtype = config, dtype
         joined = maps * in_features
@@ -34,28 +45,28 @@ class LinearHead(nnx.Module):
         )
 
     def __call__(self, maps: Sequence[Array]) -> Array:
-        """Maps (B, h, w, D) -> logits (B, h, w, classes), at least float32, of the largest map's size."""
+        """Maps (B, h, w, D) -> logits (B, h, w, C), at least float32, of the size of the largest map."""
         size = max((x.shape[1], x.shape[2]) for x in maps)
         joined = jnp.concatenate([resize_bilinear(x.astype(self.dtype), size) for x in maps], axis=-1)
         return self.classifier(joined, wide_type(self.dtype))
 
 
 def pixel_scores(logits: Array, size: tuple[int, int]) -> Array:
-    """Class probabilities (B, H, W, classes) float32 of logits (B, h, w, classes) resized to (H, W)."""
+    """Class probabilities (B, H, W, C) float32 of logits (B, h, w, C) that are resized to (H, W)."""
     return jax.nn.softmax(resize_bilinear(logits, size), axis=-1).astype(jnp.float32)
 
 
 def pixel_cross_entropy(logits: Array, labels: Array) -> Array:
-    """The mean over labelled pixels of the whole batch, a scalar in at least float32; 0 where there are none.
+    """Mean cross-entropy over the labelled pixels of the batch, a scalar in at least float32; 0 without any.
 
     Args:
       logits: (B, h, w, C), resized to the labels bilinearly.
       labels: (B, H, W) integers; values outside 0..C-1, such as 255, are ignored.
     """
     classes = logits.shape[-1]
-    wide = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+    wide = logits.astype(wide_type(logits.dtype))
     probabilities = jax.nn.log_softmax(resize_bilinear(wide, (labels.shape[1], labels.shape[2])), axis=-1)
     labelled = (labels >= 0) & (labels < classes)
     truth = jnp.where(labelled, labels, 0)
-    chosen = jnp.take_along_axis(probabilities, truth[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(probabilities, truth[..., None], axis=-1)[..., 0]  # (B, H, W)
     return -jnp.sum(jnp.where(labelled, chosen, 0)) / jnp.maximum(labelled.sum(), 1)

@@ -1,23 +1,37 @@
-"""Resampling of position tables, equal to torch's `interpolate(align_corners=False)`.
+"""Positions of patch tokens on any grid: rotary angles, and learned tables resampled to the grid.
 
-Rotary positions of DINOv3 (arXiv 2508.10104) and EVA-02 (arXiv 2303.11331).
+Rotary positions are those of DINOv3 (arXiv 2508.10104) and EVA-02 (arXiv 2303.11331). Resampling of tables
+equals torch's `interpolate(align_corners=False)`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import Array
 
-EVA_SIDE = 16  # patches along one edge of EVA-02's pretraining grid: any grid is stretched to this one
+from spectralmoe_jax.layers import wide_type
+
+EVA_SIDE = 16  # patches along one edge of EVA-02's pretraining grid, to which every grid is stretched
 EVA_BASE = 10000.0
+# Parameter a of Keys' cubic convolution kernel: torch's, and with antialiasing that of image libraries.
+CUBIC_A = -0.75
+CUBIC_A_ANTIALIAS = -0.5
 
 
 class Rope(NamedTuple):
-    """sin, cos: (N, head_dim), at least float32. interleaved: channels 2i and 2i+1 turn together (EVA-02);
-    otherwise channels i and i + head_dim / 2 do (DINOv3)."""
+    """Rotary positions of the patches of a grid.
+
+    Attributes:
+      sin: (N, D / heads), at least float32.
+      cos: likewise.
+      interleaved: True where channels 2i and 2i + 1 turn together (EVA-02), False where channels i and
+        i + D / heads / 2 do (DINOv3).
+    """
 
     sin: Array
     cos: Array
@@ -30,31 +44,36 @@ def centred_periods(head_dim: int, base: float, dtype=jnp.float32) -> Array:
 
 
 def centred_rope(periods: Array, h: int, w: int) -> Rope:
-    """Patch centres in [-1, 1], whatever the grid."""
-    dtype = jnp.promote_types(jnp.float32, periods.dtype)
+    """Rotary positions of DINOv3: patch centres in [-1, 1], whatever the grid."""
+    dtype = wide_type(periods.dtype)
     rows = (jnp.arange(h, dtype=dtype) + 0.5) / h * 2 - 1
     columns = (jnp.arange(w, dtype=dtype) + 0.5) / w * 2 - 1
     coordinates = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)  # (h, w, 2)
-    angles = 2 * jnp.pi * coordinates[..., None] / periods.astype(dtype)  # (h, w, 2, C/4)
-    angles = angles.reshape(h * w, -1)
-    angles = jnp.concatenate([angles, angles], axis=-1)  # (N, C)
+    angles = 2 * jnp.pi * coordinates[..., None] / periods.astype(dtype)  # (h, w, 2, head_dim / 4)
+    angles = angles.reshape(h * w, -1)  # (N, head_dim / 2)
+    angles = jnp.concatenate([angles, angles], axis=-1)  # (N, head_dim)
     return Rope(jnp.sin(angles), jnp.cos(angles), interleaved=False)
 
 
 def stretched_rope(head_dim: int, h: int, w: int, dtype=jnp.float32) -> Rope:
-    """Row and column numbers, the grid stretched to that of EVA-02's pretraining."""
+    """Rotary positions of EVA-02: row and column numbers, the grid stretched to that of the pretraining."""
     quarter = head_dim // 4
     frequencies = 1 / EVA_BASE ** (jnp.arange(quarter, dtype=dtype) / quarter)
     rows = jnp.arange(h, dtype=dtype) / h * EVA_SIDE
     columns = jnp.arange(w, dtype=dtype) / w * EVA_SIDE
     coordinates = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)  # (h, w, 2)
-    angles = (coordinates[..., None] * frequencies).reshape(h * w, -1)  # (N, C/2)
-    angles = jnp.repeat(angles, 2, axis=-1)  # (N, C)
+    angles = (coordinates[..., None] * frequencies).reshape(h * w, -1)  # (N, head_dim / 2)
+    angles = jnp.repeat(angles, 2, axis=-1)  # (N, head_dim)
     return Rope(jnp.sin(angles), jnp.cos(angles), interleaved=True)
 
 
 def rotate(x: Array, rope: Rope) -> Array:
-    """Rotate the patch tokens of x (B, T, H, C), the last N of T, in float32; others pass."""
+    """Rotate the patch tokens of queries or keys; the tokens before them pass unchanged.
+
+    Args:
+      x: (B, T, heads, D / heads), the patch tokens last.
+      rope: rotary positions; the rotation has their dtype.
+    """
     prefix = x.shape[1] - rope.sin.shape[0]
     patches = x[:, prefix:].astype(rope.sin.dtype)
     if rope.interleaved:
@@ -67,61 +86,61 @@ def rotate(x: Array, rope: Rope) -> Array:
     return jnp.concatenate([x[:, :prefix], turned.astype(x.dtype)], axis=1)
 
 
-# Keys' cubic convolution kernel; torch takes a = -0.75, and with antialiasing the -0.5 of image libraries
-CUBIC_A = -0.75
-CUBIC_A_ANTIALIAS = -0.5
+def resample_table(table: Array, h: int, w: int, *, antialias: bool = False) -> Array:
+    """Resample a position table (S*S, D) of a square grid bicubically: (h * w, D)."""
+    grid = rearrange(table, "(h w) d -> h w d", h=math.isqrt(table.shape[0]))
+    return rearrange(resize_bicubic(grid, h, w, antialias=antialias), "h w d -> (h w) d")
 
 
-def antialias_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """As `bicubic_matrix`, with the kernel as wide as an output pixel where the grid shrinks, cut off at the
-    edges and normalised: torch's `antialias=True`."""
+def resize_bicubic(grid: Array, height: int, width: int, *, antialias: bool = False) -> Array:
+    """Resize (h, w, D) to (height, width, D); a grid that has this size is returned as it is."""
+    if grid.shape[:2] == (height, width):
+        return grid
+    rows = jnp.asarray(bicubic_matrix(grid.shape[0], height, antialias=antialias), grid.dtype)
+    columns = jnp.asarray(bicubic_matrix(grid.shape[1], width, antialias=antialias), grid.dtype)
+    return jnp.einsum("ih,jw,hwd->ijd", rows, columns, grid)
+
+
+def resize_linear(tables: Array, size: int) -> Array:
+    """Resize (L, P, C) to (L, size, C) linearly; tables that have this size are returned as they are."""
+    if tables.shape[1] == size:
+        return tables
+    matrix = jnp.asarray(linear_matrix(tables.shape[1], size), tables.dtype)
+    return jnp.einsum("ip,lpc->lic", matrix, tables)
+
+
+def bicubic_matrix(size_in: int, size_out: int, *, antialias: bool = False) -> np.ndarray:
+    """Weights (size_out, size_in) of a half-pixel bicubic resize along one axis.
+
+    Edges are repeated. With `antialias` the kernel is as wide as an output pixel where the grid shrinks, cut
+    off at the edges and normalised, as by torch's `antialias=True`.
+    """
     scale = size_in / size_out
     centre = (np.arange(size_out) + 0.5) * scale
-    distance = (np.arange(size_in) + 0.5 - centre[:, None]) / max(scale, 1.0)
-    matrix = _cubic(distance, CUBIC_A_ANTIALIAS)
-    return matrix / matrix.sum(axis=1, keepdims=True)
-
-
-def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """Weights (size_out, size_in) of a one-dimensional half-pixel bicubic resize, edges repeated."""
-    scale = size_in / size_out
-    centre = (np.arange(size_out) + 0.5) * scale - 0.5
+    if antialias:
+        distance = (np.arange(size_in) + 0.5 - centre[:, None]) / max(scale, 1.0)
+        matrix = _cubic(distance, CUBIC_A_ANTIALIAS)
+        return matrix / matrix.sum(axis=1, keepdims=True)
+    centre = centre - 0.5
     first = np.floor(centre).astype(int)
     matrix = np.zeros((size_out, size_in))
     for tap in range(-1, 3):
-        weight = _cubic(centre - (first + tap))
+        weight = _cubic(centre - (first + tap), CUBIC_A)
         column = np.clip(first + tap, 0, size_in - 1)
         np.add.at(matrix, (np.arange(size_out), column), weight)
     return matrix
 
 
-def _cubic(distance: np.ndarray, a: float = CUBIC_A) -> np.ndarray:
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel."""
     t = np.abs(distance)
     near = (a + 2) * t**3 - (a + 3) * t**2 + 1
     far = a * (t**3 - 5 * t**2 + 8 * t - 4)
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
-def resize_bicubic(grid: Array, height: int, width: int, *, antialias: bool = False) -> Array:
-    """Resize (H, W, D) to (height, width, D); returns the input itself where the size is the same."""
-    if grid.shape[:2] == (height, width):
-        return grid
-    matrix = antialias_matrix if antialias else bicubic_matrix
-    rows = jnp.asarray(matrix(grid.shape[0], height), grid.dtype)
-    columns = jnp.asarray(matrix(grid.shape[1], width), grid.dtype)
-    return jnp.einsum("ih,jw,hwd->ijd", rows, columns, grid)
-
-
 def linear_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """As `bicubic_matrix`, linear between the two nearest."""
+    """Weights (size_out, size_in) of a half-pixel linear resize along one axis, edges repeated."""
     centre = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
     distance = np.clip(centre, 0, size_in - 1)[:, None] - np.arange(size_in)
     return np.maximum(1 - np.abs(distance), 0)
-
-
-def resize_linear(tables: Array, size: int) -> Array:
-    """Resize (L, P, C) to (L, size, C) linearly; returns the input itself where the size is the same."""
-    if tables.shape[1] == size:
-        return tables
-    matrix = jnp.asarray(linear_matrix(tables.shape[1], size), tables.dtype)
-    return jnp.einsum("ip,lpc->lic", matrix, tables)

@@ -1,4 +1,4 @@
-"""The whole segmenter: raw pixels in, class and mask logits out."""
+"""The segmenter: raw pixels in, class and mask logits out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.base import hook
+from spectralmoe_jax.adapters.base import uses_depth
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.config.model import EncoderConfig, LinearHeadConfig, Mask2FormerConfig, ModelConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.layers import Frozen
 from spectralmoe_jax.mask2former.head import Mask2FormerHead, semantic_scores
-from spectralmoe_jax.models.backbone import Backbone, Features, check_parts, uses_depth
+from spectralmoe_jax.models.backbone import Backbone, Features
 from spectralmoe_jax.models.linear_head import LinearHead, pixel_scores
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}
@@ -25,17 +25,21 @@ DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float
 
 @dataclasses.dataclass(frozen=True)
 class SegmenterConfig:
-    """What a segmenter is made of.
+    """Parts and settings of a segmenter, checked against each other.
 
     Attributes:
-      visual, depth: encoders; depth is None without the depth modality.
-      depth_bands: numbers of the bands that the depth encoder sees, red, green, blue.
-      adapter: its settings, those of `adapter_kind`. head: of Mask2Former, or of the linear head.
+      visual: the visual encoder.
+      depth: the depth encoder, None without the depth modality.
+      adapter: settings of the adapter of kind `adapter_kind`.
+      head: settings of Mask2Former, or of the linear head.
+      depth_bands: indices of the bands that the depth encoder sees: red, green, blue.
       out_layers: the layers whose features go to the head, finest map first; four for Mask2Former.
       dtype: of the computation; parameters are float32, or float64 with `float64`.
-      remat: `none`, `layer` (visual block and adapter recomputed in the backward pass) or `full`
+      remat: `none`, `layer` (visual block and adapter are rematerialised in the backward pass) or `full`
         (the depth block too).
-      pixel_mean, pixel_std: one value a band, in raw pixel units.
+      pixel_mean: one value for each band, in raw pixel units.
+      pixel_std: likewise.
+      adapter_kind: name of the adapter.
     """
 
     visual: EncoderConfig
@@ -50,14 +54,17 @@ class SegmenterConfig:
     pixel_std: tuple[float, ...] = (1.0,)
     adapter_kind: str = SpectralMoEConfig.kind
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Check that the parts go together.
+
+        Raises:
+          UserError: they do not; names the key.
+        """
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-            raise UserError("config.model.dtype = 'float64': set the environment variable JAX_ENABLE_X64=1")
-        if isinstance(self.head, Mask2FormerConfig) and len(self.out_layers) != len(self.head.scales):
-            raise UserError(
-                f"config.model.out_layers = {self.out_layers}: give {len(self.head.scales)} layers"
-            )
-        check_parts(self.visual, self.depth, self.adapter, self.out_layers, self.depth_bands)
+            raise bad_value("config.model.dtype", "float64", "set the environment variable JAX_ENABLE_X64=1")
+        self._check_layers()
+        if self.uses_depth:
+            self._check_depth()
         for key in ("pixel_mean", "pixel_std"):
             if len(getattr(self, key)) != self.visual.in_channels:
                 raise UserError(
@@ -68,36 +75,70 @@ class SegmenterConfig:
         if isinstance(self.head, Mask2FormerConfig):
             self._check_link(self.head)
 
+    def _check_layers(self) -> None:
+        layers, count = self.out_layers, self.visual.layers
+        if isinstance(self.head, Mask2FormerConfig) and len(layers) != len(self.head.scales):
+            raise bad_value("config.model.out_layers", layers, f"give {len(self.head.scales)} layers")
+        if not layers or min(layers) < 0 or max(layers) >= count:
+            raise bad_value("config.model.out_layers", layers, f"layers are numbered 0..{count - 1}")
+
+    def _check_depth(self) -> None:
+        visual, depth = self.visual, self.depth
+        if depth is None:
+            is_setting = any(field.name == "use_depth" for field in dataclasses.fields(self.adapter))
+            raise UserError(
+                "config.model.depth is None but config.model.adapter.use_depth is True: "
+                "give a depth encoder or set use_depth to False"
+                if is_setting
+                else "config.model.depth is None but config.model.adapter.kind reads depth tokens: give a "
+                "depth encoder or another kind"
+            )
+        for key in ("width", "layers", "patch_size"):
+            ours, theirs = getattr(visual, key), getattr(depth, key)
+            if ours != theirs:
+                must = f"must equal config.model.visual.{key} = {ours}: the two encoders run layer by layer"
+                if key == "patch_size":
+                    must += f"; config.model.depth.patch_size={ours} resamples its weights"
+                raise bad_value(f"config.model.depth.{key}", theirs, must)
+        if len(self.depth_bands) != depth.in_channels or max(self.depth_bands) >= visual.in_channels:
+            must = f"give {depth.in_channels} band numbers between 0 and {visual.in_channels - 1}"
+            raise bad_value("config.model.depth.bands", self.depth_bands, must)
+
     def _check_link(self, head: Mask2FormerConfig) -> None:
         tokens = getattr(self.adapter, "num_tokens", head.num_queries)
         if tokens != head.num_queries:
-            raise UserError(
-                f"config.model.adapter.num_tokens = {tokens} must equal "
-                f"config.model.head.num_queries = {head.num_queries}: the tokens become the queries"
-            )
+            must = f"must equal config.model.head.num_queries = {head.num_queries}: tokens become queries"
+            raise bad_value("config.model.adapter.num_tokens", tokens, must)
         width = getattr(self.adapter, "query_dim", head.width)
         if width != head.width:
-            raise UserError(
-                f"config.model.adapter.query_dim = {width} must equal config.model.head.width = {head.width}"
-            )
+            must = f"must equal config.model.head.width = {head.width}"
+            raise bad_value("config.model.adapter.query_dim", width, must)
 
     @property
     def uses_depth(self) -> bool:
-        """Whether the depth modality is there."""
+        """True if the adapter reads depth tokens."""
         return uses_depth(self.adapter)
 
     @property
     def compute_dtype(self) -> jnp.dtype:
+        """Type of activations."""
         return DTYPES[self.dtype]
 
     @property
     def param_dtype(self) -> jnp.dtype:
+        """Type of parameters."""
         return jnp.float64 if self.dtype == "float64" else jnp.float32
 
 
 class Output(NamedTuple):
-    """class_logits: (K, B, Q, classes + 1), mask_logits: (K, B, Q, h, w), K = 1 + decoder layers, the
-    last the one to predict with. auxiliary_loss, experts: see `Features`."""
+    """Output of a segmenter with the Mask2Former head, K = 1 + decoder layers.
+
+    Attributes:
+      class_logits: (K, B, Q, C + 1); the last of the K is the one to predict with.
+      mask_logits: (K, B, Q, h, w).
+      auxiliary_loss: see `Features`.
+      experts: see `Features`.
+    """
 
     class_logits: Array
     mask_logits: Array
@@ -106,7 +147,13 @@ class Output(NamedTuple):
 
 
 class PixelOutput(NamedTuple):
-    """Of the linear head. logits: (B, h, w, classes). auxiliary_loss, experts: see `Features`."""
+    """Output of a segmenter with the linear head.
+
+    Attributes:
+      logits: (B, h, w, C).
+      auxiliary_loss: see `Features`.
+      experts: see `Features`.
+    """
 
     logits: Array
     auxiliary_loss: Array
@@ -116,23 +163,33 @@ class PixelOutput(NamedTuple):
 class Segmenter(nnx.Module):
     """Encoders, adapter and head, with the statistics that normalise raw pixels.
 
-    Attributes: backbone, head, pixel_mean (C,), pixel_std (C,).
+    Attributes:
+      backbone: encoders and adapter.
+      head: Mask2Former, or the linear head.
+      pixel_mean: one value for each band.
+      pixel_std: likewise.
     """
 
     def __init__(self, config: SegmenterConfig, *, rngs: nnx.Rngs):
         dtype = config.param_dtype
         self.config = config
         self.backbone = Backbone(
-            config.visual, config.depth, config.adapter, kind=config.adapter_kind,
-            out_layers=config.out_layers, depth_bands=config.depth_bands, remat=config.remat,
-            param_dtype=dtype, rngs=rngs,
-        )  # fmt: skip
+            config.visual,
+            config.depth,
+            config.adapter,
+            kind=config.adapter_kind,
+            out_layers=config.out_layers,
+            depth_bands=config.depth_bands,
+            remat=config.remat,
+            param_dtype=dtype,
+            rngs=rngs,
+        )
         self.head = _make_head(config, self.backbone, rngs)
         self.pixel_mean = Frozen(jnp.asarray(config.pixel_mean, dtype))
         self.pixel_std = Frozen(jnp.asarray(config.pixel_std, dtype))
 
     def normalise(self, pixels: Array) -> Array:
-        """Raw pixels (B, H, W, C) of any dtype -> zero mean, unit deviation, in the compute dtype."""
+        """Raw pixels (B, H, W, C) of any dtype -> mean zero, deviation one, in the compute dtype."""
         wide = pixels.astype(self.pixel_mean.dtype)
         return ((wide - self.pixel_mean[...]) / self.pixel_std[...]).astype(self.config.compute_dtype)
 
@@ -144,24 +201,36 @@ class Segmenter(nnx.Module):
     def __call__(
         self, image: Array, *, key: Array | None = None, all_layers: bool = True
     ) -> Output | PixelOutput:
-        """Logits of a normalised image (B, H, W, C); `key` turns the adapter's noise on, and
-        `all_layers=False` gives those of the last decoder layer alone."""
+        """Logits of a normalised image.
+
+        Args:
+          image: (B, H, W, C) in the compute dtype.
+          key: draws the adapter's noise in training; None for evaluation.
+          all_layers: False gives the logits of the last decoder layer alone, K = 1.
+        """
+        adapter = self.backbone.adapter
         with _precision(self.config.dtype):
+            # 1. encoders and adapter
             features = self.backbone(image, key=key)
             rest = (features.auxiliary_loss, features.experts)
             _check_experts(self.config, features.experts)
+            # 2. head
             if isinstance(self.head, LinearHead):
-                maps, _ = self.backbone.refine_maps(features.maps, (1.0,) * len(features.maps))
+                maps, _ = adapter.refine_maps(features.maps, (1.0,) * len(features.maps))
                 return PixelOutput(self.head(maps), *rest)
-            maps, scales = self.backbone.refine_maps(features.maps, self.head.config.scales)
+            maps, scales = adapter.refine_maps(features.maps, self.head.config.scales)
+            queries = features.queries
             class_logits, mask_logits = self.head(
-                maps, features.queries, all_layers=all_layers, scales=scales,
-                query_features=self.backbone.query_features(features.queries),
-            )  # fmt: skip
+                maps,
+                queries,
+                all_layers=all_layers,
+                scales=scales,
+                query_features=None if queries is None else adapter.query_features(queries),
+            )
         return Output(class_logits, mask_logits, *rest)
 
     def scores(self, pixels: Array) -> Array:
-        """Class scores (B, H, W, classes), float32 and not negative, of raw pixels (B, H, W, C)."""
+        """Class scores (B, H, W, C), float32 and not negative, of raw pixels (B, H, W, C)."""
         return self.scores_and_experts(pixels)[0]
 
     def scores_and_experts(self, pixels: Array) -> tuple[Array, Array | None]:
@@ -173,36 +242,42 @@ class Segmenter(nnx.Module):
 
 
 def _make_head(config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs) -> Mask2FormerHead | LinearHead:
-    """The head, with queries of its own where the adapter links none."""
-    kwargs: dict[str, Any] = {"in_features": config.visual.width, "dtype": config.compute_dtype,
-                              "param_dtype": config.param_dtype, "rngs": rngs}  # fmt: skip
+    """Make the head, with queries of its own where the adapter links none."""
+    kwargs: dict[str, Any] = {
+        "in_features": config.visual.width,
+        "dtype": config.compute_dtype,
+        "param_dtype": config.param_dtype,
+        "rngs": rngs,
+    }
     if isinstance(config.head, LinearHeadConfig):
         return LinearHead(config.head, maps=len(config.out_layers), **kwargs)
     adapter, shape = backbone.adapter, (config.head.num_queries, config.head.width)
     queries = jax.eval_shape(adapter.queries)
-    given = hook(adapter, "query_features")
-    features = None if given is None or queries is None else jax.eval_shape(given, queries)
+    features = None if queries is None else jax.eval_shape(adapter.query_features, queries)
     for name, found in (("queries", queries), ("query_features", features)):
         if found is not None and tuple(found.shape) != shape:
-            raise UserError(
-                f"config.model.adapter.kind = {config.adapter_kind!r}: its {name} are {tuple(found.shape)}, "
-                f"config.model.head.num_queries and width are {shape}"
-            )
+            must = f"its {name} are {tuple(found.shape)}, config.model.head.num_queries and width are {shape}"
+            raise bad_value("config.model.adapter.kind", config.adapter_kind, must)
     return Mask2FormerHead(
-        config.head, remat=config.remat != "none", own_positions=queries is None,
-        own_features=features is None, **kwargs,
-    )  # fmt: skip
+        config.head,
+        remat=config.remat != "none",
+        own_positions=queries is None,
+        own_features=features is None,
+        **kwargs,
+    )
 
 
 def _check_experts(config: SegmenterConfig, experts: Array | None) -> None:
-    """Raises UserError where an adapter tells the expert of each token and not how many experts it has."""
+    """Check that an adapter that returns the expert of each token has the number of its experts.
+
+    Raises:
+      UserError: it has not.
+    """
     if experts is not None and experts.size and not hasattr(config.adapter, "num_experts"):
-        raise UserError(
-            f"config.model.adapter.kind = {config.adapter_kind!r}: it returns the expert of each token, so "
-            "its Config has to have num_experts"
-        )
+        must = "it returns the expert of each token, so its Config has to have num_experts"
+        raise bad_value("config.model.adapter.kind", config.adapter_kind, must)
 
 
-def _precision(dtype: str):
-    """Full products where full precision was asked for: accelerators round float32 inputs otherwise."""
+def _precision(dtype: str) -> contextlib.AbstractContextManager:
+    """Full precision of products but for bfloat16: by default accelerators round float32 inputs."""
     return jax.default_matmul_precision("highest") if dtype != "bfloat16" else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""One mesh of devices, one table of what lies where on it, one place that applies the table."""
+"""Parallel training: the device mesh with its sharding rules, sharded weights, and runs of many processes."""
 
 from spectralmoe_jax.config.schema import RULES, ParallelConfig
 from spectralmoe_jax.parallel.expert_parallel import by_expert, gather_experts

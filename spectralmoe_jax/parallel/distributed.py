@@ -1,12 +1,11 @@
-"""Joining the processes of a run, from what the environment says of them, with a time limit.
+"""Runs of several processes: find the others, wait for them with a time limit, and check that they agree.
 
-Asked in this order: the command line; the variables SPECTRALMOE_COORDINATOR, SPECTRALMOE_PROCESSES and
-SPECTRALMOE_PROCESS_ID; SLURM; a Kubernetes JobSet; a TPU VM. A process that none of them speaks of is alone.
-
-The processes of a run meet before JAX joins them: JAX ends a process that waits in vain without a line
-that says which of the others is missing.
-
-Seeing, before the first step, that all hosts run the same thing.
+1. `find_cluster` reads how to join, in this order, from the command line; from the variables
+   SPECTRALMOE_COORDINATOR, SPECTRALMOE_PROCESSES and SPECTRALMOE_PROCESS_ID; from SLURM; from a Kubernetes
+   JobSet; from a TPU VM. A process for which none of them says anything is alone.
+2. `join_cluster` waits for all processes (`rendezvous`), then initialises `jax.distributed`. JAX alone would
+   end a process that waits in vain without saying which of the others is missing.
+3. `require_agreement` checks that all processes run the same.
 """
 
 from __future__ import annotations
@@ -36,21 +35,27 @@ from spectralmoe_jax import __version__
 from spectralmoe_jax.errors import RunLost, UserError
 
 log = logging.getLogger(__name__)
-TIME_LIMIT = 300  # seconds
-LEAVE_LIMIT = 10  # seconds
-LOST_AFTER = 60  # seconds without a sign of a process, after which the others end
+TIME_LIMIT = 300  # seconds in which all processes have to be there
+LEAVE_LIMIT = 10  # seconds in which a process that fails leaves the others
+LOST_AFTER = 60  # seconds without a heartbeat of a process, after which the others end
 PORT = 8476
+GREETING = "spectralmoe"
+GO = "go"
+
+
+# 1. Find the cluster.
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """How this process joins the others.
+class Cluster:
+    """The processes of a run, and the place of this one among them.
 
     Attributes:
-      found_by: what said so, for messages.
+      found_by: where this was found, for messages.
       coordinator: HOST:PORT of process 0; None where JAX finds it (TPU VMs).
-      processes, process: how many there are, and which this is.
-      local_devices: numbers of the host's devices that are this process's; None for all.
+      processes: number of processes.
+      process: index of this process.
+      local_devices: indices of the host's devices that belong to this process; None for all.
     """
 
     found_by: str
@@ -60,66 +65,195 @@ class Start:
     local_devices: tuple[int, ...] | None = None
 
 
-def find_start(
+def find_cluster(
     environment: Mapping[str, str],
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
-) -> Start | None:
-    """What the command line, or else the environment, says of the processes; None for one alone.
+) -> Cluster | None:
+    """Find out how this process joins the others; None for one that is alone.
+
+    Args:
+      environment: environment variables.
+      coordinator: HOST:PORT of process 0, from the command line.
+      processes: number of processes, from the command line.
+      process: index of this process, from the command line.
 
     Raises:
-      UserError: only a part of it is said, or it cannot be.
+      UserError: only some of the values are given, or one is not possible.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process-id": process}
     if any(value is not None for value in given.values()):
-        return _checked("the command line", given)
+        return _cluster("the command line", given)
     names = ("SPECTRALMOE_COORDINATOR", "SPECTRALMOE_PROCESSES", "SPECTRALMOE_PROCESS_ID")
     if any(environment.get(name) for name in names):
-        return _checked("SPECTRALMOE_COORDINATOR", {name: environment.get(name) for name in names})
+        return _cluster("SPECTRALMOE_COORDINATOR", {name: environment.get(name) for name in names})
     if environment.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in environment:
-        return _of_slurm(environment)
+        return _slurm_cluster(environment)
     if environment.get("JOBSET_NAME"):
-        return _of_jobset(environment)
+        return _jobset_cluster(environment)
     if _is_tpu_vm(environment):
-        return Start("the TPU VM")
+        return Cluster("the TPU VM")
     return None
 
 
+def _cluster(found_by: str, given: Mapping[str, str | int | None]) -> Cluster:
+    """Check coordinator, number of processes and index, given in this order by the names of their sources."""
+    missing = [name for name, value in given.items() if value in (None, "")]
+    if missing:
+        raise UserError(f"{', '.join(missing)} missing: give all of {', '.join(given)}, or none")
+    names, (address, processes, process) = list(given), given.values()
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"{names[0]} = {address}: give HOST:PORT of process 0")
+    count, index = _whole(names[1], processes), _whole(names[2], process)
+    if count < 1:
+        raise UserError(f"{names[1]} = {count}: has to be at least 1")
+    if not 0 <= index < count:
+        raise UserError(f"{names[2]} = {index}: processes are numbered from 0 to {count - 1}")
+    return Cluster(found_by, str(address), count, index)
+
+
+def _whole(name: str, value: str | int | None) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise UserError(f"{name} = {value}: has to be a whole number") from None
+
+
+def _slurm_cluster(environment: Mapping[str, str]) -> Cluster:
+    nodes = environment.get("SLURM_STEP_NODELIST")
+    if not nodes:
+        raise UserError(
+            f"SLURM was asked for {environment['SLURM_NTASKS']} processes and only this one was started: "
+            "start them by srun"
+        )
+    # Jobs on one node must not share a port.
+    port = 61000 + _whole("SLURM_JOB_ID", environment.get("SLURM_JOB_ID", "0")) % 4000
+    cluster = _cluster(
+        "SLURM",
+        {
+            "SLURM_STEP_NODELIST": f"{first_host(nodes)}:{port}",
+            "SLURM_NTASKS": environment["SLURM_NTASKS"],
+            "SLURM_PROCID": environment["SLURM_PROCID"],
+        },
+    )
+    return dataclasses.replace(cluster, local_devices=_slurm_devices(environment))
+
+
+def first_host(nodes: str) -> str:
+    """The first host of SLURM's list: `gpu[003-006,9],x1` -> `gpu003`."""
+    first = re.match(r"(?:\[[^\]]*\]|[^\[,])*", nodes)
+    assert first is not None
+    return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", first[0])
+
+
+def _slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
+    """GPUs of this process, an equal share where several processes of a host see all of its GPUs."""
+    tasks, visible = _slurm_tasks_here(environment), _visible_gpus(environment)
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    has_its_own = on_node.isdecimal() and visible < int(on_node)
+    if tasks == 1 or visible < tasks or has_its_own:
+        return None
+    if visible % tasks:
+        raise UserError(
+            f"SLURM starts {tasks} processes on a node with {visible} GPUs: choose --ntasks-per-node "
+            "that divides them"
+        )
+    share, local = visible // tasks, int(environment.get("SLURM_LOCALID") or 0)
+    return tuple(range(local * share, (local + 1) * share))
+
+
+def _slurm_tasks_here(environment: Mapping[str, str]) -> int:
+    """Processes on this node; SLURM's `2(x3),1` means two on each of three nodes and one on the fourth."""
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE") or "1"
+    counts: list[int] = []
+    for count, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(nodes or 1)
+    node = int(environment.get("SLURM_NODEID") or 0)
+    return counts[node] if node < len(counts) else 1
+
+
+def _visible_gpus(environment: Mapping[str, str]) -> int:
+    names = environment.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return len([name for name in names.split(",") if name])
+
+
+def _jobset_cluster(environment: Mapping[str, str]) -> Cluster | None:
+    name, job = environment["JOBSET_NAME"], environment.get("REPLICATED_JOB_NAME") or "workers"
+    cluster = _cluster(
+        "the JobSet",
+        {
+            "JOBSET_NAME": f"{name}-{job}-0-0.{name}:{PORT}",
+            "JOBSET_PROCESSES": environment.get("JOBSET_PROCESSES"),
+            "JOB_COMPLETION_INDEX": environment.get("JOB_COMPLETION_INDEX"),
+        },
+    )
+    return None if cluster.processes == 1 else cluster
+
+
+def _is_tpu_vm(environment: Mapping[str, str]) -> bool:
+    """Return True on one of several hosts of a TPU slice."""
+    if "cpu" in environment.get("JAX_PLATFORMS", "") or not _has_tpu():
+        return False
+    hosts = environment.get("TPU_WORKER_HOSTNAMES")
+    return hosts is None or "," in hosts
+
+
+def _has_tpu() -> bool:
+    # chips up to v5e are /dev/accel*, later ones /dev/vfio/*, as other devices are too
+    devices = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(devices) and importlib.util.find_spec("libtpu") is not None
+
+
+# 2. Join it.
+
+
 @contextlib.contextmanager
-def joined(start: Start | None, time_limit: int = TIME_LIMIT) -> Iterator[None]:
-    """All processes of the run together, while open; at once for a process alone.
+def join_cluster(cluster: Cluster | None, time_limit: int = TIME_LIMIT) -> Iterator[None]:
+    """Join all processes of the run for the duration of a context.
+
+    Args:
+      cluster: how to join; None for a process that is alone, which has nothing to do.
+      time_limit: seconds to wait for the others.
 
     Raises:
-      UserError: they did not meet within `time_limit` seconds; names where and what to look at.
+      UserError: not all were there in time; names where and what to look at.
       RunLost: a collective failed within the context, as when another process died.
     """
-    if start is None:
+    if cluster is None:
         yield
         return
     until = time.monotonic() + time_limit
-    if start.coordinator is not None:
-        assert start.processes is not None
-        assert start.process is not None
-        log.info("process %d of %d meets the others at %s (%s)",
-                 start.process, start.processes, start.coordinator, start.found_by)  # fmt: skip
-        meet(start.coordinator, start.processes, start.process, time_limit)
+    if cluster.coordinator is not None:
+        assert cluster.processes is not None
+        assert cluster.process is not None
+        log.info(
+            "process %d of %d waits for the others at %s (%s)",
+            cluster.process,
+            cluster.processes,
+            cluster.coordinator,
+            cluster.found_by,
+        )
+        rendezvous(cluster.coordinator, cluster.processes, cluster.process, time_limit)
     try:
         jax.distributed.initialize(
-            start.coordinator,
-            start.processes,
-            start.process,
-            local_device_ids=start.local_devices,
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process,
+            local_device_ids=cluster.local_devices,
             # On SLURM JAX's own detection would leave a process one GPU where local_devices says all.
-            cluster_detection_method=None if start.coordinator is None else "deactivate",
+            cluster_detection_method=None if cluster.coordinator is None else "deactivate",
             initialization_timeout=max(10, int(until - time.monotonic())),
             heartbeat_timeout_seconds=LOST_AFTER,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"the processes of the run were not joined within {time_limit} s ({start.found_by}: process "
-            f"{start.process} of {start.processes}, coordinator {start.coordinator}): see that all were "
-            f"started and reach that address; {_first_line(error)}"
+            f"the processes of the run were not joined within {time_limit} s ({cluster.found_by}: process "
+            f"{cluster.process} of {cluster.processes}, coordinator {cluster.coordinator}): see that all "
+            f"were started and reach that address; {_first_line(error)}"
         ) from None
     try:
         yield
@@ -147,187 +281,79 @@ def _leave() -> None:
 
 
 def _end_now(error: BaseException) -> None:
-    """Ends the process with the status of the command line, past JAX's wait for the others."""
+    """End the process with the exit status of the command line, without JAX's wait for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
     statuses = {RunLost: 75, UserError: 2, OSError: 2, KeyboardInterrupt: 130}
     os._exit(next((status for kind, status in statuses.items() if isinstance(error, kind)), 1))
 
 
-def _checked(found_by: str, given: Mapping[str, str | int | None]) -> Start:
-    missing = [name for name, value in given.items() if value in (None, "")]
-    if missing:
-        raise UserError(f"{', '.join(missing)} missing: give all of {', '.join(given)}, or none")
-    names, (address, processes, process) = list(given), given.values()
-    host, _, port = str(address).rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"{names[0]} = {address}: give HOST:PORT of process 0")
-    count, index = _whole(names[1], processes), _whole(names[2], process)
-    if count < 1:
-        raise UserError(f"{names[1]} = {count}: has to be at least 1")
-    if not 0 <= index < count:
-        raise UserError(f"{names[2]} = {index}: processes are numbered from 0 to {count - 1}")
-    return Start(found_by, str(address), count, index)
-
-
-def _whole(name: str, value: str | int | None) -> int:
-    try:
-        return int(str(value))
-    except ValueError:
-        raise UserError(f"{name} = {value}: has to be a whole number") from None
-
-
-def _of_slurm(environment: Mapping[str, str]) -> Start:
-    nodes = environment.get("SLURM_STEP_NODELIST")
-    if not nodes:
-        raise UserError(
-            f"SLURM was asked for {environment['SLURM_NTASKS']} processes and only this one was started: "
-            "start them by srun"
-        )
-    # Jobs on one node must not meet at one port.
-    port = 61000 + _whole("SLURM_JOB_ID", environment.get("SLURM_JOB_ID", "0")) % 4000
-    start = _checked(
-        "SLURM",
-        {
-            "SLURM_STEP_NODELIST": f"{first_host(nodes)}:{port}",
-            "SLURM_NTASKS": environment["SLURM_NTASKS"],
-            "SLURM_PROCID": environment["SLURM_PROCID"],
-        },
-    )
-    return dataclasses.replace(start, local_devices=_slurm_devices(environment))
-
-
-def first_host(nodes: str) -> str:
-    """The first host of SLURM's list: `gpu[003-006,9],x1` -> `gpu003`."""
-    first = re.match(r"(?:\[[^\]]*\]|[^\[,])*", nodes)
-    assert first is not None
-    return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", first[0])
-
-
-def _slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The share of a process in the GPUs that it sees, where several processes of a host see all of them."""
-    tasks, visible = _slurm_tasks_here(environment), _visible_gpus(environment)
-    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
-    has_its_own = on_node.isdecimal() and visible < int(on_node)
-    if tasks == 1 or visible < tasks or has_its_own:
-        return None
-    if visible % tasks:
-        raise UserError(
-            f"SLURM starts {tasks} processes on a node with {visible} GPUs: choose --ntasks-per-node "
-            "that divides them"
-        )
-    share, local = visible // tasks, int(environment.get("SLURM_LOCALID") or 0)
-    return tuple(range(local * share, (local + 1) * share))
-
-
-def _slurm_tasks_here(environment: Mapping[str, str]) -> int:
-    """How many processes this node has: `2(x3),1` are two on each of three nodes and one on the fourth."""
-    text = environment.get("SLURM_STEP_TASKS_PER_NODE") or "1"
-    counts: list[int] = []
-    for count, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
-        counts += [int(count)] * int(nodes or 1)
-    node = int(environment.get("SLURM_NODEID") or 0)
-    return counts[node] if node < len(counts) else 1
-
-
-def _visible_gpus(environment: Mapping[str, str]) -> int:
-    names = environment.get("CUDA_VISIBLE_DEVICES")
-    if names is None:
-        return len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return len([name for name in names.split(",") if name])
-
-
-def _of_jobset(environment: Mapping[str, str]) -> Start | None:
-    name, job = environment["JOBSET_NAME"], environment.get("REPLICATED_JOB_NAME") or "workers"
-    start = _checked(
-        "the JobSet",
-        {
-            "JOBSET_NAME": f"{name}-{job}-0-0.{name}:{PORT}",
-            "JOBSET_PROCESSES": environment.get("JOBSET_PROCESSES"),
-            "JOB_COMPLETION_INDEX": environment.get("JOB_COMPLETION_INDEX"),
-        },
-    )
-    return None if start.processes == 1 else start
-
-
-def _is_tpu_vm(environment: Mapping[str, str]) -> bool:
-    """Whether this is one of several hosts of a TPU slice."""
-    if "cpu" in environment.get("JAX_PLATFORMS", "") or not _has_tpu():
-        return False
-    hosts = environment.get("TPU_WORKER_HOSTNAMES")
-    return hosts is None or "," in hosts
-
-
-def _has_tpu() -> bool:
-    """Chips up to v5e are /dev/accel*, later ones /dev/vfio/*, as other devices are too."""
-    devices = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
-    return bool(devices) and importlib.util.find_spec("libtpu") is not None
-
-
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-GREETING = "spectralmoe"
-GO = "go"
-
-
-def meet(address: str, processes: int, process: int, time_limit: float) -> None:
-    """Returns when all processes of the run have called this with the address of process 0.
+def rendezvous(address: str, processes: int, process: int, time_limit: float) -> None:
+    """Wait until all processes of the run have called this.
 
     Args:
-      address: HOST:PORT; free again on return.
+      address: HOST:PORT of process 0; the port is free again on return.
+      processes: number of processes.
+      process: index of this process.
+      time_limit: seconds to wait.
 
     Raises:
-      UserError: not all were there within `time_limit` seconds; names the missing ones.
+      UserError: not all were there in time; names the missing ones.
     """
     host, _, port = address.rpartition(":")
     until = time.monotonic() + time_limit
     if process == 0:
-        _receive(int(port), processes, until, time_limit)
+        _await_others(int(port), processes, until, time_limit)
     else:
         _report(host.strip("[]"), int(port), processes, process, until, time_limit)
 
 
-def _receive(port: int, processes: int, until: float, time_limit: float) -> None:
-    """Process 0: waits for the others to report, then lets them go."""
+def _await_others(port: int, processes: int, until: float, time_limit: float) -> None:
+    """Wait, as process 0, for the others to report, then let them go."""
     present: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         with _listen(port) as listener:
             while len(present) < processes - 1:
                 try:
-                    listener.settimeout(_left(until))
+                    listener.settimeout(_remaining(until))
                     visitor = stack.enter_context(listener.accept()[0])
-                    visitor.settimeout(min(5, _left(until)))
-                    words = _line(visitor).split()
+                    visitor.settimeout(min(5, _remaining(until)))
+                    words = _read_line(visitor).split()
                 except OSError:
                     if time.monotonic() < until:
-                        continue  # a visitor without a word
+                        continue  # a visitor that says nothing
                     missing = ", ".join(str(i) for i in range(1, processes) if i not in present)
                     problem = f"process {missing} of {processes} did not report within {time_limit:g} s"
-                    _tell(present.values(), problem)
+                    _send(present.values(), problem)
                     raise UserError(_with_remedy(problem)) from None
                 if len(words) != 3 or words[0] != GREETING:
                     continue
                 if words[2] != str(processes):
-                    problem = f"process {words[1]} was told of {words[2]} processes, process 0 of {processes}"
-                    _tell([*present.values(), visitor], problem)
+                    problem = (
+                        f"process {words[1]} was started as one of {words[2]} processes, process 0 as one of "
+                        f"{processes}"
+                    )
+                    _send([*present.values(), visitor], problem)
                     raise UserError(_with_remedy(problem))
                 present[int(words[1])] = visitor
         # The port is free now: JAX listens there next.
-        _tell(present.values(), GO)
+        _send(present.values(), GO)
 
 
 def _report(host: str, port: int, processes: int, process: int, until: float, time_limit: float) -> None:
-    """Another process: reports to process 0 until it is let go."""
+    """Report, as another process, to process 0 until it answers."""
     problem = "no answer"
     while time.monotonic() < until:
         try:
-            with socket.create_connection((host, port), timeout=min(5, _left(until))) as connection:
+            with socket.create_connection((host, port), timeout=min(5, _remaining(until))) as connection:
                 connection.sendall(f"{GREETING} {process} {processes}\n".encode())
                 # Process 0 gives up first, and says who is missing.
-                connection.settimeout(_left(until) + 2)
-                answer = _line(connection)
+                connection.settimeout(_remaining(until) + 2)
+                answer = _read_line(connection)
         except OSError as error:
             problem = error.strerror or str(error)
         else:
@@ -335,7 +361,7 @@ def _report(host: str, port: int, processes: int, process: int, until: float, ti
                 return
             if answer:
                 raise UserError(_with_remedy(answer))
-        time.sleep(min(0.5, _left(until)))
+        time.sleep(min(0.5, _remaining(until)))
     raise UserError(
         f"process {process} of {processes} cannot reach process 0 at {host}:{port} within {time_limit:g} s "
         f"({problem}): see that it was started there and that the port is open"
@@ -353,18 +379,18 @@ def _listen(port: int) -> socket.socket:
         raise UserError(f"port {port} of the coordinator is taken on this host: give another one") from None
 
 
-def _line(connection: socket.socket) -> str:
+def _read_line(connection: socket.socket) -> str:
     with connection.makefile(encoding="utf-8", errors="replace") as file:
         return file.readline(1000).strip()
 
 
-def _tell(connections: Iterable[socket.socket], line: str) -> None:
+def _send(connections: Iterable[socket.socket], line: str) -> None:
     for connection in connections:
         with contextlib.suppress(OSError):
             connection.sendall(f"{line}\n".encode())
 
 
-def _left(until: float) -> float:
+def _remaining(until: float) -> float:
     return max(0.01, until - time.monotonic())
 
 
@@ -372,16 +398,19 @@ def _with_remedy(problem: str) -> str:
     return f"{problem}: see that all were started, with the same count, and reach the coordinator"
 
 
+# 3. Check that all run the same.
+
+
 def require_agreement(config: dict[str, Any]) -> None:
-    """Compares a flat configuration, and the versions of this package and of JAX, over all hosts.
+    """Compare a flat configuration, and the versions of this package and of JAX, over all hosts.
 
     Raises:
-      UserError: on every host, naming the first host that differs from host 0 and in what.
+      UserError: on every host, naming the first host that differs from host 0, and what differs.
     """
     if jax.process_count() == 1:
         return
     versions = {"spectralmoe_jax version": __version__, "jax version": jax.__version__}
-    everyone = _from_all({**config, **versions})
+    everyone = _gather_values({**config, **versions})
     for host, other in enumerate(everyone):
         differing = sorted(k for k in other.keys() | everyone[0].keys() if other.get(k) != everyone[0].get(k))
         if differing:
@@ -391,8 +420,8 @@ def require_agreement(config: dict[str, Any]) -> None:
             raise UserError(f"hosts {host} and 0 do not run the same: {listed}; start all hosts alike")
 
 
-def _from_all(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """The values that every host gives, in their order."""
+def _gather_values(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The values of every host, in the order of the hosts."""
     text = json.dumps(values, sort_keys=True, default=str).encode()
     longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
     padded = np.frombuffer(text.ljust(longest), np.uint8)

@@ -1,6 +1,8 @@
-"""Computing each expert's numbers where its weights lie.
+"""Sharded weights in use: experts that are computed by the devices that hold them, and gathered weights.
 
-Weights that are kept in parts and used whole, a layer at a time.
+Two axes of the mesh shard weights. Along `expert` every device computes the numbers of its own experts, and
+those numbers cross. Along `fsdp` the kernels of an encoder's block are gathered for the block and dropped
+after it.
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ from jax.ad_checkpoint import checkpoint_name
 
 from spectralmoe_jax.parallel.mesh import active_layout, constrain
 
+GATHERED = "gathered_weights"
+
 
 def by_expert(function: Callable[[Array, Any], Array], tokens: Array, weights: Any) -> Array:
-    """`function(tokens, weights)`, every expert's part on the devices that hold its weights.
+    """Apply a function of tokens and experts, every expert on the devices that hold its weights.
 
-    What crosses the expert axis is numbers per expert, never tokens: forward nothing, backward the gradient
-    of the result and, once a layer, the weights. The gradient of the tokens, a sum over experts as wide as
-    they are, is then formed on every device for itself.
+    Numbers of experts cross the expert axis, never tokens: nothing in the forward pass; in the backward pass
+    the gradient of the result and, once for each layer, the weights. Every device then computes the gradient
+    of the tokens, a sum over all experts that is as wide as the tokens, for itself.
 
     Args:
-      function: (B, N, D), weights -> (B, N, E, ...), and for any E.
+      function: (B, N, D), weights -> (B, N, E, ...), for any E.
       tokens: (B, N, D), the same along the expert axis.
-      weights: a pytree, spread over the expert axis or not.
+      weights: a pytree, sharded over the expert axis or not.
     """
     layout = active_layout()
     if layout is None or layout.size("expert") == 1:
@@ -37,7 +41,7 @@ def by_expert(function: Callable[[Array, Any], Array], tokens: Array, weights: A
 
 
 def gather_experts(x: Array) -> Array:
-    """(B, N, E, ...), spread by expert -> the same on every device of the expert axis."""
+    """Gather (B, N, E, ...), sharded by expert, on every device of the expert axis."""
     x = constrain(x, "batch", None, "expert", *(None,) * (x.ndim - 3))
     return constrain(x, "batch", *(None,) * (x.ndim - 1))
 
@@ -47,28 +51,27 @@ def _by_expert(function: Callable, tokens: Array, weights: Any) -> Array:
     return function(tokens, weights)
 
 
-def _forward(function: Callable, tokens: Array, weights: Any) -> tuple[Array, tuple[Array, Any]]:
+def _by_expert_forward(function: Callable, tokens: Array, weights: Any) -> tuple[Array, tuple[Array, Any]]:
     return function(tokens, weights), (tokens, weights)
 
 
-def _backward(function: Callable, saved: tuple[Array, Any], gradient: Array) -> tuple[Array, Any]:
+def _by_expert_backward(function: Callable, saved: tuple[Array, Any], gradient: Array) -> tuple[Array, Any]:
     tokens, weights = saved
-    whole = jax.tree.map(constrain, weights)
-    (of_tokens,) = jax.vjp(lambda t: function(t, whole), tokens)[1](gather_experts(gradient))
+    gathered = jax.tree.map(constrain, weights)
+    (of_tokens,) = jax.vjp(lambda t: function(t, gathered), tokens)[1](gather_experts(gradient))
     (of_weights,) = jax.vjp(lambda w: function(tokens, w), weights)[1](gradient)
     return constrain(of_tokens, "batch", None, None), of_weights
 
 
-_by_expert.defvjp(_forward, _backward)
+_by_expert.defvjp(_by_expert_forward, _by_expert_backward)
 
 
-GATHERED = "gathered_weights"
+def gather_weights(layer: Any, dtype: jnp.dtype) -> Any:
+    """Gather the weights of one layer on every device; weights that are not sharded stay as they are.
 
-
-def gathered(layer: Any, dtype: jnp.dtype) -> Any:
-    """One layer's weights, whole on every device.
-
-    Kernels cross in the dtype they are used in. Weights that are not kept in parts are left as they are.
+    Args:
+      layer: a pytree of weights.
+      dtype: of the computation, in which kernels cross.
     """
     layout = active_layout()
     if layout is None or layout.size("embed") == 1:
@@ -81,9 +84,11 @@ def gathered(layer: Any, dtype: jnp.dtype) -> Any:
     return jax.tree.map(gather, layer)
 
 
-def forgetting_gathered(function: Any) -> Any:
-    """`function`, whose gathered weights are gathered again on the way back: kept for all layers, they would
-    be the whole model on every device."""
+def remat_gathered_weights(function: Any) -> Any:
+    """Wrap a function so that the backward pass gathers its weights again.
+
+    Kept for all layers, the gathered weights would be the whole model on every device.
+    """
     layout = active_layout()
     if layout is None or layout.size("embed") == 1:
         return function

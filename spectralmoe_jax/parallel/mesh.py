@@ -1,12 +1,9 @@
-"""What lies where: a mesh of devices and the rules that spread arrays over it.
+"""Device mesh and sharding rules.
 
-The logical axes of every parameter that is not the same on all devices.
-
-Names are those of `models.state`'s nested dictionaries, joined by "/". The first rule that is found in a name
-counts; a parameter without one, or of another number of dimensions, is kept whole on every device: norms,
-biases, the head and the adapter's shared projections are small.
-
-From a configuration to the layout of a run.
+Three steps lead from an array to the devices that hold its parts: its logical axes (those of a parameter are
+in `PARAMETER_AXES`), the rules that map each logical axis to axes of the mesh (`config.parallel.rules`), and
+the mesh itself. A `Layout` is a mesh with its rules; `constrain` applies the active one inside a jitted
+function.
 """
 
 from __future__ import annotations
@@ -29,6 +26,9 @@ from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 Axes = tuple[str | None, ...]
 
+# Logical axes of the parameters that are sharded, by name (see `parameters.named_leaves`). The first pattern
+# that is found in a name counts. A parameter without one, or with another number of dimensions, is
+# replicated: norms, biases, the head and the adapter's shared projections are small.
 PARAMETER_AXES: tuple[tuple[str, Axes], ...] = (
     (r"adapter/experts_a$", ("layer", "expert", "token", "rank")),
     (r"adapter/experts_b$", ("layer", "expert", "rank", "adapter_embed")),
@@ -38,8 +38,8 @@ PARAMETER_AXES: tuple[tuple[str, Axes], ...] = (
 )
 
 
-def axes_of_parameter(name: str, dimensions: int) -> Axes:
-    """Logical axes of a parameter, or of an optimizer's moment of one, by name."""
+def parameter_axes(name: str, dimensions: int) -> Axes:
+    """Logical axes of a parameter, or of an optimizer's moment of one, by its name."""
     for pattern, axes in PARAMETER_AXES:
         if len(axes) == dimensions and re.search(pattern, name):
             return axes
@@ -51,10 +51,10 @@ _active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh and its rules.
+    """A device mesh and its sharding rules.
 
     Attributes:
-      mesh: of the axes data, fsdp and expert, any of which may have one device.
+      mesh: with the axes data, fsdp and expert, any of which may have one device.
       rules: mesh axes by logical axis.
     """
 
@@ -65,69 +65,74 @@ class Layout:
         return hash((self.mesh, frozenset(self.rules.items())))
 
     @classmethod
-    def make(cls, settings: ParallelConfig, among: Sequence[Any] | None = None) -> Layout:
-        """Over the devices `among`, default all there are; they may be those of a topology, described only.
+    def make(cls, settings: ParallelConfig, devices: Sequence[Any] | None = None) -> Layout:
+        """Make the layout of a configuration.
+
+        Args:
+          settings: mesh and rules.
+          devices: by default all there are; they may be described only, as those of a topology.
 
         Raises:
-          UserError: a mesh of another number of devices.
+          UserError: the mesh has another number of devices.
         """
-        devices: list[Any] = list(jax.devices() if among is None else among)
+        devices = list(jax.devices() if devices is None else devices)
         shape = settings.shape(len(devices))
         types = (AxisType.Auto,) * len(MESH_AXES)
         rules = {name: axes_of(axes) for name, axes in settings.rules or RULES}
         layout = cls(jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices), rules)
-        if not all(_is_a_part(rows) for rows in layout._rows_by_host().values()):
-            # The order that suits the wires tears a host's images apart: keep the hosts' order instead.
+        if not all(_is_shard(rows) for rows in layout._rows_by_process().values()):
+            # The order that suits the interconnect splits a host's images: keep the hosts' order instead.
             ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
             layout = cls(Mesh(np.array(ordered).reshape(shape), MESH_AXES, axis_types=types), rules)
         return layout
 
     def size(self, logical: str) -> int:
-        """Over how many devices a logical axis is spread."""
+        """Number of devices that a logical axis is sharded over."""
         return int(np.prod([self.mesh.shape[axis] for axis in self.rules.get(logical, ())], dtype=int))
 
     @property
     def is_single(self) -> bool:
+        """True if the mesh has a single device."""
         return self.mesh.size == 1
 
     def sharding(self, axes: Sequence[str | None] = (), shape: Sequence[int] | None = None) -> NamedSharding:
-        """Where an array of these logical axes lies; () for whole on every device.
+        """Sharding of an array by its logical axes.
 
         Args:
-          axes: a name or None a dimension.
-          shape: of the array, where a dimension that cannot be divided evenly is to be kept whole.
+          axes: a name or None for each dimension; () for an array that is replicated.
+          shape: of the array, to replicate along a dimension that cannot be divided evenly.
         """
-        spread = []
+        spec = []
         for number, name in enumerate(axes):
             mesh_axes = self.rules.get(name, ()) if name else ()
             if shape is not None and mesh_axes and shape[number] % self.size(name or ""):
                 mesh_axes = ()
-            spread.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
-        return NamedSharding(self.mesh, PartitionSpec(*spread))
+            spec.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
 
-    def of_parameters(self, tree: Any) -> Any:
-        """The sharding of every leaf of nested parameters, or of an optimizer's state for them."""
+    def parameter_shardings(self, tree: Any) -> Any:
+        """Sharding of every leaf of nested parameters, or of an optimizer's state for them."""
 
         def of_leaf(name: str, leaf: Any) -> NamedSharding:
-            return self.sharding(axes_of_parameter(name, len(leaf.shape)), leaf.shape)
+            return self.sharding(parameter_axes(name, len(leaf.shape)), leaf.shape)
 
         named = named_leaves(tree)
         return from_named_leaves({name: of_leaf(name, leaf) for name, leaf in named.items()}, tree)
 
     def shapes(self, tree: Any) -> Any:
-        """Of every leaf of parameters, arrays or shapes themselves: its shape, dtype and where it belongs."""
+        """Shape, dtype and sharding of every leaf of parameters, which are arrays or shapes themselves."""
 
         def shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        return jax.tree.map(shape, tree, self.of_parameters(tree))
+        return jax.tree.map(shape, tree, self.parameter_shardings(tree))
 
     def place(self, tree: Any) -> Any:
-        """Parameters, the same on every host, each where it belongs."""
-        return jax.tree.map(put, tree, self.of_parameters(tree))
+        """Put parameters, which are the same on every host, on their devices."""
+        return jax.tree.map(put, tree, self.parameter_shardings(tree))
 
     def place_batch(self, batch: Any) -> Any:
-        """This host's rows of a batch of images or labels as its part of the whole batch."""
+        """Put this process's rows of a batch on its devices, as its shard of the global batch."""
 
         def of_leaf(rows: np.ndarray) -> Array:
             sharding = self.sharding(("batch", *(None,) * (np.ndim(rows) - 1)))
@@ -135,25 +140,25 @@ class Layout:
 
         return jax.tree.map(of_leaf, batch)
 
-    def host_part(self) -> tuple[int, int]:
-        """(number, of how many): which of the equal consecutive parts of a batch this host's devices hold.
+    def process_shard(self) -> tuple[int, int]:
+        """(shard index, shard count) of the global batch: the shard whose rows this process's devices hold.
 
-        Hosts along the expert axis hold the same part.
+        Shards are equal and consecutive. Processes along the expert axis hold the same shard.
         """
-        rows = self._rows_by_host()[jax.process_index()]
+        rows = self._rows_by_process()[jax.process_index()]
         return rows[0] // len(rows), self.size("batch") // len(rows)
 
-    def _rows_by_host(self) -> dict[int, list[int]]:
-        """Which rows of a batch with one a share each host holds, in order."""
+    def _rows_by_process(self) -> dict[int, list[int]]:
+        """Rows that each process holds of a batch with one row for each device of its axis, in order."""
         rows: dict[int, set[int]] = {}
-        places: Mapping[Any, Any] = self.sharding(("batch",)).devices_indices_map((self.size("batch"),))
-        for device, (part,) in places.items():
+        slices: Mapping[Any, Any] = self.sharding(("batch",)).devices_indices_map((self.size("batch"),))
+        for device, (part,) in slices.items():
             rows.setdefault(device.process_index, set()).add(part.start or 0)
-        return {host: sorted(held) for host, held in rows.items()}
+        return {process: sorted(held) for process, held in rows.items()}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """While open, `constrain` speaks of this layout. Open it inside the function that is traced."""
+        """Make this the layout that `constrain` applies. Open it inside the function that is traced."""
         token = _active.set(self)
         try:
             yield
@@ -161,7 +166,7 @@ class Layout:
             _active.reset(token)
 
     def traced(self, function: Callable) -> Callable:
-        """`function` with this layout active while it is traced."""
+        """Wrap a function so that this layout is active while it is traced."""
 
         def inside(*args: Any, **kwargs: Any) -> Any:
             with self.active():
@@ -170,24 +175,37 @@ class Layout:
         return inside
 
 
+def _is_shard(rows: list[int]) -> bool:
+    """Return True if these rows are one of equal consecutive shards."""
+    return rows[-1] - rows[0] == len(rows) - 1 and rows[0] % len(rows) == 0
+
+
 def active_layout() -> Layout | None:
-    """The layout that is active and of more than one device, or None."""
+    """The active layout if it has more than one device, else None."""
     layout = _active.get()
     return None if layout is None or layout.is_single else layout
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Says where an activation lies, by a logical axis or None a dimension; no axes: whole everywhere.
+    """Shard an activation by its logical axes; without an active layout of several devices, do nothing.
 
-    Without an active layout of several devices it does nothing.
+    Args:
+      x: the activation.
+      axes: a name or None for each dimension; no axes to replicate it.
     """
     layout = active_layout()
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(axes))
 
 
 def by_rows(function: Callable, *operands: Array) -> Any:
-    """`function(*operands)`, every device on its own rows of the batch, which is the first dimension of all
-    operands and results: a loop inside then ends when a device's own rows are done."""
+    """Apply a function on every device to the device's own rows of the batch.
+
+    A loop inside the function then ends when the device's own rows are done.
+
+    Args:
+      function: of arrays to arrays, all with the batch as their first dimension.
+      operands: its arguments.
+    """
     layout = active_layout()
     if layout is None:
         return function(*operands)
@@ -198,7 +216,7 @@ def by_rows(function: Callable, *operands: Array) -> Any:
 
 
 def put(value: Any, sharding: NamedSharding) -> Array:
-    """An array that every host has, of which each keeps what is its own."""
+    """Put an array that every process has on its devices; each keeps its own part."""
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = put(jax.random.key_data(value), NamedSharding(sharding.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
@@ -206,11 +224,6 @@ def put(value: Any, sharding: NamedSharding) -> Array:
         return jax.device_put(value, sharding)
     local = np.asarray(value)
     return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
-
-
-def _is_a_part(rows: list[int]) -> bool:
-    """Whether these rows are one of equal consecutive parts."""
-    return rows[-1] - rows[0] == len(rows) - 1 and rows[0] % len(rows) == 0
 
 
 def training_layout(config: RunConfig, devices: Sequence[Any] | None = None) -> Layout | None:
@@ -234,10 +247,10 @@ def check_layout(config: RunConfig, layout: Layout) -> None:
     Raises:
       UserError: they do not.
     """
-    parts, experts = layout.size("batch"), layout.mesh.shape["expert"]
+    shards, experts = layout.size("batch"), layout.mesh.shape["expert"]
     batch = config.train.batch_size
-    if batch % parts:
-        must = f"must be a multiple of {parts}, the devices along data and fsdp, which share the batch"
+    if batch % shards:
+        must = f"must be a multiple of {shards}, the devices along data and fsdp, which share the batch"
         raise bad_value("config.train.batch_size", batch, must)
     count = getattr(config.model.adapter, "num_experts", 1)
     if count % experts:
@@ -246,24 +259,24 @@ def check_layout(config: RunConfig, layout: Layout) -> None:
         raise bad_value("config.parallel.expert", experts, must)
 
 
-def using_layout(config: RunConfig) -> Layout | None:
+def inference_layout(config: RunConfig) -> Layout | None:
     """Return the layout to use a trained model on; None for one device.
 
-    It is the one it was trained on where that fits the devices here, else all of them along data.
+    It is the one that the model was trained on where that fits the devices here, else all of them along data.
     """
     layout = Layout.make(config.parallel.fitted(jax.device_count()))
     return None if layout.is_single else layout
 
 
-def print_view(layout: Layout | None) -> None:
-    """One line of what this process sees of the mesh, where it is not alone on one device."""
+def print_devices(layout: Layout | None) -> None:
+    """Print a line on the devices and the shard of this process; nothing for a single device."""
     if layout is None:
         return
-    part, parts = layout.host_part()
+    index, count = layout.process_shard()
     mesh = " x ".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items())
     print(
         f"process {jax.process_index()} of {jax.process_count()}: {jax.local_device_count()} of "
         f"{jax.device_count()} devices ({jax.devices()[0].device_kind}), mesh {mesh}, "
-        f"part {part + 1} of {parts} of every batch",
+        f"part {index + 1} of {count} of every batch",
         flush=True,
     )

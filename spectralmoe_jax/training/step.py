@@ -144,7 +144,7 @@ def init_state(
     if layout is None:
         # committed to its device, as a step's result is: anything else would compile the step twice
         return jax.device_put(make(params), jax.local_devices()[0])
-    return jax.jit(make, out_shardings=layout.of_parameters(jax.eval_shape(make, params)))(params)
+    return jax.jit(make, out_shardings=layout.parameter_shardings(jax.eval_shape(make, params)))(params)
 
 
 def make_train_step(
@@ -192,7 +192,7 @@ def make_train_step(
         with layout.active():
             new_state, metrics = train_step(state, frozen, batch, key)
         # the state keeps its sharding, metrics are whole on every device
-        shardings = layout.of_parameters(new_state)
+        shardings = layout.parameter_shardings(new_state)
         replicated = jax.tree.map(lambda _: layout.sharding(), metrics)
         return jax.lax.with_sharding_constraint((new_state, metrics), (shardings, replicated))
 

@@ -20,7 +20,6 @@ from jax.experimental import multihost_utils
 from data_pipelines.loader import interleave
 from data_pipelines.sources import resolve_run_wavelengths
 from data_pipelines.splits import Splits, open_splits, training_batches
-from spectralmoe_jax.adapters.base import hook
 from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part
 from spectralmoe_jax.config.load import (
     CONFIG_FILE,
@@ -39,7 +38,7 @@ from spectralmoe_jax.models.build import abstract_segmenter, for_bands, segmente
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.distributed import require_agreement
-from spectralmoe_jax.parallel.mesh import print_view, training_layout
+from spectralmoe_jax.parallel.mesh import print_devices, training_layout
 from spectralmoe_jax.parameters import split
 from spectralmoe_jax.training.loop import Experiment, fit, prefetch
 from spectralmoe_jax.training.step import make_loss, make_stream_loss
@@ -64,7 +63,7 @@ def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, A
     run = as_run_config(config)
     require_agreement(flatten(run.given))
     layout = training_layout(run)
-    print_view(layout)
+    print_devices(layout)
     check_workdir(run, workdir)
 
     # 2. data and model
@@ -124,7 +123,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         frozen_by_stream[name] = split(_segmenter_of(segmenter, name, stream))[1]
 
     # 4. batches and loss
-    shard = (0, 1) if layout is None else layout.host_part()
+    shard = (0, 1) if layout is None else layout.process_shard()
 
     def batches_of(name: str, start: int) -> Iterator[Any]:
         return training_batches(configs[name], splits[name], start, *shard)
@@ -147,7 +146,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         make_batches=mixed_batches if several else functools.partial(batches_of, MAIN),
         batch_size=config.train.batch_size,
         evaluate=evaluate,
-        rules=hook(segmenter.backbone.adapter, "optimizer_rules") or (),
+        rules=segmenter.backbone.adapter.optimizer_rules,
         layout=layout,
     )
 

@@ -22,7 +22,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.encoders.dofa import KernelGenerator
 from spectralmoe_jax.models.encoders.encoder import Encoder
-from spectralmoe_jax.models.positions import antialias_matrix, bicubic_matrix, linear_matrix
+from spectralmoe_jax.models.positions import bicubic_matrix, linear_matrix
 from spectralmoe_jax.parameters import fill, leaves, with_values
 from spectralmoe_jax.weights.formats import EncoderFile, default_leaves, file_fields, manifest, recognise
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stream_tensors
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 def fill_encoder(encoder: Encoder, file: WeightFile, format_name: str | None = None) -> None:
     """Fill an encoder in place; arguments and errors are those of `read_encoder`."""
-    fill(encoder, dict(read_encoder(file, encoder.config, format_name)))  # type: ignore[arg-type]
+    fill(encoder, dict(read_encoder(file, encoder.config, format_name)))
 
 
 def read_encoder(
@@ -357,7 +357,7 @@ class EncoderResizer:
 
 def _bicubic(grid: np.ndarray, size: int, antialias: bool = False) -> np.ndarray:
     """Resample (s, s, D) to (size, size, D), through float64."""
-    matrix = (antialias_matrix if antialias else bicubic_matrix)(grid.shape[0], size)
+    matrix = bicubic_matrix(grid.shape[0], size, antialias=antialias)
     return np.einsum("ih,jw,hwd->ijd", matrix, matrix, grid, optimize=True)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from spectralmoe_jax.adapters.base import hook
 from spectralmoe_jax.adapters.fada import haar, inverse_haar
 from spectralmoe_jax.adapters.registry import BUILTIN, adapter_class
 from spectralmoe_jax.adapters.set import polar
@@ -14,10 +13,9 @@ from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.schema import LossConfig, RunConfig, TrainConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
+from spectralmoe_jax.models.build import abstract_segmenter, count_parameters, segmenter_config
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
 from spectralmoe_jax.models.linear_head import pixel_cross_entropy
-from spectralmoe_jax.models.parameter_count import describe
 from spectralmoe_jax.parameters import join, leaves, split, with_values
 from spectralmoe_jax.training.optimizer import match_rules
 from spectralmoe_jax.training.step import make_loss
@@ -42,7 +40,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("kind", PARAMETERS)
 def test_published_size(kind):
-    parts = describe(load_config(FULL, [f"--config.model.adapter.kind={kind}"]))
+    parts = count_parameters(load_config(FULL, [f"--config.model.adapter.kind={kind}"]))
     backbone = ("visual encoder", "depth encoder", "adapter", "depth refinement")
     found = {part.name: part.trainable for part in parts if part.name in backbone and part.trainable}
     assert found == PARAMETERS[kind]
@@ -257,7 +255,7 @@ def tiny(kind, head="linear", **adapter) -> RunConfig:
 
 
 def rules_of(structure):
-    return (hook(structure.backbone.adapter, "optimizer_rules") or ()) + TrainConfig(steps=1).rules
+    return structure.backbone.adapter.optimizer_rules + TrainConfig(steps=1).rules
 
 
 def leaf_names(tree):
@@ -356,10 +354,14 @@ def test_weight_decay_as_published(kind):
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("rein", {"model.adapter.num_tokens": 7}, r"num_tokens = 7 must equal config\.model\.head"),
+        ("rein", {"model.adapter.num_tokens": 7}, r"num_tokens = 7: must equal config\.model\.head"),
         ("rein", {"model.adapter.gating": "laplace"}, r"config\.model\.adapter\.gating is not a known key"),
         ("depthforge", {"model.depth": None}, r"adapter\.kind reads depth tokens"),
-        ("bitfit", {"model.visual.trainable": True}, r"visual\.trainable is True but .*'bitfit'"),
+        (
+            "bitfit",
+            {"model.visual.trainable": True},
+            r"visual\.trainable = True: set it to False, .*'bitfit'",
+        ),
         ("lora", {"model.adapter.lora_rank": 0}, r"adapter\.lora_rank = 0: must be at least 1"),
         ("rein", {"model.head.kind": "fcn"}, r"config\.model\.head\.kind = 'fcn': must be one of"),
         ("vpt", {"model.visual.kind": "sam", "model.visual.global_every": 2}, r"'vpt' adds tokens, .* 'sam'"),

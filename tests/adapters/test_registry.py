@@ -110,22 +110,22 @@ PROBLEMS = {
     "missing.py:Mine": "there is no file .*missing.py",
     "no_such_module:Mine": "no_such_module: ModuleNotFoundError",
     "my_adapter.py:ScaleAndShft": "has no ScaleAndShft; did you mean ScaleAndShift",
-    "my_adapter.py:Settings": "is no nnx.Module",
+    "my_adapter.py:Settings": "is no subclass of spectralmoe_jax.adapters.base.Adapter; an adapter",
     "broken.py:Mine": "broken.py: SyntaxError",
-    "half.py:NoLayer": "has no method layer; an adapter is",
-    "half.py:NoConfig": "has no dataclass Config",
+    "half.py:NoAdapter": "is no subclass of spectralmoe_jax.adapters.base.Adapter; an adapter",
+    "half.py:NoConfig": "has no dataclass Config; an adapter",
 }
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_invalid_adapters_are_rejected_in_one_line(kind, example):
     (example / "broken.py").write_text("class Mine(:\n")
-    methods = "    def stacked(self): ...\n    def queries(self): ...\n"
     (example / "half.py").write_text(
         "import dataclasses\nfrom flax import nnx\n"
+        "from spectralmoe_jax.adapters.base import Adapter\n"
         "@dataclasses.dataclass\nclass S: pass\n"
-        f"class NoLayer(nnx.Module):\n    Config = S\n{methods}"
-        f"class NoConfig(nnx.Module):\n    def layer(self): ...\n{methods}"
+        "class NoAdapter(nnx.Module):\n    Config = S\n    def layer(self): ...\n"
+        "class NoConfig(Adapter):\n    def layer(self): ...\n"
     )
     config = load_config(FULL, [f"--config.model.adapter.kind={kind}"])
     with pytest.raises(UserError, match=PROBLEMS[kind]) as raised:

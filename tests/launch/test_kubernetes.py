@@ -1,4 +1,4 @@
-"""launch/gke_jobset.yaml: fields and types, and what `find_start` reads from the environment of each pod."""
+"""launch/gke_jobset.yaml: fields and types, and what `find_cluster` reads from the environment of each pod."""
 
 import copy
 import math
@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
-from spectralmoe_jax.parallel import distributed as start_module
-from spectralmoe_jax.parallel.distributed import Start, find_start
+from spectralmoe_jax.parallel import distributed
+from spectralmoe_jax.parallel.distributed import Cluster, find_cluster
 from tests.launch.conftest import ROOT
 
 SCHEMA = yaml.safe_load((ROOT / "tests" / "launch" / "jobset_schema.yaml").read_text())
@@ -83,15 +83,15 @@ def test_gpu_pods_find_their_coordinator():
     name, count = JOBSETS["gpu"]["metadata"]["name"], job_of(JOBSETS["gpu"])[1]["completions"]
     assert JOBSETS["gpu"]["spec"]["network"].get("subdomain", name) == name
     address = f"{name}-workers-0-0.{name}:8476"
-    found = [find_start(environment) for environment in environments(JOBSETS["gpu"])]
-    assert found == [Start("the JobSet", address, count, index) for index in range(count)]
-    assert container_of(JOBSETS["gpu"])["ports"] == [{"containerPort": start_module.PORT}]
+    found = [find_cluster(environment) for environment in environments(JOBSETS["gpu"])]
+    assert found == [Cluster("the JobSet", address, count, index) for index in range(count)]
+    assert container_of(JOBSETS["gpu"])["ports"] == [{"containerPort": distributed.PORT}]
 
 
 def test_tpu_pods_leave_discovery_to_jax(monkeypatch):
-    monkeypatch.setattr(start_module, "_has_tpu", lambda: True)
-    found = [find_start(environment) for environment in environments(JOBSETS["tpu"])]
-    assert found == [Start("the TPU VM")] * len(found)
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    found = [find_cluster(environment) for environment in environments(JOBSETS["tpu"])]
+    assert found == [Cluster("the TPU VM")] * len(found)
     selector = job_of(JOBSETS["tpu"])[1]["template"]["spec"]["nodeSelector"]
     chips = math.prod(int(side) for side in selector["cloud.google.com/gke-tpu-topology"].split("x"))
     assert chips == len(found) * container_of(JOBSETS["tpu"])["resources"]["limits"]["google.com/tpu"]

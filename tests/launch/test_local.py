@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from spectralmoe_jax.parallel.distributed import find_start
+from spectralmoe_jax.parallel.distributed import find_cluster
 from tests.launch.conftest import UNTIL_ASKED
 
 LOCAL = ("launch/local.sh", "--config", "c.py", "--workdir", "runs/x")
@@ -14,13 +14,13 @@ def test_a_single_process_gets_no_coordinator(machine):
     assert machine.run(*LOCAL).returncode == 0
     [(arguments, environment)] = machine.trainings
     assert arguments == ["train", *LOCAL[1:]]
-    assert find_start(environment) is None
+    assert find_cluster(environment) is None
     assert "CUDA_VISIBLE_DEVICES" not in environment
 
 
 def test_several_processes_share_the_gpus(machine):
     assert machine.run(*LOCAL, PROCESSES="2", CUDA_VISIBLE_DEVICES="4,5,6,7").returncode == 0
-    found = {find_start(told).process: (find_start(told), told) for _, told in machine.trainings}
+    found = {find_cluster(told).process: (find_cluster(told), told) for _, told in machine.trainings}
     assert sorted(found) == [0, 1]
     assert {(start.coordinator, start.processes) for start, _ in found.values()} == {
         (found[0][0].coordinator, 2)

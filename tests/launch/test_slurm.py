@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spectralmoe_jax.parallel.distributed import find_start
+from spectralmoe_jax.parallel.distributed import find_cluster
 from tests.launch.conftest import UNTIL_ASKED
 
 REQUEUE = ["scontrol", "requeue", "77"]
@@ -17,7 +17,7 @@ def submit(machine, *options, training="exit 0", arguments=("--workdir", "runs/x
 
 
 def starts(machine):
-    found = [find_start(environment) for _, environment in machine.trainings]
+    found = [find_cluster(environment) for _, environment in machine.trainings]
     return sorted(found, key=lambda start: start.process)
 
 

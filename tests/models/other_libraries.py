@@ -8,7 +8,7 @@ from flax import nnx
 
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoders.vit import all_layers
+from spectralmoe_jax.models.encoders.encoder import all_layers
 from spectralmoe_jax.parameters import fill, leaves
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")

@@ -8,11 +8,12 @@ import pytest
 from flax import nnx
 
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
-from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.model import EncoderConfig, Mask2FormerConfig
 from spectralmoe_jax.config.presets import PRESETS, preset
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.backbone import check_parts, make_encoder
-from spectralmoe_jax.models.encoders.vit import all_layers
+from spectralmoe_jax.models.backbone import make_encoder
+from spectralmoe_jax.models.encoders.encoder import all_layers
+from spectralmoe_jax.models.segmenter import SegmenterConfig
 from spectralmoe_jax.parameters import leaves
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
@@ -159,9 +160,11 @@ def test_forward_at_real_size(name):
 def test_patch_sizes_that_differ():
     visual = EncoderConfig(**preset("dinov3_l", "preset"))
     depth = EncoderConfig(**preset("depth_anything_v2_l", "preset"), name="depth")
-    message = r"depth\.patch_size = 14 differs .*; config\.model\.depth\.patch_size=16 resamples its weights"
+    message = (
+        r"depth\.patch_size = 14: must equal .*; config\.model\.depth\.patch_size=16 resamples its weights"
+    )
     with pytest.raises(UserError, match=message):
-        check_parts(visual, depth, SpectralMoEConfig(preset="released"), (7, 11, 15, 23), (0, 1, 2))
+        SegmenterConfig(visual, depth, SpectralMoEConfig(preset="released"), Mask2FormerConfig())
 
 
 def test_unknown_preset():

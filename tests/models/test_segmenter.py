@@ -11,8 +11,13 @@ import pytest
 from spectralmoe_jax.config.load import load_config, shipped_files
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter, random_leaves, segmenter_config
-from spectralmoe_jax.models.parameter_count import describe
+from spectralmoe_jax.models.build import (
+    abstract_segmenter,
+    count_parameters,
+    make_segmenter,
+    random_leaves,
+    segmenter_config,
+)
 from spectralmoe_jax.parameters import join, split
 from spectralmoe_jax.training.optimizer import make_optimizer, match_rules
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
@@ -34,14 +39,14 @@ def tiny(**overrides) -> RunConfig:
 
 @pytest.mark.parametrize(("experts", "parameters"), [(6, 5_737_985), (3, 4_148_225), (1, 3_088_385)])
 def test_published_adapter_size(experts, parameters):
-    parts = {part.name: part for part in describe(load_config(f"{FULL}:experts={experts}"))}
+    parts = {part.name: part for part in count_parameters(load_config(f"{FULL}:experts={experts}"))}
     assert parts["adapter"].trainable == parameters
     assert parts["adapter"].frozen == 0
     assert parts["visual encoder"].trainable == parts["depth encoder"].trainable == 0
 
 
 def test_published_size_of_the_largest_encoder():
-    parts = {part.name: part for part in describe(load_config(f"{FULL}:dinov3_7b"))}
+    parts = {part.name: part for part in count_parameters(load_config(f"{FULL}:dinov3_7b"))}
     fourth_band = 16 * 16 * 4096
     assert (
         round((parts["visual encoder"].frozen - fourth_band) / 1e6) == 6716
@@ -52,7 +57,7 @@ def test_published_size_of_the_largest_encoder():
 def test_unequal_ranks_count_what_they_use():
     sizes = []
     for rank in (2, (2, 2, 2, 1, 2, 2)):
-        parts = {part.name: part for part in describe(tiny(**{"model.adapter.rank": rank}))}
+        parts = {part.name: part for part in count_parameters(tiny(**{"model.adapter.rank": rank}))}
         sizes.append(parts["adapter"].trainable)
     assert sizes[0] - sizes[1] == 4 * (6 + 16)  # layers x (tokens + width) of one rank
 
@@ -183,7 +188,7 @@ def test_scores_are_bounded_by_the_number_of_queries():
             9,
             r"config\.model\.adapter\.top_k = 9: must be between 1 and num_experts = 6",
         ),
-        ("model.adapter.num_tokens", 7, r"num_tokens = 7 must equal config\.model\.head\.num_queries = 6"),
+        ("model.adapter.num_tokens", 7, r"num_tokens = 7: must equal config\.model\.head\.num_queries = 6"),
         ("model.adapter.use_depth", True, r"config\.model\.depth is None"),
         ("model.head.width", 18, r"config\.model\.head\.width"),
         (
@@ -206,7 +211,7 @@ def test_bad_values_name_the_key(key, value, message):
 
 def test_encoders_must_match():
     config = load_config(FULL, ["--config.model.depth.preset=depth_anything_v2_b"])
-    with pytest.raises(UserError, match=r"config\.model\.depth\.width = 768 differs"):
+    with pytest.raises(UserError, match=r"config\.model\.depth\.width = 768: must equal"):
         abstract_segmenter(segmenter_config(config))
     config = load_config(FULL, ["--config.model.depth.bands=red,green,swir"])
     with pytest.raises(UserError, match=r"depth\.bands names 'swir'"):

@@ -4,7 +4,7 @@ import pytest
 
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.models.encoders.vit import patch_grid
+from spectralmoe_jax.models.encoders.encoder import patch_grid
 from tests.models.other_libraries import (
     OUR_SIZES,
     SIZES,

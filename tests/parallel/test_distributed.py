@@ -11,8 +11,8 @@ import time
 import pytest
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.parallel import distributed as start_module
-from spectralmoe_jax.parallel.distributed import Start, find_start, first_host, meet
+from spectralmoe_jax.parallel import distributed
+from spectralmoe_jax.parallel.distributed import Cluster, find_cluster, first_host, rendezvous
 
 SLURM = {
     "SLURM_JOB_ID": "4242",
@@ -39,24 +39,24 @@ VARIABLES = {
 @pytest.fixture(autouse=True)
 def no_devices(monkeypatch):
     """Whatever machine the tests run on, it has neither TPUs nor GPUs."""
-    monkeypatch.setattr(start_module, "_has_tpu", lambda: False)
-    monkeypatch.setattr(start_module, "_visible_gpus", lambda environment: len(
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: False)
+    monkeypatch.setattr(distributed, "_visible_gpus", lambda environment: len(
         [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     ))  # fmt: skip
 
 
 def test_a_process_without_hints_runs_alone():
-    assert find_start({}) is None
-    assert find_start({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}) is None
+    assert find_cluster({}) is None
+    assert find_cluster({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}) is None
     # The shell of `salloc -n 4`: tasks are allotted, and this is none of them.
-    assert find_start({"SLURM_NTASKS": "4"}) is None
+    assert find_cluster({"SLURM_NTASKS": "4"}) is None
 
 
 def test_precedence_of_command_line_variables_and_schedulers():
-    flags = find_start(VARIABLES | SLURM | JOBSET, "h9:99", 3, 2)
-    assert flags == Start("the command line", "h9:99", 3, 2)
-    assert find_start(VARIABLES | SLURM | JOBSET) == Start("SPECTRALMOE_COORDINATOR", "h0:1234", 2, 1)
-    assert find_start(SLURM | JOBSET).found_by == "SLURM"
+    flags = find_cluster(VARIABLES | SLURM | JOBSET, "h9:99", 3, 2)
+    assert flags == Cluster("the command line", "h9:99", 3, 2)
+    assert find_cluster(VARIABLES | SLURM | JOBSET) == Cluster("SPECTRALMOE_COORDINATOR", "h0:1234", 2, 1)
+    assert find_cluster(SLURM | JOBSET).found_by == "SLURM"
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_precedence_of_command_line_variables_and_schedulers():
 )
 def test_incomplete_or_invalid_flags(flags, expected):
     with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
-        find_start({}, *flags)
+        find_cluster({}, *flags)
 
 
 @pytest.mark.parametrize("name", VARIABLES)
 def test_a_missing_variable_is_named(name):
     with pytest.raises(UserError, match=f"^{name} missing: give all of SPECTRALMOE_COORDINATOR, "):
-        find_start(VARIABLES | {name: ""})
+        find_cluster(VARIABLES | {name: ""})
 
 
 def test_variables_that_are_not_numbers():
     with pytest.raises(UserError, match=r"^SPECTRALMOE_PROCESSES = two: has to be a whole number"):
-        find_start(VARIABLES | {"SPECTRALMOE_PROCESSES": "two"})
+        find_cluster(VARIABLES | {"SPECTRALMOE_PROCESSES": "two"})
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_the_first_slurm_host(nodes, first):
 
 
 def test_slurm():
-    start = find_start(SLURM)
+    start = find_cluster(SLURM)
     host, _, port = start.coordinator.partition(":")
     assert (host, start.processes, start.process) == ("gpu07", 4, 3)
     assert 61000 <= int(port) < 65000
-    assert find_start(SLURM | {"SLURM_JOB_ID": "4243"}).coordinator != start.coordinator
+    assert find_cluster(SLURM | {"SLURM_JOB_ID": "4243"}).coordinator != start.coordinator
 
 
 @pytest.mark.parametrize(
@@ -131,35 +131,35 @@ def test_slurm():
     ],
 )
 def test_the_gpus_of_a_slurm_process(change, devices):
-    assert find_start(SLURM | change).local_devices == devices
+    assert find_cluster(SLURM | change).local_devices == devices
 
 
 def test_inconsistent_slurm_settings():
     with pytest.raises(UserError, match=r"^SLURM starts 2 processes on a node with 3 GPUs: choose"):
-        find_start(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
+        find_cluster(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
     with pytest.raises(UserError, match=r"^SLURM was asked for 4 processes and only this one was started"):
-        find_start(SLURM | {"SLURM_STEP_NODELIST": "", "SLURM_JOB_NODELIST": "gpu[07-08]"})
+        find_cluster(SLURM | {"SLURM_STEP_NODELIST": "", "SLURM_JOB_NODELIST": "gpu[07-08]"})
 
 
 def test_jobset():
-    assert find_start(JOBSET) == Start("the JobSet", "run-workers-0-0.run:8476", 4, 2)
-    assert find_start(JOBSET | {"JOBSET_PROCESSES": "1", "JOB_COMPLETION_INDEX": "0"}) is None
+    assert find_cluster(JOBSET) == Cluster("the JobSet", "run-workers-0-0.run:8476", 4, 2)
+    assert find_cluster(JOBSET | {"JOBSET_PROCESSES": "1", "JOB_COMPLETION_INDEX": "0"}) is None
     # A plain Indexed Job is not ours to join.
-    assert find_start({"JOB_COMPLETION_INDEX": "1"}) is None
+    assert find_cluster({"JOB_COMPLETION_INDEX": "1"}) is None
 
 
 @pytest.mark.parametrize("name", ["JOBSET_PROCESSES", "JOB_COMPLETION_INDEX"])
 def test_an_incomplete_jobset_is_an_error(name):
     with pytest.raises(UserError, match=f"^{name} missing"):
-        find_start(JOBSET | {name: ""})
+        find_cluster(JOBSET | {name: ""})
 
 
 def test_tpu_vms(monkeypatch):
-    monkeypatch.setattr(start_module, "_has_tpu", lambda: True)
-    assert find_start({}) == Start("the TPU VM")
-    assert find_start({"TPU_WORKER_HOSTNAMES": "a,b"}) == Start("the TPU VM")
-    assert find_start({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
-    assert find_start({"JAX_PLATFORMS": "cpu"}) is None
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    assert find_cluster({}) == Cluster("the TPU VM")
+    assert find_cluster({"TPU_WORKER_HOSTNAMES": "a,b"}) == Cluster("the TPU VM")
+    assert find_cluster({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+    assert find_cluster({"JAX_PLATFORMS": "cpu"}) is None
 
 
 # Meeting
@@ -176,7 +176,7 @@ def met(address, processes, process, time_limit):
 
     def run():
         try:
-            meet(address, processes, process, time_limit)
+            rendezvous(address, processes, process, time_limit)
             outcome.append("met")
         except UserError as error:
             outcome.append(str(error))
@@ -222,7 +222,7 @@ def test_processes_with_different_counts():
     address = f"127.0.0.1:{free_port()}"
     said = outcomes([met(address, 2, 0, 5), met(address, 3, 1, 5)])
     assert all(
-        line.startswith("process 1 was told of 3 processes, process 0 of 2: see that") for line in said
+        line.startswith("process 1 was started as one of 3 processes, process 0 as one of 2: see that") for line in said
     )
 
 
@@ -230,18 +230,18 @@ def test_a_port_in_use():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"^port {port} of the coordinator is taken on this host"):
-            meet(f"127.0.0.1:{port}", 2, 0, 1)
+            rendezvous(f"127.0.0.1:{port}", 2, 0, 1)
 
 
 def test_an_unreachable_coordinator_is_reported_within_the_limit():
     code = (
         "import sys, time\n"
         "from spectralmoe_jax.errors import UserError\n"
-        "from spectralmoe_jax.parallel.distributed import find_start, joined\n"
-        f"start = find_start({{}}, '127.0.0.1:{free_port()}', 2, 1)\n"
+        "from spectralmoe_jax.parallel.distributed import find_cluster, join_cluster\n"
+        f"start = find_cluster({{}}, '127.0.0.1:{free_port()}', 2, 1)\n"
         "began = time.monotonic()\n"
         "try:\n"
-        "    with joined(start, 2): pass\n"
+        "    with join_cluster(start, 2): pass\n"
         "except UserError as error:\n"
         "    print(error)\n"
         "    sys.exit(2 if time.monotonic() - began < 4 else 3)\n"

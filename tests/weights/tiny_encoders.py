@@ -7,7 +7,7 @@ from flax import nnx
 
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoders.vit import all_layers
+from spectralmoe_jax.models.encoders.encoder import all_layers
 from spectralmoe_jax.weights.encoder_file import fill_encoder
 from spectralmoe_jax.weights.reading import open_weight_file
 
