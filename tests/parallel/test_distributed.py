@@ -222,7 +222,8 @@ def test_processes_with_different_counts():
     address = f"127.0.0.1:{free_port()}"
     said = outcomes([met(address, 2, 0, 5), met(address, 3, 1, 5)])
     assert all(
-        line.startswith("process 1 was started as one of 3 processes, process 0 as one of 2: see that") for line in said
+        line.startswith("process 1 was started as one of 3 processes, process 0 as one of 2: see that")
+        for line in said
     )
 
 
