@@ -1,4 +1,4 @@
-"""launch/gke_jobset.yaml: fields and types, and what `find_cluster` reads from the environment of each pod."""
+"""launch/gke_jobset.yaml: fields, types, and what `find_cluster` reads in the environment of each pod."""
 
 import copy
 import math
