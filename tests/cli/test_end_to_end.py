@@ -74,6 +74,7 @@ def logged(workdir: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
+@pytest.mark.slow  # by default on a smaller experiment, in training/test_resume.py
 def test_killed_training_resumes_bit_for_bit(run, tmp_path):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "spectralmoe_jax", "train", *ARGUMENTS, "--workdir", str(workdir)]

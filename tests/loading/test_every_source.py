@@ -117,22 +117,29 @@ def digests(source, count, augment=AUGMENT, **settings):
     ], batches
 
 
+@pytest.mark.parametrize(
+    ("workers", "resumed", "hosts"),
+    [
+        pytest.param((2,), ((2, 2),), (2,), id="two"),
+        pytest.param((1, 3), ((0, 2), (0, 5)), (4,), id="all others", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("kind", ["mixture", "geotiffs", "prepared"])
-def test_batches_are_the_same_for_any_workers_threads_hosts_and_start(kind, request):
-    """For 0 to 3 workers, for 1, 2 and 4 hosts, and from step 100 on with others of them or of threads.
+def test_batches_are_the_same_for_any_workers_threads_hosts_and_start(kind, workers, resumed, hosts, request):
+    """For 0 to 3 workers, for 1, 2 and 4 hosts, and from step 100 with other numbers of workers and threads.
 
-    Of arrays of two domains with one that cannot be read, of GeoTIFFs with polygons, and of prepared tiles.
+    Sources: arrays of two domains with an image that cannot be read, GeoTIFFs with polygons, prepared tiles.
     """
     settings = {"augment": AUGMENT} if kind == "mixture" else {"augment": SIXTEEN_BITS, "corrupt": "stop"}
     draw = partial(digests, request.getfixturevalue(kind), **settings)
     straight, batches = draw(200)
     assert len(set(straight)) == 200
-    for workers in (1, 2, 3):
-        assert draw(200, workers=workers)[0] == straight
-    for workers, threads in ((0, 2), (2, 2), (0, 5)):
-        assert draw(100, workers=workers, threads=threads, start_step=100)[0] == straight[100:]
-    for hosts in (2, 4):
-        parts = [draw(200, host_index=host, host_count=hosts)[1] for host in range(hosts)]
+    for count in workers:
+        assert draw(200, workers=count)[0] == straight
+    for count, threads in resumed:
+        assert draw(100, workers=count, threads=threads, start_step=100)[0] == straight[100:]
+    for count in hosts:
+        parts = [draw(200, host_index=host, host_count=count)[1] for host in range(count)]
         for number, batch in enumerate(batches):
             for key in batch:
                 joined = np.concatenate([part[number][key] for part in parts])

@@ -90,6 +90,7 @@ def test_streams_override_the_main_section(config):
     assert (main.weight, narrow.weight) == (1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_one_run_on_two_sensors(config, tmp_path):
     """Both train the same parameters, and the result is scored on either."""
     experiment = build_experiment(config)
