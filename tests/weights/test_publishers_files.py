@@ -240,7 +240,7 @@ def sam_folder(path, everywhere, layers=8, window=3):
 def test_sam_with_irregular_global_layers(everywhere, tmp_path):
     found = recognise(open_weight_file(sam_folder(tmp_path, everywhere)))
     listed = ", ".join(map(str, everywhere))
-    with pytest.raises(UserError, match=f"layers {listed} of 8 have global attention; this encoder can"):
+    with pytest.raises(UserError, match=f"layers {listed} of 8 have global attention; this encoder supports"):
         file_fields(found)
 
 
