@@ -218,7 +218,7 @@ def test_without_depth(files, written, caplog):
     config = tiny(weights=weights, adapter__use_depth=False, adapter__fusion="none")
     with caplog.at_level(logging.INFO):
         found = leaves(initial_segmenter(config))
-    assert "depth encoder and the router of depth are left out" in caplog.text
+    assert "depth encoder and depth router are skipped" in caplog.text
     assert not any(path[:2] == ("backbone", "depth") for path in found)
     visual = [path for path in found if path[:2] == ("backbone", "visual")]
     assert all(np.array_equal(found[path], wanted[path]) for path in visual)
