@@ -1,5 +1,6 @@
 """Every Python block of the documentation, extracted from its page and executed."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import spectralmoe_jax
+from data_pipelines.splits import open_splits
 from spectralmoe_jax.ablation.grid import grid_runs, load_grid
 from spectralmoe_jax.cli import data as cli_data
 from spectralmoe_jax.cli.main import COMMANDS, main
@@ -52,6 +54,24 @@ def streams(text: str) -> None:
 def another_encoder(text: str) -> None:
     config = run_configuration(text, "loveda")
     assert segmenter_config(config).visual.width == 512
+
+
+def own_source(text: str) -> None:
+    """Both blocks about it: the class, saved as its first line says, and the configuration that names it."""
+    module, configuration = (
+        next(block.text for block in EVERY.values() if part in block.text)
+        for part in ("class NpzTiles", '"npz_tiles.py:open_tiles"')
+    )
+    assert text in (module, configuration)
+    Path("npz_tiles.py").write_text(module)
+    rng = np.random.default_rng(0)
+    for domain, name in itertools.product(("spring", "summer", "winter"), ("a", "b")):
+        Path(f"tiles/{domain}").mkdir(parents=True, exist_ok=True)
+        image, label = rng.integers(0, 9000, (96, 128, 4), np.uint16), rng.integers(0, 6, (96, 128), np.uint8)
+        np.savez(f"tiles/{domain}/{name}.npz", image=image, label=label)
+    splits = open_splits(run_configuration(configuration, "quickstart"))
+    shapes = {(image.shape, label.shape) for _, _, image, label in splits.examples("target")}
+    assert shapes == {((96, 128, 4), (96, 128))}
 
 
 def own_grid(text: str) -> None:
@@ -126,6 +146,8 @@ EXECUTED = {
     'config.data.kind = "geotiff"': geotiffs,
     "config.streams = ": streams,
     "config.model.visual = ConfigDict": another_encoder,
+    "class NpzTiles": own_source,
+    '"npz_tiles.py:open_tiles"': own_source,
     "def get_grid": own_grid,
     "class ScaleAndShift": own_adapter,
     "DATASET = Dataset(": own_data_set,
