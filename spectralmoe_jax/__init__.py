@@ -24,7 +24,7 @@ _FUNCTIONS = {
     "show_config": "spectralmoe_jax.config.reference",
     "prepare": "data_pipelines.prepare.prepare",
     "check": "data_pipelines.prepare.prepare",
-    "show_data": "data_pipelines.inspect.inspect:show",
+    "show_data": "data_pipelines.inspect:show",
     "compile_steps": "spectralmoe_jax.ahead_of_time.compile",
 }
 

@@ -7,8 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from data_pipelines.inspect.inspect import remarks
-from data_pipelines.inspect.measure import Inspection
+from data_pipelines.inspect import Inspection, remarks
 from data_pipelines.sheet import display_bands
 from data_pipelines.transforms import visible_bands
 from spectralmoe_jax.config.load import load_config

@@ -1,1 +1,0 @@
-"""Inspection of training batches: measurements, tables and a picture (`spectralmoe data`)."""
