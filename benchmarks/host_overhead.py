@@ -48,10 +48,10 @@ class SleepingStep:
         return np.zeros((), np.float32)
 
     def __call__(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Sleep, and return a loss with as many metrics as the published one."""
         pixel = jax.lax.stop_gradient(batch["image"][0, 0, 0, 0])  # waits for the batch
         waited = jax.pure_callback(self._sleep, jax.ShapeDtypeStruct((), jnp.float32), pixel)
         loss = jnp.sum(trainable["head"]["kernel"] ** 2) + waited
-        # as many metrics as the published loss has: three terms of ten predictions, and the balance
         return loss, {f"term_{i}": loss for i in range(31)}
 
     def idle(self) -> float:

@@ -176,6 +176,7 @@ def end_with_parent() -> None:
     """
 
     def watch() -> None:
+        """Wait for the end of standard input, then exit."""
         while os.read(0, 1024):  # os.read, as sys.stdin would be locked at the interpreter's end
             pass
         os._exit(PARENT_LOST)

@@ -139,9 +139,18 @@ def csv_of_runs(results: Results) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["variant", "seed", "trainable", "miou", "mean_miou", "overall_accuracy",
-         *(f"miou {domain}" for domain in domains), *(f"iou {name}" for name in classes), "error"]
-    )  # fmt: skip
+        [
+            "variant",
+            "seed",
+            "trainable",
+            "miou",
+            "mean_miou",
+            "overall_accuracy",
+            *(f"miou {domain}" for domain in domains),
+            *(f"iou {name}" for name in classes),
+            "error",
+        ]
+    )
     for name, variant in results["variants"].items():
         for run in variant["runs"]:
             values: list[Any] = [run.get(k) for k in ("trainable", "miou", "mean_miou", "overall_accuracy")]
@@ -176,8 +185,17 @@ def draw_scores(results: Results) -> Any:
         axes.plot(values, [row] * len(values), "o", color=_QUIET, markersize=4, alpha=0.8, zorder=2)
         if values:
             deviation = 100 * (variant["miou"]["std"] or 0)
-            axes.errorbar(np.mean(values), row, xerr=deviation, fmt="D", color=colour, markersize=5,
-                          capsize=3, linewidth=1.2, zorder=3)  # fmt: skip
+            axes.errorbar(
+                np.mean(values),
+                row,
+                xerr=deviation,
+                fmt="D",
+                color=colour,
+                markersize=5,
+                capsize=3,
+                linewidth=1.2,
+                zorder=3,
+            )
     reference = results["variants"][results["reference"]]["miou"]["mean"]
     if reference is not None:
         axes.axvline(100 * reference, color=_REFERENCE, linewidth=0.8, linestyle=":", zorder=1)
@@ -202,8 +220,15 @@ def draw_classes(results: Results) -> Any:
     axes.imshow(values, vmin=0, vmax=100, cmap="cividis", aspect="auto")
     for row, column in np.argwhere(~np.isnan(values)):
         value = values[row, column]
-        axes.text(column, row, f"{value:.1f}", ha="center", va="center", size=8,
-                  color="white" if value < 55 else _INK)  # fmt: skip
+        axes.text(
+            column,
+            row,
+            f"{value:.1f}",
+            ha="center",
+            va="center",
+            size=8,
+            color="white" if value < 55 else _INK,
+        )
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_title("IoU on the target by class, %, mean over seeds", size=10)

@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """Parse; an unknown option is an error that names the nearest known one."""
+        """Parse arguments; an unknown option is an error that names the nearest known one."""
         arguments, unknown = self.parse_known_args(argv)
         if unknown:
             name = unknown[0].partition("=")[0]

@@ -244,6 +244,7 @@ class _ValidRows:
         self.pending: deque[tuple[int, np.ndarray | None]] = deque()
 
     def append(self, valid: np.ndarray) -> None:
+        """Add the mask of rows just read, (rows, W) bool."""
         self.pending.append((len(valid), valid if valid.any() else None))
 
     def take(self, rows: int) -> np.ndarray:

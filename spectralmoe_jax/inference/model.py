@@ -162,6 +162,7 @@ def make_routed_step(segmenter: Segmenter, layout: Layout | None = None) -> Rout
     step = _spread(make_predict_step(segmenter, layout), layout)
 
     def routed(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predict scores and experts of some tiles."""
         scores, experts = step(trainable, frozen, pixels)
         if experts is None:
             experts = np.zeros((1, 0, len(pixels), 1), np.int32)
@@ -185,6 +186,7 @@ def _spread(step: Any, layout: Layout | None) -> Any:
     sharding, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
 
     def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> Any:
+        """Fill up the tiles to a multiple of the devices, and predict."""
         missing = -len(pixels) % parts
         filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
         return step(trainable, frozen, put(filled, sharding))
@@ -209,6 +211,7 @@ def _predict_step(settings: SegmenterConfig, layout: Layout | None) -> Any:
     structure = abstract_segmenter(settings)
 
     def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> Any:
+        """Predict with the weights given."""
         return join(structure, trainable, frozen).scores_and_experts(pixels)
 
     if layout is None:

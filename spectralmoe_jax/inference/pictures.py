@@ -164,6 +164,7 @@ def most_varied(label: np.ndarray, window: int) -> tuple[int, int]:
     starts = [(row, column) for row in rows for column in columns]
 
     def mixture(start: tuple[int, int]) -> float:
+        """Compute the entropy of the classes of a window."""
         part = label[start[0] : start[0] + window, start[1] : start[1] + window]
         counts = np.bincount(part[part != IGNORE].ravel())
         shares = counts[counts > 0] / part.size
@@ -191,6 +192,7 @@ def _depth_pictures(segmenter: Segmenter, tiles: np.ndarray, side: int) -> tuple
 
     @jax.jit
     def tokens(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
+        """Compute the depth tokens after every layer: (layers, B, N, D)."""
         model = join(segmenter, trainable, frozen)
         depth = model.backbone.depth
         assert depth is not None
@@ -198,6 +200,7 @@ def _depth_pictures(segmenter: Segmenter, tiles: np.ndarray, side: int) -> tuple
         stacked = depth.stacked(side, side)
 
         def layer(carry: jax.Array, weights: Any) -> tuple[jax.Array, jax.Array]:
+            """Apply one layer; keep its patch tokens."""
             out = stacked.apply(carry, weights)
             return out, out[:, depth.config.prefix_tokens :]
 

@@ -283,9 +283,15 @@ def _legends(figure, names, palette, expert_count: int, error: bool) -> None:
     height = figure.get_figheight()
     patch = lambda colour, text: Patch(facecolor=tuple(c / 255 for c in colour), edgecolor="none", label=text)
     style: dict[str, Any] = {
-        "frameon": False, "fontsize": 10.5, "handlelength": 1.1, "handleheight": 1.1, "columnspacing": 1.5,
-        "handletextpad": 0.5, "labelcolor": _INK, "loc": "center",
-    }  # fmt: skip
+        "frameon": False,
+        "fontsize": 10.5,
+        "handlelength": 1.1,
+        "handleheight": 1.1,
+        "columnspacing": 1.5,
+        "handletextpad": 0.5,
+        "labelcolor": _INK,
+        "loc": "center",
+    }
     classes = [patch(colour, name) for name, colour in zip(names, palette, strict=True)]
     figure.legend(handles=classes, ncols=len(classes), bbox_to_anchor=(0.5, 0.60 / height), **style)
     second = [patch(EXPERT_COLOURS[e % len(EXPERT_COLOURS)], f"expert {e + 1}") for e in range(expert_count)]

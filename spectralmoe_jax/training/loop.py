@@ -217,6 +217,7 @@ def prefetch(
     """
 
     def take() -> Any:
+        """Draw one batch and start its copy, in the thread."""
         batch = next(batches, _END)
         return batch if batch is _END else place(batch)
 

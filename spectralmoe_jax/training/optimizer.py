@@ -42,6 +42,7 @@ def make_optimizer(
     decays, rates = (from_named_leaves({n: f[i] for n, f in factors.items()}, params) for i in (0, 1))
 
     def group(values: Any, wanted: float) -> Any:
+        """Mask the parameters whose factor is `wanted`."""
         return jax.tree.map(lambda value: value == wanted, values)
 
     # 1. clip the global norm
@@ -88,6 +89,7 @@ def make_schedule(settings: TrainConfig) -> Callable[[Any], jax.Array]:
     warmup, decay = settings.warmup_steps, settings.steps - settings.warmup_steps
 
     def learning_rate(step: Any) -> jax.Array:
+        """Return the learning rate of a step, scalar or traced."""
         rising = (jnp.asarray(step, jnp.float32) + 1) / (warmup + 1)
         remaining = 1 - jnp.clip((step - warmup) / decay, 0.0, 1.0)
         return settings.learning_rate * jnp.where(step < warmup, rising, remaining**settings.power)

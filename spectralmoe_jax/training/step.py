@@ -72,6 +72,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Compute the loss of one batch; see `LossFunction`."""
         # 1. forward pass
         model = join(segmenter, trainable, frozen)
         noise_key, point_key = jax.random.split(key)
@@ -113,6 +114,7 @@ def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig) ->
     losses = {name: make_loss(segmenter, config) for name, segmenter in segmenters.items()}
 
     def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Compute the loss of one stream's batch; see `LossFunction`."""
         ((name, tiles),) = batch.items()
         return losses[name](trainable, frozen[name], tiles, key)
 
@@ -133,6 +135,7 @@ def init_state(
     """
 
     def make(params: Any) -> TrainState:
+        """Copy the parameters and initialise the rest."""
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -167,6 +170,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Do one step on arrays that are whole, or spread by the active layout."""
         # 1. loss and gradient, of the trainable parameters alone
         step_key = jax.random.fold_in(key, state.step)
         loss_and_gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -189,9 +193,10 @@ def make_train_step(
         return jax.jit(train_step, donate_argnums=0)
 
     def spread_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Do one step under a layout, and keep the sharding of the state."""
         with layout.active():
             new_state, metrics = train_step(state, frozen, batch, key)
-        # the state keeps its sharding, metrics are whole on every device
+        # metrics are whole on every device
         shardings = layout.parameter_shardings(new_state)
         replicated = jax.tree.map(lambda _: layout.sharding(), metrics)
         return jax.lax.with_sharding_constraint((new_state, metrics), (shardings, replicated))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.loader import interleave
@@ -75,7 +74,7 @@ def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, A
 
 
 def check_workdir(config: RunConfig, workdir: str | os.PathLike[str]) -> None:
-    """Check, before anything slow and without writing, that a run may live in this folder.
+    """Check that a run may use this folder, without writing to it.
 
     Raises:
       UserError: the folder holds a run of another model; names the differing keys.
@@ -126,9 +125,11 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     shard = (0, 1) if layout is None else layout.process_shard()
 
     def batches_of(name: str, start: int) -> Iterator[Any]:
+        """Draw this process's part of a stream's batches, from number `start` on."""
         return training_batches(configs[name], splits[name], start, *shard)
 
     def mixed_batches(start: int) -> Iterator[Any]:
+        """Draw batches of all streams by their weights, from number `start` on."""
         weights = {name: stream.weight for name, stream in configs.items()}
         return interleave(weights, batches_of, start)
 
@@ -189,10 +190,8 @@ def make_evaluation(
     scores = make_scores(structure, layout)
 
     def evaluate(trainable: Any) -> Mapping[str, float]:
-        def predict(pixels: np.ndarray) -> np.ndarray:
-            return scores(trainable, frozen, pixels)
-
-        return score_split(config, splits, "holdout", predict)
+        """Score trainable parameters on the held-out images."""
+        return score_split(config, splits, "holdout", functools.partial(scores, trainable, frozen))
 
     return evaluate
 

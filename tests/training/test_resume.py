@@ -131,15 +131,15 @@ def with_ballast(experiment):
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path, no_file_larger, capfd):
     folder = tmp_path / "checkpoints"
 
-    def full_at_9(step):
-        if step == 9:
+    def full_at_7(step):  # step 8, which is saved, waits for this batch
+        if step == 7:
             while not (folder / "4").exists():
                 time.sleep(0.01)
             no_file_larger(200_000)
 
     config = make_config(checkpoint_every=4, evaluate_every=100)
     with pytest.raises(UserError) as told:
-        run_experiment(with_ballast(make_experiment(full_at_9)), config, tmp_path)
+        run_experiment(with_ballast(make_experiment(full_at_7)), config, tmp_path)
     reason = (
         f"checkpoint {folder / '8'} cannot be written: File too large; the last good one is {folder / '4'}"
     )
