@@ -91,7 +91,7 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
 def _run_record(workdir: Path, trained: TrainedRun, to: str) -> dict[str, Any]:
     """Return the record of origin: the run, its checkpoint, and the files of its encoders."""
     checkpoint = workdir / FOLDER / str(trained.step)
-    encoders = {name: encoder for file in trained.opened for name, encoder in file.encoders.items()}
+    encoders = {name: encoder for opened in trained.opened for name, encoder in opened.encoders.items()}
     return {
         "source": str(workdir),
         "format": to,
@@ -198,10 +198,10 @@ def _constants(config: SegmenterConfig) -> Iterator[tuple[str, np.ndarray]]:
 def _depth_rest_of(trained: TrainedRun) -> dict[str, np.ndarray]:
     if not trained.settings.uses_depth:
         return {}
-    opened = next((file for file in trained.opened if "depth" in file.parts), None)
+    opened = next((opened for opened in trained.opened if "depth" in opened.parts), None)
     if opened is None:
         return _depth_rest(None, None)
-    return _depth_rest(None if opened.whole else opened.encoders.get("depth"), opened.source)
+    return _depth_rest(None if opened.whole else opened.encoders.get("depth"), opened.file)
 
 
 def _depth_rest(encoder_file: EncoderFile | None, file: WeightFile | None) -> dict[str, np.ndarray]:

@@ -223,14 +223,14 @@ class OpenedWeights(NamedTuple):
     """A weight file, checked against a configuration and not yet read.
 
     Attributes:
-      source: the file.
-      parts: of the segmenter, named as in `released.PARTS`, that it fills.
-      encoders: those among them, as the file holds them.
-      whole: the file holds a segmenter or parts of one, not an encoder.
-      stream: its leaves by path, each read as it is asked for.
+      file: the file.
+      parts: parts of the segmenter that it fills, named as in `released.PARTS`.
+      encoders: the encoders among them, as the file holds them.
+      whole: whether the file holds a segmenter or parts of one, and not just an encoder.
+      stream: path and array of its leaves, each read when it is asked for.
     """
 
-    source: WeightFile
+    file: WeightFile
     parts: set[str]
     encoders: dict[str, EncoderFile]
     whole: bool
@@ -279,19 +279,19 @@ def _open(
     settings: SegmenterConfig,
     shapes: dict[Path, tuple[int, ...]],
 ) -> OpenedWeights:
-    source = open_weight_file(spec)
-    if is_segmenter(source):
-        parts = {encoder.name} if encoder else parts_of(source)
-        found = encoders_of(source, parts)
-        return OpenedWeights(source, parts, found, True, stream_segmenter(source, settings, shapes, parts))
+    file = open_weight_file(spec)
+    if is_segmenter(file):
+        parts = {encoder.name} if encoder else parts_of(file)
+        found = encoders_of(file, parts)
+        return OpenedWeights(file, parts, found, True, stream_segmenter(file, settings, shapes, parts))
     if encoder is None:
         raise UserError(
             f"{key} = {spec}: holds no part of a segmenter; give an encoder's weights as "
             "config.model.visual.weights or config.model.depth.weights"
         )
     root = ENCODERS[encoder.name][1]
-    stream = (((*root, *path), leaf) for path, leaf in read_encoder(source, encoder))
-    return OpenedWeights(source, {encoder.name}, {encoder.name: recognise(source)}, False, stream)
+    stream = (((*root, *path), leaf) for path, leaf in read_encoder(file, encoder))
+    return OpenedWeights(file, {encoder.name}, {encoder.name: recognise(file)}, False, stream)
 
 
 def _every_leaf(

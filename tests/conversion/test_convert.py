@@ -170,9 +170,9 @@ def test_preset_of_satellite_weights(folder, preset):
     """transformers' DINOv3 stores nothing that tells the two pretrainings of ViT-L apart but the name."""
     fields = {"kind": "dinov3", "width": 1024, "layers": 24, "ffn": "mlp", "mlp_width": 4096,
               "storage_tokens": 4, "qkv_bias": True, "patch_size": 16, "heads": 16}  # fmt: skip
-    source = WeightFile(f"models/{folder}", [], {}, {}.__getitem__)
+    weights = WeightFile(f"models/{folder}", [], {}, {}.__getitem__)
     hf = next(format for format in FORMATS if format.name == "hf_dinov3")
-    assert OR.join(candidate_presets(EncoderFile(hf, hf.layouts[0], "", source), fields)) == preset
+    assert OR.join(candidate_presets(EncoderFile(hf, hf.layouts[0], "", weights), fields)) == preset
 
 
 def test_settings_missing_in_a_file_are_not_guessed(tmp_path):

@@ -99,11 +99,11 @@ def test_sharded_folder_is_the_same(folders, tmp_path):
 def test_half_precision_is_widened_exactly(tmp_path, dtype):
     model = published("dinov2").to(getattr(torch, dtype))
     model.save_pretrained(tmp_path)
-    source = open_weight_file(tmp_path)
+    weights = open_weight_file(tmp_path)
     wanted = {name: value.float().numpy() for name, value in model.state_dict().items()}
     name = "embeddings.position_embeddings"
-    assert source[name].dtype == np.float32
-    np.testing.assert_array_equal(source[name], wanted[name])
+    assert weights[name].dtype == np.float32
+    np.testing.assert_array_equal(weights[name], wanted[name])
     torch.save(model.state_dict(), tmp_path / "half.pth")
     np.testing.assert_array_equal(open_weight_file(tmp_path / "half.pth")[name], wanted[name])
 

@@ -333,9 +333,9 @@ def test_all_mismatches_are_listed_together(tmp_path):
 
 def test_format_by_name(tmp_path):
     torch.save(meta_state("dinov2"), tmp_path / "x.pth")
-    source = open_weight_file(tmp_path / "x.pth")
-    assert recognise(source, "meta_dinov2").format.kind == "dinov2"
+    weights = open_weight_file(tmp_path / "x.pth")
+    assert recognise(weights, "meta_dinov2").format.kind == "dinov2"
     with pytest.raises(UserError, match="is not of the format hf_clip"):
-        recognise(source, "hf_clip")
+        recognise(weights, "hf_clip")
     with pytest.raises(UserError, match="--as nonsense: unknown format; choose from"):
-        recognise(source, "nonsense")
+        recognise(weights, "nonsense")

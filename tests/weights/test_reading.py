@@ -37,13 +37,13 @@ def test_tensors_are_read_lazily(tmp_path):
     save_file(TENSORS, tmp_path / "x.safetensors")
     torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in TENSORS.items()}}, tmp_path / "x.pth")
     for name in ("x.safetensors", "x.pth"):
-        source = open_weight_file(tmp_path / name)
-        assert set(source) == {"a", "b"}
-        assert source.shape("a") == (2, 3)
-        np.testing.assert_array_equal(source["a"], TENSORS["a"])
-        assert source["b"].dtype == bool
-        assert "c" not in source
-        assert source.spec == str(tmp_path / name)
+        weights = open_weight_file(tmp_path / name)
+        assert set(weights) == {"a", "b"}
+        assert weights.shape("a") == (2, 3)
+        np.testing.assert_array_equal(weights["a"], TENSORS["a"])
+        assert weights["b"].dtype == bool
+        assert "c" not in weights
+        assert weights.spec == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -159,9 +159,9 @@ def test_training_checkpoint_of_mmengine(tmp_path, mmengine, installed, archive,
     if not installed:
         for name in [name for name in sys.modules if name.startswith("mmengine")]:
             monkeypatch.delitem(sys.modules, name)
-    source = open_weight_file(tmp_path / "epoch_20.pth")
-    assert set(source) == set(state)
-    np.testing.assert_array_equal(source["decode_head.cls_embed.bias"], np.arange(3))
+    weights = open_weight_file(tmp_path / "epoch_20.pth")
+    assert set(weights) == set(state)
+    np.testing.assert_array_equal(weights["decode_head.cls_embed.bias"], np.arange(3))
     assert not (tmp_path / "witness").exists()
 
 
@@ -201,9 +201,9 @@ def folder(path, shards=("one.safetensors",)):
 
 
 def test_folders(tmp_path):
-    source = open_weight_file(folder(tmp_path / "whole"))
-    assert source.config == {"model_type": "x"}
-    assert set(source) == set(TENSORS)
+    weights = open_weight_file(folder(tmp_path / "whole"))
+    assert weights.config == {"model_type": "x"}
+    assert set(weights) == set(TENSORS)
     sharded = folder(tmp_path / "sharded", ("a-1.safetensors", "a-2.safetensors"))
     np.testing.assert_array_equal(open_weight_file(sharded)["t1"], TENSORS["a"] + 1)
     (sharded / "a-2.safetensors").unlink()
@@ -221,9 +221,9 @@ def test_sharded_folder_of_torch(tmp_path):
     for name, shard in table.items():
         torch.save({name: torch.from_numpy(TENSORS[name])}, tmp_path / shard)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": table}))
-    source = open_weight_file(tmp_path)
-    assert {name: source[name].tolist() for name in source} == {k: v.tolist() for k, v in TENSORS.items()}
-    assert [file.name for file in source.paths] == sorted(table.values())
+    weights = open_weight_file(tmp_path)
+    assert {name: weights[name].tolist() for name in weights} == {k: v.tolist() for k, v in TENSORS.items()}
+    assert [file.name for file in weights.paths] == sorted(table.values())
     (tmp_path / "pytorch_model-2.bin").unlink()
     assert "the shard pytorch_model-2.bin, which pytorch_model.bin.index.json names" in message(tmp_path)
 
@@ -250,9 +250,9 @@ def put_in_cache(cache, repository, shards=("one.safetensors",)):
 
 def test_hub_from_the_cache(cache):
     where = put_in_cache(cache, "lab/encoder")
-    source = open_weight_file("hf://lab/encoder")
-    assert source.spec == "hf://lab/encoder"
-    np.testing.assert_array_equal(source["a"], TENSORS["a"])
+    weights = open_weight_file("hf://lab/encoder")
+    assert weights.spec == "hf://lab/encoder"
+    np.testing.assert_array_equal(weights["a"], TENSORS["a"])
     assert open_weight_file("hf://lab/encoder@c0ffee").paths == (where / "model.safetensors",)
     assert set(open_weight_file("hf://lab/encoder/model.safetensors")) == set(TENSORS)
     put_in_cache(cache, "lab/sharded", ("a-1.safetensors", "a-2.safetensors"))

@@ -1,4 +1,4 @@
-"""The authors' layout in both directions, and the sources of a segmenter's weights."""
+"""The authors' layout in both directions, and the files that a segmenter's weights come from."""
 
 import dataclasses
 import hashlib
@@ -73,9 +73,9 @@ def test_ours_to_released_to_ours(kind, goldens):
     config = dataclasses.replace(config, visual=visual)
     values = {path: np.asarray(leaf) for path, leaf in leaves(make_segmenter(config, 0)).items()}
     tensors = dict(released_tensors(config, values.items()))
-    source = WeightFile("tensors", [], {name: x.shape for name, x in tensors.items()}, tensors.__getitem__)
+    weights = WeightFile("tensors", [], {name: x.shape for name, x in tensors.items()}, tensors.__getitem__)
     shapes = {path: leaf.shape for path, leaf in values.items()}
-    back = dict(stream_segmenter(source, config, shapes, list(PARTS)))
+    back = dict(stream_segmenter(weights, config, shapes, list(PARTS)))
     assert back.keys() == values.keys()
     made_anew = {("backbone", "visual", name) for name in ("patch_kernel", "patch_bias") if kind == "dofa"}
     for path, leaf in values.items():
@@ -297,13 +297,13 @@ def test_released_file_of_a_run_is_whole(name, workdir, written, tmp_path):
     place, _ = workdir
     folder, _ = written
     convert(str(place), str(tmp_path / name), to="released")
-    source = open_weight_file(tmp_path / name)
+    weights = open_weight_file(tmp_path / name)
     unused = load_file(folder / "unused.safetensors")
     pixels = {"data_preprocessor.mean", "data_preprocessor.std"}
     names = load_file(folder / "whole.safetensors").keys() | {f"backbone.{name}" for name in unused}
-    assert set(source) == names | pixels
+    assert set(weights) == names | pixels
     for key, value in unused.items():
-        assert source[f"backbone.{key}"].tobytes() == value.tobytes(), key
+        assert weights[f"backbone.{key}"].tobytes() == value.tobytes(), key
 
 
 def test_released_file_of_a_depth_encoder_without_its_head(written, tmp_path, caplog):

@@ -60,7 +60,7 @@ def published(kind):
 
 
 def filled(config, spec, format_name=None):
-    """Our encoder with the weights of a source."""
+    """Our encoder with the weights of a file."""
     encoder = make_encoder(config, rngs=nnx.Rngs(0))
     fill_encoder(encoder, open_weight_file(spec), format_name)
     return encoder
