@@ -1,7 +1,6 @@
-"""The layers that encoders and head share. Weights are float32 (or float64); each layer computes in the
-dtype of its input, statistics in at least float32.
+"""Layers of encoders and heads, and the initial values that torch and detectron2 give their weights.
 
-The layers that only the head has, and the initial values that torch and detectron2 give its weights.
+Weights are float32 or float64; each layer computes in the dtype of its input, statistics in at least float32.
 """
 
 from __future__ import annotations
@@ -15,23 +14,41 @@ from jax import Array
 
 
 class Frozen(nnx.Variable):
-    """A weight that is read and never trained: it has no gradient and no optimizer state."""
+    """A weight that is never trained: it has no gradient and no optimizer state."""
 
 
 VariableType = type[nnx.Variable]
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> weights
 
+EPS = 1e-5  # of every normalisation in the head
+
 zeros = jax.nn.initializers.zeros
+normal = jax.nn.initializers.normal(1.0)
 trunc_normal = jax.nn.initializers.truncated_normal(stddev=0.02)
+xavier_uniform = jax.nn.initializers.xavier_uniform()
+xavier_normal = jax.nn.initializers.xavier_normal()
+# detectron2's "c2" style: Kaiming uniform for a linear activation, bound sqrt(3 / fan_in)
+c2_uniform = jax.nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+# torch's default for linear layers: bound 1 / sqrt(fan_in)
+torch_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias(fan_in: int) -> Initializer:
+    """Torch's default for the bias of a linear layer: uniform within 1 / sqrt(fan_in)."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype) -> Array:
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(fan_in).astype(dtype)
+
+    return init
 
 
 def wide_type(dtype) -> jnp.dtype:
-    """The dtype of statistics: float32, or float64 where `dtype` is."""
+    """Return the dtype of statistics: float32, or float64 for float64."""
     return jnp.promote_types(jnp.float32, dtype)
 
 
 def normalise(x: Array, axes: tuple[int, ...], scale: Array, bias: Array, eps: float) -> Array:
-    """Mean 0 and variance 1 over `axes`, then `scale` and `bias`; in the dtype of x."""
+    """Normalise x to mean 0 and variance 1 over `axes`, then apply `scale` and `bias`; in the dtype of x."""
     wide = x.astype(wide_type(x.dtype))
     centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
     variance = jnp.mean(centred**2, axis=axes, keepdims=True)
@@ -39,8 +56,17 @@ def normalise(x: Array, axes: tuple[int, ...], scale: Array, bias: Array, eps: f
 
 
 def attend(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
-    """Attention of q, k, v (B, T, H, C), with `bias` (B, H, T, T) added to the scaled logits; in their dtype,
-    softmax in at least float32."""
+    """Attend, with softmax in at least float32.
+
+    Args:
+      q: (B, T, heads, D / heads).
+      k: likewise.
+      v: likewise.
+      bias: (B, heads, T, T), added to the scaled logits.
+
+    Returns:
+      (B, T, heads, D / heads), in the dtype of q.
+    """
     if q.dtype != jnp.float64:
         return jax.nn.dot_product_attention(q, k, v, bias)
     # jax.nn's rounds its logits to float32
@@ -50,25 +76,38 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
 
 
 class Linear(nnx.Module):
-    """x (..., in) -> x @ kernel + bias (..., out). As a 1x1 convolution it acts on the channels."""
+    """Linear map of the last axis; of channels, it is a 1x1 convolution.
 
-    def __init__(self, in_features: int, out_features: int, *, init: Initializer,
-                 bias_init: Initializer | None = zeros, kind: VariableType = nnx.Param,
-                 param_dtype=jnp.float32, rngs: nnx.Rngs):  # fmt: skip
+    Attributes:
+      kernel: (in, out).
+      bias: (out,), unless `bias_init` is None.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        init: Initializer,
+        bias_init: Initializer | None = zeros,
+        kind: VariableType = nnx.Param,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.kernel = kind(init(rngs.params(), (in_features, out_features), param_dtype))
         if bias_init is not None:
             self.bias = kind(bias_init(rngs.params(), (out_features,), param_dtype))
         self.has_bias = bias_init is not None
 
     def __call__(self, x: Array, out_dtype=None) -> Array:
-        """`out_dtype`: of the result, accumulated in; None gives the dtype of x."""
+        """(..., in) -> (..., out), accumulated in and returned as `out_dtype`, by default the dtype of x."""
         out_dtype = out_dtype or x.dtype
         y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=out_dtype)
         return y + self.bias[...].astype(out_dtype) if self.has_bias else y
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis."""
+    """Layer normalisation over the last axis."""
 
     def __init__(self, width: int, eps: float, *, kind: VariableType = nnx.Param, param_dtype=jnp.float32):
         self.scale = kind(jnp.ones((width,), param_dtype))
@@ -76,31 +115,12 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
+        """(..., D) -> (..., D)."""
         return normalise(x, (-1,), self.scale[...], self.bias[...], self.eps)
 
 
-EPS = 1e-5  # of every normalisation in the head
-
-xavier_uniform = jax.nn.initializers.xavier_uniform()
-xavier_normal = jax.nn.initializers.xavier_normal()
-normal = jax.nn.initializers.normal(1.0)
-# "c2" style: Kaiming uniform for a linear activation, bound sqrt(3 / fan_in)
-c2_uniform = jax.nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-# torch's default for linear layers: bound 1 / sqrt(fan_in)
-torch_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def torch_bias(fan_in: int) -> Initializer:
-    """torch's default for the bias of a linear layer: uniform within 1 / sqrt(fan_in)."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype) -> Array:
-        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(fan_in).astype(dtype)
-
-    return init
-
-
 class GroupNorm(nnx.Module):
-    """Group normalisation of (B, H, W, C) over positions and the channels of each group."""
+    """Group normalisation over positions and the channels of each group."""
 
     def __init__(self, width: int, groups: int, *, param_dtype=jnp.float32):
         self.scale = nnx.Param(jnp.ones((width,), param_dtype))
@@ -108,6 +128,7 @@ class GroupNorm(nnx.Module):
         self.groups = groups
 
     def __call__(self, x: Array) -> Array:
+        """(B, h, w, D) -> (B, h, w, D)."""
         batch, height, width, channels = x.shape
         split = (self.groups, channels // self.groups)
         grouped = x.reshape(batch, height * width, *split)
@@ -116,12 +137,13 @@ class GroupNorm(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """3x3 convolution without bias: (B, H, W, in) -> (B, H, W, out), zeros outside."""
+    """3x3 convolution without bias, zeros outside."""
 
     def __init__(self, in_features: int, out_features: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         self.kernel = nnx.Param(c2_uniform(rngs.params(), (3, 3, in_features, out_features), param_dtype))
 
     def __call__(self, x: Array) -> Array:
+        """(B, h, w, in) -> (B, h, w, out)."""
         return jax.lax.conv_general_dilated(
             x, self.kernel[...].astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -136,9 +158,10 @@ class FeedForward(nnx.Module):
         self.output = Linear(hidden, width, bias_init=torch_bias(hidden), **kwargs)
 
     def __call__(self, x: Array) -> Array:
+        """(..., D) -> (..., D)."""
         return self.output(jax.nn.relu(self.hidden(x)))
 
 
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`count` modules as one, every weight with a leading axis (count, ...)."""
+    """Make `count` modules as one, every weight with a leading axis of `count`."""
     return nnx.vmap(make)(nnx.Rngs(jax.random.split(rngs.params(), count)))

@@ -1,9 +1,7 @@
-"""Bilinear resizing of feature maps, equal to torch's `interpolate(mode="bilinear")`.
+"""Bilinear resampling of feature maps: at the pixels of another size, and at any points.
 
-Bilinear sampling at points, equal to torch's `grid_sample(align_corners=False)` with zeros outside.
-
-A map is packed once so that the four pixels around a point lie side by side: every point then costs
-one read, forward, and one addition, backward, instead of four.
+Resizing equals torch's `interpolate(mode="bilinear")`, sampling torch's `grid_sample(align_corners=False)`
+with zeros outside.
 """
 
 from __future__ import annotations
@@ -16,48 +14,17 @@ import numpy as np
 from jax import Array
 
 
-def pack_corners(x: Array) -> Array:
-    """(..., h, w, C) -> (..., (h+1)*(w+1), 4*C): for every cell between four pixels, their values.
-
-    Corners in the order upper left, upper right, lower left, lower right; pixels outside are zero.
-    """
-    height, width, channels = x.shape[-3:]
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
-    corners = [
-        padded[..., dy : dy + height + 1, dx : dx + width + 1, :] for dy in (0, 1) for dx in (0, 1)
-    ]  # fmt: skip
-    return jnp.concatenate(corners, axis=-1).reshape(*x.shape[:-3], -1, 4 * channels)
-
-
-def locate(points: Array, height: int, width: int) -> tuple[Array, Array]:
-    """Where points (..., 2), given as (x, y) in [0, 1] of the image, lie in a map of height x width.
-
-    Returns: the index (...) int32 of the cell in `pack_corners`' order, and the weights (..., 4) of
-    its corners, all zero for a point that touches no pixel. Gradients reach the points through the
-    weights.
-    """
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
-    left, top = jnp.floor(x), jnp.floor(y)
-    inside = (x >= -1) & (x < width) & (y >= -1) & (y < height)
-    column = jnp.clip(left, -1, width - 1).astype(jnp.int32) + 1
-    row = jnp.clip(top, -1, height - 1).astype(jnp.int32) + 1
-    dx, dy = x - left, y - top
-    weights = jnp.stack([(1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx], axis=-1)
-    return row * (width + 1) + column, weights * inside[..., None]
-
-
 def resize_bilinear(x: Array, size: tuple[int, ...], scale: float | None = None) -> Array:
     """Resize (B, h, w, C) to (B, *size, C): half-pixel centres, edges repeated, no antialiasing.
 
-    Args:
-      x: feature maps; the result has its dtype, the arithmetic at least float32.
-      size: height and width of the result.
-      scale: the factor the size was computed from, where it was given as a factor. It matters only
-        where the factor does not lead to a whole size: torch then keeps the factor, not the ratio
-        of sizes. None takes the ratio of sizes.
+    The forward pass reads two neighbours along each axis; the backward pass is two small matrix products,
+    several times faster than the scattered additions that the derivative of a read would be.
 
-    The way forward reads two neighbours an axis; the way back is two small matrix products, several
-    times faster than the scattered additions the derivative of a read would be.
+    Args:
+      x: feature maps; the result has their dtype, the arithmetic at least float32.
+      size: height and width of the result.
+      scale: the factor that the size was computed from, if it was. It matters only where the factor does not
+        lead to a whole size: torch then keeps the factor, not the ratio of sizes. None takes the ratio.
     """
     if x.shape[1:3] == tuple(size):
         return x
@@ -98,7 +65,7 @@ _resize.defvjp(_resize_forward, _resize_backward)
 
 
 def _neighbours(size_in: int, size_out: int, scale: float | None) -> tuple[np.ndarray, ...]:
-    """The two source positions of every target position, and the weight of the second."""
+    """The two input positions of every output position, and the weight of the second."""
     step = 1 / scale if scale else size_in / size_out
     centre = np.clip((np.arange(size_out) + 0.5) * step - 0.5, 0, size_in - 1)
     lower = np.floor(centre).astype(np.int32)
@@ -106,9 +73,47 @@ def _neighbours(size_in: int, size_out: int, scale: float | None) -> tuple[np.nd
 
 
 def _matrix(size_in: int, size_out: int, scale: float | None) -> np.ndarray:
-    """The resize of one axis as a matrix (size_out, size_in)."""
+    """The resize along one axis as a matrix (size_out, size_in)."""
     lower, upper, fraction = _neighbours(size_in, size_out, scale)
     matrix = np.zeros((size_out, size_in))
     np.add.at(matrix, (np.arange(size_out), lower), 1 - fraction)
     np.add.at(matrix, (np.arange(size_out), upper), fraction)
     return matrix
+
+
+def pack_corners(x: Array) -> Array:
+    """Pack a map for sampling: (..., h, w, C) -> (..., (h + 1) * (w + 1), 4 * C).
+
+    For every cell between four pixels their values lie side by side, so that a point costs one read in the
+    forward and one addition in the backward pass, in place of four. Corners are in the order upper left,
+    upper right, lower left, lower right; pixels outside are zero.
+    """
+    height, width, channels = x.shape[-3:]
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
+    corners = [
+        padded[..., dy : dy + height + 1, dx : dx + width + 1, :] for dy in (0, 1) for dx in (0, 1)
+    ]  # fmt: skip
+    return jnp.concatenate(corners, axis=-1).reshape(*x.shape[:-3], -1, 4 * channels)
+
+
+def locate(points: Array, height: int, width: int) -> tuple[Array, Array]:
+    """Locate points in a packed map.
+
+    Args:
+      points: (..., 2), as (x, y) in [0, 1] of the image.
+      height: of the map.
+      width: of the map.
+
+    Returns:
+      The index of each point's cell, (...) int32, in the order of `pack_corners`; and the weights of its
+      corners, (..., 4), all zero for a point that touches no pixel. Gradients reach the points through the
+      weights.
+    """
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    inside = (x >= -1) & (x < width) & (y >= -1) & (y < height)
+    column = jnp.clip(left, -1, width - 1).astype(jnp.int32) + 1
+    row = jnp.clip(top, -1, height - 1).astype(jnp.int32) + 1
+    dx, dy = x - left, y - top
+    weights = jnp.stack([(1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx], axis=-1)
+    return row * (width + 1) + column, weights * inside[..., None]

@@ -1,7 +1,7 @@
-"""Which query answers for which class of an image: bipartite matching, inside jit.
+"""Bipartite matching of queries with the classes of an image, inside jit.
 
-Every image has one target slot a class, slot c for class c, filled or not. Empty slots cost the same
-with every query, so the filled ones are matched as if alone.
+Every image has one target slot for each class, slot c for class c, filled or not. Empty slots cost the same
+with every query, so that the filled ones are matched as if they were alone.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
 
-# what a cost that is not finite is replaced by: worse than any real one
-BAD_COST = 1e5
+BAD_COST = 1e5  # in place of a cost that is not finite: worse than any real one
 
 
 def matching_costs(class_logits: Array, mask_logits: Array, targets: Array, config: LossConfig) -> Array:
     """Cost of every query for every class of one image.
 
-    Args:
-      class_logits: (Q, C+1). mask_logits: (Q, P), at the matching points. targets: (C, P), in [0, 1].
+    The mask cost is the mean cross-entropy over points, the dice cost has eps 1.
 
-    Returns: (C, Q); the mask cost is the mean cross-entropy over points, the dice cost has eps 1.
+    Args:
+      class_logits: (Q, C + 1).
+      mask_logits: (Q, P), at the matching points.
+      targets: (C, P), in [0, 1].
+      config: weights of the costs.
+
+    Returns:
+      (C, Q).
     """
     probability = jax.nn.softmax(class_logits, axis=-1)[:, :-1]
     positive, negative = jax.nn.softplus(-mask_logits), jax.nn.softplus(mask_logits)
@@ -43,17 +48,18 @@ def match(costs: Array, present: Array) -> tuple[Array, Array]:
     """Match the classes present in one image with queries at the least total cost.
 
     Args:
-      costs: (C, Q). present: (C,) bool. Where more classes are present than there are queries, as
-        many are matched as there are queries.
+      costs: (C, Q); costs that are not finite count as `BAD_COST`.
+      present: (C,) bool. Where more classes are present than there are queries, as many are matched as there
+        are queries.
 
     Returns:
-      query: (C,) int32, the query of each class, 0 where `matched` is False; matched: (C,) bool.
-      Costs that are not finite count as `BAD_COST`.
+      The query of each class, (C,) int32, 0 for a class that is not matched; and a mask of the matched
+      classes, (C,) bool.
     """
     classes, queries = costs.shape
     costs = jnp.where(jnp.isfinite(costs), costs, BAD_COST)
-    # with a query for every slot an empty slot takes nothing away, and its cost may be zero; else it
-    # must be dearer than any exchange of filled ones
+    # With a query for every slot an empty slot takes none away from the filled ones: its cost may be zero.
+    # Otherwise it must cost more than any exchange among the filled ones saves.
     largest = jnp.max(jnp.where(present[:, None], jnp.abs(costs), 0))
     empty = 0.0 if classes <= queries else 2 * (queries + 1) * (1 + largest)
     costs = jnp.where(present[:, None], costs, empty)
@@ -64,5 +70,5 @@ def match(costs: Array, present: Array) -> tuple[Array, Array]:
 
 
 def _product(queries: Array, targets: Array) -> Array:
-    """(Q, P), (C, P) -> (Q, C), exact enough that near ties fall as in a float32 reference."""
+    """(Q, P), (C, P) -> (Q, C), in full precision: near ties are decided as in a float32 reference."""
     return jnp.matmul(queries, targets.T, precision=jax.lax.Precision.HIGHEST)
