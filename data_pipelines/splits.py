@@ -115,6 +115,7 @@ def training_elements(
     source, data = wrap(splits.source), config.data
 
     def index(records: Sequence[Record]) -> TileIndex | ClassBalancedIndex:
+        """Index the tiles of some records, by class if asked for."""
         least = data.min_labelled
         if data.class_temperature is None:
             return TileIndex(source, data.crop, records, min_labelled=least)

@@ -81,6 +81,7 @@ class ProgressReport:
         said = time.monotonic()
 
         def advance(tiles: int, images: int) -> None:
+            """Add finished tiles and images to the progress line."""
             nonlocal said
             count.add(tiles, images)
             bar.update(task, completed=count.tiles, description=str(count))

@@ -151,6 +151,7 @@ def read_wavelengths(config: RunConfig, domains: Sequence[str]) -> tuple[float, 
     data, sensors = config.data, domain_sensors(config)
 
     def read(file: tuple[str, Path]) -> tuple[float, ...] | None:
+        """Read the wavelengths that one file states; None if it states none."""
         domain, image = file
         header = read_header(image)
         if not header.states_wavelengths:

@@ -111,6 +111,7 @@ class GeoTiffTiles:
         names = record_names(self.root, found)
 
         def validate(file: tuple[tuple[str, Path], str]) -> ValidatedFile:
+            """Validate one image and its labels."""
             (domain, image), name = file
             mask = mask_path(self.root, mask_template, domain, image)
             return self._validate(domain, name, image, mask, file_bands, wavelengths)
@@ -148,6 +149,7 @@ class GeoTiffTiles:
         lossy = [of_file for of_file in self._by_file if self.records[of_file.start].has_nodata]
 
         def missing(of_file: slice) -> np.ndarray:
+            """Count the labelled pixels of one file that the image lacks."""
             cells = self.label_grid.cells_of(of_file)
             return count_missing(self.labels, self.records[of_file], counts[cells])
 

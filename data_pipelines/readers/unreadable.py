@@ -53,6 +53,7 @@ def map_files(function: Callable[[S], T], files: Iterable[S], corrupt: str) -> l
     """
 
     def attempt(file: S) -> T | UnreadableFile:
+        """Apply the function to one file, and return the error of an unreadable one."""
         try:
             return function(file)
         except UnreadableFile as problem:

@@ -110,6 +110,7 @@ def _around(bounds: Bounds, crs: Any, theirs: Any) -> Bounds | None:
 
 def _reprojected(polygons: np.ndarray, theirs: Any, crs: Any) -> np.ndarray:
     def reproject(points: np.ndarray) -> np.ndarray:
+        """Transform points (n, 2) to the image's coordinate system."""
         return np.column_stack(transform(theirs, crs, points[:, 0], points[:, 1])[:2])
 
     return shapely.transform(polygons, reproject)

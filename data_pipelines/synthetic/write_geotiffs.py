@@ -52,6 +52,7 @@ def write_scene(
     sun = {"SUN_AZIMUTH": f"{scene.sun.azimuth:.2f}", "SUN_ELEVATION": f"{scene.sun.elevation:.2f}"}
 
     def finish_image(dataset: Any) -> None:
+        """Set band names, scales and sensor of an image."""
         dataset.colorinterp = [_COLOURS.get(b.name, ColorInterp.undefined) for b in domain.sensor.bands]
         dataset.scales = (1 / SCALE,) * dataset.count
         dataset.update_tags(SENSOR=domain.sensor.name, **sun)
@@ -61,10 +62,12 @@ def write_scene(
             dataset.update_tags(index, ns="IMAGERY", **wavelength)
 
     def finish_label(dataset: Any) -> None:
+        """Set colours and class names of a label."""
         dataset.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(palette)})
         dataset.update_tags(1, **{f"CLASS_{i}": title for i, title in enumerate(classes)})
 
     def finish_height(dataset: Any) -> None:
+        """Set description and unit of a height map."""
         dataset.set_band_description(1, "height above the lowest ground")
         dataset.units = ("m",)
 

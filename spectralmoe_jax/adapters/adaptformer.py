@@ -50,6 +50,7 @@ class AdaptFormer(Adapter):
         weights = {name: weight.astype(visual.dtype) for name, weight in weights.items()}
 
         def beside(normed: Array) -> Array:
+            """Compute the branch from the normalised tokens: (B, T, D) -> (B, T, D)."""
             hidden = jax.nn.relu(normed @ weights["down_kernel"] + weights["down_bias"])  # (B, T, F)
             return self.config.branch_scale * (hidden @ weights["up_kernel"] + weights["up_bias"])
 

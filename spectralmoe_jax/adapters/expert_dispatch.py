@@ -47,17 +47,20 @@ def dispatch(tokens: Array, indices: Array, a: Array, b: Array, config: Spectral
     rows, whole, experts = P(batch), P(), P(expert or None)
 
     def forward_here(tokens: Array, indices: Array, a: Array, b: Array) -> Array:
+        """Compute the coordinates of this device's experts; a sum over devices completes them."""
         first = jax.lax.axis_index(expert) * a.shape[0] if expert else 0
         return jax.lax.psum(_coordinates(tokens, indices, a, b, first, config), expert)
 
     def weight_gradients_here(
         tokens: Array, indices: Array, a: Array, b: Array, gradient: Array
     ) -> tuple[Array, Array]:
+        """Compute the gradients of this device's experts."""
         first = jax.lax.axis_index(expert) * a.shape[0] if expert else 0
         _, pull = jax.vjp(lambda a, b: _coordinates(tokens, indices, a, b, first, config), a, b)
         return jax.lax.psum(pull(gradient), batch) if batch else pull(gradient)
 
     def token_gradients_here(tokens: Array, indices: Array, a: Array, b: Array, gradient: Array) -> Array:
+        """Compute the gradient of the tokens, with all experts on each device."""
         return jax.vjp(lambda t: _coordinates(t, indices, a, b, 0, config), tokens)[1](gradient)[0]
 
     sharded = functools.partial(jax.shard_map, mesh=layout.mesh, check_vma=False)
@@ -68,9 +71,11 @@ def dispatch(tokens: Array, indices: Array, a: Array, b: Array, config: Spectral
         return forward(tokens, indices, a, b)
 
     def run_forward(*operands: Array) -> tuple[Array, tuple[Array, ...]]:
+        """Run the forward pass and save its operands."""
         return forward(*operands), operands
 
     def run_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
+        """Recompute the coordinates and return the gradients of tokens and experts."""
         tokens, indices, a, b = saved
         gradient = constrain(gradient, "batch", None, None, None)
         a_gradient, b_gradient = sharded(

@@ -44,6 +44,7 @@ class LoRA(Adapter):
         """Run the block with the changed projections."""
 
         def edit(block: Weights) -> Weights:
+            """Add the low-rank change to the query and value projections."""
             factor = self.config.lora_alpha / self.config.lora_rank
             query, value = weights["a"] @ weights["b"] * factor  # (D, D) each
             change = jnp.concatenate([query, jnp.zeros_like(query), value], axis=1)  # (D, 3 D)

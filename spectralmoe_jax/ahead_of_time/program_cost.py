@@ -160,6 +160,7 @@ def _run_counts(computations: dict[str, list[str]], entry: str) -> dict[str, int
     runs: dict[str, int] = {entry: 1}
 
     def count(name: str) -> int:
+        """Count the executions of a computation in one run of the program."""
         if name not in runs:
             runs[name] = 0  # a computation does not call itself
             runs[name] = sum(count(caller) * trips for caller, trips in callers[name])

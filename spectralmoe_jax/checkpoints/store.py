@@ -74,7 +74,7 @@ def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _takes_any_bands(given: Mapping[str, Any]) -> bool:
-    """Whether the visual encoder generates its patch embedding from the bands' wavelengths."""
+    """Return True if the visual encoder generates its patch embedding from the bands' wavelengths."""
     family = FAMILIES.get(kind_of((given.get("model") or {}).get("visual") or {}) or "")
     return family is not None and family.wavelengths
 

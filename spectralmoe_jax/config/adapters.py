@@ -146,19 +146,19 @@ class SpectralMoEConfig(AdapterSection):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the experts combine linearly, so that expert coordinates describe the result."""
+        """True if the experts combine linearly, so that expert coordinates describe the result."""
         return self.combination == "gated_sum" or self.top_k == 1
 
     @property
     def dispatches(self) -> bool:
-        """Whether tokens go to the experts they chose, rather than every expert to every token."""
+        """True if each token goes only to the experts that it chose."""
         if self.strategy == "auto":
             return self.num_experts >= DISPATCH_FROM
         return self.strategy == "dispatch"
 
     @property
     def in_coordinates(self) -> bool:
-        """Whether updates stay in expert coordinates until the last product of a layer."""
+        """True if updates stay in expert coordinates until the last product of a layer."""
         return self.is_linear and not self.dispatches
 
 

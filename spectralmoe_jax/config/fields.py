@@ -127,7 +127,7 @@ class Section:
 
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-        """What a configuration gives, with what follows from it filled in."""
+        """Fill in what follows from the values that a configuration gives."""
         return given
 
 
@@ -150,7 +150,7 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def is_required(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field has no default."""
+    """Return True if a field has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
@@ -294,7 +294,7 @@ def _checked_tuple(value: Any, arguments: tuple[Any, ...], hint: Any, key: str) 
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value, or everything in a tuple, is finite or no number: comparisons let NaN pass."""
+    """Check that a value, or everything in a tuple, is finite or no number: comparisons let NaN pass."""
     if isinstance(value, tuple | list):
         return all(map(is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)

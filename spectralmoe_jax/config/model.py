@@ -85,7 +85,7 @@ class EncoderConfig(Section):
 
     @property
     def place(self) -> str:  # type: ignore[override]
-        """Where the encoder stands in the configuration."""
+        """The encoder's place in the configuration."""
         return f"config.model.{self.name}"
 
     def __post_init__(self) -> None:
@@ -113,12 +113,12 @@ class EncoderConfig(Section):
 
     @property
     def family(self) -> Family:
-        """What sets the encoder's family apart."""
+        """Properties of the encoder's family."""
         return FAMILIES.get(self.kind, Family())
 
     @property
     def takes_wavelengths(self) -> bool:
-        """Whether the patch embedding is generated from the bands' wavelengths."""
+        """True if the patch embedding is generated from the bands' wavelengths."""
         return self.family.wavelengths
 
     @property

@@ -15,7 +15,7 @@ Fields = dict[str, Any]
 
 
 class Family(NamedTuple):
-    """What sets a family of vision transformers apart.
+    """Properties of a family of vision transformers.
 
     Attributes:
       rope: rotary positions, `centred` (DINOv3), `stretched` (EVA-02) or "".

@@ -93,7 +93,7 @@ def _line(key: str, value: Any, origin: str) -> str:
 
 
 def _origin(section: Any, name: str, given: Mapping[str, Any]) -> str:
-    """Where a value comes from that is not given; empty for one that is."""
+    """Return the origin of a value that is not given; empty for one that is."""
     if given.get(name) is not None or (name in given and getattr(section, name) is None):
         return ""
     row: Mapping[str, Any] = {}

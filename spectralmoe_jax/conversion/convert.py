@@ -252,6 +252,7 @@ def _resized_parts(file: WeightFile, settings: SegmenterConfig) -> Iterator[Part
     generated = generated_leaves(settings)
 
     def shapes_of(name: str) -> dict[LeafPath, Shape]:
+        """Select the leaves of one part of the segmenter."""
         return {p: shape for p, shape in shapes.items() if part_of(p) == name and p not in generated}
 
     if is_segmenter(file):

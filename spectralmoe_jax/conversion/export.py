@@ -131,6 +131,7 @@ def _write_released(
         names = released_shapes(config, shapes) | {name: value.shape for name, value in depth_rest.items()}
 
         def tensors() -> Iterator[tuple[str, np.ndarray]]:
+            """Yield the tensors of the segmenter, then those of the depth encoder that it does not use."""
             yield from released_tensors(config, stream)
             yield from depth_rest.items()
 

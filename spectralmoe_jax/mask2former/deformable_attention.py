@@ -108,6 +108,7 @@ def deformable_attention(value: Array, shapes: Shapes, locations: Array, weights
 
     # 2. one image of one head: cells (cells, 4 d), index (Q, S), corners (Q, S, 4), S = levels * P
     def sample(cells: Array, index: Array, corners: Array) -> Array:
+        """Sum the weighted samples of one head: (S, d) cells -> (Q, d)."""
         samples = cells[index].reshape(index.shape[0], -1, dim)  # (Q, S * 4, d)
         return jnp.einsum("ms,msd->md", corners.reshape(index.shape[0], -1), samples)
 

@@ -115,6 +115,7 @@ class Mask2FormerHead(nnx.Module):
 
         # 2. masked attention: a query whose mask is empty attends everywhere
         def block(normed: Array, level: int) -> Array:
+            """Predict the attention mask of the next layer; True where a query must not look."""
             mask = jax.nn.sigmoid(_mask_logits(self.mask_embed(normed), small[level]))  # (B, Q, h, w)
             hidden = jax.lax.stop_gradient(mask < 0.5).reshape(*mask.shape[:2], -1)  # (B, Q, N), eq. 3
             return hidden & ~hidden.all(axis=-1, keepdims=True)
@@ -173,6 +174,7 @@ def semantic_scores(class_logits: Array, mask_logits: Array, size: tuple[int, in
     """
 
     def one(logits: tuple[Array, Array]) -> Array:
+        """Combine classes and masks of one image: (Q, C+1), (Q, h, w) -> (H, W, C)."""
         classes, masks = logits
         probabilities = jax.nn.softmax(classes, axis=-1)[:, :-1]  # (Q, C)
         masks = resize_bilinear(masks.transpose(1, 2, 0)[None], size)[0]  # (H, W, Q)

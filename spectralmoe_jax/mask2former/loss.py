@@ -98,9 +98,11 @@ def mask2former_loss(
     # 3. terms of one output
     @jax.checkpoint
     def mask_terms(masks: Array, matched: Array, points: Array) -> tuple[Array, Array]:
+        """Compute the mask and dice terms of one image."""
         return _mask_terms(masks.astype(dtype), matched, truth, points)
 
     def one_layer(layer: tuple[Array, ...]) -> Array:
+        """Compute the three terms of one decoder output."""
         logits, masks, assigned, query, matched, key, points = layer
         masks = jnp.take_along_axis(masks, query[..., None, None], axis=1)  # (B, C, h, w)
         if points is None:
@@ -140,11 +142,13 @@ def _match_layers(
     num_classes = class_logits.shape[-1] - 1
 
     def image_costs(logits: Array, masks: Array, cells: Array, points: Array) -> Array:
+        """Compute the matching costs of one image: (Q, C)."""
         targets = sample_classes(cells, truth.size, points, num_classes)
         sampled = sample_shared(masks.astype(logits.dtype), points)
         return matching_costs(logits, sampled, targets, config)
 
     def layer_costs(layer: tuple[Array, ...]) -> Array:
+        """Compute the matching costs of one decoder output: (B, Q, C)."""
         logits, masks, points = layer
         return jax.vmap(image_costs)(logits, masks, truth.cells, points)
 

@@ -113,6 +113,7 @@ class PixelDecoder(nnx.Module):
         graph, weights = nnx.split(self.encoder)
 
         def step(x: Array, layer: nnx.State) -> tuple[Array, None]:
+            """Run one encoder layer: scan body."""
             return nnx.merge(graph, layer)(x, positions, centres, shapes), None
 
         x, _ = jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, weights)

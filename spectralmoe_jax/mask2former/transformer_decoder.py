@@ -80,11 +80,13 @@ class MaskDecoder(nnx.Module):
         rounds = self.count // LEVELS
 
         def layer(query: Array, weights: nnx.State, level: int) -> tuple[Array, Array]:
+            """Run one decoder layer on one feature level."""
             normed = self.post_norm(query)
             blocked = block(normed, level)
             return nnx.merge(graph, weights)(query, query_positions, memories[level], blocked), normed
 
         def visit(query: Array, weights: nnx.State, levels: range) -> tuple[Array, Array]:
+            """Run one decoder layer on each of the given feature levels."""
             trail = []
             for level in levels:
                 query, normed = layer(query, jax.tree.map(lambda w, i=level: w[i], weights), level)
@@ -92,6 +94,7 @@ class MaskDecoder(nnx.Module):
             return query, jnp.stack(trail)
 
         def full_round(query: Array, weights: nnx.State) -> tuple[Array, Array]:
+            """Visit all feature levels once: scan body."""
             return visit(query, weights, range(LEVELS))
 
         trails = []

@@ -116,6 +116,7 @@ class Backbone(nnx.Module):
         skip = self.visual.config.prefix_tokens
 
         def run_group(carry, layers):
+            """Scan the layers up to the next one that the head reads."""
             carry, extras = jax.lax.scan(step, carry, layers)
             return carry, (carry[0][:, skip:], *extras)
 
@@ -143,6 +144,7 @@ class Backbone(nnx.Module):
         skip_depth = 0 if self.depth is None else self.depth.config.prefix_tokens
 
         def visual_step(visual, depth, layer):
+            """Run the visual block and the adapter of one layer."""
             # 2. visual block, as the adapter runs it
             weights = gather_weights(layer["visual"], visual.dtype)
 
@@ -160,6 +162,7 @@ class Backbone(nnx.Module):
         visual_step = remat(visual_step)
 
         def step(carry, layer):
+            """Run one layer of both encoders and the adapter: scan body."""
             visual, depth = carry  # (B, T, D) each, of their own numbers of tokens
             # 1. depth block: read by the adapter, never trained
             if depth_layers is not None:

@@ -144,6 +144,7 @@ def random_leaves(
         return {}
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
+        """Initialise the wanted leaves alone; the compiler drops the others."""
         found = leaves(Segmenter(config, rngs=nnx.Rngs(key)))
         return {"/".join(path): found[path] for path in paths}
 

@@ -78,6 +78,7 @@ def gather_weights(layer: Any, dtype: jnp.dtype) -> Any:
         return layer
 
     def gather(weight: jax.Array) -> jax.Array:
+        """Cast a kernel to the computing type and gather it on every device."""
         is_kernel = weight.ndim > 1 and jnp.issubdtype(weight.dtype, jnp.floating)
         return checkpoint_name(constrain(weight.astype(dtype) if is_kernel else weight), GATHERED)
 

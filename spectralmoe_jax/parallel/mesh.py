@@ -169,6 +169,7 @@ class Layout:
         """Wrap a function so that this layout is active while it is traced."""
 
         def inside(*args: Any, **kwargs: Any) -> Any:
+            """Call the function with this layout active."""
             with self.active():
                 return function(*args, **kwargs)
 

@@ -155,9 +155,11 @@ def _objective(adapter: SpectralMoE, golden: dict, meta: dict):
     balance_factor = 1e-3 if "balance_loss_coef" in meta else 1.0
 
     def objective(values):
+        """Compute the golden file's scalar from the adapter's parameters."""
         model = with_values(adapter, values)
 
         def one_layer(weights, noise):
+            """Refine the patch tokens of one layer."""
             out = model.layer(weights, visual[:, skip_v:], depth[:, skip_d:], noise)
             return jnp.concatenate([visual[:, :skip_v], out.tokens], axis=1), out.auxiliary_loss
 

@@ -94,7 +94,7 @@ class Check(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the quantity is checked and within its bound."""
+        """True if the quantity is checked and within its bound."""
         return self.bound is not None and bool(self.error <= self.bound)
 
 

@@ -205,6 +205,7 @@ def _objective(segmenter: Segmenter, golden: dict, loss_config: LossConfig):
     loss_points = slot_points(*_recorded(golden, segmenter.config.head.num_classes))
 
     def objective(trainable):
+        """Compute the total loss from the trainable parameters."""
         model = with_values(segmenter, trainable)
         features = model.backbone(image)
         assert isinstance(model.head, Mask2FormerHead)

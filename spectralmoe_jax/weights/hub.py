@@ -99,6 +99,7 @@ def _find_in_cache(repository: str, revision: str | None, file: str | None) -> P
     from huggingface_hub import try_to_load_from_cache
 
     def lookup(name: str) -> Path | None:
+        """Return the cached path of a file, or None."""
         path = try_to_load_from_cache(repository, name, revision=revision)
         return Path(path) if isinstance(path, str) else None
 
@@ -117,6 +118,7 @@ def _download(repository: str, revision: str | None, file: str | None) -> Path:
     from huggingface_hub.errors import EntryNotFoundError
 
     def get(name: str) -> Path | None:
+        """Download a file; None if the repository does not have it."""
         try:
             return Path(hf_hub_download(repository, name, revision=revision, etag_timeout=TIMEOUT))
         except EntryNotFoundError:
@@ -173,6 +175,7 @@ def _is_reachable(url: str) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
+        """Send one request and note whether it is answered."""
         with contextlib.suppress(Exception):  # the client raises errors of several HTTP libraries
             if session.head(url, timeout=TIMEOUT).status_code < 500:  # from 500 on a proxy failed
                 answered.set()

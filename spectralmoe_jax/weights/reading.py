@@ -176,6 +176,7 @@ def _open_safetensors(paths: list[Path], spec: str, config: dict[str, Any] | Non
             ) from None
 
     def read(name: str) -> np.ndarray:
+        """Read one tensor."""
         # The file is opened again for every tensor: mapped pages stay in memory until it is closed.
         with safe_open(path_of[name], "np") as file:
             return file.get_tensor(name)
@@ -195,6 +196,7 @@ def _open_torch(paths: list[Path], spec: str, config: dict[str, Any] | None = No
         raise UserError(f"{spec}: holds no tensors by name; give a file with a state dict")
 
     def read(name: str) -> np.ndarray:
+        """Read one tensor."""
         tensor = tensors[name].detach()
         # torch cannot convert bfloat16 to numpy
         is_half = str(tensor.dtype).removeprefix("torch.") in _HALF_PRECISION

@@ -403,6 +403,7 @@ class _SegmenterResizer:
         }
 
     def fits(self, path: LeafPath, shape: Shape, wanted: Shape) -> bool:
+        """Check whether a tensor of another shape can be resampled to the wanted one."""
         encoder = self._encoders.get(path[:2])
         return encoder is not None and encoder.fits(path[2:], shape, wanted)
 

@@ -228,6 +228,7 @@ def _dinov2_mlp_ratio(config: EncoderConfig) -> int:
     """Return the `mlp_ratio` for which transformers gives the encoder's hidden width."""
 
     def hidden(ratio: int) -> int:
+        """Compute the width of a feed-forward block from its ratio."""
         wide = config.width * ratio
         # a gated block has two thirds of that, rounded up to a multiple of eight
         return (wide * 2 // 3 + 7) // 8 * 8 if config.ffn == "swiglu" else wide

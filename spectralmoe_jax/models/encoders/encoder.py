@@ -73,6 +73,7 @@ def all_layers(encoder: Encoder, image: Array) -> Array:
     layers = encoder.stacked(*encoder.grid(image.shape))
 
     def step(x: Array, layer: Any) -> tuple[Array, Array]:
+        """Run one block: scan body."""
         x = layers.apply(x, layer)
         return x, x
 

@@ -118,6 +118,7 @@ class SamEncoder(Encoder):
         def apply(
             x: Array, layer: LayerInputs, edit: Edit | None = None, beside: Beside | None = None
         ) -> Array:
+            """Run one block with its relative positions."""
             return nnx.merge(graph, edited(layer.block, edit))(x, layer.relative, h, beside)
 
         return Layers(LayerInputs(weights, self._relative(h, w)), apply)
@@ -130,6 +131,7 @@ class SamEncoder(Encoder):
         order = np.where(is_global, np.cumsum(is_global) - 1 + np.sum(~is_global), np.cumsum(~is_global) - 1)
 
         def joined(window_table: nnx.Variable, global_table: nnx.Variable, extent: int) -> Array:
+            """Stack the position tables of windowed and global layers at one length."""
             tables = [window_table[...], resize_linear(global_table[...], 2 * extent - 1)]
             length = max(table.shape[1] for table in tables)
             filled = [jnp.pad(table, ((0, 0), (0, length - table.shape[1]), (0, 0))) for table in tables]

@@ -152,6 +152,7 @@ class VisionTransformer(Encoder):
         graph, weights = nnx.split(self.blocks)
 
         def apply(x: Array, layer: Any, edit: Edit | None = None, beside: Beside | None = None) -> Array:
+            """Run one block with rotary positions."""
             return nnx.merge(graph, edited(layer, edit))(x, rope, beside)
 
         return Layers(weights, apply)
