@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from spectralmoe_jax.config.adapters import ADAPTERS
 from spectralmoe_jax.config.fields import (
     checked,
@@ -35,10 +33,14 @@ from spectralmoe_jax.config.schema import RunConfig, assign
 from spectralmoe_jax.errors import UserError, bad_value, choose, require
 from spectralmoe_jax.files import atomic_write
 
+# ml_collections is imported where it is used: the model and the step also run without it.
+if typing.TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 Given = dict[str, Any]
 """What a user wrote: nested dictionaries, every list a tuple."""
 
-Configuration: typing.TypeAlias = RunConfig | ConfigDict | str
+Configuration: typing.TypeAlias = "RunConfig | ConfigDict | str"
 """What public functions take as a configuration: read already, a ConfigDict, or `FILE[:args]`."""
 
 CHOICES: dict[str, Mapping[str, type]] = {"model.adapter": ADAPTERS, "model.head": HEADS}
@@ -72,6 +74,8 @@ def as_run_config(config: Configuration) -> RunConfig:
 
 def load_given(spec: str, overrides: Sequence[str] = ()) -> Given:
     """As `load_config`, without reading the values."""
+    from ml_collections import ConfigDict
+
     file, _, arguments = spec.partition(":")
     path = find_file(file, "configs")
     config = call_in_file(path, "get_config", arguments)
@@ -89,6 +93,8 @@ def given_of(config: ConfigDict) -> Given:
 
 def config_dict(given: Mapping[str, Any]) -> ConfigDict:
     """A locked ConfigDict of nested dictionaries."""
+    from ml_collections import ConfigDict
+
     return ConfigDict(dict(given)).lock()
 
 
@@ -342,7 +348,7 @@ def read_run_given(workdir: str | os.PathLike[str]) -> Given:
 def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Write what is given in a configuration as JSON, whole or not at all."""
     with atomic_write(Path(path)) as aside:
-        aside.write_text(json.dumps(ConfigDict(dict(config.given)).to_dict(), indent=2) + "\n")
+        aside.write_text(json.dumps(config_dict(config.given).to_dict(), indent=2) + "\n")
 
 
 def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
