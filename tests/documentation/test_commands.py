@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import rasterio
 from huggingface_hub import constants
-from ml_collections import ConfigDict
 from rasterio.transform import from_origin
 
 from spectralmoe_jax.ablation.grid import grid_runs, load_grid
 from spectralmoe_jax.cli.main import COMMANDS, main
 from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.conversion.export import released_tensors
 from spectralmoe_jax.models.build import make_segmenter, segmenter_config
 from spectralmoe_jax.parameters import leaves
@@ -184,7 +184,7 @@ def write_clouds(root: Path, rng: np.random.Generator) -> None:
         write_raster(root / f"{sensor}_label.tif", label[..., None])
 
 
-def write_weights(folder: Path, config: ConfigDict) -> None:
+def write_weights(folder: Path, config: RunConfig) -> None:
     """The authors' files and Meta's, under the names of the pages, of a segmenter with random weights."""
     torch = pytest.importorskip("torch", reason="needs the extra `torch`")
     settings = segmenter_config(config)
@@ -290,9 +290,9 @@ def prerequisites(page: str, hub: Path) -> None:
         prepared = ["prepare", "fbp_cross_sensor", "--source", "FBP", "--out", "data", "--partial"]
         assert main([*prepared, "--workers", "0"]) == 0
     if page == "docs/checkpoints.md":
-        small = tiny()  # files of encoders are recognised by the sizes of the presets
-        for encoder in (small.model.visual, small.model.depth):
-            encoder.update({"width": 384, "layers": 12, "heads": 6, "patch_size": 16})
+        sizes = {"width": 384, "layers": 12, "heads": 6, "patch_size": 16}  # recognised as those of a preset
+        parts = ("visual", "depth")
+        small = tiny(**{f"{part}__{key}": value for part in parts for key, value in sizes.items()})
         write_weights(Path(), small)
         train = (
             "train",
