@@ -32,9 +32,9 @@ B = TypeVar("B")
 Transform = Callable[[Any, np.random.Generator], Batch]
 _BUFFERED_BATCHES = 4
 _ELEMENTS = 1 << 48  # practically endless; Grain counts elements in floats, which overflow at 2**63
-_TRIES = 20  # to replace a tile that cannot be read
-_PROBLEM = "problem"  # key of the error messages in an example, on the way from a worker to this process
-_ROUNDING = 1e-9  # of the shares of streams
+_TRIES = 20  # attempts to replace a tile that cannot be read
+_PROBLEM = "problem"  # key under which an example carries error messages from a worker to this process
+_ROUNDING = 1e-9  # tolerance of the shares of streams
 
 
 class RandomAccess(Protocol):
@@ -150,7 +150,7 @@ def interleave(
 
     Args:
       weights: weight of each stream.
-      make_batches: returns a stream's batches from a number on.
+      make_batches: returns a stream's batches, starting with a given number.
       start: number of the first batch.
     """
     plan = schedule(weights)
@@ -180,7 +180,7 @@ def eval_batches(
 ) -> Generator[Batch]:
     """Return this host's part of every batch of `records`, each image once, in their order.
 
-    All hosts get the same number of batches of the same shape: the last ones are filled up with rows that are
+    All hosts get the same number of batches of the same shape: the last ones are padded with rows that are
     not `valid`. Order and content do not depend on the numbers of workers and hosts.
 
     Args:
@@ -328,7 +328,7 @@ class _SkippedTiles:
 
 
 def _check(source, batch_size, seed, start_step, workers, threads, host_index, host_count, corrupt) -> None:
-    """Raise UserError for a bad argument of `train_batches`."""
+    """Raise a UserError for a bad argument of `train_batches`."""
     sources = source.sources if isinstance(source, Mixture) else (source,)
     if not sources or not all(len(part) for part in sources):
         raise UserError("the training split is empty: name at least one domain with images in data.source")

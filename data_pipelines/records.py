@@ -34,7 +34,7 @@ class Record:
     """One labelled image.
 
     Attributes:
-      domain: its place, sensor or season.
+      domain: place, sensor or season of the image.
       name: unique name.
       height: in pixels.
       width: in pixels.
@@ -102,7 +102,7 @@ def split_holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[tup
       (training, held out), each in the order of `records`.
 
     Raises:
-      UserError: no records, a fraction outside [0, 1), or nothing can be held out although it was asked for.
+      UserError: there are no records, the fraction is not in [0, 1), or nothing can be held out.
     """
     if not 0 <= fraction < 1:
         raise bad_value("config.data.holdout", fraction, "must be a share of the images, from 0 to below 1")

@@ -115,7 +115,7 @@ def training_elements(
     source, data = wrap(splits.source), config.data
 
     def index(records: Sequence[Record]) -> TileIndex | ClassBalancedIndex:
-        """Index the tiles of some records, by class if asked for."""
+        """Index the tiles of some records, by class if `class_temperature` is set."""
         least = data.min_labelled
         if data.class_temperature is None:
             return TileIndex(source, data.crop, records, min_labelled=least)
@@ -147,7 +147,7 @@ def _weighted(
 def training_batches(
     config: RunConfig, splits: Splits, start_step: int, host_index: int = 0, host_count: int = 1
 ) -> Generator[Batch]:
-    """Yield endless augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step on."""
+    """Yield endless augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step."""
     index, augment = training_elements(config, splits)
     return train_batches(
         index,

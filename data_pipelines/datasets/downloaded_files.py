@@ -127,7 +127,7 @@ def read_split(path: Path, names: Collection[str], what: str) -> dict[str, str]:
     Args:
       path: the file.
       names: all names that may occur in it.
-      what: what a name stands for, as in "scene", for error messages.
+      what: noun for a name, such as "scene", for error messages.
 
     Returns:
       "source" or "target" by name; a name without a line is left out.

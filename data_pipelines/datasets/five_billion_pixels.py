@@ -174,7 +174,7 @@ def cross_sensor_area(pair: Pair, image: Header) -> Window:
 def labelled_window(mask: Path, _modified: int, _size: int) -> Window:
     """Return the window of at most 1024 x 1024 pixels around the middle of the labelled part of a mask.
 
-    It is shifted where it would leave the image.
+    It is shifted if it would extend beyond the image.
 
     Raises:
       UserError: nothing in the mask is labelled.

@@ -1,8 +1,8 @@
 """Cutting of tiles: each piece of a plan becomes one shard, in this process or in several.
 
-Beside the shard stands a note, a file with the statistics of its tiles. Both appear whole or not at all, the
-note last, so that an interrupted preparation continues with the pieces that have no note. Shards and notes
-have the same bytes in every process.
+A note beside each shard holds the statistics of its tiles. Both files are written atomically, the note last,
+so that an interrupted preparation continues with the pieces that have no note. Shards and notes have the same
+bytes in every process.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def cut_pieces(
     start = (dataset, workspace, done, stop)
     with ProcessPoolExecutor(min(workers, len(pieces)), context, _start_worker, start) as pool:
         try:
-            with _interrupts_blocked():  # inherited by the workers from their first instruction on
+            with _interrupts_blocked():  # inherited by the workers before their first instruction
                 waiting = {pool.submit(_cut_in_worker, piece) for piece in pieces}
             for tiles, images in _follow(waiting, done.get_obj()):
                 progress(tiles, images)
@@ -256,7 +256,11 @@ class _TileStatistics:
 
 
 class _Shard:
-    """An ArrayRecord file that is written completely and flushed to disk, or raises OSError."""
+    """An ArrayRecord file, checked to be complete when it is closed.
+
+    Raises:
+      OSError: a record could not be written, or is missing at the end.
+    """
 
     def __init__(self, path: Path, options: str):
         self.path, self._options = path, options

@@ -1,6 +1,6 @@
 """Plan of a preparation: the downloaded files in pieces, each of which becomes a shard.
 
-The plan depends on the sorted files alone. `Workspace` tells which of its pieces are finished.
+The plan depends on the sorted files alone. `Workspace` determines which of its pieces are finished.
 """
 
 from __future__ import annotations

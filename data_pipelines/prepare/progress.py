@@ -28,7 +28,7 @@ class ProgressReport:
         self._console = console or Console(highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
-        """Write one line; on a terminal above the live line."""
+        """Write one line, above the live line on a terminal."""
         self._console.print(line, markup=False)
 
     def busy(self, what: str) -> AbstractContextManager[Any]:

@@ -231,8 +231,8 @@ def _by_window(
 ) -> tuple[bool, bool]:
     """Return whether windows of an image, and of its labels, are read from the file.
 
-    They are for large files, and where decoding whole files would take more bytes per window. Files are drawn
-    at random, so the chance that the cache has one is at most its share of `total` bytes.
+    They are if the file is large, or if decoding it whole would take more bytes per window. Files are drawn
+    at random, so the cache holds a file with a probability of at most its limit's share of `total` bytes.
     """
     missed = max(0.0, 1 - cache.limit / max(total, 1))
     image, label = (

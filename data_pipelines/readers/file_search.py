@@ -24,8 +24,8 @@ def find_images(
     Args:
       root: folder that patterns start from.
       image_glob: a pattern or several, each of which has to match something. A path of a file is a pattern
-        too; an absolute path may be outside `root`. The name of a text file (.txt) stands for its lines. A
-        file that matches twice counts once; hidden files, such as the `._NAME` that macOS writes, are
+        too; an absolute path may be outside `root`. The name of a text file (.txt) is replaced by its lines.
+        A file that matches twice counts once; hidden files, such as the `._NAME` that macOS writes, are
         ignored.
       domains: the domains to use; default all.
 

@@ -1,4 +1,4 @@
-"""Images and labels straight from files: GeoTIFFs and whatever else GDAL reads, and folders of pictures."""
+"""Images and labels read directly from files: GeoTIFFs, folders of pictures, and other formats of GDAL."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class GeoTiffTiles:
     """A `data_pipelines.records.Source` over folders or lists of image files.
 
     Files are read by window, through handles that stay open. Formats that can only be decoded from the start
-    are decoded once and cached, and so are small files as long as the cache is likely to have them again.
+    are decoded once and cached, and so are small files as long as later reads are likely to hit the cache.
     Images may differ in size, CRS and order of bands; nothing is reprojected. Pixels whose bands all have the
     nodata value, or that the file masks, are zero and unlabelled. An alpha band beside the wanted bands is a
     mask.
 
-    Construction reads all headers and all labels once, in threads, so that a bad file or label stops here
+    Construction reads all headers and all labels once, in threads, so that a bad file or label is found here
     and not hours into a run.
 
     Args:

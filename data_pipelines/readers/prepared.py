@@ -155,8 +155,8 @@ def find_prepared(root: Path, dataset: str | None = None) -> Path:
       dataset: name of the data set; may be left out if there is only one.
 
     Raises:
-      UserError: nothing is prepared here, or there are several data sets and none is named; the message says
-        what to run or give.
+      UserError: nothing is prepared here, or there are several data sets and none is named; the message
+        describes what to run or give.
     """
     below = (folder for folder in (*root.glob("*/"), *root.glob("*/*/")) if UNFINISHED not in str(folder))
     found: dict[str, list[Path]] = {}

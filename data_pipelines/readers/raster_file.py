@@ -32,7 +32,7 @@ logged; float64 is rounded to 7 digits, and values above 3.4e38 are reported as 
 log = logging.getLogger(__name__)
 _NO_PIXELS = ("Invalid dataset dimensions", "zero number of strips", "Missing one of rasterXSize")
 _EXACT = 1 << 24  # float32 holds all integers up to this
-_rounded: set[Path] = set()  # files with larger integers, which were warned of
+_rounded: set[Path] = set()  # files with larger integers, for which a warning was logged
 _warnings = threading.Lock()  # warnings.catch_warnings is not safe across threads
 _used = threading.local()  # `files`, while the thread uses an OpenFiles
 

@@ -54,7 +54,7 @@ def choose_bands(
 ) -> tuple[tuple[int, ...], bool]:
     """Find bands in a file that may have an alpha band, and check numbered ones.
 
-    The last band is an alpha if the file says so, the band has no other name, and it is not wanted.
+    The last band is an alpha if the file marks it so, it has no other name, and it is not wanted.
 
     Args:
       file: name of the file, for error messages.
@@ -282,11 +282,11 @@ def _by_colour(
     """Find the bands of a file without names by their colour interpretation.
 
     Colours decide only if red, green and blue are all wanted and each is there once. A single band beside
-    them is then the remaining one, unless it is said to be alpha: for four 8-bit bands whose writer said
-    nothing, GDAL calls the first three red, green and blue and the fourth alpha.
+    them is then the remaining one, unless the file marks it as alpha: for four 8-bit bands without colours,
+    GDAL calls the first three red, green and blue and the fourth alpha.
 
     Returns:
-      Positions of the bands; None where the colours do not decide.
+      Positions of the bands; None if the colours do not decide.
     """
     held = {_normal(name, known_as): colours.index(name) for name in _VISIBLE if colours.count(name) == 1}
     if len(held) < len(_VISIBLE) or not held.keys() <= set(searched):

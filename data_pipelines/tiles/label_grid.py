@@ -85,8 +85,8 @@ class LabelGrid:
 
         Args:
           record: the image.
-          tops: vertical edges of the parts in pixels, (n + 1,).
-          lefts: horizontal edges, (m + 1,).
+          tops: rows where the parts begin and the last one ends, (n + 1,).
+          lefts: columns likewise, (m + 1,).
 
         Returns:
           (n, m) bool.

@@ -27,7 +27,7 @@ class Tile:
     Attributes:
       source: reads the image.
       record: the image.
-      cell: the part of the image that this element stands for.
+      cell: the part of the image that this element represents.
       wanted: class that a crop from this tile has to show; None for any label.
       index: the index that it comes from, which knows where labels are; None to place crops blindly.
     """
@@ -150,10 +150,12 @@ class TileIndex(Generic[R]):
         """
         if self.grid is None:
             return tile
+        # 1. random draws, which find a cell at once unless data are rare
         for _ in range(_TRIES):
             if self.grid.has_data(self.source, tile.record, tile.cell):
                 return tile
             tile = self[int(rng.integers(len(self)))]
+        # 2. all cells in order, from a random one on
         start = int(rng.integers(len(self)))
         for step in range(len(self)):
             tile = self[(start + step) % len(self)]
@@ -274,7 +276,7 @@ class ClassBalancedIndex(Generic[R]):
         counts = grid.pixels(self._cells.records).sum(axis=0)  # (images, K) -> (K,)
         self.probabilities = class_probabilities(counts, temperature)
         held = [grid.cells_with(self._cells.records, label) for label in range(len(counts))]
-        self._numbers = [numbers for numbers, _ in held]  # of the cells with each class
+        self._numbers = [numbers for numbers, _ in held]  # numbers of the cells with each class
         self._ends = [np.cumsum(areas) for _, areas in held]
 
     @property
@@ -292,7 +294,9 @@ class ClassBalancedIndex(Generic[R]):
 
     def draw(self, rng: np.random.Generator) -> Tile:
         """Draw a class, and a coarse cell that has it."""
+        # 1. a class, rare ones more often
         wanted = int(rng.choice(len(self.probabilities), p=self.probabilities))
+        # 2. a cell with this class, by area
         ends = self._ends[wanted]
         place = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
         record, cell = self._grid.locate(int(self._numbers[wanted][place]))

@@ -21,7 +21,7 @@ Example = dict[str, np.ndarray]
 Read = Callable[[Window], np.ndarray]
 _CROP_TRIES = 10
 _BANDS = 128  # OpenCV 5 resizes at most so many bands at once
-_EXTRA = 1.0  # pixels resized in vain, as a multiple of the crop, up to which OpenCV resizes
+_EXTRA = 1.0  # largest surplus, as a multiple of the crop, that OpenCV may resize for nothing
 
 
 def resized_crop(
@@ -97,12 +97,12 @@ def resized_crop(
 
 
 def flip(example: Example, rng: np.random.Generator, probability: float = 0.5) -> Example:
-    """Mirror left to right, with `probability`."""
+    """Mirror left to right with `probability`."""
     return _map(example, lambda array: _mirrored(array, axis=1)) if rng.random() < probability else example
 
 
 def vertical_flip(example: Example, rng: np.random.Generator, probability: float = 0.5) -> Example:
-    """Mirror top to bottom, with `probability`."""
+    """Mirror top to bottom with `probability`."""
     return _map(example, lambda array: _mirrored(array, axis=0)) if rng.random() < probability else example
 
 

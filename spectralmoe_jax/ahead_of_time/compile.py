@@ -36,7 +36,8 @@ STEPS = ("train", "predict")
 LOCAL = "local"
 # Memory of a chip in GiB: Google Cloud, TPU system architecture, page of each generation.
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
-# Answers to what libtpu would ask a TPU machine about itself, and no lock on chips.
+# Environment in place of the metadata server that libtpu queries on a TPU machine. It also lets several
+# processes load libtpu.
 _LIBTPU_WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -53,7 +54,7 @@ def with_mesh(config: RunConfig, mesh: str | None) -> RunConfig:
       mesh: such as `data=64,expert=4`. An axis that is not named has one device; data has all that are left.
 
     Raises:
-      UserError: an unknown axis, or a size that is no number.
+      UserError: an axis is unknown, or a size is not a number.
     """
     if mesh is None:
         return config
@@ -122,7 +123,7 @@ class Machine(NamedTuple):
     Attributes:
       name: name of the machine.
       devices: present or described devices.
-      memory: bytes of one device, or None if it does not say.
+      memory: bytes of one device, or None if it is not known.
     """
 
     name: str
@@ -216,7 +217,7 @@ def _compile(lowered: Any, is_local: bool) -> tuple[Any, str | None]:
 
 @contextlib.contextmanager
 def _without_compilation_cache() -> Iterator[None]:
-    """Disable the cache: a cached program is not written as text, nor can it be read without its TPU."""
+    """Disable the cache: a cached program is not written as text, and cannot be read without its TPU."""
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -235,7 +236,7 @@ def _memory(compiled: Any, available: int | None) -> dict[str, Any]:
         "temporaries": analysis.temp_size_in_bytes,
         "code": analysis.generated_code_size_in_bytes,
     }
-    # aliased bytes are part of the arguments and of the outputs: they count once, and not by themselves
+    # aliased bytes are in the arguments and in the outputs, and have an entry of their own: count them once
     total = sum(parts.values()) - 2 * parts["aliased"]
     return {**parts, "total": total, "fits": None if available is None else total <= available}
 

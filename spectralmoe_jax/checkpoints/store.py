@@ -1,14 +1,14 @@
-"""Checkpoints of a run: trainable parameters, optimizer state and step, through Orbax.
+"""Checkpoints of a run: trainable parameters, optimizer state and step, stored with Orbax.
 
 Frozen weights are never stored. A run's folder holds
 
     config.json            the configuration of the run
-    checkpoints/<step>/    one committed checkpoint each: the last one and the best one
+    checkpoints/<step>/    complete checkpoints: the last one and the best one
 
-A checkpoint also carries the part of the configuration that decides which
-parameters there are and what they mean, so it cannot be read into another model
-unnoticed. Orbax writes a checkpoint aside and renames it when it is complete: a
-run killed at any time leaves the last complete one usable.
+A checkpoint also stores the part of the configuration that determines which parameters there are and what
+they mean, so that it cannot be restored into another model unnoticed. Orbax writes a checkpoint to a
+temporary folder and renames it when it is complete: a run killed at any time leaves the last complete one
+usable.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ FOLDER = "checkpoints"
 TRAINABLE, OPTIMIZER = "trainable", "optimizer"
 
 _MODEL_SECTIONS = ("bands", "classes", "model")
-# How the same function is computed, not which function: free to differ between runs.
+# Keys that decide how the model is computed, not what it computes: they may differ between runs.
 _COMPUTATION_KEYS = ("model.dtype", "model.remat", "model.weights", "model.visual.weights",
                      "model.depth.weights", "model.adapter.strategy")  # fmt: skip
 _DEFAULT_KINDS = {f"{section}.kind": next(iter(kinds)) for section, kinds in CHOICES.items()}
-# What belongs to a sensor where the patch embedding is generated: free to differ, too.
+# Keys of the sensor: they may differ as well if the patch embedding is generated from wavelengths.
 _SENSOR_KEYS = (
     "bands",
     "model.pixel_mean",
@@ -52,24 +52,24 @@ _SENSOR_KEYS = (
 
 
 def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what runs that share a checkpoint agree on: bands, classes and model, by dotted key.
+    """Return the settings that runs must share to share checkpoints: bands, classes and model.
 
     Precision (`model.dtype`), rematerialisation (`model.remat`) and the weight files are left out: they do
-    not change what the parameters mean, and files move. So are the bands where the visual encoder generates
-    its patch embedding from their wavelengths (dofa).
+    not change what the parameters mean, and files move. The bands are also left out if the visual encoder
+    generates its patch embedding from their wavelengths (dofa).
 
     Args:
       given: the configuration as given; default values are not compared.
 
     Returns:
-      JSON values.
+      JSON values by dotted key.
     """
     sections = {key: given[key] for key in _MODEL_SECTIONS if key in given}
     free = _COMPUTATION_KEYS + (_SENSOR_KEYS if _takes_any_bands(given) else ())
     flat = {key: value for key, value in flatten(sections).items() if key not in free}
     for key, default in _DEFAULT_KINDS.items():
         if flat.get(key) == default:
-            del flat[key]  # written out it is the same model
+            del flat[key]  # the same model as without the key
     return json.loads(json.dumps(flat))
 
 
@@ -88,7 +88,7 @@ class CheckpointStore:
     """The checkpoints of one run: saves in the background, keeps the best and the last.
 
     Args:
-      workdir: the run's folder, made on the first save.
+      workdir: the run's folder, created by the first save.
       config: the configuration of the run; its model part is stored and compared.
       metric: name of the metric that decides which checkpoint is best; higher is better.
     """
@@ -99,7 +99,7 @@ class CheckpointStore:
         self._folder = (Path(workdir) / FOLDER).absolute()
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._saving: ocp.AsyncResponse[bool] | None = None
-        self._step = 0  # that is being saved
+        self._step = 0  # step of the save under way
         self._failed = False
 
     def __enter__(self) -> Self:
@@ -116,7 +116,7 @@ class CheckpointStore:
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint with the highest metric (the later one of equals), or None."""
+        """The step of the checkpoint with the highest metric (the latest one if equal), or None."""
         if not self._folder.is_dir():
             return None
         scores = [(self._score(c.metrics), c.step) for c in self._open().checkpoints if c.metrics is not None]
@@ -133,17 +133,19 @@ class CheckpointStore:
     def save(
         self, step: int, params: Any, opt_state: Any, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Start to save, and return once the arrays may change; a step that is there already is left alone.
+        """Start a save in the background; the arrays may change once this returns.
+
+        A step that is saved already is left alone.
 
         Args:
-          step: steps done.
-          params: trainable pytree.
-          opt_state: optimizer state pytree.
-          metrics: of an evaluation at this step; only such a checkpoint can be the best one.
+          step: number of steps done.
+          params: pytree of the trainable parameters.
+          opt_state: pytree of the optimizer's state.
+          metrics: scores of an evaluation at this step; only a checkpoint with scores can be the best one.
 
         Raises:
           OSError: the folder cannot be written.
-          UserError: the disk is full, now or while the save before this one was under way.
+          UserError: the disk is full, now or during the previous save.
         """
         checkpointer = self._open()
         if any(checkpoint.step == step for checkpoint in checkpointer.checkpoints):
@@ -166,29 +168,29 @@ class CheckpointStore:
         """Read parameters and optimizer state.
 
         Args:
-          step: of a complete checkpoint.
-          params: pytree of arrays or ShapeDtypeStructs, the wanted parameters.
+          step: step of a complete checkpoint.
+          params: wanted parameters, a pytree of arrays or ShapeDtypeStructs.
           opt_state: the same for the optimizer's state.
 
         Returns:
           The two pytrees, every leaf filled from the checkpoint.
 
         Raises:
-          UserError: the checkpoint belongs to another configuration (names the
-            keys) or holds other leaves (names them).
+          UserError: the checkpoint belongs to another configuration (names the keys) or holds other leaves
+            (names them).
         """
         found = self._load(step, {TRAINABLE: params, OPTIMIZER: opt_state})
         return found[TRAINABLE], found[OPTIMIZER]
 
     def restore_params(self, step: int, params: Any) -> Any:
-        """Read the trainable parameters alone; otherwise like `restore`."""
+        """Read only the trainable parameters; otherwise as `restore`."""
         return self._load(step, {TRAINABLE: params})[TRAINABLE]
 
     def wait(self) -> None:
         """Wait until no save is under way.
 
         Raises:
-          UserError: the disk is full; the incomplete checkpoint is removed, earlier ones are whole.
+          UserError: the disk is full; the incomplete checkpoint is removed, earlier ones are intact.
           Exception: any other error of the save.
         """
         if self._saving is not None:
@@ -197,7 +199,12 @@ class CheckpointStore:
                 saving.result()
 
     def close(self) -> None:
-        """Complete the save under way; raises as `wait` does."""
+        """Complete the save under way.
+
+        Raises:
+          UserError: as in `wait`.
+          Exception: as in `wait`.
+        """
         try:
             self.wait()
         finally:
@@ -208,7 +215,7 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _disk_full_in_one_line(self, step: int) -> Iterator[None]:
-        """Turn a full disk, in whatever form it is reported, into one line."""
+        """Turn the error of a full disk, however it is reported, into a UserError of one line."""
         try:
             yield
         except Exception as error:
@@ -242,15 +249,18 @@ class CheckpointStore:
         return -math.inf if math.isnan(score) else score
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        # 1. the checkpoint is complete, and of this model
         place = self.path(step)
         checkpointer = self._open()
         if all(checkpoint.step != step for checkpoint in checkpointer.checkpoints):
             raise UserError(f"{self._folder} has no complete checkpoint of step {step}")
         stored = checkpointer.checkpointables_metadata(step)
         self._require_same_model(stored.custom_metadata or {}, place)
+        # 2. it holds exactly the wanted leaves
         named = {part: named_leaves(tree) for part, tree in wanted.items()}
         for part, leaves in named.items():
             _require_same_leaves(leaves, stored.metadata[part], f"{place}/{part}")
+        # 3. restore each leaf onto the devices of the wanted one
         shapes = {part: jax.tree.map(_shape, leaves) for part, leaves in named.items()}
         found = checkpointer.load_checkpointables(step, shapes)
         return {part: from_named_leaves(found[part], tree) for part, tree in wanted.items()}

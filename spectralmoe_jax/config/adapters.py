@@ -10,10 +10,10 @@ from spectralmoe_jax.config.fields import Section, at_least, one_of, option
 
 
 class AdapterSection(Section):
-    """A section `config.model.adapter`.
+    """Base class of the sections `config.model.adapter`.
 
     Attributes:
-      kind: what the section's key `kind` names it.
+      kind: value of the section's key `kind`.
     """
 
     place: ClassVar[str] = "config.model.adapter"
@@ -21,7 +21,10 @@ class AdapterSection(Section):
 
 
 DISPATCH_FROM = 64
-"""Experts from which on `auto` dispatches: at the published rank they span more than a token's width."""
+"""Least number of experts for which `auto` dispatches.
+
+At the published rank, so many experts span more dimensions than a token has.
+"""
 
 ADAPTER_PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2603.13352, sections 3.2 to 3.4; the balance weight is not published
@@ -35,7 +38,7 @@ ADAPTER_PRESETS: dict[str, dict[str, Any]] = {
         "balance_over_modalities": "mean",
         "balance_weight": 1.0,
     },
-    # what the published checkpoints were trained with
+    # settings of the published checkpoints
     "released": {
         "distance": "l2",
         "token_map": "sum_product",
@@ -52,7 +55,7 @@ ADAPTER_PRESETS: dict[str, dict[str, Any]] = {
 class SpectralMoEConfig(AdapterSection):
     """The dual-gated mixture of low-rank token experts.
 
-    `preset` fills every switch that is none; a switch that is given wins over the preset.
+    `preset` fills in every switch that is none; a switch that is given takes precedence over the preset.
     """
 
     kind: ClassVar[str] = "spectral_moe"
@@ -113,7 +116,7 @@ class SpectralMoEConfig(AdapterSection):
     )
 
     def __post_init__(self) -> None:
-        """Fill the preset's switches in, and check them."""
+        """Fill in the preset's switches, and check all fields."""
         self.require("preset", self.preset in ADAPTER_PRESETS, f"must be {one_of(*ADAPTER_PRESETS).words}")
         for key, value in {**ADAPTER_PRESETS[self.preset]}.items():
             if getattr(self, key) is None:
@@ -151,7 +154,7 @@ class SpectralMoEConfig(AdapterSection):
 
     @property
     def dispatches(self) -> bool:
-        """True if each token goes only to the experts that it chose."""
+        """True if each token is sent only to the experts that it chose."""
         if self.strategy == "auto":
             return self.num_experts >= DISPATCH_FROM
         return self.strategy == "dispatch"
@@ -189,7 +192,7 @@ class ReinConfig(AdapterSection):
 
     kind: ClassVar[str] = "rein"
 
-    # the first token takes part in the softmax alone
+    # at least 2: the first token only takes part in the softmax
     num_tokens: int = option(100, "Tokens M of each layer; equal to `model.head.num_queries`.", at_least(2))
     rank: int = option(16, "Rank R of the tokens T = A B.", at_least(1))
     query_dim: int = option(256, "Width of the linked queries; equal to `model.head.width`.", at_least(1))
@@ -262,7 +265,7 @@ ADAPTERS: dict[str, type[AdapterSection]] = {
         FADAConfig, LoRAConfig, AdaptFormerConfig, VPTConfig,
     )
 }  # fmt: skip
-"""The settings of every built-in adapter; the first kind is the default one."""
+"""Section class of every built-in adapter by kind; the first kind is the default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,5 +282,5 @@ class OwnAdapterConfig:
 
     @property
     def num_experts(self) -> int:
-        """Experts that the section gives; 1 where it does not say."""
+        """Number of experts that the section gives; 1 if it gives none."""
         return self.settings.get("num_experts", 1)

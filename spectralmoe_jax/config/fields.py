@@ -1,6 +1,6 @@
-"""Fields of a section: documentation and allowed values beside the default, and strict reading of a section.
+"""Fields of a section with documentation, default and allowed values, and strict reading of sections.
 
-A section is a frozen dataclass whose fields are made by `option` or `required`:
+A section is a frozen dataclass whose fields are defined with `option` or `required`:
 
     steps: int = required("Steps of the whole training.", at_least(1))
     flip: float = option(0.5, "Probability of a horizontal flip.", between(0, 1))
@@ -27,9 +27,9 @@ class Allowed(NamedTuple):
     """Values that a field may have.
 
     Attributes:
-      words: what they are, as in "must be at least 1".
-      holds: whether a value is one of them.
-      choices: the values, where they are few.
+      words: description of the values, as in "at least 1".
+      holds: predicate that is true for an allowed value.
+      choices: the values if they can be listed.
     """
 
     words: str
@@ -38,65 +38,65 @@ class Allowed(NamedTuple):
 
 
 def at_least(least: float) -> Allowed:
-    """Numbers from `least` on."""
+    """Allow numbers from `least` upwards."""
     return Allowed(f"at least {least}", lambda value: value >= least)
 
 
 def above(bound: float) -> Allowed:
-    """Numbers greater than `bound`."""
+    """Allow numbers greater than `bound`."""
     return Allowed(f"above {bound}", lambda value: value > bound)
 
 
 def between(low: float, high: float) -> Allowed:
-    """Numbers from `low` to `high`, both included."""
+    """Allow numbers from `low` to `high`, both included."""
     return Allowed(f"between {low} and {high}", lambda value: low <= value <= high)
 
 
 def one_of(*choices: str) -> Allowed:
-    """The given strings."""
+    """Allow the given strings."""
     return Allowed(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
 
 
 def one_of_or_own(*choices: str) -> Allowed:
-    """The given texts, or an import path of the user's own."""
+    """Allow the given strings, or an import path of the user's own."""
     words = f"one of {', '.join(choices)}, or your own as module:function or file.py:function"
     return Allowed(words, lambda value: value in choices or ":" in value, choices)
 
 
 def each(allowed: Allowed) -> Allowed:
-    """Tuples whose every element is allowed."""
+    """Allow tuples of which every element is allowed."""
     return Allowed(f"{allowed.words} for each element", lambda values: all(map(allowed.holds, values)))
 
 
 def option(default: Any, doc: str, allowed: Allowed | None = None) -> Any:
-    """A field that a configuration may leave out."""
+    """Define a field that a configuration may leave out."""
     return dataclasses.field(default=default, metadata={"doc": doc, "allowed": allowed})
 
 
 def required(doc: str, allowed: Allowed | None = None) -> Any:
-    """A field that every configuration gives."""
+    """Define a field that every configuration must give."""
     return dataclasses.field(metadata={"doc": doc, "allowed": allowed})
 
 
 def subsection(cls: type, doc: str) -> Any:
-    """A section with a default for each of its fields, which a configuration may leave out as a whole."""
+    """Define a section whose fields all have defaults, so that a configuration may leave it out."""
     return dataclasses.field(default_factory=cls, metadata={"doc": doc})
 
 
 def section_of_kind(kinds: Mapping[str, type], doc: str, other: type | None = None) -> Any:
-    """A section whose fields depend on its key `kind`.
+    """Define a section whose fields depend on its key `kind`.
 
     Args:
-      kinds: the class of each kind, the default one first.
-      doc: what the section is about.
-      other: made as `other(kind, section)` for a kind that is not among them; None where there is none.
+      kinds: class of each kind, the default one first.
+      doc: documentation of the section.
+      other: called as `other(kind, section)` for any other kind; None if no other kind is allowed.
     """
     default = next(iter(kinds.values()))
     return dataclasses.field(default_factory=default, metadata={"doc": doc, "kinds": kinds, "other": other})
 
 
 def derived(default: Any) -> Any:
-    """A field that no configuration gives: the code fills it in."""
+    """Define a field that no configuration gives; the code fills it in."""
     return dataclasses.field(default=default, metadata={"derived": True})
 
 
@@ -104,8 +104,8 @@ class Section:
     """Base class of the sections: checks type and allowed values of every field.
 
     Attributes:
-      place: where the section stands in the configuration.
-      tolerant: whether unknown keys are warned of rather than refused.
+      place: place of the section in the configuration, as in "config.train".
+      tolerant: whether unknown keys cause a warning instead of an error.
     """
 
     place: ClassVar[str] = "config"
@@ -121,31 +121,35 @@ class Section:
                 self.require(field.name, allowed.holds(value), f"must be {allowed.words}")
 
     def require(self, name: str, holds: bool, must: str) -> None:
-        """Raise the error of a bad value of the field `name` unless the condition holds."""
+        """Check a condition on the field `name`.
+
+        Raises:
+          UserError: the condition does not hold; names the key and its value.
+        """
         if not holds:
             raise bad_value(f"{self.place}.{name}", getattr(self, name), must)
 
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-        """Fill in what follows from the values that a configuration gives."""
+        """Return the given values, completed by those that follow from them."""
         return given
 
 
 def keys_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a section that a configuration may give, by name."""
+    """Return the fields of a section that a configuration may give, by name."""
     fields = dataclasses.fields(typing.cast(Any, cls))
     return {field.name: field for field in fields if field.init and not field.metadata.get("derived")}
 
 
 def choices_of(cls: type) -> dict[str, tuple[str, ...]]:
-    """The values to choose from, of every field that has some."""
+    """Return the choices of every field that has some, by name."""
     allowed = {name: field.metadata.get("allowed") for name, field in keys_of(cls).items()}
     return {name: found.choices for name, found in allowed.items() if found and found.choices}
 
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """The type of every field."""
+    """Return the type of every field, by name."""
     return typing.get_type_hints(cls)
 
 
@@ -155,7 +159,7 @@ def is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def section_class(hint: Any) -> type | None:
-    """The dataclass that a type stands for, by itself or beside None."""
+    """Return the dataclass `X` of a type `X` or `X | None`; None for any other type."""
     for kind in (hint, *typing.get_args(hint)):
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             return kind
@@ -171,10 +175,10 @@ def build(cls: type[T], given: Mapping[str, Any], place: str) -> T:
     Args:
       cls: a dataclass; fields without a default must be in the section.
       given: the section, whose keys must all be fields of `cls`.
-      place: where the section stands, as in "config.train".
+      place: place of the section in the configuration, as in "config.train".
 
     Raises:
-      UserError: an unknown key, a missing key or a value of another type, with the full key.
+      UserError: a key is unknown or missing, or a value has another type; names the full key.
     """
     if not isinstance(given, Mapping):
         raise bad_value(place, given, "must be a section")
@@ -182,12 +186,14 @@ def build(cls: type[T], given: Mapping[str, Any], place: str) -> T:
     if is_section:
         given = cls.completed(given, place)  # type: ignore[attr-defined]
     known, hints = keys_of(cls), hints_of(typing.cast(type, cls))
+    # 1. refuse unknown keys, or warn about them
     for key in given:
         if key not in known:
             problem = unknown_key(place, key, known)
             if not (is_section and cls.tolerant):  # type: ignore[attr-defined]
                 raise problem
             _warn(f"ignored: {problem}")
+    # 2. read the values; the dataclass fills in defaults
     values: dict[str, Any] = {}
     for name, field in known.items():
         full = f"{place}.{name}"
@@ -203,7 +209,7 @@ def build(cls: type[T], given: Mapping[str, Any], place: str) -> T:
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Log a warning, once a process."""
+    """Log a warning once per process."""
     import logging
 
     logging.getLogger(__name__).warning("%s", message)
@@ -225,17 +231,17 @@ def _of_kind(field: dataclasses.Field[Any], given: Any, place: str) -> Any:
 
 
 def unknown_key(place: str, key: str, allowed: Collection[str]) -> UserError:
-    """The error of a key that a section does not have, naming the nearest ones or all."""
+    """Return the error for an unknown key of a section; it lists the nearest keys, or all."""
     near = difflib.get_close_matches(key, list(allowed), n=3, cutoff=0.5)
     hint = f"nearest: {', '.join(near)}" if near else f"allowed: {', '.join(sorted(allowed)) or 'none'}"
     return UserError(f"{place}.{key} is not a known key; {hint}")
 
 
 def checked(value: Any, hint: Any, key: str) -> Any:
-    """The value where the type allows it; ints become floats where floats are wanted.
+    """Return a value if its type is right; an int is converted if the type is float.
 
     Raises:
-      UserError: any other value, with the full key.
+      UserError: the value has another type or is not finite; names the full key.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -294,7 +300,10 @@ def _checked_tuple(value: Any, arguments: tuple[Any, ...], hint: Any, key: str) 
 
 
 def is_finite(value: Any) -> bool:
-    """Check that a value, or everything in a tuple, is finite or no number: comparisons let NaN pass."""
+    """Return False if a value, or an element of a tuple, is NaN or infinite.
+
+    Range checks do not suffice: fields without allowed values have none, and infinity passes `at_least`.
+    """
     if isinstance(value, tuple | list):
         return all(map(is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
@@ -313,7 +322,7 @@ _NAMES = {
 
 
 def type_name(hint: Any, plural: bool = False) -> str:
-    """A type in words, as in "a tuple of 2 numbers"."""
+    """Describe a type in words, as in "a tuple of 2 numbers"."""
     if hint in _NAMES:
         return _NAMES[hint][plural]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -1,7 +1,8 @@
-"""Configurations from files, with overrides, and their storage with a run.
+"""Read configurations from files, apply overrides, and store configurations with a run.
 
 A configuration is a Python file whose `get_config()` or `get_config(args)` returns an
-`ml_collections.ConfigDict`. It becomes nested dictionaries of what the user wrote, and these a `RunConfig`.
+`ml_collections.ConfigDict`. It is converted to nested dictionaries of what the user wrote, and these to a
+`RunConfig`.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ if typing.TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 Given = dict[str, Any]
-"""What a user wrote: nested dictionaries, every list a tuple."""
+"""What a user wrote: nested dictionaries, with every list as a tuple."""
 
 Configuration: typing.TypeAlias = "RunConfig | ConfigDict | str"
-"""What public functions take as a configuration: read already, a ConfigDict, or `FILE[:args]`."""
+"""Configuration as public functions accept it: a RunConfig, a ConfigDict, or `FILE[:args]`."""
 
 CHOICES: dict[str, Mapping[str, type]] = {"model.adapter": ADAPTERS, "model.head": HEADS}
-"""Sections whose keys depend on their `kind`; the first kind is the default one."""
+"""Sections whose keys depend on their `kind`; the first kind is the default."""
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `FILE[:args]` and apply overrides.
 
     Args:
-      spec: path of a configuration file, optionally followed by `:args`, which `get_config` gets as a string.
+      spec: path of a configuration file, optionally followed by `:args`, a string for `get_config`.
         A path that does not exist is looked up by name among the shipped configurations.
       overrides: dotted assignments such as `--config.train.batch_size=4`.
 
@@ -62,10 +63,10 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def as_run_config(config: Configuration) -> RunConfig:
-    """Read a configuration unless it is read already.
+    """Convert a configuration in any form to a RunConfig.
 
     Raises:
-      UserError: as `load_config`.
+      UserError: as in `load_config`.
     """
     if isinstance(config, RunConfig):
         return config
@@ -73,13 +74,17 @@ def as_run_config(config: Configuration) -> RunConfig:
 
 
 def load_given(spec: str, overrides: Sequence[str] = ()) -> Given:
-    """As `load_config`, without reading the values."""
+    """Read `FILE[:args]` and apply overrides, without building a RunConfig.
+
+    Raises:
+      UserError: the file is missing or broken, or an override is wrong.
+    """
     from ml_collections import ConfigDict
 
     file, _, arguments = spec.partition(":")
     path = find_file(file, "configs")
     config = call_in_file(path, "get_config", arguments)
-    if isinstance(config, RunConfig):  # of a file that starts from another one with `load_config`
+    if isinstance(config, RunConfig):  # the file starts from another one with `load_config`
         return apply_overrides(config.given, overrides)
     is_config = isinstance(config, ConfigDict)
     require(is_config, str(path), "get_config() has to return an ml_collections.ConfigDict")
@@ -87,19 +92,19 @@ def load_given(spec: str, overrides: Sequence[str] = ()) -> Given:
 
 
 def given_of(config: ConfigDict) -> Given:
-    """The nested dictionaries of a ConfigDict."""
+    """Convert a ConfigDict to nested dictionaries."""
     return _frozen(config.to_dict())
 
 
 def config_dict(given: Mapping[str, Any]) -> ConfigDict:
-    """A locked ConfigDict of nested dictionaries."""
+    """Convert nested dictionaries to a locked ConfigDict."""
     from ml_collections import ConfigDict
 
     return ConfigDict(dict(given)).lock()
 
 
 def _frozen(value: Any) -> Any:
-    """The same nested values with every list a tuple: JSON and literals know lists only."""
+    """Convert lists in nested values to tuples, and paths to strings."""
     if isinstance(value, dict):
         return {key: _frozen(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -108,26 +113,30 @@ def _frozen(value: Any) -> Any:
 
 
 def apply_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> Given:
-    """A copy of a configuration with assignments `--config.a.b=value` applied in order.
+    """Return a copy of a configuration with assignments `--config.a.b=value` applied in order.
 
-    A value is read by the type of its key: tuples as Python literals or separated by commas, booleans as true
-    or false; `none` unsets a section, a tuple or a number. Only the keys that are assigned are added.
+    A value is parsed by the type of its key: tuples as Python literals or separated by commas, booleans as
+    true or false; `none` unsets a section, a tuple or a number. Only assigned keys are added.
 
-    A section that gets another `kind` loses the keys that the new kind does not have and keeps the others; of
-    a user's own kind, whose keys are not known here, it loses all. This comes before all other assignments,
-    which are checked against the new kind.
+    A section that gets another `kind` keeps the keys that the new kind has and loses the others. It loses all
+    keys if the new kind is a user's own, whose keys are not known here. Kinds change before all other
+    assignments, which are checked against the new kind.
 
     Raises:
-      UserError: names the full key and the nearest keys, or the type it takes; or a number is not finite.
+      UserError: a key is unknown (names the nearest keys), a value has another type than its key, or a number
+        is not finite.
     """
     result: Given = dict(given)
+    # 1. kinds first: they decide which other keys there are
     kinds = _change_kinds(result, overrides)
+    # 2. assignments in order
     for override in overrides:
         name, equals, text = override.removeprefix("--").partition("=")
         require(bool(equals), name, "needs a value, as in --config.train.steps=100")
         top, *keys = name.split(".")
         require(top == "config" and bool(keys), name, "an override starts with --config.")
         assign(result, keys, _read_override(result, keys, text, kinds))
+    # 3. no value may be NaN or infinite
     for name, value in flatten(result, "config").items():
         if not is_finite(value):
             raise bad_value(name, value, "must be finite")
@@ -135,15 +144,15 @@ def apply_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> Given
 
 
 def apply_settings(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Given:
-    """A copy of a configuration with values by dotted key, read as overrides are.
+    """Return a copy of a configuration with values set by dotted key, parsed as overrides are.
 
     Args:
       given: the configuration.
       settings: such as `{"model.adapter.num_experts": 3}`; a dictionary replaces a whole section, None
-        unsets. Sections come first, then all others at once, so that their order does not matter.
+        unsets. Sections are set first, then all other keys at once, so that their order does not matter.
 
     Raises:
-      UserError: as `apply_overrides`.
+      UserError: as in `apply_overrides`.
     """
     result: Given = dict(given)
     for key, value in settings.items():
@@ -155,7 +164,7 @@ def apply_settings(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Giv
 
 
 def _require_place(given: Mapping[str, Any], key: str) -> None:
-    """Raise a UserError unless there is a section to put `key` in."""
+    """Raise a UserError unless the section of `key` exists."""
     *places, _ = key.split(".")
     section: Any = given
     for place in places:
@@ -165,17 +174,17 @@ def _require_place(given: Mapping[str, Any], key: str) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value as on the command line."""
+    """Format a value as on the command line."""
     if isinstance(value, str):
         return value
     return repr(value).lower() if value is None or isinstance(value, bool) else repr(value)
 
 
 def _change_kinds(given: Given, overrides: Sequence[str]) -> dict[str, str]:
-    """Drop what sections with a new kind cannot keep.
+    """Drop the keys that a section with a new kind does not have.
 
     Returns:
-      The kind of every section of `CHOICES`.
+      The kind of every section in `CHOICES`.
     """
     assigned = dict(override.removeprefix("--").partition("=")[::2] for override in overrides)
     kinds = {}
@@ -194,7 +203,7 @@ def _change_kinds(given: Given, overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _read_override(given: Given, keys: Sequence[str], text: str, kinds: Mapping[str, str]) -> Any:
-    """The value that `text` stands for at a key, whose place is checked on the way."""
+    """Parse `text` as the value of a key, and check that the key exists."""
     name, section = ".".join(("config", *keys)), given
     for depth, key in enumerate(keys[:-1]):
         _require_key(section, keys[: depth + 1], kinds)
@@ -214,9 +223,9 @@ def _read_override(given: Given, keys: Sequence[str], text: str, kinds: Mapping[
 
 
 def _section_at(place: Sequence[str], kinds: Mapping[str, str]) -> type | None:
-    """The class of the section at a place; None where the schema has none there.
+    """Return the class of the section at a place; None if the schema has no section there.
 
-    Streams have the sections of a configuration, each of which may stand in one or not.
+    A stream may have any of the sections of a configuration.
     """
     place = place[2:] if len(place) > 1 and place[0] == "streams" else place
     cls: type | None = RunConfig
@@ -232,31 +241,31 @@ def _section_at(place: Sequence[str], kinds: Mapping[str, str]) -> type | None:
 
 
 def _hint(keys: Sequence[str], kinds: Mapping[str, str]) -> Any:
-    """The type of a key; None where the schema does not know it."""
+    """Return the type of a key; None if the schema does not have the key."""
     *place, key = keys
     if place and _in_kind(place, kinds) is not None:
         if key == "kind":
             return str
         if _section_at(place, kinds) is None:
-            return Any  # of a user's own kind
+            return Any  # a user's own kind
     cls = _section_at(place, kinds)
     if cls is None or key not in keys_of(cls):
         return None
     if cls is RunConfig and key == "streams":
         return dict | None
     if "kinds" in keys_of(cls)[key].metadata:
-        return RunConfig  # some section
+        return RunConfig  # represents any section
     return hints_of(cls)[key]
 
 
 def _in_kind(place: Sequence[str], kinds: Mapping[str, str]) -> str | None:
-    """The kind of the section at a place, where it has one."""
+    """Return the kind of the section at a place; None if it has no kind."""
     place = place[2:] if place[0] == "streams" else place
     return kinds.get(".".join(place))
 
 
 def _require_key(section: Mapping[str, Any], keys: Sequence[str], kinds: Mapping[str, str]) -> None:
-    """Raise a UserError unless the last of `keys` is in the section or may be."""
+    """Raise a UserError unless the last of `keys` is in the section or allowed there."""
     *place, key = keys
     cls = _section_at(place, kinds)
     of_kind = bool(place) and _in_kind(place, kinds) is not None
@@ -271,7 +280,7 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 
 def _parse(text: str, kind: type, name: str) -> Any:
-    """The value that `text` stands for where a value of type `kind` stood."""
+    """Parse `text` as the replacement of a value of type `kind`."""
     if kind is str:
         return text
     if text.lower() == "none" and kind is not bool:
@@ -290,7 +299,7 @@ def _parse(text: str, kind: type, name: str) -> Any:
 
 
 def _parse_as(text: str, hint: Any, name: str) -> Any:
-    """The value that `text` stands for where a type says what is allowed."""
+    """Parse `text` as a value of the type `hint`."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(None) in kinds and text.lower() == "none":
         return None
@@ -308,7 +317,7 @@ def _parse_as(text: str, hint: Any, name: str) -> Any:
 
 
 def _listed(text: str, value: Any, of_texts: bool) -> tuple[Any, ...]:
-    """The tuple that `text` means, `value` being its literal: of one element, or of bare names, too."""
+    """Parse `text`, whose literal is `value`, as a tuple; one element or unquoted names are accepted."""
     if isinstance(value, tuple) and not (of_texts and any(not isinstance(each, str) for each in value)):
         return value
     parts = [part.strip() for part in text.strip("()[] ").split(",")]
@@ -316,7 +325,7 @@ def _listed(text: str, value: Any, of_texts: bool) -> tuple[Any, ...]:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal, or the text itself where it is none: names need no quotes."""
+    """Parse a Python literal; any other text is returned as it is, so that names need no quotes."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -324,47 +333,47 @@ def _literal(text: str) -> Any:
 
 
 CONFIG_FILE = "config.json"
-"""The file of a run's folder that holds its configuration."""
+"""Name of the file in a run's folder that holds its configuration."""
 
 
 def read_run_config(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
     """Read the configuration stored in a run's folder, and apply overrides.
 
     Raises:
-      UserError: there is none, or an override does not fit it.
+      UserError: the folder holds no configuration, or an override does not fit it.
     """
     return read_config(Path(workdir) / CONFIG_FILE, overrides)
 
 
 def read_run_given(workdir: str | os.PathLike[str]) -> Given:
-    """As `read_run_config`, without reading the values.
+    """Read the configuration stored in a run's folder as nested dictionaries, not as a RunConfig.
 
     Raises:
-      UserError: there is none.
+      UserError: the folder holds no configuration.
     """
     return read_given(Path(workdir) / CONFIG_FILE)
 
 
 def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
-    """Write what is given in a configuration as JSON, whole or not at all."""
+    """Write what the user gave in a configuration as JSON; the file is never left incomplete."""
     with atomic_write(Path(path)) as aside:
         aside.write_text(json.dumps(config_dict(config.given).to_dict(), indent=2) + "\n")
 
 
 def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
-    """Read what `save_config` wrote, and apply overrides.
+    """Read a file that `save_config` wrote, and apply overrides.
 
     Raises:
-      UserError: the file is missing or is not such a JSON file; as `apply_overrides`.
+      UserError: the file is missing or not a stored configuration, or an override does not fit it.
     """
     return RunConfig.from_given(apply_overrides(read_given(path), overrides))
 
 
 def read_given(path: str | os.PathLike[str]) -> Given:
-    """As `read_config`, without reading the values.
+    """Read a file that `save_config` wrote as nested dictionaries, not as a RunConfig.
 
     Raises:
-      UserError: the file is missing or is not such a JSON file.
+      UserError: the file is missing or not a stored configuration.
     """
     try:
         values = json.loads(Path(path).read_text())
@@ -378,7 +387,7 @@ def read_given(path: str | os.PathLike[str]) -> Given:
 
 
 def flatten(given: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key: `{"train.steps": 100, ...}`; an empty section stands as `{}`."""
+    """Return values by dotted key, as in `{"train.steps": 100}`; an empty section is kept as `{}`."""
     if not isinstance(given, Mapping) or (prefix and not given):
         return {prefix: given}
     flat: dict[str, Any] = {}
@@ -392,17 +401,17 @@ def _one_line(error: Exception) -> str:
 
 
 def shipped_files(package: str) -> dict[str, Path]:
-    """The files that come with the installation in `configs` or `configs.ablations`, by file name."""
+    """Return the files shipped in the package `configs` or `configs.ablations`, by file name."""
     folders = importlib.import_module(f"spectralmoe_jax.{package}").__path__
     files = (file for folder in folders for file in sorted(Path(folder).glob("*.py")))
     return {file.name: file for file in files if file.name not in ("__init__.py", "common.py")}
 
 
 def find_file(file: str, package: str, what: str = "configuration") -> Path:
-    """The file at a path, or the shipped one of a bare name.
+    """Return the file at a path, or the shipped file of that name.
 
     Raises:
-      UserError: there is none; names those that are shipped.
+      UserError: there is no such file; lists the shipped ones.
     """
     if Path(file).is_file():
         return Path(file)
@@ -420,11 +429,11 @@ def call_in_file(file: Path, function: str, argument: str = "") -> Any:
     Args:
       file: the file.
       function: name of the function.
-      argument: given to the function unless it is empty.
+      argument: passed to the function unless it is empty.
 
     Raises:
-      UserError: whatever goes wrong in there, with the line; or there is no such function, or it takes no
-        argument.
+      UserError: the file is not Python, has no such function, or raises an error (names the line), or the
+        function takes no argument.
     """
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
     if spec is None or spec.loader is None:
@@ -448,7 +457,7 @@ def call_in_file(file: Path, function: str, argument: str = "") -> Any:
 
 
 def _line_in(file: Path, error: Exception) -> int | None:
-    """The line of `file` in which the error was raised or passed through, if any."""
+    """Return the line of `file` where the error was raised or passed through, if any."""
     line, frame = None, error.__traceback__
     while frame is not None:
         if frame.tb_frame.f_code.co_filename == str(file):

@@ -26,11 +26,11 @@ UNTIED_NORMS = ("cls_norm", "local_cls_norm")
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(Section):
-    """An encoder, whatever its weights are.
+    """Architecture of an encoder, without its weights.
 
     Attributes:
-      in_channels: bands of the input; 0 as long as they are not known.
-      band_names: their names.
+      in_channels: number of input bands; 0 until they are known.
+      band_names: names of the input bands.
       name: `visual` or `depth`.
     """
 
@@ -89,7 +89,7 @@ class EncoderConfig(Section):
         return f"config.model.{self.name}"
 
     def __post_init__(self) -> None:
-        """Check what values the fields may have together."""
+        """Check constraints between fields."""
         super().__post_init__()
         self.require("heads", self.width % self.heads == 0, f"must divide width = {self.width}")
         if self.family.rope:
@@ -133,7 +133,7 @@ class EncoderConfig(Section):
 
     @property
     def prefix_tokens(self) -> int:
-        """Class and storage tokens, which stand before the patch tokens."""
+        """Number of class and storage tokens, which precede the patch tokens."""
         return 0 if self.kind == "sam" else 1 + self.storage_tokens
 
 
@@ -152,15 +152,15 @@ class VisualConfig(EncoderConfig):
 
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-        """The section with the preset's sizes filled in."""
+        """Return the section with the preset's sizes filled in."""
         named = given.get("preset")
         return given if named is None else {**preset(named, f"{place}.preset"), **given}
 
     def encoder(self, bands: tuple[str, ...], **changes: Any) -> EncoderConfig:
-        """The encoder for these bands.
+        """Return the encoder for these bands.
 
         Args:
-          bands: names of the bands of its input.
+          bands: names of its input bands.
           changes: other fields to replace.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EncoderConfig)}
@@ -178,10 +178,10 @@ class DepthConfig(VisualConfig):
 
 
 class HeadSection(Section):
-    """A section `config.model.head`.
+    """Base class of the sections `config.model.head`.
 
     Attributes:
-      kind: what the section's key `kind` names it.
+      kind: value of the section's key `kind`.
     """
 
     place: ClassVar[str] = "config.model.head"
@@ -222,7 +222,7 @@ class Mask2FormerConfig(HeadSection):
     num_classes: int = derived(1)
 
     def __post_init__(self) -> None:
-        """Check what values the fields may have together."""
+        """Check constraints between fields."""
         super().__post_init__()
         self.require("width", self.width % 4 == 0, "must be a multiple of 4, for sine and cosine of x and y")
         for key in ("num_heads", "group_norm_groups"):
@@ -248,7 +248,7 @@ class LinearHeadConfig(HeadSection):
 HEADS: dict[str, type[HeadSection]] = {
     section.kind: section for section in (Mask2FormerConfig, LinearHeadConfig)
 }
-"""The settings of every head; the first kind is the default one."""
+"""Section class of every head by kind; the first kind is the default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -288,13 +288,13 @@ class ModelConfig(Section):
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Every file or repository that weights are read from, in the order of reading."""
+        """Every file or repository that weights are read from, in the order in which they are read."""
         given = (self.weights, self.visual.weights, self.depth.weights if self.depth else None)
         return tuple(spec for some in given if some for spec in split_files(some))
 
 
 def split_files(weights: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The files that a key `weights` names, separated by commas or given as a tuple."""
+    """Return the files that a key `weights` names, given as a tuple or separated by commas."""
     if not weights:
         return ()
     return tuple(spec.strip() for spec in (weights.split(",") if isinstance(weights, str) else weights))

@@ -1,7 +1,7 @@
-"""Published encoders: what sets their families apart, and the sizes that `preset` names, one row each.
+"""Published encoders: properties of their families, and the sizes of each `preset`.
 
 Sizes are those of the publications and the released configuration files. Patch sizes and position tables are
-as published; a configuration may ask for others, and both are then resampled when the weights are read.
+as published; a configuration may choose others, and both are then resampled when the weights are read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Family(NamedTuple):
       patch_bias: whether the patch embedding has a bias.
       norm_first: whether a norm follows the embedding (CLIP).
       ffn_norm: whether the feed-forward block has a norm inside (EVA-02).
-      activation: of the feed-forward blocks.
+      activation: activation function of the feed-forward blocks.
       layer_scale: whether the blocks have LayerScale.
-      padding: of the patch convolution, in pixels.
+      padding: padding of the patch convolution in pixels.
       wavelengths: whether the patch embedding is generated from the bands' wavelengths.
       mask_token: whether the published weights hold one; the features do not use it.
       final_norm: whether the weights hold a norm after the last block.
@@ -111,14 +111,14 @@ PRESETS: dict[str, Fields] = {
 
 
 def preset(name: str, key: str) -> Fields:
-    """The sizes of a published encoder.
+    """Return the sizes of a published encoder.
 
     Args:
-      name: of `PRESETS`.
-      key: where the name was given, for the error.
+      name: one of `PRESETS`.
+      key: key that gives the name, for the error message.
 
     Raises:
-      UserError: an unknown name.
+      UserError: the name is unknown.
     """
     if name not in PRESETS:
         raise bad_value(key, name, f"must be one of {', '.join(PRESETS)}")
@@ -126,5 +126,5 @@ def preset(name: str, key: str) -> Fields:
 
 
 def kind_of(encoder: Mapping[str, Any]) -> str | None:
-    """The family of an encoder's section, by its `kind` or its `preset`; None where it has neither."""
+    """Return the family of an encoder's section from its `kind` or `preset`; None if it has neither."""
     return encoder.get("kind") or PRESETS.get(str(encoder.get("preset")), {}).get("kind")

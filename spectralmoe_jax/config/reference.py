@@ -1,4 +1,4 @@
-"""Configurations written out: one of them whole, and the reference of every key."""
+"""Print a complete configuration, or the reference page of all keys."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def get_config() -> ConfigDict:
 
 
 def show_config(config: Configuration) -> str:
-    """A configuration as a Python file that gives every key, defaults and presets filled in.
+    """Format a configuration as a Python file that gives every key, with defaults and presets filled in.
 
     Args:
-      config: read already, a ConfigDict, or `FILE[:args]`.
+      config: a configuration in any form of `config.load.Configuration`.
 
     Raises:
-      UserError: the configuration is none.
+      UserError: the configuration is not valid.
     """
     read = as_run_config(config)
     lines = [f"    {line}".rstrip() for line in _section_lines("config", read, read.given)]
@@ -59,7 +59,7 @@ def show_config(config: Configuration) -> str:
 
 
 def _section_lines(place: str, section: Any, given: Mapping[str, Any]) -> Iterator[str]:
-    """The assignments of a section: its values, then its subsections."""
+    """Yield the assignments of a section: its values, then its subsections."""
     if isinstance(section, OwnAdapterConfig):
         yield from (
             f"{place}.{key} = {value!r}" for key, value in {"kind": section.kind, **section.settings}.items()
@@ -93,7 +93,7 @@ def _line(key: str, value: Any, origin: str) -> str:
 
 
 def _origin(section: Any, name: str, given: Mapping[str, Any]) -> str:
-    """Return the origin of a value that is not given; empty for one that is."""
+    """Return the origin of a value for a comment; empty for a value that the configuration gives."""
     if given.get(name) is not None or (name in given and getattr(section, name) is None):
         return ""
     row: Mapping[str, Any] = {}
@@ -152,7 +152,7 @@ config.streams = ConfigDict({"landsat": landsat})
 
 
 def reference() -> str:
-    """The page `docs/configuration.md`: every key with its type, default, meaning and allowed values."""
+    """Return the page `docs/configuration.md`: each key with type, default, meaning and allowed values."""
     parts = [_INTRODUCTION]
     parts += [_page_section(*section) for section in _SECTIONS]
     parts += [_kinds("config.model.adapter", "Adapter", ADAPTERS), _kinds("config.model.head", "Head", HEADS)]
@@ -170,7 +170,7 @@ def _page_section(place: str, title: str, cls: type) -> str:
 
 
 def _summary(cls: type) -> str:
-    """The first paragraph of a section's docstring, without its place."""
+    """Return the first paragraph of a section's docstring, without the section's place."""
     text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
     head, colon, rest = text.partition(": ")
     if not (colon and head.startswith("`config.")):

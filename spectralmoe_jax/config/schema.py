@@ -1,7 +1,7 @@
-"""Every section of a configuration: each key with its type, default, meaning and allowed values.
+"""Sections of a configuration: each key with its type, default, meaning and allowed values.
 
-A default stands here and nowhere else. `model.py` has the sections below `config.model`;
-`docs/configuration.md` is written from both.
+Every default is defined exactly once: here, or in `model.py` and `adapters.py`, which have `config.model` and
+the sections below it. `docs/configuration.md` is generated from all three.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spectralmoe_jax.config.model import ModelConfig
 from spectralmoe_jax.errors import UserError, bad_value
 
 MAIN = "main"
-"""The stream of a run's own `data` section."""
+"""Name of the stream that a run's own `data` section describes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ClassesConfig(Section):
     )
 
     def __post_init__(self) -> None:
-        """Check that every class has a colour, where there are colours."""
+        """Check that a palette has one colour for each class."""
         super().__post_init__()
         if self.palette is not None and len(self.palette) != len(self.names):
             raise UserError(
@@ -53,10 +53,10 @@ class ClassesConfig(Section):
 
     @property
     def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """The palette, where there is no doing without.
+        """The palette, for callers that require one.
 
         Raises:
-          UserError: there is none.
+          UserError: the configuration gives no palette.
         """
         if self.palette is None:
             raise UserError(f"{self.place}.palette is missing: give each class a colour")
@@ -126,7 +126,7 @@ class DataConfig(Section):
     )
     corrupt: str = option("stop", "What a file that cannot be read leads to.", one_of("stop", "skip"))
     workers: int = option(0, "Processes that prepare batches; 0 prepares them in the main one.", at_least(0))
-    # decoding releases the interpreter lock; where transforms are heavy, more threads only wait for it
+    # decoding releases the GIL; if transforms are heavy, further threads only wait for it
     threads: int = option(2, "Threads that prepare batches, in each process.", at_least(1))
     cache_bytes: int = option(512 << 20, "Memory for decoded images and labels, in each process.")
     scenes_source: int = option(24, "Generated scenes of each source domain (synthetic).")
@@ -136,17 +136,17 @@ class DataConfig(Section):
 
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-        """The section with `sensors` as a tuple, where it is a section."""
+        """Return the section with `sensors` as a tuple of DOMAIN=SENSOR if it is given as a section."""
         sensors = given.get("sensors")
         if not isinstance(sensors, Mapping):
             return given
         return {**given, "sensors": tuple(f"{domain}={sensor}" for domain, sensor in sensors.items())}
 
     def needs(self, name: str) -> Any:
-        """A value that data of this kind cannot do without.
+        """Return a value that data of this kind requires.
 
         Raises:
-          UserError: it is not given.
+          UserError: the value is not given.
         """
         value = getattr(self, name)
         if value is None:
@@ -178,7 +178,7 @@ class AugmentConfig(Section):
     tilt: float = option(0.0, "Largest relative change of gain from the first band to the last, below 1.")
 
     def __post_init__(self) -> None:
-        """Check what no two bounds say."""
+        """Check ranges that a single bound cannot express."""
         super().__post_init__()
         self.require("scale", 0 < self.scale[0] <= self.scale[1], "must be (low, high) with 0 < low <= high")
         self.require("max_class_share", 0 < self.max_class_share <= 1, "must be above 0 and at most 1")
@@ -212,26 +212,26 @@ class LossConfig(Section):
 
     @property
     def candidates(self) -> int:
-        """Points drawn for a mask before the least certain are kept."""
+        """Candidate points drawn for each mask, of which the least certain are kept."""
         return int(self.num_points * self.oversample_ratio)
 
     @property
     def uncertain_points(self) -> int:
-        """Points of a mask that are taken for their uncertainty."""
+        """Points of each mask that are selected by uncertainty; the others are uniform."""
         return int(self.num_points * self.importance_sample_ratio)
 
 
 Rule = tuple[str, float, float]
-"""Regular expression over parameter names, factor on the weight decay, factor on the learning rate."""
+"""Regular expression over parameter names, factor of the weight decay, factor of the learning rate."""
 
 DEFAULT_RULES: tuple[Rule, ...] = (
     (r"norm|/gn/", 0.0, 1.0),
     (r"query_feat$|query_embed$|level_embed$|level_encoding$", 0.0, 1.0),
     (r"adapter/(experts_[ab]|w_gate|w_noise|scale)$", 0.0, 1.0),
-    # of an encoder that trains because it has no pretrained weights, which is not a published setting
+    # encoders that are trained because they have no pretrained weights; not a published setting
     (r"visual/.*(token|tokens|position_table|rel_[hw]|scale\d)$", 0.0, 1.0),
     (r"(^|/|_)(kernel|bias)$", 1.0, 1.0),
-    # tokens, prompts and scales of other adapters, which may say otherwise in `optimizer_rules`
+    # tokens, prompts and scales of other adapters; their own `optimizer_rules` take precedence
     (r"^backbone/adapter/", 0.0, 1.0),
 )
 
@@ -265,7 +265,7 @@ class TrainConfig(Section):
     checkpoint_every: int = option(500, "Steps between two checkpoints.", at_least(1))
 
     def __post_init__(self) -> None:
-        """Check what no two bounds say."""
+        """Check ranges that a single bound cannot express."""
         super().__post_init__()
         self.require("betas", all(0 <= beta < 1 for beta in self.betas), "must lie in [0, 1)")
         in_range = 0 <= self.warmup_steps < self.steps
@@ -294,12 +294,12 @@ class EvaluateConfig(Section):
 
 MESH_AXES = ("data", "fsdp", "expert")
 MeshRule = tuple[str, str | tuple[str, ...] | None]
-"""Logical axis, and the axes of the mesh that it is spread over."""
+"""Logical axis, and the mesh axes that it is sharded over."""
 
-# Logical axes of parameters are in `parallel`; `batch` is that of images and tokens.
+# `parallel` names the logical axes of parameters; `batch` is the axis of images and tokens.
 RULES: tuple[MeshRule, ...] = (
     ("batch", ("data", "fsdp")),
-    ("expert", "expert"),  # experts, their gates, the optimizer's state for both, and what they compute
+    ("expert", "expert"),  # experts and their gates, the optimizer state of both, and their activations
     ("embed", "fsdp"),  # width of the encoders' weights, gathered layer by layer
 )
 
@@ -337,13 +337,13 @@ class ParallelConfig(Section):
                     raise bad_value(key, axis, f"must be {one_of(*MESH_AXES).words}")
 
     def shape(self, devices: int) -> tuple[int, int, int]:
-        """Devices along data, fsdp and expert.
+        """Return the number of devices along data, fsdp and expert.
 
         Args:
-          devices: how many there are.
+          devices: number of devices.
 
         Raises:
-          UserError: the mesh does not use them all.
+          UserError: the mesh does not use all devices.
         """
         sizes = [getattr(self, axis) for axis in MESH_AXES]
         known = 1
@@ -361,7 +361,10 @@ class ParallelConfig(Section):
         return sizes[0], sizes[1], sizes[2]
 
     def fitted(self, devices: int) -> ParallelConfig:
-        """The same where it fits so many devices, else all devices along data: to use a trained model."""
+        """Return this mesh if it fits the number of devices, else one with all devices along data.
+
+        A trained model may be used on another number of devices than it was trained on.
+        """
         try:
             self.shape(devices)
         except UserError:
@@ -370,7 +373,7 @@ class ParallelConfig(Section):
 
 
 def axes_of(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of a rule's right side."""
+    """Return the mesh axes on the right-hand side of a rule as a tuple."""
     return (rule,) if isinstance(rule, str) else tuple(rule or ())
 
 
@@ -378,8 +381,8 @@ def axes_of(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
 class StatedWavelengths(Section):
     """`config.stated_wavelengths`: what the files of a run state, written by the training itself.
 
-    The section says for which bands on which sensor it holds, so that a run whose bands or sensor are
-    overridden later does not keep it by mistake.
+    The section names the bands and the sensor that it applies to, so that a run whose bands or sensor are
+    overridden later does not use it by mistake.
     """
 
     place: ClassVar[str] = "config.stated_wavelengths"
@@ -394,7 +397,7 @@ class RunConfig(Section):
     """A whole configuration, read once, every default filled in.
 
     Attributes:
-      given: what the user wrote, as nested dictionaries: what is stored with a run and compared on resuming.
+      given: what the user wrote, as nested dictionaries; stored with a run and compared on resuming.
     """
 
     tolerant: ClassVar[bool] = True
@@ -433,10 +436,10 @@ class RunConfig(Section):
 
     @classmethod
     def from_given(cls, given: Mapping[str, Any]) -> RunConfig:
-        """Read a configuration's nested dictionaries.
+        """Build a configuration from nested dictionaries.
 
         Raises:
-          UserError: a key that is not known or missing, or a value that is not allowed, with the full key.
+          UserError: a key is unknown or missing, or a value is not allowed; names the full key.
         """
         own = {key: value for key, value in given.items() if key != "streams"}
         config = build(cls, own, "config")
@@ -448,16 +451,16 @@ class RunConfig(Section):
 
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-        """The configuration without what is given as none and has a default."""
+        """Return the configuration without optional sections that are given as none."""
         return {k: v for k, v in given.items() if not (k in ("parallel", "stated_wavelengths") and not v)}
 
     def __post_init__(self) -> None:
-        """Check what concerns no single section."""
+        """Check constraints that belong to no single section."""
         super().__post_init__()
         self.require("bands", len(self.bands) > 0, "must have at least one band")
 
     def replaced(self, values: Mapping[str, Any]) -> RunConfig:
-        """A copy with other values.
+        """Return a copy with other values.
 
         Args:
           values: by dotted key, as in `{"train.steps": 10, "model.depth": None}`; a dictionary replaces a
@@ -473,21 +476,21 @@ class RunConfig(Section):
 
     @property
     def wavelengths_of_files(self) -> tuple[float, ...] | None:
-        """Wavelengths in micrometres that files stated for the bands on the sensor, or None."""
+        """Wavelengths in micrometres that the files stated for these bands on this sensor, or None."""
         stated = self.stated_wavelengths
         if stated is None or (stated.bands, stated.sensor) != (self.bands, self.sensor):
             return None
         return stated.micrometres
 
     def with_wavelengths_of_files(self, micrometres: Sequence[float]) -> RunConfig:
-        """A copy that keeps the wavelengths that its files state for its bands."""
+        """Return a copy that stores the wavelengths stated by its files for its bands."""
         section = {"bands": self.bands, "sensor": self.sensor, "micrometres": tuple(micrometres)}
         return self.replaced({"stated_wavelengths": section})
 
     def with_wavelengths_of_run(self, run: RunConfig) -> RunConfig:
-        """A copy with the wavelengths that a run's files stated for the same bands on the same sensor.
+        """Return a copy with the wavelengths that a run's files stated for the same bands on the same sensor.
 
-        It is the configuration itself where that has wavelengths of files, or the run has none for it.
+        The configuration itself is returned if it has such wavelengths already or the run has none for it.
 
         Args:
           run: the configuration stored with the run.
@@ -506,7 +509,7 @@ class RunConfig(Section):
         return {MAIN: dataclasses.replace(self, streams={}, given=given), **self.streams}
 
     def stream(self, name: str) -> RunConfig:
-        """The configuration of one stream.
+        """Return the configuration of one stream.
 
         Raises:
           UserError: there is no stream of this name.
@@ -518,7 +521,7 @@ class RunConfig(Section):
 
 
 def assign(given: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Set a value below nested dictionaries, copying those on the way and making those that are missing."""
+    """Set a value in nested dictionaries; copy those on the path to it and create missing ones."""
     *places, last = keys
     for place in places:
         inner = given.get(place)
@@ -542,15 +545,15 @@ def _read_stream(base: Mapping[str, Any], name: str, section: Any) -> RunConfig:
 
 
 def overlaid(base: Mapping[str, Any], section: Any, place: str) -> dict[str, Any]:
-    """A copy of `base` with the values of `section` in place of its own; a stream's `weight` is left out.
+    """Return a copy of `base` with the values of `section` in place of its own, without a stream's `weight`.
 
     Args:
       base: the configuration.
       section: the keys in which a stream differs.
-      place: where the section stands, as in "config.streams.landsat".
+      place: place of the section in the configuration, as in "config.streams.landsat".
 
     Raises:
-      UserError: the section is none.
+      UserError: `section` is not a section.
     """
     if not isinstance(section, Mapping):
         raise bad_value(place, section, "must be a section of keys that differ from the configuration")

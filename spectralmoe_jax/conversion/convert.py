@@ -81,7 +81,7 @@ def convert(
       config: the configuration that a segmenter's parts are resized for; without it they keep their sizes.
 
     Returns:
-      A line that says what was written.
+      One line that describes what was written.
 
     Raises:
       UserError: a file or an option is wrong; nothing is written then.
@@ -143,7 +143,7 @@ class Part(NamedTuple):
     Attributes:
       name: one of `released.PARTS`.
       shapes: shapes of the leaves to write.
-      stream: path and array of these leaves, perhaps with others, each read when it is asked for.
+      stream: path and array of these leaves, perhaps with others, each read on demand.
       encoder_file: the encoder that the part is, or None.
     """
 
@@ -163,7 +163,7 @@ def _merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
       config: the configuration that the parts are resized for; None keeps their sizes.
 
     Returns:
-      A line that says what was written.
+      One line that describes what was written.
 
     Raises:
       UserError: a file does not fit, or two files hold the same part.

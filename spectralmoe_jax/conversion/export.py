@@ -61,10 +61,10 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
         Hugging Face folder).
 
     Returns:
-      A line that says what was written.
+      One line that describes what was written.
 
     Raises:
-      UserError: the run cannot be read, or has no such layout; nothing is written then.
+      UserError: the run cannot be read, or cannot be written in this layout; nothing is written then.
     """
     if to in SUFFIXES:
         require_suffix(target, *SUFFIXES[to])

@@ -67,9 +67,9 @@ def evaluate(
 def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
     """Evaluate a run's best checkpoint on the target and keep the results in the run's folder.
 
-    `evaluation.json` holds what `spectralmoe evaluate` returns, the number of `trainable` parameters, the
-    `step` of the checkpoint and the one that the run is `trained` to; `evaluation.npz` the confusion matrix
-    of every image; for `pictures.npz` see `inference.pictures`. The scores are written last.
+    `evaluation.json` holds the report of `evaluate`, the number of `trainable` parameters, the `step` of the
+    checkpoint, and the last step that the run is `trained` to. `evaluation.npz` holds the confusion matrix of
+    every image; for `pictures.npz` see `inference.pictures`. The scores are written last.
 
     Raises:
       UserError: names the file or key that is wrong.
@@ -86,15 +86,15 @@ def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any] | None:
-    """Read the scores that `evaluate_best_checkpoint` kept; None where there are none."""
+    """Read the scores that `evaluate_best_checkpoint` stored; None if there are none."""
     path = workdir / EVALUATION_FILE
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def checkpoint_steps(workdir: Path, config: RunConfig) -> tuple[int | None, int | None]:
-    """Return the steps of the checkpoint to evaluate and of the last one; None where there is none.
+    """Return the steps of the checkpoint to evaluate and of the last one; None if there is no checkpoint.
 
-    The checkpoint to evaluate is the best one, or the last where none has a score.
+    The checkpoint to evaluate is the best one, or the last one if none has a score.
     """
     with CheckpointStore(workdir, config) as store:
         return store.best if store.best is not None else store.last, store.last

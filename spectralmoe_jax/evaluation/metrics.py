@@ -2,7 +2,7 @@
 
 `tally_split` runs a predictor over a split and counts, by image, pixels of true against predicted class
 (`ConfusionMatrix`) and, where the predictor reports experts, tokens by expert and class (`RoutingCounts`).
-`score_split` reduces that to what training selects its best checkpoint by.
+`score_split` reduces these counts to the scores that training selects its best checkpoint by.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ConfusionMatrix:
 
     @property
     def overall_accuracy(self) -> float:
-        """Share of labelled pixels that are right; NaN without any."""
+        """Share of labelled pixels that are predicted correctly; NaN without any."""
         return float(_ratio(np.trace(self.counts), self.counts.sum()))
 
 
@@ -114,8 +114,8 @@ class RoutedPredict:
 class RoutingCounts:
     """Tokens by layer, modality, expert and class.
 
-    A token's class is the most frequent one among the labelled pixels of its patch, the lower number of
-    equals; a token without a labelled pixel is left out.
+    A token's class is the most frequent one among the labelled pixels of its patch, with ties to the lower
+    number; a token without a labelled pixel is left out.
 
     Attributes:
       counts: (L, J, E, C) int64, or None before the first tile.
@@ -137,10 +137,12 @@ class RoutingCounts:
             return
         token_class = patch_classes(labels, round(tokens**0.5), self._classes).reshape(-1)  # (B * N,)
         known = token_class >= 0
+        # (T,), (L, J, T) for the T tokens with a labelled pixel
         token_class, chosen = token_class[known], experts.reshape(layers, modalities, -1)[..., known]
         if self.counts is None:
             self.counts = np.zeros((layers, modalities, self._experts, self._classes), np.int64)
         shape = self.counts.shape[2:]
+        # joint histogram of (expert, class) for each layer and modality
         for place in np.ndindex(layers, modalities):
             pairs = chosen[place] * self._classes + token_class
             self.counts[place] += np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
@@ -163,6 +165,7 @@ def patch_classes(labels: np.ndarray, side: int, classes: int) -> np.ndarray:
     # (B, S, S) -> (B, side, side, patch, patch) -> (B * side * side, patch * patch)
     rows = labels.reshape(batch, side, patch, side, patch).transpose(0, 1, 3, 2, 4).reshape(-1, patch**2)
     known = rows < classes
+    # one histogram per patch in a single bincount: patch n counts in n * classes .. n * classes + classes - 1
     offset = np.broadcast_to(np.arange(len(rows))[:, None] * classes, rows.shape)
     counted = np.bincount((offset + rows)[known], minlength=len(rows) * classes).reshape(-1, classes)
     chosen = np.where(counted.any(axis=1), counted.argmax(axis=1), -1)
@@ -210,11 +213,11 @@ class Tally:
     """Counts of a split: pixels by image, and tokens by expert where the predictor reports experts.
 
     Args:
-      names: of the classes.
+      names: names of the classes.
       experts: number of experts, or None for a predictor that reports none.
 
     Attributes:
-      names: of the classes.
+      names: names of the classes.
       images: counts by image, in order.
       routing: counts of tokens, or None.
     """
@@ -259,7 +262,7 @@ class Tally:
     ) -> None:
         """Count images of any size, in overlapping windows.
 
-        A token counts once for every window it is in; beyond the image it does not count.
+        A token counts once for every window that contains it; tokens beyond the image do not count.
 
         Args:
           predict: a predictor, or a `RoutedPredict`.
@@ -293,7 +296,7 @@ class Tally:
                 self._count_routing(predict, batch["label"])  # all 255 in rows that are not valid
 
     def _count_routing(self, predict: RoutedPredict, labels: np.ndarray) -> None:
-        experts = predict.take()[:, :, : len(labels)]  # the last batch of windows was filled up
+        experts = predict.take()[:, :, : len(labels)]  # the last batch of windows is padded
         if self.routing is not None:
             self.routing.add(experts, labels)
 
@@ -370,7 +373,7 @@ def read_images(path: str | os.PathLike[str]) -> list[ImageCounts]:
     """Read the file that `write_images` wrote.
 
     Raises:
-      UserError: the file is not such a one.
+      UserError: the file is not one that `write_images` wrote.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:

@@ -22,7 +22,7 @@ from spectralmoe_jax.inference.sliding_window import Predict
 
 Report = dict[str, Any]
 MODALITIES = ("visual", "depth")
-_LOG_WIDTH = 200  # off a terminal rich would cut a table of many domains at 80
+_LOG_WIDTH = 200  # without a terminal, rich would cut wide tables at 80 columns
 
 
 def score(
@@ -36,7 +36,7 @@ def score(
     Args:
       predict: see `inference.sliding_window`.
       examples: (domain, name, image (H, W, bands) raw, label (H, W) with 255 for ignore).
-      names: of the classes.
+      names: names of the classes.
       settings: side and overlap of the windows.
 
     Returns:
@@ -76,7 +76,7 @@ def make_report(tally: Tally) -> Report:
 
 
 def routing_report(counts: np.ndarray) -> list[Report]:
-    """Compute how far experts specialise on classes.
+    """Compute how strongly experts specialise in classes.
 
     Args:
       counts: (L, J, E, C) of `RoutingCounts`.

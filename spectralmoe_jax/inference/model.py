@@ -1,6 +1,6 @@
-"""Segmenters with their weights: the one a run starts from, the one a run ends with, and its predict step.
+"""Load the initial or the trained segmenter of a run, and make its predict step.
 
-`initial_segmenter` and `load_trained` read weights leaf by leaf, so that there is one copy in memory.
+`initial_segmenter` and `load_trained` read weights leaf by leaf, so that only one copy is in memory.
 `make_predict` and its siblings compile a segmenter into functions from arrays to arrays.
 """
 
@@ -48,14 +48,14 @@ def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmen
     """Make the segmenter that a run starts from.
 
     Weights come from `config.model.weights` (a segmenter or parts of one; several files separated by commas,
-    as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
-    `config.model.depth.weights`; see `weights.reading.open_weight_file` for their forms. Weights that no file
-    holds are random, with a warning where they are frozen.
+    such as a backbone and the checkpoint trained on it), `config.model.visual.weights` and
+    `config.model.depth.weights`; see `weights.reading.open_weight_file` for their formats. Weights that no
+    file holds are random, with a warning if they are frozen.
 
     Args:
       config: the run's configuration.
-      layout: mesh to spread the weights over: each leaf goes where it belongs as soon as it is read, and is
-        made there if it is random. None for one device.
+      layout: mesh to shard the weights over: each leaf is placed on its devices as soon as it is read, or
+        created there if it is random. None for one device.
 
     Raises:
       UserError: names the key or file that is wrong, or the two files that hold the same part.
@@ -68,13 +68,13 @@ def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmen
 
 
 class TrainedRun(NamedTuple):
-    """A run's best checkpoint, its frozen weights not yet read.
+    """A run's best checkpoint, whose frozen weights are not read yet.
 
     Attributes:
       settings: structure of the segmenter.
       step: step of the checkpoint.
-      opened: the files of its frozen weights.
-      stream: every leaf of the segmenter by path, frozen ones read as they are asked for.
+      opened: files of its frozen weights.
+      stream: path and array of every leaf of the segmenter; frozen ones are read on demand.
     """
 
     settings: SegmenterConfig
@@ -86,15 +86,15 @@ class TrainedRun(NamedTuple):
 def load_trained(
     workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None
 ) -> Segmenter:
-    """Load the segmenter of a run's best checkpoint, or of its last where none has a score.
+    """Load the segmenter of a run's best checkpoint, or of its last one if none has a score.
 
-    Frozen weights are not in a checkpoint: they are read from the configuration's files again. So are the
-    wavelengths that the files of the run stated, for a configuration of the same bands on the same sensor.
+    A checkpoint holds no frozen weights: they are read again from the files that the configuration names. The
+    wavelengths that the run's files stated are used if `config` has the same bands and sensor.
 
     Args:
       workdir: folder of the run.
-      config: its configuration.
-      layout: mesh to spread the weights over; None for one device.
+      config: the run's configuration.
+      layout: mesh to shard the weights over; None for one device.
 
     Raises:
       UserError: the folder holds no checkpoint, or one of another configuration.
@@ -107,7 +107,11 @@ def load_trained(
 def open_trained(
     workdir: str | os.PathLike[str], config: RunConfig, layout: Layout | None = None
 ) -> TrainedRun:
-    """Open what `load_trained` loads, the frozen weights still to be read."""
+    """Open what `load_trained` loads, without reading the frozen weights.
+
+    Raises:
+      UserError: as in `load_trained`.
+    """
     # 1. the structure
     if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
         config = config.with_wavelengths_of_run(read_run_config(workdir))
@@ -141,11 +145,11 @@ def _drain(values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
 
 
 def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Predict:
-    """Make a predictor: raw tiles (B, S, S, bands) -> scores (B, S, S, C) float32, compiled once a shape.
+    """Make a predictor: raw tiles (B, S, S, bands) -> scores (B, S, S, C) float32, compiled once per shape.
 
     Args:
-      segmenter: with its weights.
-      layout: mesh to spread the tiles over; all hosts pass the same tiles and get all scores. None for one
+      segmenter: segmenter with weights.
+      layout: mesh to shard the tiles over; all hosts pass the same tiles and get all scores. None for one
         device.
     """
     trainable, frozen = split(segmenter)
@@ -156,13 +160,13 @@ def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Predict:
 def make_routed_step(segmenter: Segmenter, layout: Layout | None = None) -> RoutedStep:
     """Make a predictor that also returns each token's strongest expert.
 
-    Arguments are those of `make_predict`. Experts are (L, J, B, N) int32, with J = 0 for an adapter without.
+    Arguments are those of `make_predict`. Experts are (L, J, B, N) int32, with J = 0 if the adapter has none.
     """
     trainable, frozen = split(segmenter)
     step = _spread(make_predict_step(segmenter, layout), layout)
 
     def routed(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predict scores and experts of some tiles."""
+        """Predict scores (B, S, S, C) and experts (L, J, B, N) of tiles (B, S, S, bands)."""
         scores, experts = step(trainable, frozen, pixels)
         if experts is None:
             experts = np.zeros((1, 0, len(pixels), 1), np.int32)
@@ -174,19 +178,24 @@ def make_routed_step(segmenter: Segmenter, layout: Layout | None = None) -> Rout
 def make_scores(
     structure: Segmenter, layout: Layout | None = None
 ) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
-    """Make (trainable, frozen, tiles) -> scores, as `make_predict`; `structure` may be abstract."""
+    """Make a function (trainable, frozen, tiles) -> scores; see `make_predict`.
+
+    Args:
+      structure: read for its structure only; may be abstract.
+      layout: as in `make_predict`.
+    """
     step = _spread(make_predict_step(structure, layout), layout)
     return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels)[0])[: len(pixels)]
 
 
 def _spread(step: Any, layout: Layout | None) -> Any:
-    """Make a step spread its tiles over a layout's devices, filled up with copies of the last one."""
+    """Wrap a step so that it shards its tiles over a layout, padded with copies of the last tile."""
     if layout is None:
         return step
     sharding, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
 
     def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> Any:
-        """Fill up the tiles to a multiple of the devices, and predict."""
+        """Pad the tiles to a multiple of the number of devices, and predict."""
         missing = -len(pixels) % parts
         filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
         return step(trainable, frozen, put(filled, sharding))
@@ -195,14 +204,14 @@ def _spread(step: Any, layout: Layout | None) -> Any:
 
 
 def make_predict_step(structure: Segmenter, layout: Layout | None = None) -> Any:
-    """Make the jitted (trainable, frozen, tiles) -> (scores, experts (L, J, B, N) or None).
+    """Make the jitted step (trainable, frozen, tiles) -> (scores, experts (L, J, B, N) or None).
 
-    With a layout, tiles are spread over it and results are whole everywhere. Segmenters of equal settings
-    share the step, so that a process which trains, evaluates and maps compiles it once for each shape.
+    With a layout, tiles are sharded over it and results are replicated. Segmenters with equal settings share
+    the step, so that a process that trains, evaluates and maps compiles it once per shape.
     """
     try:
         return _predict_step(structure.config, layout)
-    except TypeError:  # settings of a user's own adapter that cannot be hashed
+    except TypeError:  # the settings of a user's own adapter may not be hashable
         return _predict_step.__wrapped__(structure.config, layout)
 
 
@@ -211,7 +220,7 @@ def _predict_step(settings: SegmenterConfig, layout: Layout | None) -> Any:
     structure = abstract_segmenter(settings)
 
     def scores(trainable: Any, frozen: Any, pixels: jax.Array) -> Any:
-        """Predict with the weights given."""
+        """Predict with the given weights."""
         return join(structure, trainable, frozen).scores_and_experts(pixels)
 
     if layout is None:
@@ -227,7 +236,7 @@ class OpenedWeights(NamedTuple):
       parts: parts of the segmenter that it fills, named as in `released.PARTS`.
       encoders: the encoders among them, as the file holds them.
       whole: whether the file holds a segmenter or parts of one, and not just an encoder.
-      stream: path and array of its leaves, each read when it is asked for.
+      stream: path and array of its leaves, each read on demand.
     """
 
     file: WeightFile
@@ -245,10 +254,10 @@ def open_weights(
     Args:
       config: the run's configuration.
       settings: structure of the segmenter.
-      shapes: of all its leaves.
+      shapes: shapes of all its leaves, by path.
 
     Raises:
-      UserError: a file does not fit, or two hold the same part.
+      UserError: a file does not fit the segmenter, or two files hold the same part.
     """
     opened: list[OpenedWeights] = []
     filled: dict[str, str] = {}  # part -> the key and file that fill it
@@ -264,7 +273,7 @@ def open_weights(
 
 
 def _specs(config: RunConfig, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:
-    """Yield (key, file, the encoder that the key is for) of every weight file to be read."""
+    """Yield key, file, and the encoder that the key is for (if any), of every weight file to read."""
     for spec in split_files(config.model.weights):
         yield "config.model.weights", spec, None
     for encoder in (settings.visual, settings.depth if settings.uses_depth else None):
@@ -302,15 +311,17 @@ def _every_leaf(
     known: Collection[Path] = (),
     layout: Layout | None = None,
 ) -> Iterator[tuple[Path, Any]]:
-    """Yield every leaf except the `known` ones: those of the files, then the random ones.
+    """Return all leaves except the `known` ones: first those in files, then random ones.
 
     Raises:
-      UserError: a frozen part is in none of the files given for it; raised before anything is read.
+      UserError: none of the given files holds a frozen part; raised before anything is read.
     """
+    # 1. leaves that no file holds; a frozen part among them is an error or a warning
     filled = {part for file in opened for part in file.parts}
     missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
     frozen = {part_of(path) for path in traverse_util.flatten_dict(split(abstract)[1]) if _is_kernel(path)}
     _check_frozen_weights(config, settings, {part_of(path) for path in missing} & frozen)
+    # 2. leaves of the files, then random ones
     read = ((path, value) for file in opened for path, value in file.stream if path not in known)
     shardings = None if layout is None else layout.parameter_shardings(leaves(abstract))
     return itertools.chain(read, _random(settings, config.seed, missing, shardings))
@@ -319,7 +330,7 @@ def _every_leaf(
 def _random(
     settings: SegmenterConfig, seed: int, missing: Collection[Path], shardings: Any
 ) -> Iterator[tuple[Path, Any]]:
-    """Yield random leaves, made only when the first is asked for: after the files are read."""
+    """Yield random leaves, created only when the first is requested: after the files are read."""
     yield from random_leaves(settings, seed, missing, shardings).items()
 
 
@@ -360,7 +371,7 @@ def _on_device(
     """Put every leaf on its device or devices, in the dtype of the abstract segmenter."""
     wanted = leaves(abstract)
     if layout is None:
-        # committed to its device like restored ones, so that both share compiled programs
+        # committed to the device like restored leaves, so that both share compiled programs
         device = jax.local_devices()[0]
         return {
             path: jax.device_put(jax.numpy.asarray(value, wanted[path].dtype), device)

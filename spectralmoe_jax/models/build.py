@@ -1,4 +1,4 @@
-"""Segmenters from a configuration: settings, modules with or without arrays, other bands, sizes."""
+"""Build segmenters from configurations: settings, abstract or random modules, other bands, sizes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from spectralmoe_jax.sensors import place_of, visible, wavelengths
 
 
 def segmenter_config(config: RunConfig) -> SegmenterConfig:
-    """Return the settings of a configuration's segmenter, with what follows from bands, sensor and classes.
+    """Return the settings of a run's segmenter, including what follows from bands, sensor and classes.
 
     Raises:
-      UserError: parts do not fit each other, or a user's own adapter is not one; names the key.
+      UserError: parts do not fit each other, or a user's own adapter is not valid; names the key.
     """
     model, bands = config.model, config.bands
     depth: EncoderConfig | None = None
@@ -54,9 +54,12 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
 
 
 def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
-    """Indices of the bands that the depth encoder sees.
+    """Return the indices of the bands that the depth encoder sees.
 
-    They are the named ones, by any of their names on the sensor, or else red, green and blue.
+    These are the named bands, by any of their names on the sensor, or red, green and blue by default.
+
+    Raises:
+      UserError: a named band is missing, or it is not known which bands are red, green and blue.
     """
     if names is None:
         found = visible(bands, sensor)
@@ -79,9 +82,9 @@ def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: st
 
 
 def _wavelengths(config: RunConfig) -> tuple[float, ...]:
-    """Wavelengths of the bands, for an encoder that takes them.
+    """Return the wavelengths of the bands, for an encoder that takes them.
 
-    Those that the configuration gives, else those that its files stated, else those of the sensor.
+    The configuration's own come first, then those that its files stated, then those of the sensor.
     """
     visual = config.model.visual
     if visual.wavelengths or not visual.takes_wavelengths:
@@ -90,17 +93,17 @@ def _wavelengths(config: RunConfig) -> tuple[float, ...]:
 
 
 def _adapter(section: Any) -> Any:
-    """The adapter's settings; those of a user's own are checked by its class."""
+    """Return the adapter's settings; the class of a user's own adapter defines which are valid."""
     if not isinstance(section, OwnAdapterConfig):
         return section
     return build(adapter_class(section.kind).Config, section.settings, "config.model.adapter")
 
 
 def _check_encoder(visual: EncoderConfig, kind: str) -> None:
-    """Check that the adapter can act in the visual encoder.
+    """Check that the adapter works with the visual encoder.
 
     Raises:
-      UserError: it cannot.
+      UserError: it does not; names the key.
     """
     adapter = adapter_class(kind)
     if adapter.adds_tokens and visual.kind == "sam":
@@ -114,7 +117,7 @@ def _check_encoder(visual: EncoderConfig, kind: str) -> None:
 
 
 def abstract_segmenter(config: SegmenterConfig) -> Segmenter:
-    """Make a segmenter with shapes and dtypes in place of arrays: nothing is allocated."""
+    """Make a segmenter with shapes and dtypes in place of arrays; nothing is allocated."""
     return nnx.eval_shape(lambda: Segmenter(config, rngs=nnx.Rngs(0)))
 
 
@@ -135,16 +138,16 @@ def random_leaves(
 
     Args:
       config: settings of the segmenter.
-      seed: draws the weights. It is an argument of the compiled function: as a constant, every seed would be
-        compiled anew.
-      paths: of the leaves.
-      shardings: of every leaf; None for one device.
+      seed: seed of the weights. It is an argument of the compiled function: as a constant, it would cause a
+        compilation for every seed.
+      paths: paths of the leaves to make.
+      shardings: sharding of every leaf; None for one device.
     """
     if not paths:
         return {}
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        """Initialise the wanted leaves alone; the compiler drops the others."""
+        """Initialise all leaves and return the wanted ones; the compiler drops the others."""
         found = leaves(Segmenter(config, rngs=nnx.Rngs(key)))
         return {"/".join(path): found[path] for path in paths}
 
@@ -161,15 +164,15 @@ def for_bands(
     pixel_std: Sequence[float],
     depth_bands: Sequence[int] = (0, 1, 2),
 ) -> Segmenter:
-    """Make the segmenter of another sensor from the same parameters, which are shared, not copied.
+    """Make a segmenter for another sensor from the same parameters, which are shared, not copied.
 
-    The patch embedding is generated here, once for the band set, and is a constant of every step after that.
+    The patch embedding is generated here, once for the band set, and is a constant in every later step.
 
     Args:
-      segmenter: with an encoder that generates its patch embedding (dofa).
-      wavelengths: of the bands, micrometres.
-      pixel_mean: one value for each band, in raw pixel units.
-      pixel_std: likewise.
+      segmenter: segmenter whose visual encoder generates its patch embedding (dofa).
+      wavelengths: wavelengths of the bands in micrometres.
+      pixel_mean: mean of each band, in raw pixel units.
+      pixel_std: standard deviation of each band, in raw pixel units.
       depth_bands: indices of the bands that the depth encoder sees: red, green, blue.
 
     Raises:
@@ -190,6 +193,7 @@ def for_bands(
         pixel_mean=tuple(pixel_mean),
         pixel_std=tuple(pixel_std),
     )
+    # kernel (p, p, bands, D), bias (D,)
     kernel, bias = segmenter.backbone.visual.generator(config.visual.wavelengths)  # type: ignore[attr-defined]
     replaced = {
         ("backbone", "visual", "patch_kernel"): kernel,
@@ -200,7 +204,7 @@ def for_bands(
     return with_values(abstract_segmenter(config), leaves(segmenter) | replaced)
 
 
-# The part of the model that a parameter belongs to: that of the first path that its own starts with.
+# Parts of the model by path prefix: a parameter belongs to the first prefix that its path starts with.
 PARTS = {
     ("backbone", "visual"): "visual encoder",
     ("backbone", "depth"): "depth encoder",
@@ -217,9 +221,9 @@ class PartSize(NamedTuple):
     """Size of one part of a segmenter.
 
     Attributes:
-      name: of the part.
-      trainable: number of its trained parameters.
-      frozen: number of the others.
+      name: name of the part.
+      trainable: number of trainable parameters.
+      frozen: number of frozen parameters.
     """
 
     name: str
@@ -234,7 +238,7 @@ def count_parameters(config: Configuration) -> list[PartSize]:
       config: a configuration in any form of `config.load.Configuration`.
 
     Raises:
-      UserError: the configuration is not a model.
+      UserError: the configuration does not describe a valid model.
     """
     settings = segmenter_config(as_run_config(config))
     return part_sizes(abstract_segmenter(settings), settings)

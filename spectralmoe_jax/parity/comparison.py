@@ -16,7 +16,7 @@ Shape = tuple[int | None, ...]  # None: any length
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every array of an `.npz` file; `meta`, where there is one, is a text of shape ().
+    """Read every array of an `.npz` file; an array `meta`, if there is one, holds text of shape ().
 
     Raises:
       UserError: the file is not readable, or an array other than `meta` does not hold numbers.

@@ -48,8 +48,8 @@ OUTPUTS = (
 def verify_segmenter(path: Path) -> list[Check]:
     """Check one golden segmenter: `NAME.json` beside `NAME.npz` and `NAME.safetensors`.
 
-    Without the weights in the folder the result is one check without a bound that says so. A quantity that
-    the file does not hold is listed without a bound, too.
+    If the folder lacks the weights, the result is one check without a bound that reports this. A quantity
+    that the file does not hold is listed without a bound, too.
 
     Raises:
       UserError: a file is not readable or does not fit the others.
@@ -245,7 +245,7 @@ def released_assignment(assignment: np.ndarray, labels: np.ndarray, num_classes:
     Returns:
       (K, B, Q), index + 1 of the class among the sorted classes of the image, 0 for no object.
     """
-    ranks = _ranks(labels, num_classes)  # (B, C+1)
+    ranks = _ranks(labels, num_classes)  # (B, C + 1)
     assignment = np.asarray(assignment)
     return np.stack([ranks[b][assignment[:, b]] for b in range(len(ranks))], axis=1)
 
@@ -271,7 +271,7 @@ def slot_points(
     Returns:
       (K, B, C, P, 2); slots of absent classes are zero.
     """
-    classes = class_assignment(released, labels, num_classes)
+    classes = class_assignment(released, labels, num_classes)  # (K, B, Q), class + 1 or 0
     layers, batch, _ = classes.shape
     slots = np.zeros((layers, batch, num_classes, *points[0].shape[1:]), points[0].dtype)
     for layer in range(layers):

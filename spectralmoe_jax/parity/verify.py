@@ -26,7 +26,7 @@ def verify(directory: str | os.PathLike[str]) -> bool:
       reason and does not count as a miss.
 
     Raises:
-      UserError: as `check_folder`.
+      UserError: as in `check_folder`.
     """
     checks = check_folder(directory)
     table = Table(box=None, header_style="bold")

@@ -5,13 +5,13 @@ Sentinel-2A) and its product specification; Landsat from the USGS data users' ha
 the published band edges for TM and ETM+) and the Collection 2 scale factors; Gaofen and PlanetScope (PS2)
 from their operators' specifications; `generic` from the settings that SpectralMoE was published with, and
 round numbers for other bands. Aerial cameras have the broad bands of digital mapping cameras, rounded.
-Imaging spectrometers are described where their tables are.
+For imaging spectrometers, see the comments at their tables.
 
 The wavelengths of imaging spectrometers differ by some nanometres between instruments, dates and processors:
 where a file states its own, those are better (`data_pipelines.readers.raster_header`).
 
 Sentinel-2 products of processing baseline 04.00 and later (from 25 January 2022) store 1000 more than `scale`
-and `offset` say here, and their files do not tell. Mixing both kinds shifts reflectance by 0.1 (ESA,
+and `offset` give here, and their files do not state it. Mixing both kinds shifts reflectance by 0.1 (ESA,
 Sentinel-2 Products Specification Document, RADIO_ADD_OFFSET).
 """
 
@@ -31,7 +31,7 @@ class Band(NamedTuple):
     """A spectral band.
 
     Attributes:
-      name: as in files of the sensor.
+      name: name as in files of the sensor.
       centre: wavelength in micrometres.
       width: full width at half maximum in micrometres.
       aliases: other names of the band.
@@ -48,15 +48,15 @@ class Sensor:
     """A sensor, and how its products commonly store values.
 
     Attributes:
-      name: as in `config.sensor`.
-      bands: in the order of its files.
+      name: name as in `config.sensor`.
+      bands: bands in the order of its files.
       rgb: bands to show as red, green and blue, to give to a depth encoder, and to distort as colours.
       scale: reflectance per stored unit, reflectance = scale * value + offset; None where products differ or
         hold no reflectance. Models get pixels as stored; `spectralmoe data` uses scale and offset to find
         statistics that cannot be reflectance.
       offset: reflectance of the stored value 0.
-      nodata: value of pixels without data where a file states none; None where there is no convention.
-      dtype: NumPy name of the type that values are commonly stored in; None where there is no convention.
+      nodata: value of pixels without data where a file states none; None if there is no convention.
+      dtype: NumPy name of the type that values are commonly stored in; None if there is no convention.
         `spectralmoe data` reports files in another type, for which scale and offset do not hold.
       nominal: the wavelengths are nominal ones, which the instruments keep only roughly; those that a file
         states are used instead.
@@ -76,7 +76,7 @@ class Sensor:
         return {name.lower(): band.name for band in self.bands for name in (band.name, *band.aliases)}
 
     def named(self, name: str) -> Band | None:
-        """Return the band with a name or alias in any case, or None."""
+        """Return the band with this name or alias, in any case, or None."""
         own = self.known_as().get(name.lower())
         return next((band for band in self.bands if band.name == own), None)
 

@@ -114,8 +114,8 @@ class Heartbeat:
     """Heartbeat file for an external watchdog; collectives hang forever if a host dies.
 
     `WORKDIR/heartbeat/PROCESS.json` holds this process's step, time (seconds since 1970), host and pid. It is
-    renewed when training starts and then after steps, at most once in `HEARTBEAT_SECONDS`. It is removed when
-    training ends, unless the process is killed: an old file means a stuck or dead process.
+    renewed when training starts and then after steps, at most once every `HEARTBEAT_SECONDS`. It is removed
+    when training ends, unless the process is killed: an old file means a stuck or dead process.
     """
 
     def __init__(self, workdir: str | os.PathLike[str]):

@@ -51,20 +51,20 @@ class TrainingDiverged(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that `fit` needs to know of a run: model, loss, data and evaluation.
+    """Everything that `fit` needs of a run: model, loss, data and evaluation.
 
     Attributes:
       trainable: parameters to start from, plain nested dicts of arrays.
-      frozen: what the loss needs besides them; never copied, stored or updated.
+      frozen: other arrays that the loss needs; never copied, stored or updated.
       loss_fn: see `LossFunction`.
-      make_batches: from the step to start at to an endless iterator of batches; batch n is the same whatever
-        step the iterator started at.
-      batch_size: images per batch, of all hosts together.
-      evaluate: from trainable parameters to named scores, or None for no evaluation.
+      make_batches: function from a first step to an endless iterator of batches; batch n does not depend on
+        the first step.
+      batch_size: images per batch, on all hosts together.
+      evaluate: function from trainable parameters to named scores; None for no evaluation.
       selection_metric: the score that decides which checkpoint is best, higher is better.
       rules: parameter groups of the optimizer that come before those of the configuration.
-      layout: mesh that `trainable`, `frozen` and batches are spread over; None for one device. With several
-        hosts every one of them runs `fit`, and `make_batches` gives each its own rows.
+      layout: mesh that `trainable`, `frozen` and batches are sharded over; None for one device. With several
+        hosts, each of them runs `fit`, and `make_batches` gives each its own rows.
     """
 
     trainable: Any
@@ -84,8 +84,8 @@ def fit(
     """Train from the last checkpoint, or from the start, to `settings.steps`.
 
     The parameters after step n depend on the experiment, the settings and the key alone, not on how often the
-    run was interrupted. On SIGTERM to any host the state is saved and the function returns early, on all of
-    them after the same step.
+    run was interrupted. On SIGTERM to any host the state is saved and the function returns early, on all
+    hosts after the same step.
 
     Args:
       experiment: model, loss, data and evaluation.
@@ -111,7 +111,7 @@ def fit(
     silent = jax.process_index() != 0
     start = int(state.step)
     learning_rate = jax.jit(make_schedule(settings))
-    learning_rate(start)  # compiled before the first step, not between two
+    learning_rate(start)  # compiled before the first step, not between two steps
 
     with (
         StopRequest() as stop,
@@ -203,7 +203,7 @@ def _require_finite(state: TrainState, store: CheckpointStore) -> None:
 def prefetch(
     batches: Iterator[Any], ahead: int = _BATCHES_AHEAD, place: Callable[[Any], Any] = jax.device_put
 ) -> Generator[Any]:
-    """Yield the same batches as arrays on the device, drawn before they are asked for.
+    """Yield batches as arrays on the device, drawn ahead of their use.
 
     A thread takes them from `batches` and starts their copies, so the loop waits for neither, even where the
     call of a step returns only when the step is done, as on a CPU. An error is raised in place of its batch,
@@ -212,7 +212,7 @@ def prefetch(
 
     Args:
       batches: pytrees of arrays.
-      ahead: batches drawn before they are asked for, at most; at least 1.
+      ahead: largest number of batches drawn ahead; at least 1.
       place: starts copying a batch to its devices.
     """
 
@@ -237,9 +237,9 @@ def prefetch(
 
 
 class StopRequest:
-    """SIGTERM as a flag that is read between two steps, so that no step is cut in two.
+    """SIGTERM as a flag that is read between two steps, so that no step is interrupted.
 
-    With several hosts a signal to one reaches all, and they agree on the step to stop after.
+    With several hosts, a signal to one reaches all, and they agree on the step to stop after.
     """
 
     requested = False

@@ -22,16 +22,16 @@ from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parameters import join
 
 NEVER = -1
-"""Value of `TrainState.first_bad_step` as long as all losses and gradients were finite."""
+"""Value of `TrainState.first_bad_step` while all losses and gradients are finite."""
 
 Metrics = dict[str, jax.Array]
 
 
 class LossFunction(Protocol):
-    """A loss to be differentiated."""
+    """A loss function that the training step differentiates."""
 
     def __call__(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Return the loss () and what to log, scalars and small arrays; `key` belongs to this step alone."""
+        """Return the loss () and metrics to log (scalars, small arrays); `key` is used by this step alone."""
         ...
 
 
@@ -68,7 +68,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
       A function of the two dicts of `parameters.split`, a batch `{"image": (B, H, W, bands) raw pixels,
       "label": (B, H, W)}` and a key. It returns the scalar loss and its named terms: class, mask and dice
       summed over decoder outputs (for the linear head, its cross-entropy as class), and the adapter's own.
-      With experts it also returns `expert_usage` (L, J, E), see there.
+      With experts it also returns the result of `expert_usage` (L, J, E).
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -77,7 +77,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         model = join(segmenter, trainable, frozen)
         noise_key, point_key = jax.random.split(key)
         out = model(model.normalise(batch["image"]), key=noise_key)
-        labels = batch["label"].astype(jnp.int32)
+        labels = batch["label"].astype(jnp.int32)  # (B, H, W)
 
         # 2. the adapter's own terms
         metrics: Metrics = {"loss_balance": out.auxiliary_loss}
@@ -108,8 +108,8 @@ def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig) ->
       config: as in `make_loss`.
 
     Returns:
-      As `make_loss`, for batches `{stream: batch}` of one stream each and frozen weights by stream. Compiled
-      once a stream.
+      A function as from `make_loss`, for batches `{stream: batch}` of one stream each and frozen weights by
+      stream. It is compiled once per stream.
     """
     losses = {name: make_loss(segmenter, config) for name, segmenter in segmenters.items()}
 
@@ -122,7 +122,7 @@ def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig) ->
 
 
 def expert_usage(strongest: jax.Array, experts: int) -> jax.Array:
-    """Return the share of tokens by their strongest expert: (L, J, B, N) int32 -> (L, J, E) float32."""
+    """Return each expert's share of tokens, by strongest expert: (L, J, B, N) int32 -> (L, J, E) float32."""
     return jnp.mean(strongest[..., None] == jnp.arange(experts), axis=(2, 3), dtype=jnp.float32)
 
 
@@ -131,7 +131,7 @@ def init_state(
 ) -> TrainState:
     """Make the state before the first step, with its own copy of `params`: a step donates its state.
 
-    With a layout every leaf is made where it belongs and never exists whole anywhere else.
+    With a layout, every leaf is created with its own sharding and is never gathered on one device.
     """
 
     def make(params: Any) -> TrainState:
@@ -162,15 +162,15 @@ def make_train_step(
     Args:
       loss_fn: the loss of a batch.
       optimizer: from `make_optimizer`.
-      layout: the mesh that the state is spread over, and stays on; None for one device. A batch is that of
-        all hosts.
+      layout: mesh that the state is sharded over, before and after a step; None for one device. A batch is
+        the global one, of all hosts together.
 
     Returns:
-      The step. Its metrics are those of `loss_fn`, and `loss` and `grad_norm` ().
+      The step. Its metrics are those of `loss_fn`, with `loss` () and `grad_norm` ().
     """
 
     def train_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Do one step on arrays that are whole, or spread by the active layout."""
+        """Do one step, on one device or under the active layout."""
         # 1. loss and gradient, of the trainable parameters alone
         step_key = jax.random.fold_in(key, state.step)
         loss_and_gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -193,10 +193,10 @@ def make_train_step(
         return jax.jit(train_step, donate_argnums=0)
 
     def spread_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Do one step under a layout, and keep the sharding of the state."""
+        """Do one step under a layout, and keep the state's sharding."""
         with layout.active():
             new_state, metrics = train_step(state, frozen, batch, key)
-        # metrics are whole on every device
+        # metrics are replicated on every device
         shardings = layout.parameter_shardings(new_state)
         replicated = jax.tree.map(lambda _: layout.sharding(), metrics)
         return jax.lax.with_sharding_constraint((new_state, metrics), (shardings, replicated))

@@ -1,7 +1,7 @@
 """`spectralmoe train`: from a configuration and a folder to a trained model in that folder.
 
-`train` is the whole way: check the configuration and the folder, build the experiment (`build_experiment`:
-data, model, loss, batches, evaluation), and run it (`run_experiment`: folder, checkpoints, `loop.fit`).
+`train` checks the configuration and the folder, builds the experiment (`build_experiment`: data, model, loss,
+batches, evaluation), and runs it (`run_experiment`: folder, checkpoints, `loop.fit`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from spectralmoe_jax.training.step import make_loss, make_stream_loss
 
 
 def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Train what a configuration describes; run again, it resumes from the last checkpoint.
+    """Train the model of a configuration; a repeated call resumes from the last checkpoint.
 
     Args:
       config: a configuration in any form of `config.load.Configuration`.
@@ -100,7 +100,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
 
     Args:
       config: a run's configuration.
-      layout: devices to spread the model over; None for one device.
+      layout: mesh to shard the model over; None for one device.
 
     Raises:
       UserError: names the key or file that is wrong.
@@ -153,10 +153,10 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
 
 
 def check_sizes(config: RunConfig) -> None:
-    """Check that patches fill training tiles and windows.
+    """Check before the run that training tiles and windows consist of whole patches.
 
     Raises:
-      UserError: names the key; without this it would be found in the middle of a run.
+      UserError: a side is not a multiple of the patch size; names the key.
     """
     patch = config.model.visual.patch_size
     for key, side in (
@@ -169,7 +169,7 @@ def check_sizes(config: RunConfig) -> None:
 
 
 def _segmenter_of(segmenter: Segmenter, name: str, config: RunConfig) -> Segmenter:
-    """Return the segmenter for the bands of a stream, with the parameters of the main one."""
+    """Return the segmenter for the bands of a stream, sharing the parameters of the main segmenter."""
     settings = segmenter_config(config)
     try:
         return for_bands(
@@ -199,9 +199,9 @@ def make_evaluation(
 def run_experiment(
     experiment: Experiment, config: RunConfig, workdir: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """Train an experiment under a configuration's `seed` and `train`.
+    """Train an experiment with a configuration's `seed` and `train`.
 
-    With several hosts all of them run this on one shared folder; host 0 alone writes the logs.
+    With several hosts, all of them call this with one shared folder; host 0 alone writes the logs.
 
     Args:
       experiment: model, loss, data and evaluation.
@@ -209,7 +209,7 @@ def run_experiment(
       workdir: a folder that `check_workdir` accepts.
 
     Returns:
-      As `train`.
+      As in `train`.
     """
     if jax.default_backend() == "cpu":
         keep_freed_memory(one_heap=False)

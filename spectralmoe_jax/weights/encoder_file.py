@@ -50,7 +50,7 @@ def fill_encoder(encoder: Encoder, file: WeightFile, format_name: str | None = N
 def read_encoder(
     file: WeightFile, config: EncoderConfig, format_name: str | None = None
 ) -> Iterator[tuple[LeafPath, np.ndarray]]:
-    """Yield path and array of every leaf of an encoder, each read when it is asked for.
+    """Yield path and array of every leaf of an encoder, each read on demand.
 
     Args:
       file: a file that holds this encoder, perhaps among other things of its format.
@@ -58,8 +58,8 @@ def read_encoder(
       format_name: the format, instead of the one recognised.
 
     Raises:
-      UserError: before anything large is read, where the file is of no known format, holds another
-        architecture, or has missing, unexpected or misshapen tensors.
+      UserError: the file is of no known format, holds another architecture, or has missing, unexpected or
+        misshapen tensors; raised before anything large is read.
     """
     encoder_file = recognise(file, format_name)
     require_architecture(encoder_file, config)
@@ -168,7 +168,7 @@ def require_architecture(encoder_file: EncoderFile, config: EncoderConfig, where
 
 
 def _applies(key: str, config: EncoderConfig) -> bool:
-    """Return whether a setting has a meaning for the encoder's family."""
+    """Return whether a setting applies to the encoder's family."""
     if key in ("window", "global_every", "neck_width"):
         return config.kind == "sam"
     return key != "rope_base" or config.family.rope == "centred"
@@ -264,7 +264,7 @@ class EncoderResizer:
     """Resizes patch kernels, position tables and relative positions to the sizes of an encoder.
 
     Kernels and tables are resampled bicubically, as torch's `interpolate(align_corners=False)`; relative
-    positions linearly. Bands beyond the file's get a kernel as `EncoderConfig.extra_bands` says. Every
+    positions linearly. Bands beyond the file's get kernels according to `EncoderConfig.extra_bands`. Every
     leaf that is resized is logged.
 
     Args:
@@ -297,7 +297,7 @@ class EncoderResizer:
         return resize(value, wanted).astype(value.dtype)
 
     def _choose(self, path: LeafPath, shape: Shape, wanted: Shape) -> Callable | None:
-        """Return the function that resizes this leaf, or None where none can."""
+        """Return the function that resizes this leaf, or None if none can."""
         if len(shape) != len(wanted) or shape[-1] != wanted[-1]:
             return None
         if path == ("patch_kernel",):
@@ -325,16 +325,17 @@ class EncoderResizer:
             return kernel[:, :, self._kept_channels(channels)]
         if self.config.extra_bands == "modulo":
             return kernel[:, :, np.arange(bands) % channels]
-        extra = np.zeros_like(kernel[:, :, :1])
+        extra = np.zeros_like(kernel[:, :, :1])  # (P, P, 1, D)
         if self.config.extra_bands == "mean":
             extra = kernel.mean(axis=2, keepdims=True)
         return np.concatenate([kernel, np.repeat(extra, bands - channels, axis=2)], axis=2)
 
     def _kept_channels(self, channels: int) -> list[int]:
-        """Return the channel of the weights for each band, where there are fewer bands than channels.
+        """Return the channel of the weights for each band, if there are fewer bands than channels.
 
         Raises:
-          UserError: the bands are not known to be channels of RGB weights; dropping by order would be silent.
+          UserError: the bands are not known to be channels of RGB weights; dropping some by position could
+            go unnoticed.
         """
         names = self.config.band_names
         if channels == len(RGB) and names and set(names) <= set(RGB):
@@ -350,14 +351,14 @@ class EncoderResizer:
         """Resize ([1 +] s * s, D) to ([1 +] S * S, D); the row of the class token stays."""
         classes = self._class_rows
         side, target = (math.isqrt(rows - classes) for rows in (len(table), wanted[0]))
-        grid = table[classes:].reshape(side, side, -1)
+        grid = table[classes:].reshape(side, side, -1)  # (s, s, D)
         resized = _bicubic(grid, target, self.config.table_antialias)  # (S, S, D)
         return np.concatenate([table[:classes], resized.reshape(target**2, -1)])
 
 
 def _bicubic(grid: np.ndarray, size: int, antialias: bool = False) -> np.ndarray:
     """Resample (s, s, D) to (size, size, D), through float64."""
-    matrix = bicubic_matrix(grid.shape[0], size, antialias=antialias)
+    matrix = bicubic_matrix(grid.shape[0], size, antialias=antialias)  # (size, s)
     return np.einsum("ih,jw,hwd->ijd", matrix, matrix, grid, optimize=True)
 
 

@@ -150,7 +150,7 @@ HF_CLIP = TensorNames(
 
 
 def encoder_rules(names: TensorNames, config: EncoderConfig) -> list[Rule]:
-    """Return the rules of an encoder under these names; some may be for leaves that it does not have."""
+    """Return the rules of an encoder under these names, perhaps with some for leaves that it lacks."""
     rules = []
     # tokens and positions
     tokens = (

@@ -244,7 +244,7 @@ def file_fields(encoder_file: EncoderFile) -> dict[str, Any]:
 
 
 def _strip_prefix(name: str, prefix: str) -> str:
-    """Return the name without its prefix, or an empty string where it lacks the prefix."""
+    """Return the name without its prefix, or an empty string if it lacks the prefix."""
     return name[len(prefix) :] if name.startswith(prefix) else ""
 
 

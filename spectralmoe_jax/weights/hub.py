@@ -31,7 +31,7 @@ def fetch(spec: str) -> Path:
 
     Raises:
       UserError: the name is malformed, the repository lacks the file, or the hub cannot be reached within
-        `TIMEOUT` seconds; the message says what to download by hand.
+        `TIMEOUT` seconds; the message describes what to download by hand.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -177,7 +177,7 @@ def _is_reachable(url: str) -> bool:
     def ask() -> None:
         """Send one request and note whether it is answered."""
         with contextlib.suppress(Exception):  # the client raises errors of several HTTP libraries
-            if session.head(url, timeout=TIMEOUT).status_code < 500:  # from 500 on a proxy failed
+            if session.head(url, timeout=TIMEOUT).status_code < 500:  # 500 and above: a proxy failed
                 answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)

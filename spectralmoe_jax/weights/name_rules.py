@@ -1,6 +1,6 @@
 """Rules that map tensors of a PyTorch state dict to parameters of our model, and back.
 
-A `Rule` says which tensors of a weight file fill a leaf of the model and how their axes move. Indices in
+A `Rule` defines which tensors of a weight file fill a leaf of the model and how their axes move. Indices in
 braces, such as `{layer}` or `{expert}`, are the leading (stacked) axes of the leaf, in order, so one rule
 covers all layers. Every transform only permutes or reshapes axes, so a round trip is bit-exact. Loading is
 strict: a missing or unexpected tensor is an error.
@@ -55,7 +55,7 @@ TRANSFORMS: dict[str, Transform] = {
     "per_band": Transform(lambda x: x.squeeze((1, 2)), lambda x: x[:, None, None]),
 }
 
-ZEROS = ""  # stands for a zero part of a leaf that no tensor holds, such as the bias of the keys
+ZEROS = ""  # marks a zero part of a leaf that no tensor holds, such as the bias of the keys
 
 
 class Rule(NamedTuple):
@@ -82,7 +82,7 @@ class Rule(NamedTuple):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The tensor names, also where there is only one."""
+        """The tensor names as a tuple, even if there is only one."""
         return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
 
     @property
@@ -174,7 +174,7 @@ def stream_tensors(
 ) -> Iterator[tuple[LeafPath, np.ndarray]]:
     """Yield every leaf as `read_tensors` fills it, one at a time, in the order of `leaves`.
 
-    All names and shapes are checked before this function returns, so a file that does not fit is never read.
+    All names and shapes are checked before this function returns, so no tensor of a wrong file is read.
     Tensors of a mapping with a method `shape(name)` are not read for the check.
     """
     defaults = defaults or {}
@@ -345,14 +345,14 @@ def shape_of(tensors: Mapping[str, np.ndarray], name: str) -> Shape:
 
 
 def joined_shape(rule: Rule, shapes: list[Shape]) -> Shape | None:
-    """Return the shape that a rule makes of tensors of these shapes, or None where they do not fit together.
+    """Return the shape that a rule makes of tensors of these shapes, or None if they do not fit together.
 
     Args:
       rule: the rule that joins the tensors.
       shapes: shapes of the tensors that exist, in the order of the rule's patterns.
     """
     try:
-        # A broadcast scalar stands for the tensor: its axes move, and nothing is read or allocated.
+        # A broadcast scalar represents the tensor: its axes move, and nothing is read or allocated.
         read = TRANSFORMS[rule.transform].read
         parts = [read(np.broadcast_to(np.int8(0), shape)).shape for shape in shapes]
     except (ValueError, IndexError):

@@ -2,7 +2,7 @@
 
 A weight file is a safetensors file, a file of `torch.save`, a Hugging Face folder, or a name on the hub:
 `hf://owner/name[@revision][/file]`. `open_weight_file` gives each as a `WeightFile`: a read-only mapping from
-tensor names to arrays that reads a tensor from disk only when it is asked for.
+tensor names to arrays that reads a tensor from disk only on access.
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ def load_released(segmenter: Segmenter, file: str | os.PathLike[str]) -> None:
 def stream_segmenter(
     file: WeightFile, config: SegmenterConfig, shapes: dict[LeafPath, Shape], parts: Collection[str]
 ) -> Iterator[tuple[LeafPath, np.ndarray]]:
-    """Yield path and array of every leaf of `parts`, each read when it is asked for.
+    """Yield path and array of every leaf of `parts`, each read on demand.
 
     Args:
       file: a file that holds these parts, in the released layout or under native names.
@@ -292,7 +292,7 @@ def stream_segmenter(
       parts: the parts to read, named as in `PARTS`.
 
     Raises:
-      UserError: before anything large is read; lists all problems together.
+      UserError: the parts do not fit; lists all problems together, before anything large is read.
     """
     parts = _used_parts(file, config, parts)
     named = canonical(file)
