@@ -150,6 +150,7 @@ def _entry(hlo: str) -> str:
 
 def _run_counts(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
     """Count how often each computation runs in one run of the program."""
+    # 1. callers of each computation, with the number of iterations of the calling instruction
     callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, lines in computations.items():
         for line in lines:
@@ -157,6 +158,7 @@ def _run_counts(computations: dict[str, list[str]], entry: str) -> dict[str, int
             for one, several in _CALLED.findall(line):
                 for called in (one or several).split(","):
                     callers[called.strip().lstrip("%")].append((name, trips))
+    # 2. sum over callers, from the entry down
     runs: dict[str, int] = {entry: 1}
 
     def count(name: str) -> int:

@@ -110,7 +110,7 @@ def convert(
 
 
 def _refuse(what: str, options: dict[str, object]) -> None:
-    """Raise a UserError where the user gave an option that has no meaning here."""
+    """Raise a UserError if the user gave an option that has no meaning here."""
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UserError(f"{what}, for which {' and '.join(given)} has no meaning: leave it out")
@@ -168,6 +168,7 @@ def _merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
     Raises:
       UserError: a file does not fit, or two files hold the same part.
     """
+    # 1. find the parts, each in one file only
     files = [open_weight_file(spec) for spec in specs]
     settings = None if config is None else segmenter_config(config)
     parts: dict[str, Part] = {}
@@ -176,12 +177,16 @@ def _merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
             if part.name in parts:
                 raise UserError(f"{file.spec} holds the {part.name} part, which an earlier file holds too")
             parts[part.name] = part
+
+    # 2. record where they come from
     encoders = {name: part.encoder_file for name, part in parts.items() if part.encoder_file is not None}
     record = {
         "format": "segmenter",
         "files": [file_record(file) for file in files],
         "encoders": {name: encoder_record(encoder_file) for name, encoder_file in encoders.items()},
     }
+
+    # 3. write leaf by leaf
     shapes = {"/".join(path): shape for part in parts.values() for path, shape in part.shapes.items()}
     stream = (("/".join(path), leaf) for part in parts.values() for path, leaf in part.stream)
     stored = ((name, leaf) for name, leaf in stream if name in shapes)
@@ -255,6 +260,7 @@ def _resized_parts(file: WeightFile, settings: SegmenterConfig) -> Iterator[Part
         """Select the leaves of one part of the segmenter."""
         return {p: shape for p, shape in shapes.items() if part_of(p) == name and p not in generated}
 
+    # 1. a file of a segmenter or parts of one
     if is_segmenter(file):
         unused = set() if settings.uses_depth else {"depth"}
         for name in sorted(parts_of(file) - unused):
@@ -262,6 +268,7 @@ def _resized_parts(file: WeightFile, settings: SegmenterConfig) -> Iterator[Part
             stream = stream_segmenter(file, settings, shapes, {name})
             yield Part(name, shapes_of(name), stream, encoder_file)
         return
+    # 2. an encoder's own file
     name, encoder_file = _recognise_role(file)
     encoder = settings.visual if name == "visual" else settings.depth
     if encoder is None:
