@@ -1,1 +1,1 @@
-"""The configurations that ship with the project: one readable Python file each."""
+"""Configurations that ship with the project, one readable Python file each."""

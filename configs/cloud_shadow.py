@@ -1,13 +1,13 @@
 """Clouds and their shadows across sensors: Landsat-5 source, Landsat-7 target, straight from the GeoTIFFs.
 
-Top-of-atmosphere reflectance in six named bands, one scene of 512 x 512 pixels a sensor. A scene is cut into
-windows, a few of which are held out to choose the checkpoint by. Any third sensor whose files have these
-bands, in whatever order, is a target too; its image is PATH/cloudshadow/landsat8_image.tif, its labels
-landsat8_label.tif.
+Top-of-atmosphere reflectance in six named bands, one scene of 512 x 512 pixels per sensor. A scene is cut
+into windows, a few of which are held out to choose the checkpoint. Any third sensor whose files have these
+bands, in whatever order, can be a target too; for Landsat 8, the image is
+PATH/cloudshadow/landsat8_image.tif and the labels are landsat8_label.tif.
 
 Source: our own, on the test data of DLR's ukis-csmask (Apache-2.0).
 Score: none published; full runs not measured, smaller ones in docs/results.md.
-Cost: not measured; made for two CPU cores.
+Cost: not measured; designed for two CPU cores.
 
   spectralmoe train --config configs/cloud_shadow.py --config.data.root=PATH/cloudshadow --workdir runs/clouds
   spectralmoe evaluate --workdir runs/clouds --config.data.target=landsat7,landsat8 \
@@ -33,8 +33,8 @@ def get_config() -> ConfigDict:
     config.data.label_values = (1, 2, 3)  # as stored, in the order of the classes
     config.data.ignore_values = (0,)
     config.data.tile = 128
-    # DOMAIN=SENSOR, by whose names a domain's bands are found (B4 is near infrared on Landsat 5 and 7, red on
-    # Landsat 8); domains not named here are of config.sensor
+    # DOMAIN=SENSOR: the sensor whose names identify a domain's bands (B4 is near infrared on Landsat 5 and 7,
+    # red on Landsat 8); domains not named here use config.sensor
     config.data.sensors = ("landsat5=landsat5", "landsat7=landsat7")
     config.data.source = ("landsat5",)
     config.data.target = ("landsat7",)

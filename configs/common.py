@@ -1,7 +1,7 @@
-"""Settings that several configurations share, and their arguments after the colon.
+"""Settings that several configurations share, and parsing of their arguments after the colon.
 
-A run's own file starts from `published` or `small` and sets what differs, so it reads as the list of its
-choices. A copy of such a file runs from anywhere: it imports this module from the installed package.
+A run's own file starts from `published` or `small` and sets what differs, so it reads as a list of choices.
+A copy of such a file runs from anywhere: it imports this module from the installed package.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from spectralmoe_jax.errors import UserError
 
 
 def arguments(given: str, **allowed: int | tuple[str, ...]) -> SimpleNamespace:
-    """Parse what stands after the colon: words and `name=number`, separated by commas.
+    """Parse the text after the colon: words and `name=number`, separated by commas.
 
     Args:
-      given: such as `dofa,experts=3`; empty for the defaults.
-      allowed: each argument by name with its default: a number, which `name=number` replaces, or the words to
+      given: for example `dofa,experts=3`; empty for the defaults.
+      allowed: the default of each argument by name: a number, which `name=number` replaces, or the words to
         choose from, the default first.
 
     Returns:
       The values by name.
 
     Raises:
-      UserError: an argument is unknown, given twice, or not a number; lists what is allowed.
+      UserError: an argument is unknown, given twice, or not a number; the message lists what is allowed.
     """
     values: dict[str, int | str] = {}
     for argument in filter(None, given.split(",")):
@@ -38,7 +38,7 @@ def arguments(given: str, **allowed: int | tuple[str, ...]) -> SimpleNamespace:
 
 
 def _parse_argument(argument: str, allowed: Mapping[str, int | tuple[str, ...]]) -> tuple[str, int | str]:
-    """Name and value of one argument."""
+    """Return the name and value of one argument."""
     before, _, number = argument.partition("=")
     for name, default in allowed.items():
         if isinstance(default, tuple) and argument in default:
@@ -56,11 +56,11 @@ def published(name: str) -> ConfigDict:
     """Settings of the published runs on a prepared benchmark (arXiv 2603.13352, the authors' released files).
 
     Frozen ViT-L encoders, the adapter as released, Mask2Former, AdamW at 1e-4 with polynomial decay. A run
-    adds source and target domains, the range of scales, the pixels' statistics, the visual encoder, the
-    number of experts, and its steps.
+    adds source and target domains, the range of scales, pixel statistics, the visual encoder, the number of
+    experts, and the number of steps.
 
     Args:
-      name: of the benchmark, which gives bands and classes.
+      name: name of the benchmark, which supplies bands and classes.
     """
     benchmark = get_dataset(name)
     config = ConfigDict()
@@ -89,7 +89,7 @@ def published(name: str) -> ConfigDict:
     config.augment.photometric = True  # on red, green and blue only
 
     config.model = ConfigDict()
-    config.model.weights = ""  # the released segmenter, or BACKBONE,CHECKPOINT; or the encoders' own below
+    config.model.weights = ""  # the released segmenter, or BACKBONE,CHECKPOINT; or set the encoders' below
     config.model.dtype = "bfloat16"
     config.model.remat = "layer"
     config.model.out_layers = (7, 11, 15, 23)
@@ -141,17 +141,17 @@ def published(name: str) -> ConfigDict:
 
 
 def use_dofa(config: ConfigDict) -> None:
-    """Take DOFA ViT-L/16 for the visual encoder of a published run."""
+    """Use DOFA ViT-L/16 as the visual encoder of a published run."""
     config.model.visual.preset = "dofa_l"
-    config.model.visual.table_size = 32  # of crops of 512
+    config.model.visual.table_size = 32  # for crops of 512
     config.model.head.scales = (1.0, 1.0, 1.0, 1.0)  # the released code resizes DINOv3's features only
 
 
 def small(name: str) -> ConfigDict:
-    """Settings of the small runs: an encoder of four layers that trains from random weights on two CPU cores.
+    """Settings of the small runs: an encoder of four layers, trained from random weights on two CPU cores.
 
-    A run adds bands, classes and data, the range of scales, the pixels' statistics, the kind of encoder and
-    its patch, and its steps. There is no depth encoder: none is published at this size.
+    A run adds bands, classes and data, the range of scales, pixel statistics, the kind of encoder and its
+    patch size, and the number of steps. There is no depth encoder: none is published at this size.
     """
     config = ConfigDict()
     config.name = name
@@ -168,7 +168,7 @@ def small(name: str) -> ConfigDict:
     config.augment.flip = 0.5
     config.augment.vertical_flip = 0.5
     config.augment.turns = True
-    config.augment.photometric = False  # is made for 8-bit images
+    config.augment.photometric = False  # designed for 8-bit images
 
     config.model = ConfigDict()
     config.model.dtype = "float32"
@@ -194,7 +194,7 @@ def small(name: str) -> ConfigDict:
     config.model.adapter.query_dim = 32
     config.model.adapter.gating = "laplace"
     config.model.adapter.balance_weight = 0.1
-    config.model.adapter.full_softmax = True  # with one expert a token, this lets the task teach the router
+    config.model.adapter.full_softmax = True  # with one expert per token, the task loss reaches the router
 
     config.model.head = ConfigDict()
     config.model.head.num_queries = 12
@@ -210,7 +210,7 @@ def small(name: str) -> ConfigDict:
         1.0,
         0.5,
         0.25,
-    )  # of a patch of 4: masks at half of the image's resolution
+    )  # with a patch size of 4: masks at half of the image's resolution
 
     config.loss = ConfigDict()
     config.loss.num_points = 512

@@ -1,10 +1,11 @@
-"""Dubai aerial images: train on four places, test on two never seen.
+"""Dubai aerial images: train on four places, test on two unseen ones.
 
-No pretrained weights are needed: the encoder is small and trains too. Crop, width and depth were chosen by
-measurement (docs/results.md). There is no pretrained depth encoder either, so the depth modality is off.
+No pretrained weights are needed: the encoder is small and is trained as well. Crop, width and depth were
+chosen by measurement (docs/results.md). There is no pretrained depth encoder either, so the depth modality is
+off.
 
 Source: our own. Images: Mohammed Bin Rashid Space Centre; labels: Humans in the Loop, CC0 1.0.
-Score: 43.0 % mIoU on the target and 57.7 % held out, measured, mean of three seeds; nothing published.
+Score: 43.0 % mIoU on the target and 57.7 % held out, measured, mean of three seeds; none published.
 Cost: 32 minutes on one CPU core (Xeon, 2.8 GHz), measured; memory not measured.
 
   spectralmoe train --config configs/dubai.py --config.data.root=PATH/dubai --workdir runs/dubai
@@ -27,7 +28,7 @@ def get_config() -> ConfigDict:
     config.data.mask_template = "{domain}/masks/{stem}.png"
     config.data.source = ("tile_1", "tile_2", "tile_3", "tile_4")
     config.data.target = ("tile_5", "tile_6")
-    config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
+    config.data.holdout = 0.1  # of the source, to choose the best checkpoint
     config.data.ignore_colours = ((155, 155, 155),)
     config.data.crop = 192
 

@@ -1,11 +1,11 @@
-"""Land cover from EnMAP, 218 of its 224 bands: tiles of the west to train on, tiles of the east to test on.
+"""Land cover from EnMAP, 218 of its 224 bands: train on tiles in the west, test on tiles in the east.
 
 Surface reflectance x 10000 near Potsdam, tiles of 32 x 32 pixels of 30 m, most of them unlabelled. The
-wavelengths stand in the files; DOFA makes its patch embedding from them.
+wavelengths are stated in the files; DOFA generates its patch embedding from them.
 
 Source: our own, on the EnMAP-Box project's test data.
 Score: none published, none measured.
-Cost: not measured; made for two CPU cores.
+Cost: not measured; designed for two CPU cores.
 
   spectralmoe train --config configs/enmap_landcover.py --config.data.root=PATH/enmap --workdir runs/enmap
 """
@@ -17,7 +17,7 @@ from spectralmoe_jax.configs import common
 
 WEST = ("128_0", "128_32", "128_96", "160_96", "192_64", "192_96", "64_0", "96_32", "96_96")
 EAST = ("128_128", "160_128", "160_160", "192_128", "96_128")  # row and column of the tile in the scene
-EMPTY = range(130, 136)  # bands of water vapour, nodata in all tiles
+EMPTY = range(130, 136)  # water-vapour absorption bands, nodata in all tiles
 
 
 def get_config() -> ConfigDict:
@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
     return config
 
 
-# of the tiles in the west, a number for each band that is used
+# of the tiles in the west, one number for each band that is used
 PIXEL_MEAN = """
      458  449  461  481  487  491  511  523  525  539  544  544  545  557  564  563  565  579  581  597
      626  651  671  704  729  753  766  777  786  790  786  776  765  767  761  760  767  771  770  765

@@ -1,13 +1,13 @@
-"""Five-Billion-Pixels, cross-geospatial: 126 Gaofen-2 images source, 24 of other places target.
+"""Five-Billion-Pixels, cross-geospatial: from 126 Gaofen-2 images to 24 of other places.
 
 DINOv3 ViT-L/16 or DOFA ViT-L/16, and a DINOv2 ViT-L depth encoder, all frozen, six experts, crops of 512,
-batches of 8, AdamW at 1e-4. Which images are target was not published: see docs/benchmarks.md on
-`split.txt`. DOFA was pretrained on data that includes Five-Billion-Pixels: its scores here are not those of
-unseen images.
+batches of 8, AdamW at 1e-4. The list of target images was not published: see `split.txt` in
+docs/benchmarks.md. DOFA was pretrained on data that includes Five-Billion-Pixels, so its scores here are not
+scores on unseen images.
 
 Source: arXiv 2603.13352 and the authors' released configuration files.
 Score: 60.32 % mIoU on the target, published, for images that are not known; not measured here.
-Cost: device and hours neither published nor measured. Memory: sizes are those of fbp_cross_sensor.py.
+Cost: device and hours neither published nor measured. Memory: as for fbp_cross_sensor.py.
 
   spectralmoe prepare fbp_cross_geospatial --source DOWNLOADED --out data
   spectralmoe train --config configs/fbp_cross_geospatial.py --workdir runs/fbp_cross_geospatial
@@ -26,7 +26,7 @@ def get_config(args: str = "") -> ConfigDict:
 
     config.data.source = ("source",)
     config.data.target = ("target",)
-    config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
+    config.data.holdout = 0.1  # of the source, to choose the best checkpoint
 
     config.augment.scale = (0.6, 1.2)
 

@@ -1,21 +1,21 @@
-"""Five-Billion-Pixels, cross-sensor: Gaofen-2 source, Sentinel-2, Gaofen-1 and PlanetScope targets.
+"""Five-Billion-Pixels, cross-sensor: from Gaofen-2 to Sentinel-2, Gaofen-1 and PlanetScope.
 
 DINOv3 ViT-L/16 or DOFA ViT-L/16, and a DINOv2 ViT-L depth encoder, all frozen, six experts, crops of 512,
-batches of 8, AdamW at 1e-4. The published checkpoint was probably chosen on the target; here it is on a
-tenth of the source. DOFA was pretrained on data that includes Five-Billion-Pixels: its scores here are not
-those of unseen images.
+batches of 8, AdamW at 1e-4. The published checkpoint was probably chosen on the target; here it is chosen
+on a tenth of the source. DOFA was pretrained on data that includes Five-Billion-Pixels, so its scores here
+are not scores on unseen images.
 
 Source: arXiv 2603.13352 and the authors' released configuration files; `:dinov3_7b` is our own and
 unpublished.
 Score: 66.19 % mIoU on the target, published; not measured here.
-Cost: hours neither published nor measured. Memory of a TPU chip, compiled and not run (docs/scaling.md):
-4.13 GiB with one image a chip, 6.17 GiB with eight; `:dinov3_7b` over 16 v5e chips 5.07 GiB with one.
+Cost: hours neither published nor measured. Memory per TPU chip, compiled and not run (docs/scaling.md):
+4.13 GiB with one image per chip, 6.17 GiB with eight; `:dinov3_7b` over 16 v5e chips: 5.07 GiB with one.
 
   spectralmoe prepare fbp_cross_sensor --source DOWNLOADED --out data
   spectralmoe train --config configs/fbp_cross_sensor.py --workdir runs/fbp_cross_sensor
   --config configs/fbp_cross_sensor.py:experts=3
   --config configs/fbp_cross_sensor.py:dofa
-  --config configs/fbp_cross_sensor.py:dinov3_7b    7B parameters, spread over 16 devices
+  --config configs/fbp_cross_sensor.py:dinov3_7b    7B parameters, sharded over 16 devices
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ def get_config(args: str = "") -> ConfigDict:
 
     config.data.source = ("gaofen2",)
     config.data.target = ("beijing", "guangzhou", "wuhan", "chengdu", "shanghai")
-    config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
+    config.data.holdout = 0.1  # of the source, to choose the best checkpoint
 
     config.augment.scale = (0.6, 1.2)
 
@@ -53,7 +53,7 @@ def get_config(args: str = "") -> ConfigDict:
         config.model.adapter.use_depth = False
         config.train.batch_size = 16
         config.parallel = ConfigDict()
-        config.parallel.data = -1  # what is left
+        config.parallel.data = -1  # all remaining devices
         config.parallel.fsdp = 16  # 28 GB of frozen weights, each device's share gathered a layer at a time
         config.parallel.expert = 1
     return config

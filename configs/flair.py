@@ -1,9 +1,9 @@
-"""FLAIR #1: 50 domains of French departments and years source, ten others target.
+"""FLAIR #1: from 50 domains (French departments and years) to ten others.
 
 DINOv3 ViT-L/16 or DOFA ViT-L/16, and a DINOv2 ViT-L depth encoder, all frozen, six experts, crops of 512,
-batches of 8, AdamW at 1e-4, published on all 50 domains. Here eight of them choose the checkpoint instead.
-The released code takes the first band for near infrared on this benchmark too, where it is red; here depth
-encoder and photometric distortion get red, green and blue.
+batches of 8, AdamW at 1e-4. The publication trains on all 50 domains; here, eight of them are held out to
+choose the checkpoint. The released code takes the first band for near infrared on this benchmark too, where
+it is red; here, the depth encoder and the photometric distortion get red, green and blue.
 
 Source: arXiv 2603.13352 and the authors' released configuration files.
 Score: 63.18 % mIoU on the target, published; not measured here.
@@ -27,7 +27,7 @@ def get_config(args: str = "") -> ConfigDict:
     config.data.source = ("train", "validation")
     config.data.target = ("test",)
     config.data.holdout = 0.0
-    config.data.holdout_domains = (  # those of the split "validation", to choose the best checkpoint by
+    config.data.holdout_domains = (  # those of the split "validation", to choose the best checkpoint
         "D004_2021", "D014_2020", "D029_2021", "D031_2019",
         "D058_2020", "D066_2021", "D067_2021", "D070_2020",
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""LoveDA: rural scenes source, urban scenes target.
+"""LoveDA: from rural to urban scenes.
 
 DINOv3 ViT-L/16 and a DINOv2 ViT-L depth encoder, both frozen, three experts, crops of 512, batches of 8,
 AdamW at 1e-4. The published number of steps fits four tiles of each of the 1,366 + 992 rural images
-(unsure), which is `--config.data.source=train_rural,val_rural`.
+(unsure), which corresponds to `--config.data.source=train_rural,val_rural`.
 
 Source: arXiv 2603.13352 and the authors' released configuration files.
 Score: 59.11 % mIoU on the target, published; not measured here.
@@ -24,7 +24,7 @@ def get_config(args: str = "") -> ConfigDict:
 
     config.data.source = ("train_rural",)
     config.data.target = ("val_urban",)
-    config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
+    config.data.holdout = 0.1  # of the source, to choose the best checkpoint
 
     config.augment.scale = (0.5, 2.0)
 

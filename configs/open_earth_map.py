@@ -1,7 +1,7 @@
-"""OpenEarthMap: regions of some continents source, of others target.
+"""OpenEarthMap: from regions on some continents to regions on others.
 
 DINOv3 ViT-L/16 and a DINOv2 ViT-L depth encoder, both frozen, three experts, crops of 512, batches of 8,
-AdamW at 1e-4. Which regions are target was not published: see docs/benchmarks.md on `split.txt`.
+AdamW at 1e-4. The list of target regions was not published: see `split.txt` in docs/benchmarks.md.
 
 Source: arXiv 2603.13352 and the authors' released configuration files.
 Score: 68.57 % mIoU on the target, published, for regions that are not known; not measured here.
@@ -23,7 +23,7 @@ def get_config(args: str = "") -> ConfigDict:
 
     config.data.source = ("source_train", "source_val")
     config.data.target = ("target",)
-    config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
+    config.data.holdout = 0.1  # of the source, to choose the best checkpoint
 
     config.augment.scale = (0.5, 2.0)
 

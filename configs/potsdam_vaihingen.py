@@ -1,4 +1,4 @@
-"""ISPRS: Potsdam in red, green and blue source, Vaihingen in near infrared, red and green target.
+"""ISPRS: from Potsdam in red, green and blue to Vaihingen in near infrared, red and green.
 
 DINOv3 ViT-L/16 and a DINOv2 ViT-L depth encoder, both frozen, six experts, crops of 512, batches of 8, AdamW
 at 1e-4.
@@ -23,7 +23,7 @@ def get_config(args: str = "") -> ConfigDict:
 
     config.data.source = ("potsdam",)
     config.data.target = ("vaihingen_train", "vaihingen_test")
-    config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
+    config.data.holdout = 0.1  # of the source, to choose the best checkpoint
 
     config.augment.scale = (0.5, 2.0)
 

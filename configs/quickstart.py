@@ -1,8 +1,8 @@
-"""The generated two-sensor benchmark: train on one sensor, test on another. Needs no data.
+"""The simulated two-sensor benchmark: train on one sensor, test on another. Needs no data.
 
 Source: our own; `spectralmoe quickstart` runs it.
-Score: 85 % mIoU on held-out scenes of the source and 54 % on the target, measured; nothing published. The
-best constant answer has 5 %.
+Score: 85 % mIoU on held-out scenes of the source and 54 % on the target, measured; none published. The best
+constant prediction reaches 5 %.
 Cost: under five minutes on two CPU cores, measured; memory not measured.
 """
 

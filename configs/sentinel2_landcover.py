@@ -1,13 +1,13 @@
-"""Land cover from Sentinel-2, all 13 bands: clear dates to train on, a hazy one to test on.
+"""Land cover from Sentinel-2, all 13 bands: train on clear dates, test on a hazy one.
 
-Four dates of one place in Slovenia as they lie, reflectance x 10000. Bands are found by the names in the
-files, their wavelengths by the sensor. The place is the same, so this tests the season and the air, not the
-ground; it is a small example of real files, no benchmark. Labels are a raster, or the same land cover as
-polygons.
+Four dates of one place in Slovenia, files as they are, reflectance x 10000. Bands are found by the names in
+the files; wavelengths come from the sensor. The place is the same, so this tests a change of season and
+atmosphere, not of place; it is a small example of real files, not a benchmark. Labels are a raster, or the
+same land cover as polygons.
 
 Source: our own, on the eo-learn project's example data (MIT; contains modified Copernicus Sentinel data).
 Score: none published, none measured.
-Cost: not measured; made for two CPU cores.
+Cost: not measured; designed for two CPU cores.
 
   spectralmoe train --config configs/sentinel2_landcover.py --config.data.root=DIR --workdir runs/s2
   spectralmoe train --config configs/sentinel2_landcover.py:polygons ...

@@ -1,8 +1,8 @@
-"""WHU-OHS: hyperspectral scenes of some regions source, of others target.
+"""WHU-OHS: from hyperspectral scenes of some regions to scenes of others.
 
 DOFA ViT-L/16 and a DINOv2 ViT-L depth encoder, both frozen, six experts, flips as the only augmentation,
-AdamW at 1e-4. Which scenes are source and which target is for `split.txt` to say, see docs/benchmarks.md.
-For the dataset's own split: `--config.data.source=train --config.data.target=test`.
+AdamW at 1e-4. `split.txt` must list the source and target scenes: see docs/benchmarks.md. For the data
+set's own split: `--config.data.source=train --config.data.target=test`.
 
 Source: arXiv 2603.13352 and the authors' released configuration files.
 Score: 59.83 % mIoU on the target, published; not measured here.
@@ -25,7 +25,7 @@ def get_config(args: str = "") -> ConfigDict:
 
     config.data.source = ("source",)
     config.data.target = ("target",)
-    config.data.holdout = 0.1  # of the source, to choose the best checkpoint by
+    config.data.holdout = 0.1  # of the source, to choose the best checkpoint
 
     config.augment.scale = (1.0, 1.0)
     config.augment.max_class_share = 1.0
@@ -37,7 +37,7 @@ def get_config(args: str = "") -> ConfigDict:
     config.model.depth.bands = ("band 2", "band 7", "band 15")  # 480, 566, 686 nm, in the published order
     config.model.adapter.num_experts = given.experts
 
-    config.train.batch_size = 4  # (unsure) of the released file's name; the publication says 8 everywhere
+    config.train.batch_size = 4  # (unsure) from the released file's name; the publication gives 8 throughout
     config.train.steps = 10_945  # 20 epochs of about 2,189 patches in batches of 4
     config.train.evaluate_every = 547
     config.train.checkpoint_every = 547

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on this machine and restarts by itself after a crash.
+# Trains on this machine and restarts automatically after a crash.
 #
 #   [PROCESSES=N] launch/local.sh --config configs/dubai.py --workdir runs/dubai [--config.train.steps=...]
 #
-# One process uses all accelerators that JAX finds. PROCESSES=N starts N that share the GPUs evenly, or the
-# CPU if there are none. Every start resumes from the last complete checkpoint. The script ends on statuses that a
-# restart cannot fix (0 done or asked to stop, 2 bad input, 130 interrupted).
+# One process uses all accelerators that JAX finds. PROCESSES=N starts N processes that share the GPUs evenly, or
+# the CPU if there are none. Every start resumes from the last complete checkpoint. The script exits on statuses for
+# which a restart is useless (0 done or stopped on request, 2 bad input, 130 interrupted).
 #
 #   RESTARTS          restarts after a crash (default 10)
 #   WATCHDOG_SECONDS  restart a run that has had no heartbeat for this long (default 1800)
@@ -69,8 +69,8 @@ asked=
 trap 'asked=TERM' TERM
 trap 'asked=INT' INT
 
-# Runs all processes once. `status` becomes 0, or that of the first process that failed. The others then fail as a
-# consequence, so they are killed, not asked to stop.
+# Runs all processes once. `status` becomes 0, or the status of the first process that failed. The others then fail
+# as a consequence, so they are killed rather than asked to stop.
 run_once() {
   local i still pid passed_on=
   port=${PORT:-$(free_port)}
@@ -94,7 +94,7 @@ run_once() {
       fi
     done
     running=("${still[@]+"${still[@]}"}")
-    # All processes report bad input, and an interruption ends all of them: give them time to do so.
+    # All processes report bad input, and an interruption ends all of them: give them time to exit.
     [[ $status == 0 || $status == 2 || $passed_on ]] || signal_all QUIT
     sleep 0.2
   done

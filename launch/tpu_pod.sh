@@ -12,12 +12,12 @@
 # run      run `spectralmoe train` on every worker, detached; the same command resumes
 # status   print the slice's state and the last line of every worker's log
 # tail     follow the log of worker 0 (--worker N for another)
-# stop     send SIGTERM to the training on all workers, which saves and ends
-# delete   delete the slice (--queued: and its request)
+# stop     send SIGTERM to the training on all workers, which saves a checkpoint and exits
+# delete   delete the slice (with --queued, its request too)
 #
 # Options may come from the environment: POD_NAME, POD_ZONE, POD_TYPE, POD_VERSION, POD_PROJECT, POD_NFS.
-# Further options: --project P; --python python3.11, the Python to install with; --dry-run, print every command and
-# run none.
+# Further options: --project P; --python python3.11, the Python to install with; --dry-run, print every command
+# without running it.
 set -euo pipefail
 
 fail() {
@@ -106,7 +106,7 @@ case $action in
     given=" $* "
     [[ $given == *" --config"[=\ ]* ]] || fail "run: give the training's --config after --"
     [[ $given == *" --workdir"[=\ ]* ]] || fail "run: give the training's --workdir after --, on storage that all workers share"
-    # local.sh restarts it after a crash; the workers find each other through the TPU's metadata.
+    # local.sh restarts the training after a crash; the workers find each other through the TPU's metadata.
     steps="cd spectralmoe && if kill -0 \$(cat ../train.pid) 2>/dev/null; then echo 'already running: stop it first'; exit 1; fi"
     steps+=" && export PATH=\$HOME/venv/bin:\$PATH"
     steps+=" && { nohup setsid launch/local.sh $(show "$@") >>../train.log 2>&1 </dev/null & echo \$! >../train.pid; }"

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Runs a training and kills it once its heartbeat has stopped for SECONDS: a collective operation hangs forever if
-# another process dies.
+# Runs a training command and kills it once its heartbeat has stopped for SECONDS: a collective operation hangs
+# forever if another process dies.
 #
 #   launch/watchdog.sh SECONDS spectralmoe train --config C --workdir DIR ...
 #
 # SECONDS must cover the phases without a heartbeat: start-up and the first compilation, an evaluation, a checkpoint.
-# The script watches DIR/heartbeat/0.json, or the file HEARTBEAT, as one stuck process stops all. Only a change of the
-# file counts, so neither the clocks of hosts nor a file left by an earlier start matter.
+# The script watches DIR/heartbeat/0.json, or the file HEARTBEAT, because one stuck process stops all others. Only a
+# change of the file counts, so neither the hosts' clocks nor a file left by an earlier start matters.
 #
 # SIGTERM is passed on; the training then has STOP_SECONDS (default 100) to save before it is killed.
-# Status: that of the training; 124 if it was killed. After a SIGTERM, STOPPED_STATUS (default 0) is used instead of
+# Exit status: that of the training; 124 if it was killed. After a SIGTERM, STOPPED_STATUS (default 0) is used instead of
 # 0, for schedulers that take 0 to mean that nothing is left to do.
 set -uo pipefail
-set -m # the training gets its own process group, which can be killed whole and receives Ctrl-C
+set -m # the training gets its own process group, which can be killed as a whole and receives Ctrl-C
 
 fail() {
   echo "error: watchdog.sh: $*" >&2
@@ -61,7 +61,7 @@ stop_at=
 killed=
 while kill -0 "$training"; do
   if [[ $killed ]]; then
-    : # a large process takes time to end
+    : # a large process takes time to exit
   elif [[ $asked == KILL ]]; then
     killed=yes
     kill -KILL -- "-$training"

@@ -1,1 +1,1 @@
-"""The grids of runs that ship with the project: one readable Python file each."""
+"""Grids of runs that ship with the project, one readable Python file each."""

@@ -1,7 +1,7 @@
-"""Visual encoders: published ones of the base's size, or else random ones of each family in its sizes.
+"""Visual encoders: published ones of the base's size, or else a random one per family, of its sizes.
 
-Weights of published encoders: name the files in WEIGHTS, in a copy of this file; those of the base's own
-encoder are taken from there.
+To use weights of published encoders, name the files in WEIGHTS, in a copy of this file; the weights of the
+base's own encoder are taken from the base.
 
   spectralmoe ablate configs/ablations/backbones.py --workdir runs/backbones
 """

@@ -1,6 +1,6 @@
-"""The publication's ablation of the adapter's parts: its five rows, by its own reading of the method.
+"""The publication's ablation of the adapter's parts: its five rows, with the method as published.
 
-Every switch that the base sets itself is unset. A base without a depth encoder gets one of random weights;
+Every switch that the base sets itself is unset. A base without a depth encoder gets one with random weights;
 see `depth_encoder`.
 
   spectralmoe ablate configs/ablations/components.py --workdir runs/components

@@ -1,7 +1,7 @@
-"""Depth encoders: none, and published ones of the base's size, or else random ones in its sizes.
+"""Depth encoders: none, and published ones of the base's size, or else random ones of its sizes.
 
-Weights of published encoders: name the files in WEIGHTS, in a copy of this file; those of the base's own
-encoder are taken from there.
+To use weights of published encoders, name the files in WEIGHTS, in a copy of this file; the weights of the
+base's own encoder are taken from the base.
 
   spectralmoe ablate configs/ablations/depth_encoders.py --workdir runs/depth_encoders
 """

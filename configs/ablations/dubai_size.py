@@ -1,9 +1,9 @@
 """Crop, width and depth of the small encoder of configs/dubai.py, one at a time.
 
-Variants start from a width of 128, as the search did; the configuration has the winner, 192. A fifth of the
-configuration's steps and one seed; crops of another size train on the same number of pixels. The choice is
-by the held-out tenth of the source, `miou` of kind `evaluate` in each run's metrics.jsonl; the table is of
-the target, as always.
+Variants start from a width of 128, as the search did; the configuration has the winner, 192. Runs take a
+fifth of the configuration's steps and one seed; crops of another size train on the same number of pixels. The
+choice was made on the held-out tenth of the source, `miou` of kind `evaluate` in each run's metrics.jsonl;
+the table shows the target, as always.
 
 Score: in docs/results.md.
 Cost: 42 minutes on two CPU cores, two runs at a time, measured.

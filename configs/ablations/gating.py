@@ -1,4 +1,4 @@
-"""Gates: by distance or by product, normalised over the chosen experts or over all.
+"""Gates: by distance or by product, normalised over the chosen experts or over all of them.
 
 spectralmoe ablate configs/ablations/gating.py --workdir runs/gating
 """

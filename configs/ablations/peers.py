@@ -1,8 +1,8 @@
-"""Other adapters for the same frozen encoder, and the encoder trained whole or not at all.
+"""Other adapters for the same frozen encoder, and the encoder trained fully or not at all.
 
-The encoder is frozen in all variants but `full`, so on a base without pretrained weights all but that adapt a
-random one. A base without a depth encoder gets one of random weights for the two that use it; see
-`depth_encoder`.
+The encoder is frozen in all variants but `full`, so on a base without pretrained weights all others adapt a
+random encoder. A base without a depth encoder gets one with random weights for the two variants that use it;
+see `depth_encoder`.
 
   spectralmoe ablate configs/ablations/peers.py --workdir runs/peers
 """

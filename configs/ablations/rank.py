@@ -1,4 +1,4 @@
-"""Rank of an expert: powers of two, and the base's own.
+"""Rank of an expert: powers of two, and the base's own rank.
 
 spectralmoe ablate configs/ablations/rank.py --workdir runs/rank
 """

@@ -1,7 +1,7 @@
-"""The two readings of the method: the publication, and the code that its checkpoints were trained with.
+"""The two versions of the method: the publication's, and that of the code that trained its checkpoints.
 
-Every switch that the base sets itself is unset, so that each reading is whole; the gate is over the
-chosen experts alone, as in both.
+Every switch that the base sets itself is unset, so that each version is complete; the gate is normalised over
+the chosen experts only, as in both.
 
   spectralmoe ablate configs/ablations/semantics.py --workdir runs/semantics
 """

@@ -1,7 +1,7 @@
-"""From the publication's reading to the released code's, one switch at a time, and all at once.
+"""From the publication's version to the released code's, one switch at a time, and all at once.
 
-Every switch that the base sets itself is unset first, so that the reference is the publication's, with the
-gate over the chosen experts alone that both have.
+Every switch that the base sets itself is unset first, so that the reference is the publication's version,
+with the gate normalised over the chosen experts only, as in both versions.
 
   spectralmoe ablate configs/ablations/switches.py --workdir runs/switches
 """

@@ -1,4 +1,4 @@
-"""Tokens an expert, with as many queries of the head: half to eight times the base's.
+"""Tokens per expert, with as many queries in the head: half to eight times the base's number.
 
 spectralmoe ablate configs/ablations/tokens.py --workdir runs/tokens
 """

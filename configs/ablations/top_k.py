@@ -1,4 +1,4 @@
-"""Number of experts that a token uses, 1 to all of the base's.
+"""Number of experts that a token uses, from one to all of the base's.
 
 spectralmoe ablate configs/ablations/top_k.py --workdir runs/top_k
 """

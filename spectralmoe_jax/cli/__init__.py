@@ -1,1 +1,1 @@
-"""The command `spectralmoe`: subcommands in three modules, each imported when one of its own is called."""
+"""The command `spectralmoe`: subcommands in three modules, each imported only when needed."""

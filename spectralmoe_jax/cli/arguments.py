@@ -12,7 +12,7 @@ from spectralmoe_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises a UserError of one line instead of printing its usage."""
+    """An argparse parser that raises a one-line UserError instead of printing its usage."""
 
     def __init__(self, prog: str, description: str | None):
         super().__init__(
@@ -81,7 +81,7 @@ def add_config(parser: argparse.ArgumentParser, example: str = "configs/dubai.py
 
 
 def add_stream(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--stream`, which chooses a sensor of a run on several."""
+    """Add the option `--stream`, which selects one sensor of a run on several."""
     parser.add_argument(
         "--stream",
         metavar="NAME",
@@ -97,7 +97,7 @@ def config_of_run(
     Args:
       workdir: folder of the run.
       overrides: from `split_overrides`.
-      stream: the sensor to use of a run on several, or None.
+      stream: in a run on several sensors, the one to use, or None.
       file: `FILE[:args]` of a configuration instead of the one stored in the folder, or None.
     """
     config = load_config(file, overrides) if file else read_run_config(workdir, overrides)

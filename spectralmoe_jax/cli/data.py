@@ -13,7 +13,7 @@ from spectralmoe_jax.errors import UserError
 
 
 class Prepare:
-    """Cut a published benchmark into tiles, checked, counted and ready to train on.
+    """Cut a published benchmark into tiles that are checked, counted and ready to train on.
 
     Benchmarks: whu_ohs, fbp_cross_sensor, fbp_cross_geospatial, flair, loveda, potsdam_vaihingen,
     open_earth_map. The folder OUT/BENCHMARK/VERSION appears when it is complete; the same command resumes
@@ -29,26 +29,26 @@ class Prepare:
             required=True,
             metavar="DIR",
             type=Path,
-            help="folder of the downloaded, unpacked files",
+            help="folder of the downloaded and unpacked files",
         )
         parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write BENCHMARK/VERSION in")
         parser.add_argument(
-            "--workers", metavar="N", type=int, help="processes; default: one for each CPU; 0: this one only"
+            "--workers", metavar="N", type=int, help="processes; default: one per CPU; 0: this one only"
         )
         parser.add_argument(
             "--partial",
             action="store_true",
-            help="prepare what is there even if published files are missing",
+            help="continue even if published files are missing",
         )
         parser.add_argument(
             "--compress",
             action="store_true",
-            help="write shards that are 20 to 40 % smaller and take several times as long to read",
+            help="write shards that are 20 to 40 %% smaller but take several times as long to read",
         )
         parser.add_argument(
             "--check",
             action="store_true",
-            help="only list what is there and what is missing (status 1 if any)",
+            help="only list what is there and what is missing (status 1 if anything is missing)",
         )
 
     @staticmethod
@@ -73,7 +73,7 @@ class Prepare:
 class Data:
     """Draw training batches of a configuration as a picture, with statistics and timings.
 
-    Shows the model's input: crops after augmentation with their masks, the shares of classes, mean and
+    Shows the model's input: crops after augmentation with their masks, class shares, mean and standard
     deviation of each band before and after normalisation, and the time to read and transform a tile.
     """
 
@@ -100,9 +100,9 @@ class Data:
 
 
 class Config:
-    """Print a whole configuration: every key with its value, defaults and presets filled in.
+    """Print a complete configuration: every key with its value, defaults and presets filled in.
 
-    The output is itself a configuration file. Comments say where values come from that FILE does not give.
+    The output is itself a configuration file. Comments give the origin of values that FILE does not set.
     """
 
     @staticmethod
@@ -113,7 +113,7 @@ class Config:
             "config", nargs="?", metavar="FILE[:args]", help="configuration, e.g. configs/dubai.py"
         )
         what.add_argument(
-            "--workdir", metavar="DIR", type=Path, help="folder of a run, for the configuration stored there"
+            "--workdir", metavar="DIR", type=Path, help="folder of a run whose stored configuration to print"
         )
         what.add_argument(
             "--reference",

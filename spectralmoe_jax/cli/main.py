@@ -1,8 +1,7 @@
 """Entry point of the command line: find the subcommand, run it, and turn errors into one line and a status.
 
-Status 0: done. 1: done, but with a negative answer (`verify`) or with runs that failed (`ablate`). 2: bad
-input, explained in one line on standard error. 75: a run of several processes lost one; the same command
-resumes.
+Status 0: done. 1: done, but with a negative result (`verify`) or with failed runs (`ablate`). 2: bad input,
+explained in one line on standard error. 75: a run of several processes lost one; the same command resumes.
 130: interrupted.
 """
 
@@ -16,26 +15,26 @@ from spectralmoe_jax import __version__
 from spectralmoe_jax.cli.arguments import Parser, split_overrides
 from spectralmoe_jax.errors import RunLost, UserError
 
-# To add a subcommand, add a line here and a class of its name to the module in the line, with
+# To add a subcommand, add a line here and a class of the same name to the module that the line names, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
 COMMANDS = {
-    "quickstart": ("runs", "train, test and map a generated two-sensor benchmark; needs no data"),
+    "quickstart": ("runs", "train, test and map a simulated two-sensor benchmark; needs no data"),
     "prepare": ("data", "cut a published benchmark into tiles that are fast to read"),
     "data": ("data", "draw batches of a configuration as a picture, with statistics and timings"),
-    "config": ("data", "print a configuration whole: every key with its value, and where it comes from"),
-    "train": ("runs", "train on the source domains, in a folder that can be resumed"),
+    "config": ("data", "print a complete configuration: every key with its value and its origin"),
+    "train": ("runs", "train on the source domains; an interrupted run can be resumed"),
     "evaluate": ("runs", "score a trained model on whole images, by domain and class"),
-    "ablate": ("runs", "run a grid of variants and seeds over one configuration; ends in one table"),
+    "ablate": ("runs", "run a grid of variants and seeds over one configuration, summarised in one table"),
     "report": (
         "runs",
-        "write one HTML page of a run or a grid: curves, tables, scenes, experts; readable offline",
+        "write one HTML page about a run or a grid: curves, tables, scenes, experts; readable offline",
     ),
     "predict": ("models", "map a scene of any size to a georeferenced raster"),
-    "convert": ("models", "convert published weights to a file of this project, or a trained run to PyTorch"),
+    "convert": ("models", "convert published weights to our format, or a trained run to PyTorch"),
     "verify": ("models", "compare the model numerically with reference values"),
     "compile": (
         "models",
-        "compile the steps for a TPU slice or the devices here: memory, FLOPs, collectives",
+        "compile the steps for a TPU slice or for local devices: memory, FLOPs, collectives",
     ),
     "params": ("models", "count the parameters of a configuration by part"),
 }
@@ -86,7 +85,7 @@ def _overview() -> str:
         [
             "usage: spectralmoe SUBCOMMAND [options]",
             "",
-            "Segmentation of remote-sensing imagery that holds on unseen sensors, places and seasons.",
+            "Segmentation of remote-sensing imagery that generalises to unseen sensors, places and seasons.",
             "",
             *lines,
             "",

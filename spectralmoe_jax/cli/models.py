@@ -13,7 +13,7 @@ from spectralmoe_jax.weights.hub import fetch_first
 
 
 class Predict:
-    """Map a scene of any size. The map keeps the georeference and holds class names and colours."""
+    """Map a scene of any size. The map keeps the georeference and contains class names and colours."""
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
@@ -42,7 +42,7 @@ class Predict:
 
 
 class Convert:
-    """Convert published weights to a file of this project, or a trained run to another layout.
+    """Convert published weights to our format, or a trained run to another layout.
 
     Layouts of a trained run: that of the authors' PyTorch code, safetensors, or a Hugging Face folder.
     """
@@ -61,7 +61,7 @@ class Convert:
         parser.add_argument(
             "--as", dest="format", metavar="FORMAT", help="format of SOURCE, instead of the detected one"
         )
-        parser.add_argument("--preset", metavar="NAME", help="the encoder that SOURCE must hold")
+        parser.add_argument("--preset", metavar="NAME", help="the encoder that SOURCE must contain")
         parser.add_argument(
             "--to",
             metavar="LAYOUT",
@@ -72,7 +72,7 @@ class Convert:
         parser.add_argument(
             "--config",
             metavar="FILE[:args]",
-            help="model that parts of a segmenter are fitted to; default: they stay as they are",
+            help="model to fit parts of a segmenter to; default: they stay as they are",
         )
 
     @staticmethod
@@ -95,7 +95,7 @@ class Convert:
 
 
 class Verify:
-    """Compare the model numerically with every reference file of a folder."""
+    """Compare the model numerically with every reference file in a folder."""
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
@@ -136,8 +136,8 @@ class Params:
 class Compile:
     """Compile the train and predict steps ahead of time and report memory, FLOPs and collectives.
 
-    The machine need not be here. For a TPU slice this needs libtpu (pip install libtpu) and no TPU. Nothing
-    is allocated.
+    The hardware need not be present: for a TPU slice, this needs libtpu (pip install libtpu) but no TPU.
+    Nothing is allocated.
     """
 
     @staticmethod
@@ -145,13 +145,19 @@ class Compile:
         """Add the options of the subcommand."""
         add_config(parser, "configs/flair.py")
         parser.add_argument(
-            "--topology", default="local", metavar="GENERATION:SHAPE", help="e.g. v5e:16x16; default: local"
+            "--topology",
+            default="local",
+            metavar="GENERATION:SHAPE",
+            help="devices to compile for, e.g. v5e:16x16; default: local",
         )
         parser.add_argument(
-            "--mesh", metavar="AXIS=N,...", help="instead of config.parallel, e.g. data=64,expert=4"
+            "--mesh", metavar="AXIS=N,...", help="mesh in place of config.parallel, e.g. data=64,expert=4"
         )
         parser.add_argument(
-            "--step", choices=("train", "predict", "both"), default="both", help="default: both"
+            "--step",
+            choices=("train", "predict", "both"),
+            default="both",
+            help="step to compile; default: both",
         )
         parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
 

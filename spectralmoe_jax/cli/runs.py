@@ -15,7 +15,7 @@ from spectralmoe_jax.weights.hub import fetch_first
 def add_process_arguments(parser: ArgumentParser) -> None:
     """Add the options by which a subcommand joins other processes, on this host or on others."""
     group = parser.add_argument_group("several processes (detected on SLURM, JobSet and TPU VMs)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="address that process 0 listens on")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address on which process 0 listens")
     group.add_argument("--processes", type=int, metavar="N", help="number of processes")
     group.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
     group.add_argument(
@@ -39,7 +39,7 @@ def all_processes(arguments: Namespace) -> Iterator[None]:
 
 
 class Quickstart:
-    """Train on one generated sensor, test on another, and write a map and a picture. Needs no data."""
+    """Train on one simulated sensor, test on another, and write a map and a picture. Needs no data."""
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
@@ -49,7 +49,7 @@ class Quickstart:
             metavar="DIR",
             type=Path,
             default=Path("runs/quickstart"),
-            help="default: runs/quickstart",
+            help="folder of the run; default: runs/quickstart",
         )
 
     @staticmethod
@@ -71,7 +71,7 @@ class Train:
         """Add the options of the subcommand."""
         add_config(parser)
         parser.add_argument(
-            "--workdir", required=True, metavar="DIR", help="folder of the run, made if needed"
+            "--workdir", required=True, metavar="DIR", help="folder of the run, created if needed"
         )
         add_process_arguments(parser)
 
@@ -98,12 +98,17 @@ class Evaluate:
         """Add the options of the subcommand."""
         folder = parser.add_mutually_exclusive_group(required=True)
         folder.add_argument("--workdir", metavar="DIR", help="folder of a run; its best checkpoint is used")
-        folder.add_argument("--checkpoint", metavar="DIR", help="another name of --workdir")
+        folder.add_argument("--checkpoint", metavar="DIR", help="alias of --workdir")
         parser.add_argument(
-            "--config", metavar="FILE[:args]", help="instead of the configuration stored in the run"
+            "--config",
+            metavar="FILE[:args]",
+            help="configuration to use instead of the one stored in the run",
         )
         parser.add_argument(
-            "--split", choices=("target", "source", "holdout"), default="target", help="default: target"
+            "--split",
+            choices=("target", "source", "holdout"),
+            default="target",
+            help="images to score; default: target",
         )
         parser.add_argument("--output", metavar="FILE.json", type=Path, help="also write the scores here")
         parser.add_argument(
@@ -142,23 +147,31 @@ class Ablate:
             "grid", metavar="FILE[:BASE]", help="grid, e.g. configs/ablations/experts.py:cloud_shadow"
         )
         parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the grid")
-        parser.add_argument("--base", metavar="FILE[:args]", help="configuration to vary; or after the colon")
+        parser.add_argument(
+            "--base", metavar="FILE[:args]", help="configuration to vary, if not given after the colon"
+        )
         parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the grid's own")
         parser.add_argument(
-            "--only", action="append", default=[], metavar="VARIANT", help="run this variant now (repeatable)"
+            "--only",
+            action="append",
+            default=[],
+            metavar="VARIANT",
+            help="run only this variant (repeatable)",
         )
         parser.add_argument(
-            "--side-by-side", type=int, metavar="N", help="runs at a time (default: one for each GPU, or one)"
+            "--side-by-side", type=int, metavar="N", help="runs at a time (default: one per GPU, or one)"
         )
         mode = parser.add_mutually_exclusive_group()
         mode.add_argument(
-            "--task", type=int, metavar="INDEX", help="do run number INDEX alone, in this process"
+            "--task", type=int, metavar="INDEX", help="perform only run number INDEX, in this process"
         )
         mode.add_argument(
             "--collect", action="store_true", help="run nothing; write the tables of the runs that are done"
         )
-        mode.add_argument("--list", action="store_true", help="print the folder of every run, one in a line")
-        parser.add_argument("--end-with-parent", action="store_true", help="end when standard input does")
+        mode.add_argument("--list", action="store_true", help="print the folder of every run, one per line")
+        parser.add_argument(
+            "--end-with-parent", action="store_true", help="exit when standard input is closed"
+        )
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
@@ -187,9 +200,9 @@ class Ablate:
 
 
 class Report:
-    """Write one HTML page of a run or a grid that is readable offline and on a phone.
+    """Write one HTML page about a run or a grid, readable offline and on a phone.
 
-    A run that is not evaluated yet is evaluated on its target first.
+    A run that has not been evaluated yet is evaluated on its target first.
     """
 
     @staticmethod

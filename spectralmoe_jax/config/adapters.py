@@ -55,18 +55,18 @@ ADAPTER_PRESETS: dict[str, dict[str, Any]] = {
 class SpectralMoEConfig(AdapterSection):
     """The dual-gated mixture of low-rank token experts.
 
-    `preset` fills in every switch that is none; a switch that is given takes precedence over the preset.
+    `preset` fills every switch that is none; a switch that is set takes precedence over the preset.
     """
 
     kind: ClassVar[str] = "spectral_moe"
 
     preset: str = option(
         "paper",
-        "Where the publication and the released code differ, which of them the switches follow.",
+        "Which of the two the switches follow where the publication and the released code differ.",
         one_of(*ADAPTER_PRESETS),
     )
-    num_experts: int = option(6, "Experts E.", at_least(1))
-    top_k: int = option(1, "Experts that a token uses, at most E.")
+    num_experts: int = option(6, "Number of experts E.", at_least(1))
+    top_k: int = option(1, "Number of experts that a token uses, at most E.")
     num_tokens: int = option(100, "Tokens M of each expert; equal to `model.head.num_queries`.", at_least(1))
     rank: int | tuple[int, ...] = option(16, "Rank R of the tokens, or one rank for each expert.")
     query_dim: int = option(256, "Width of the linked queries; equal to `model.head.width`.", at_least(1))
@@ -75,10 +75,10 @@ class SpectralMoEConfig(AdapterSection):
         "Gate: `laplace` (distance), `gaussian` (squared Euclidean distance) or `softmax` (product).",
         one_of("laplace", "gaussian", "softmax"),
     )
-    distance: str | None = option(None, "Distance of the laplace gate.", one_of("l1", "l2"))
+    distance: str | None = option(None, "Distance used by the laplace gate.", one_of("l1", "l2"))
     token_map: str | None = option(
         None,
-        "How features meet tokens: `dot` (f . T[t]) or `sum_product` (sum of f times sum of T[t]).",
+        "Product of features and tokens: `dot` (f . T[t]) or `sum_product` (sum of f times sum of T[t]).",
         one_of("dot", "sum_product"),
     )
     combination: str | None = option(
@@ -92,13 +92,13 @@ class SpectralMoEConfig(AdapterSection):
         one_of("cross_attention", "diagonal", "add", "none"),
     )
     fusion_value: str | None = option(
-        None, "Modality that gives the value of the cross-attention.", one_of("depth", "visual")
+        None, "Modality that supplies the values of the cross-attention.", one_of("depth", "visual")
     )
     router: str = option("dual", "One router for each modality, or one for both.", one_of("dual", "shared"))
     use_depth: bool = option(True, "Use the depth modality.")
     balance: str | None = option(None, "Balance loss.", one_of("importance", "importance_and_load"))
     balance_over_modalities: str | None = option(
-        None, "How the balance losses of the modalities are joined.", one_of("mean", "sum")
+        None, "How the balance losses of the modalities are combined.", one_of("mean", "sum")
     )
     balance_weight: float | None = option(None, "Weight of the balance loss.")
     full_softmax: bool = option(
@@ -106,11 +106,13 @@ class SpectralMoEConfig(AdapterSection):
         "Normalise the gates over all E experts before the top-k cut, so that with k = 1 the task's loss "
         "reaches the router.",
     )
-    noise_epsilon: float = option(1e-2, "Floor of the noise deviation of the gates in training.")
+    noise_epsilon: float = option(
+        1e-2, "Lower bound on the standard deviation of the gates' noise in training."
+    )
     scale_init: float = option(1e-3, "Initial scale of the refinement.")
     strategy: str = option(
         "auto",
-        "How the same numbers are computed: `coordinates` (every expert for every token), `dispatch` (tokens "
+        "How the experts are computed: `coordinates` (every expert for every token), `dispatch` (tokens "
         "sorted by the experts they chose), or `auto`, by the number of experts.",
         one_of("auto", "coordinates", "dispatch"),
     )
@@ -198,7 +200,7 @@ class ReinConfig(AdapterSection):
     query_dim: int = option(256, "Width of the linked queries; equal to `model.head.width`.", at_least(1))
     scale_init: float = option(1e-3, "Initial scale of the refinement.")
     link_query_features: bool = option(
-        False, "Make the head's query features from the queries by a linear map, in place of learned ones."
+        False, "Derive the head's query features from the queries by a linear map, instead of learning them."
     )
 
 
@@ -235,18 +237,18 @@ class LoRAConfig(AdapterSection):
 
     kind: ClassVar[str] = "lora"
 
-    lora_rank: int = option(8, "Rank of the change.", at_least(1))
-    lora_alpha: float = option(8.0, "The change is scaled by `lora_alpha / lora_rank`.")
+    lora_rank: int = option(8, "Rank of the weight update.", at_least(1))
+    lora_alpha: float = option(8.0, "The weight update is scaled by `lora_alpha / lora_rank`.")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptFormerConfig(AdapterSection):
-    """AdaptFormer (arXiv 2205.13535): a branch beside the feed-forward block."""
+    """AdaptFormer (arXiv 2205.13535): a branch parallel to the feed-forward block."""
 
     kind: ClassVar[str] = "adaptformer"
 
     bottleneck: int = option(64, "Width of the branch.", at_least(1))
-    branch_scale: float = option(0.1, "Factor of the branch's output.")
+    branch_scale: float = option(0.1, "Factor on the branch's output.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +257,7 @@ class VPTConfig(AdapterSection):
 
     kind: ClassVar[str] = "vpt"
 
-    num_prompts: int = option(150, "Prompt tokens of every layer.", at_least(1))
+    num_prompts: int = option(150, "Prompt tokens in every layer.", at_least(1))
 
 
 ADAPTERS: dict[str, type[AdapterSection]] = {

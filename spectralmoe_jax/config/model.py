@@ -36,18 +36,20 @@ class EncoderConfig(Section):
 
     kind: str = option("dinov3", "Family of the encoder.", one_of(*KINDS))
     width: int = option(1024, "Width of the tokens.", at_least(1))
-    layers: int = option(24, "Transformer blocks.", at_least(1))
-    heads: int = option(16, "Attention heads; they divide `width`.", at_least(1))
+    layers: int = option(24, "Number of transformer blocks.", at_least(1))
+    heads: int = option(16, "Number of attention heads; must divide `width`.", at_least(1))
     patch_size: int = option(16, "Pixels along a patch's edge.", at_least(1))
-    mlp_ratio: float = option(4.0, "Hidden width of the feed-forward blocks over `width`, rounded down.")
-    mlp_width: int = option(0, "Hidden width of the feed-forward blocks; 0 takes `mlp_ratio`.")
+    mlp_ratio: float = option(
+        4.0, "Hidden width of the feed-forward blocks as a multiple of `width`, rounded down."
+    )
+    mlp_width: int = option(0, "Hidden width of the feed-forward blocks; 0 to use `mlp_ratio`.")
     ffn: str = option(
         "mlp",
         "Feed-forward block; `swiglu` has gate and value side by side in one projection.",
         one_of("mlp", "swiglu"),
     )
     qkv_bias: bool = option(
-        True, "Biases of the attention projections (of queries and values only in dinov3 and eva02)."
+        True, "Biases of the attention projections (in dinov3 and eva02, of queries and values only)."
     )
     storage_tokens: int = option(0, "Register tokens after the class token.")
     table_size: int = option(
@@ -64,7 +66,7 @@ class EncoderConfig(Section):
     )
     wavelengths: tuple[float, ...] = option(
         (),
-        "Wavelength of each band in micrometres, for `dofa`. Empty: those that the files state, or else "
+        "Wavelength of each band in micrometres, for `dofa`. Empty: those stated in the files, or else "
         "those of the sensor.",
     )
     extra_bands: str = option(
@@ -74,7 +76,7 @@ class EncoderConfig(Section):
         one_of("modulo", "mean", "zero"),
     )
     window: int = option(14, "Side of an attention window in patches (sam).", at_least(1))
-    global_every: int = option(3, "Every which layer attends globally (sam).")
+    global_every: int = option(3, "Every n-th layer attends globally (sam).")
     neck_width: int = option(
         256, "Channels of the neck that comes with the weights; features do not use it (sam)."
     )
@@ -142,7 +144,7 @@ class VisualConfig(EncoderConfig):
     """`config.model.visual`: the encoder of all bands."""
 
     preset: str | None = option(
-        None, "Published encoder whose sizes are taken; a key that is given wins over the preset."
+        None, "Published encoder whose sizes are used; a key that is set takes precedence over the preset."
     )
     weights: str | None = option(
         None, "Pretrained weights: a file, a Hugging Face folder or hf://owner/name; none for random ones."
@@ -205,18 +207,18 @@ class Mask2FormerConfig(HeadSection):
     width: int = option(
         256, "Width of every feature and query inside the head, a multiple of 4.", at_least(1)
     )
-    num_heads: int = option(8, "Heads of every attention; they divide `width`.", at_least(1))
+    num_heads: int = option(8, "Heads of every attention layer; must divide `width`.", at_least(1))
     encoder_layers: int = option(6, "Layers of the deformable encoder.", at_least(1))
     decoder_layers: int = option(9, "Layers of the mask decoder.", at_least(1))
     encoder_ffn: int = option(1024, "Hidden width of the encoder's feed-forward blocks.", at_least(1))
     decoder_ffn: int = option(2048, "Hidden width of the decoder's feed-forward blocks.", at_least(1))
-    points: int = option(4, "Sampling points of a head and level of the deformable attention.", at_least(1))
+    points: int = option(4, "Sampling points per head and level of the deformable attention.", at_least(1))
     group_norm_groups: int = option(
-        32, "Groups of every group normalisation; they divide `width`.", at_least(1)
+        32, "Groups of every group normalisation; must divide `width`.", at_least(1)
     )
     scales: tuple[float, ...] = option(
         (4.0, 2.0, 1.0, 0.5),
-        "How much each of the four feature maps is resized, finest first.",
+        "Factors by which the four feature maps are resized, finest first.",
         each(above(0)),
     )
     num_classes: int = derived(1)
@@ -234,7 +236,7 @@ class Mask2FormerConfig(HeadSection):
 
 @dataclasses.dataclass(frozen=True)
 class LinearHeadConfig(HeadSection):
-    """A linear classifier of every patch: there is nothing to choose.
+    """A linear classifier of every patch; it has no settings.
 
     Attributes:
       num_classes: classes of the pixels.
@@ -259,27 +261,27 @@ class ModelConfig(Section):
 
     weights: str | tuple[str, ...] | None = option(
         None,
-        "Weights of a segmenter or of parts of one; several files separated by commas, as a backbone and the "
-        "checkpoint trained on it.",
+        "Weights of a segmenter or of parts of one; several files separated by commas, such as a backbone "
+        "and the checkpoint trained on it.",
     )
     dtype: str = option(
         "bfloat16",
-        "Type of the computation. Parameters are float32, or float64 with `float64`.",
+        "Data type of the computation. Parameters are float32, or float64 with `float64`.",
         one_of("bfloat16", "float32", "float64"),
     )
     remat: str = option(
         "none",
-        "What the backward pass computes again to save memory: nothing, visual block and adapter (`layer`), "
+        "What the backward pass recomputes to save memory: nothing, visual block and adapter (`layer`), "
         "or the depth block too (`full`).",
         one_of("none", "layer", "full"),
     )
     pixel_mean: tuple[float, ...] = required("Mean of each band, in raw pixel units.")
     pixel_std: tuple[float, ...] = required("Standard deviation of each band, in raw pixel units.")
     out_layers: tuple[int, ...] = required(
-        "Layers whose features go to the head, finest map first, numbered from 0; four for Mask2Former."
+        "Layers whose features go to the head, numbered from 0, finest map first; four for Mask2Former."
     )
     visual: VisualConfig = required("The visual encoder.")
-    depth: DepthConfig | None = option(None, "The depth encoder; none without the depth modality.")
+    depth: DepthConfig | None = option(None, "The depth encoder; none if the depth modality is off.")
     adapter: Any = section_of_kind(
         ADAPTERS, "The adapter; `kind` is one of these, or your own as module:Class or file.py:Class.",
         OwnAdapterConfig,

@@ -1,4 +1,4 @@
-"""Print a complete configuration, or the reference page of all keys."""
+"""Printing of a complete configuration, and of the reference of every key."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from spectralmoe_jax.config.schema import (
     TrainConfig,
 )
 
-_HEAD = '''"""The whole configuration of {name}: every key with its value.
+_HEAD = '''"""The complete configuration of {name}: every key with its value.
 
-A comment says where a value comes from that the configuration does not give.
+A comment gives the origin of each value that the configuration does not set.
 """
 
 from ml_collections import ConfigDict
@@ -105,18 +105,18 @@ def _origin(section: Any, name: str, given: Mapping[str, Any]) -> str:
 _INTRODUCTION = """# Configuration reference
 
 A configuration is a Python file whose `get_config()` returns an `ml_collections.ConfigDict`; the shipped
-ones are in `configs/`. It gives the keys that matter for it, all others have the defaults below. Any key can
-be set on the command line, whether the file gives it or not:
+ones are in `configs/`. It sets the keys that matter for it; all others have the defaults below. Any key can
+be set on the command line, whether or not the file sets it:
 
 ```
 spectralmoe train --config configs/dubai.py --config.train.steps=100 --workdir runs/dubai
 ```
 
-`spectralmoe config FILE` prints a configuration whole, every key with its value. This page is written from
-the code: `spectralmoe config --reference > docs/configuration.md`.
+`spectralmoe config FILE` prints a complete configuration, every key with its value. This page is generated
+from the code: `spectralmoe config --reference > docs/configuration.md`.
 
-Strings need no quotes on the command line; tuples are written `a,b,c` or `(1,2)`; `none` unsets what may be
-none.
+Strings need no quotes on the command line; tuples are written `a,b,c` or `(1,2)`; `none` unsets a key that
+may be none.
 """
 
 _SECTIONS: tuple[tuple[str, str, type], ...] = (
@@ -138,9 +138,10 @@ _LATER: tuple[tuple[str, str, type], ...] = (
 
 _STREAMS = """## Several sensors in one run: `config.streams`
 
-Each section of `config.streams` is a further stream of batches, under a name of your choice. It holds the
+Each section of `config.streams` is a further stream of batches, under a name of your choice. It contains the
 keys in which the stream differs from the rest of the configuration (bands, sensor, data, augment,
-`model.pixel_mean`, ...), and its `weight`, the share of its batches. Classes and architecture are the run's.
+`model.pixel_mean`, ...), and its `weight`, the share of its batches. Classes and architecture are those of
+the run.
 
 ```python
 landsat = ConfigDict({"weight": 0.5, "sensor": "landsat8", "bands": ("blue", "green", "red", "nir")})

@@ -32,7 +32,7 @@ MAIN = "main"
 
 @dataclasses.dataclass(frozen=True)
 class ClassesConfig(Section):
-    """`config.classes`: what the segmentation distinguishes."""
+    """`config.classes`: the classes of the segmentation."""
 
     place: ClassVar[str] = "config.classes"
     tolerant: ClassVar[bool] = True
@@ -65,7 +65,7 @@ class ClassesConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """`config.data`: where images and labels are, and which of them train, choose and test."""
+    """`config.data`: where images and labels are, and which are for training, held out, or the target."""
 
     place: ClassVar[str] = "config.data"
     tolerant: ClassVar[bool] = True
@@ -73,17 +73,17 @@ class DataConfig(Section):
     kind: str = required(
         "Kind of the data: `image_folder` and `geotiff` read files as they are, `prepared` reads tiles that "
         "`spectralmoe prepare` wrote, `synthetic` generates scenes; or the import path of a function that "
-        "opens your own.",
+        "opens your own data.",
         one_of_or_own("image_folder", "geotiff", "prepared", "synthetic"),
     )
-    root: str | None = option(None, "Folder of the data; every built-in kind but `synthetic` needs it.")
+    root: str | None = option(None, "Folder of the data; required by every built-in kind but `synthetic`.")
     source: tuple[str, ...] = required("Domains (folders, places, splits) to train on.")
     target: tuple[str, ...] = required("Domains to test on, never seen in training.")
     crop: int = required(
         "Side of a training tile in pixels, a multiple of `model.visual.patch_size`.", at_least(1)
     )
     holdout: float = option(
-        0.0, "Share of each source domain that is held out to choose the best checkpoint by."
+        0.0, "Share of each source domain that is held out to choose the best checkpoint."
     )
     holdout_domains: tuple[str, ...] | None = option(None, "Whole domains to hold out instead of a share.")
     holdout_seed: int = option(0, "Seed of the choice of held-out images.")
@@ -92,41 +92,38 @@ class DataConfig(Section):
     )
     mask_template: str | None = option(
         None,
-        "Where an image's labels lie below `root` (image_folder, geotiff), as in "
-        "`{domain}/masks/{stem}.png`.",
+        "Path of an image's labels below `root` (image_folder, geotiff), as in `{domain}/masks/{stem}.png`.",
     )
     file_bands: tuple[str, ...] | None = option(
-        None, "Names of the files' channels in their order, where the files do not say them."
+        None, "Names of the files' channels in their order, if the files do not state them."
     )
     sensors: tuple[str, ...] | None = option(
         None,
-        "Sensors of single domains as DOMAIN=SENSOR (geotiff), or as a section; the others are of `sensor`.",
+        "Sensors of single domains as DOMAIN=SENSOR (geotiff), or as a section; all others use `sensor`.",
     )
     label_values: tuple | None = option(
-        None, "Stored value, or values, of each class (geotiff); none for labels coded by colour."
+        None, "Stored value, or values, of each class (geotiff); none for colour-coded labels."
     )
-    ignore_values: tuple = option((), "Stored label values that are not labelled (geotiff).")
-    ignore_colours: tuple = option((), "Colours in the labels that are not labelled.")
-    label_attribute: str | None = option(
-        None, "Attribute that says the class, where the labels are polygons."
-    )
-    label_layer: str = option("", "Layer of the polygons; empty for the file's only one.")
+    ignore_values: tuple = option((), "Stored label values that mean 'no label' (geotiff).")
+    ignore_colours: tuple = option((), "Colours in the labels that mean 'no label'.")
+    label_attribute: str | None = option(None, "Attribute that gives the class, if the labels are polygons.")
+    label_layer: str = option("", "Layer of the polygons; empty for the first one.")
     tile: int | None = option(None, "Side of the windows that large images are cut into (geotiff).")
     benchmark: str | None = option(None, "Name of the published data set (prepared).")
     weights: tuple[float, ...] | None = option(
-        None, "Share of each source domain in the batches; none for shares by size."
+        None, "Share of each source domain in the batches; none for shares by area."
     )
     class_temperature: float | None = option(
         None,
-        "Draws tiles by class: the lower, the more often rare classes are drawn; none for off.",
+        "Draw tiles by class: the lower the value, the more often rare classes are drawn; none for off.",
         above(0),
     )
     min_labelled: float = option(
-        0.0, "Least share of labelled pixels in an image to train on.", between(0, 1)
+        0.0, "Smallest share of labelled pixels that an image must have to be trained on.", between(0, 1)
     )
-    corrupt: str = option("stop", "What a file that cannot be read leads to.", one_of("stop", "skip"))
-    workers: int = option(0, "Processes that prepare batches; 0 prepares them in the main one.", at_least(0))
-    # decoding releases the GIL; if transforms are heavy, further threads only wait for it
+    corrupt: str = option("stop", "What to do with a file that cannot be read.", one_of("stop", "skip"))
+    workers: int = option(0, "Processes that prepare batches; 0 for the main one.", at_least(0))
+    # decoding releases the interpreter lock; where transforms are heavy, more threads only wait for it
     threads: int = option(2, "Threads that prepare batches, in each process.", at_least(1))
     cache_bytes: int = option(512 << 20, "Memory for decoded images and labels, in each process.")
     scenes_source: int = option(24, "Generated scenes of each source domain (synthetic).")
@@ -164,13 +161,13 @@ class AugmentConfig(Section):
     scale_step: float = option(0.1, "Step between the factors.", above(0))
     max_edge: int = option(1024, "Largest side of a resized image in pixels.", at_least(1))
     max_class_share: float = option(
-        0.75, "Largest share of one class in a crop; another crop is tried where it is exceeded."
+        0.75, "Largest share of one class in a crop; another crop is tried if it is exceeded."
     )
     flip: float = option(0.5, "Probability of a horizontal flip.", between(0, 1))
     vertical_flip: float = option(0.0, "Probability of a vertical flip.", between(0, 1))
     turns: bool = option(False, "Turn tiles by random multiples of 90 degrees.")
     photometric: bool = option(
-        False, "Photometric distortion of the red, green and blue bands; made for 8-bit images."
+        False, "Photometric distortion of the red, green and blue bands; designed for 8-bit images."
     )
     gain: float = option(0.0, "Largest relative change of each band's gain, below 1.")
     offset: float = option(0.0, "Largest offset of each band, in standard deviations.", at_least(0))
@@ -201,9 +198,11 @@ class LossConfig(Section):
         0.1, "Weight of queries without a target in the class term.", at_least(0)
     )
     num_points: int = option(
-        12544, "Points P of a mask in the loss, and of an image in the matching.", at_least(1)
+        12544, "Points P sampled for each mask in the loss, and for each image in the matching.", at_least(1)
     )
-    oversample_ratio: float = option(3.0, "Candidates drawn for every point of the loss.", at_least(1))
+    oversample_ratio: float = option(
+        3.0, "Candidate points drawn for every point used in the loss.", at_least(1)
+    )
     importance_sample_ratio: float = option(
         0.75,
         "Share of the points taken where the prediction is least certain; the rest is uniform.",
@@ -238,12 +237,12 @@ DEFAULT_RULES: tuple[Rule, ...] = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-    """`config.train`: AdamW, its schedule, and how often things happen, in steps."""
+    """`config.train`: AdamW, its schedule, and intervals in steps."""
 
     place: ClassVar[str] = "config.train"
 
-    steps: int = required("Steps of the whole training; the learning rate is 0 after them.", at_least(1))
-    batch_size: int = option(8, "Images of a step, on all hosts together.", at_least(1))
+    steps: int = required("Number of training steps; the learning rate reaches 0 at the end.", at_least(1))
+    batch_size: int = option(8, "Images per step, over all hosts.", at_least(1))
     learning_rate: float = option(1e-4, "Learning rate after the warm-up.", above(0))
     warmup_steps: int = option(
         0, "Steps over which the learning rate rises linearly from 0; they count as part of `steps`."
@@ -253,14 +252,14 @@ class TrainConfig(Section):
     betas: tuple[float, float] = option((0.9, 0.999), "Decay rates of AdamW's two moments.")
     eps: float = option(1e-8, "AdamW's epsilon.", above(0))
     clip_norm: float | None = option(
-        None, "Bound on the global gradient norm, before AdamW; none for no bound.", above(0)
+        None, "Bound on the global gradient norm, applied before AdamW; none for no bound.", above(0)
     )
     rules: tuple[Rule, ...] = option(
         DEFAULT_RULES,
         "Parameter groups: (regular expression, factor on the weight decay, factor on the learning rate); "
-        "the first that is found in a parameter's name counts, and every parameter needs one.",
+        "the first expression found in a parameter's name applies, and every parameter must match one.",
     )
-    log_every: int = option(50, "Steps between two records of the metrics.", at_least(1))
+    log_every: int = option(50, "Steps between two log entries.", at_least(1))
     evaluate_every: int = option(1000, "Steps between two evaluations on the held-out images.", at_least(1))
     checkpoint_every: int = option(500, "Steps between two checkpoints.", at_least(1))
 
@@ -283,7 +282,7 @@ class EvaluateConfig(Section):
         "Side of a window in pixels, a multiple of `model.visual.patch_size`.", at_least(1)
     )
     overlap: int = required("Overlap of a window with the next in pixels, below `window`.")
-    batch_size: int = option(8, "Windows that go through the model at a time.", at_least(1))
+    batch_size: int = option(8, "Windows that go through the model at once.", at_least(1))
 
     def __post_init__(self) -> None:
         """Check that windows advance."""
@@ -306,17 +305,17 @@ RULES: tuple[MeshRule, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig(Section):
-    """`config.parallel`: the device mesh; at most one axis is -1, for all devices that are left."""
+    """`config.parallel`: the device mesh; at most one axis is -1, for all remaining devices."""
 
     place: ClassVar[str] = "config.parallel"
 
-    data: int = option(-1, "Devices along the data axis, over which images are spread.")
-    fsdp: int = option(1, "Devices over which images and the encoders' weights are spread.")
-    expert: int = option(1, "Devices over which experts are spread; they divide the number of experts.")
+    data: int = option(-1, "Devices along the data axis, over which images are sharded.")
+    fsdp: int = option(1, "Devices over which images and the encoders' weights are sharded.")
+    expert: int = option(1, "Devices over which experts are sharded; must divide the number of experts.")
     rules: tuple[tuple, ...] | None = option(
         None,
-        "Sharding rules: (logical axis, mesh axis, several, or none); a logical axis without a rule is not "
-        "spread. None for the default ones.",
+        "Sharding rules: (logical axis, and one mesh axis, several, or none); a logical axis without a rule "
+        "is not sharded. None for the default rules.",
     )
 
     def __post_init__(self) -> None:
@@ -379,7 +378,7 @@ def axes_of(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class StatedWavelengths(Section):
-    """`config.stated_wavelengths`: what the files of a run state, written by the training itself.
+    """`config.stated_wavelengths`: wavelengths stated in the files of a run, recorded by the training itself.
 
     The section names the bands and the sensor that it applies to, so that a run whose bands or sensor are
     overridden later does not use it by mistake.
@@ -389,12 +388,12 @@ class StatedWavelengths(Section):
 
     bands: tuple[str, ...] = required("The bands for which the files stated wavelengths.")
     micrometres: tuple[float, ...] = required("Their wavelengths in micrometres.")
-    sensor: str | None = option(None, "The sensor for which they hold.")
+    sensor: str | None = option(None, "The sensor to which they apply.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
-    """A whole configuration, read once, every default filled in.
+    """A complete configuration, read once, with every default filled in.
 
     Attributes:
       given: what the user wrote, as nested dictionaries; stored with a run and compared on resuming.
@@ -402,15 +401,14 @@ class RunConfig(Section):
 
     tolerant: ClassVar[bool] = True
 
-    name: str = option("run", "Name of the run, in titles and file names.")
-    seed: int = option(
-        0, "Seed of initial weights, order of the data and augmentation.", between(0, 2**32 - 1)
-    )
+    name: str = option("run", "Name of the run, used in titles and file names.")
+    seed: int = option(0, "Seed of initial weights, data order and augmentation.", between(0, 2**32 - 1))
     bands: tuple[str, ...] = required(
         "Names of the images' bands, in the order in which the model gets them."
     )
     sensor: str | None = option(
-        None, "Sensor of the images, by whose names bands are found in files and whose wavelengths hold."
+        None,
+        "Sensor of the images: supplies the names by which bands are found in files, and their wavelengths.",
     )
     classes: ClassesConfig = required("The classes.")
     data: DataConfig = required("Images and labels.")
@@ -422,13 +420,15 @@ class RunConfig(Section):
     parallel: ParallelConfig = subsection(ParallelConfig, "The device mesh.")
     streams: Mapping[str, RunConfig] = dataclasses.field(
         default_factory=dict,
-        metadata={"doc": "Further sensors that the run trains on: by name, the keys in which each differs."},
+        metadata={
+            "doc": "Further sensors that the run trains on, by name, each with the keys in which it differs."
+        },
     )
     weight: float = option(
-        1.0, "Share of the batches that the run's own stream has beside those of `streams`.", above(0)
+        1.0, "Share of the run's own stream in the batches, relative to the weights of `streams`.", above(0)
     )
     stated_wavelengths: StatedWavelengths | None = option(
-        None, "Wavelengths that the files state, written by the training itself."
+        None, "Wavelengths stated in the files, recorded by the training itself."
     )
     given: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, compare=False, repr=False, metadata={"derived": True}
