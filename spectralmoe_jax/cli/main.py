@@ -7,6 +7,7 @@ explained in one line on standard error. 75: a run of several processes lost one
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(f"unknown subcommand {name!r}; {hint}")
     module, _ = COMMANDS[name]
     command = getattr(importlib.import_module(f"spectralmoe_jax.cli.{module}"), name.capitalize())
-    parser = Parser(prog=f"spectralmoe {name}", description=command.__doc__)
+    parser = Parser(prog=f"spectralmoe {name}", description=inspect.cleandoc(command.__doc__))
     command.add_arguments(parser)
     overrides, rest = split_overrides(argv[1:])
     return command.run(parser.parse_args(rest), overrides)
