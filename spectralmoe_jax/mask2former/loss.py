@@ -116,16 +116,15 @@ def mask2former_loss(
     values = jax.lax.map(
         one_layer, (class_logits, mask_logits, assignment, query, matched, draw_keys, loss_points)
     )  # (K, 3)
-    terms = {
-        _prefix(layer, layers) + name: values[layer, column]
-        for layer in [layers - 1, *range(layers - 1)]
-        for column, name in enumerate(("loss_cls", "loss_mask", "loss_dice"))
-    }
+    # values of the last output come first, as the names do
+    terms = dict(zip(term_names(layers), jnp.roll(values, 1, axis=0).ravel(), strict=True))
     return SegmentationLoss(values.sum(), terms, assignment, bad_costs)
 
 
-def _prefix(layer: int, layers: int) -> str:
-    return "" if layer == layers - 1 else f"d{layer}."
+def term_names(outputs: int) -> list[str]:
+    """Return the names of the loss terms of a number of decoder outputs, those of the last output first."""
+    prefixes = ["", *(f"d{output}." for output in range(outputs - 1))]
+    return [prefix + name for prefix in prefixes for name in ("loss_cls", "loss_mask", "loss_dice")]
 
 
 def _match_layers(

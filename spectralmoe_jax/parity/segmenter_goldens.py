@@ -21,7 +21,7 @@ from spectralmoe_jax.config.model import EncoderConfig, Mask2FormerConfig
 from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former.head import Mask2FormerHead, semantic_scores
-from spectralmoe_jax.mask2former.loss import mask2former_loss
+from spectralmoe_jax.mask2former.loss import mask2former_loss, term_names
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import with_values
 from spectralmoe_jax.parity.comparison import (
@@ -160,12 +160,13 @@ def _recorded(golden: dict, classes: int) -> tuple[list[np.ndarray], np.ndarray,
 
 def _check(path: Path, segmenter: Segmenter, golden: dict, loss_config: LossConfig) -> list[Check]:
     file = path.name
-    # 1. Compute all quantities and gradients.
     trainable = {
         leaf_path: variable.get_value()
         for leaf_path, variable in nnx.to_flat_state(nnx.state(segmenter))
         if isinstance(variable, nnx.Param)
     }
+    _refuse_unknown_names(path, segmenter, golden, trainable)
+    # 1. Compute all quantities and gradients.
     run = jax.jit(jax.value_and_grad(_objective(segmenter, golden, loss_config), has_aux=True))
     (total, parts), grads = run(trainable)
     # 2. Compare features, queries, logits and the assignment.
@@ -183,19 +184,32 @@ def _check(path: Path, segmenter: Segmenter, golden: dict, loss_config: LossConf
     # 3. Compare losses and gradients, under the released names.
     terms = {"balance_loss": parts["balance"], "loss_total": total, "loss/loss_lora": parts["balance"]}
     terms |= {f"loss/{name}": value for name, value in parts["terms"].items()}
-    rules = segmenter_rules(segmenter.config.visual, segmenter.config.depth)
-    released = write_tensors(rules, {leaf_path: np.asarray(leaf) for leaf_path, leaf in grads.items()})
-    gradients = {f"grad/{name}": value for name, value in released.items()}
-    known = terms | gradients
-    raise_problems(
-        path.with_suffix(".npz"),
-        {"unexpected": [key for key in golden if key.startswith(("loss/", "grad/")) and key not in known]},
-    )
+    gradients = _released_gradients(segmenter, grads)
     losses = [compare(file, key, terms[key], golden[key], LOGITS) for key in terms if key in golden]
     each = [compare(file, key, gradients[key], golden[key], GRADIENTS) for key in gradients if key in golden]
     return [
         *features, queries, *logits, assignment, worst(file, losses, "losses"), worst(file, each, "gradients")
     ]  # fmt: skip
+
+
+def _released_gradients(segmenter: Segmenter, gradients: dict) -> dict[str, np.ndarray]:
+    """Return gradients by path, or anything of the same shapes, under their names in a golden file."""
+    rules = segmenter_rules(segmenter.config.visual, segmenter.config.depth)
+    tensors = write_tensors(rules, {path: np.asarray(leaf) for path, leaf in gradients.items()})
+    return {f"grad/{name}": value for name, value in tensors.items()}
+
+
+def _refuse_unknown_names(path: Path, segmenter: Segmenter, golden: dict, trainable: dict) -> None:
+    """Check the names of losses and gradients, before anything is computed.
+
+    Raises:
+      UserError: the file holds a loss or a gradient that the segmenter does not have.
+    """
+    outputs = golden["assignment"].shape[0]
+    known = {f"loss/{name}" for name in ("loss_lora", *term_names(outputs))}
+    known |= _released_gradients(segmenter, trainable).keys()
+    unknown = [key for key in golden if key.startswith(("loss/", "grad/")) and key not in known]
+    raise_problems(path.with_suffix(".npz"), {"unexpected": unknown})
 
 
 def _objective(segmenter: Segmenter, golden: dict, loss_config: LossConfig):

@@ -13,6 +13,7 @@ from tests.tiny_run import SIZES
 CONFIG = ["--config", "configs/quickstart.py"]
 
 
+@pytest.mark.slow
 def test_this_device(tmp_path, capsys):
     out = tmp_path / "figures.json"
     assert main(["compile", *CONFIG, *(f"--config.{value}" for value in SIZES), "--json", str(out)]) == 0

@@ -118,28 +118,31 @@ def digests(source, count, augment=AUGMENT, **settings):
 
 
 @pytest.mark.parametrize(
-    ("workers", "resumed", "hosts"),
+    ("steps", "workers", "resumed", "hosts"),
     [
-        pytest.param((2,), ((2, 2),), (2,), id="two"),
-        pytest.param((1, 3), ((0, 2), (0, 5)), (4,), id="all others", marks=pytest.mark.slow),
+        pytest.param(50, (2,), ((2, 2),), (2,), id="two"),
+        pytest.param(200, (1, 3), ((0, 2), (0, 5)), (4,), id="all others", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("kind", ["mixture", "geotiffs", "prepared"])
-def test_batches_are_the_same_for_any_workers_threads_hosts_and_start(kind, workers, resumed, hosts, request):
-    """For 0 to 3 workers, for 1, 2 and 4 hosts, and from step 100 with other numbers of workers and threads.
+def test_batches_are_the_same_for_any_workers_threads_hosts_and_start(
+    kind, steps, workers, resumed, hosts, request
+):
+    """For 0 to 3 workers, for 1, 2 and 4 hosts, and from halfway with other numbers of workers and threads.
 
     Sources: arrays of two domains with an image that cannot be read, GeoTIFFs with polygons, prepared tiles.
     """
     settings = {"augment": AUGMENT} if kind == "mixture" else {"augment": SIXTEEN_BITS, "corrupt": "stop"}
     draw = partial(digests, request.getfixturevalue(kind), **settings)
-    straight, batches = draw(200)
-    assert len(set(straight)) == 200
+    half = steps // 2
+    straight, batches = draw(steps)
+    assert len(set(straight)) == steps
     for count in workers:
-        assert draw(200, workers=count)[0] == straight
+        assert draw(steps, workers=count)[0] == straight
     for count, threads in resumed:
-        assert draw(100, workers=count, threads=threads, start_step=100)[0] == straight[100:]
+        assert draw(steps - half, workers=count, threads=threads, start_step=half)[0] == straight[half:]
     for count in hosts:
-        parts = [draw(200, host_index=host, host_count=count)[1] for host in range(count)]
+        parts = [draw(steps, host_index=host, host_count=count)[1] for host in range(count)]
         for number, batch in enumerate(batches):
             for key in batch:
                 joined = np.concatenate([part[number][key] for part in parts])

@@ -110,6 +110,7 @@ def test_frozen_weights_have_no_optimizer_state(lowered):
     assert metrics < 1000
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing():
     depth = {"kind": "dinov2", "width": 16, "layers": 4, "heads": 2, "patch_size": 8, "table_size": 4}
     config = tiny(**{"model.adapter.use_depth": True, "model.depth": depth})
@@ -130,7 +131,8 @@ def test_remat_changes_nothing():
 
 def test_every_trainable_parameter_learns():
     """With the full softmax every parameter that trains gets a gradient, the router included."""
-    config = tiny(**{"model.adapter.full_softmax": True})
+    layers = {"model.head.encoder_layers": 1, "model.head.decoder_layers": 1}
+    config = tiny(**{"model.adapter.full_softmax": True} | layers)
     settings = segmenter_config(config)
     trainable, frozen = split(make_segmenter(settings, 0))
     loss = make_loss(abstract_segmenter(settings), config.loss)

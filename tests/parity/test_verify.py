@@ -37,6 +37,7 @@ def test_segmenter(goldens):
     assert not [check for check in checks if not check.ok]
 
 
+@pytest.mark.slow
 def test_dofa_segmenter(reference):
     """Its 13 MB of weights do not travel with the tests."""
     checks = verify_segmenter(reference / "goldens" / "released_tiny" / "dofa_laplace_k1.json")

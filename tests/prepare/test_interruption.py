@@ -52,6 +52,7 @@ def test_killed_around_every_rename(undisturbed, tmp_path, after):
     assert_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see processes end")
 def test_killed_at_random_moments_with_workers(undisturbed, tmp_path):
     moments, killed = random.Random(0), 0
