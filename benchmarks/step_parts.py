@@ -73,8 +73,8 @@ def jax_layer(config: SpectralMoEConfig, inputs: np.ndarray) -> dict[str, Run]:
 def torch_layer(config: SpectralMoEConfig, inputs: np.ndarray, device: torch.device) -> dict[str, Run]:
     """Make PyTorch's layer of visual and depth tokens (2, B, N, D)."""
     adapter = Adapter(config, 1, inputs.shape[-1]).to(device)
-    for weights in (adapter.layers[0].b, adapter.layers[0].w_gate):
-        torch.nn.init.normal_(weights, std=0.1 if weights is adapter.layers[0].b else 1.0)
+    torch.nn.init.normal_(adapter.layers[0].b, std=0.1)
+    torch.nn.init.normal_(adapter.layers[0].w_gate)
     tokens = [torch.from_numpy(x).to(device) for x in inputs]
     return torch_runs(lambda *given: adapter(0, *given), tokens, list(adapter.parameters()))
 
@@ -119,7 +119,7 @@ def jax_runs(function: Callable, *arguments: Any) -> dict[str, Run]:
 
     with jax.default_matmul_precision("highest"):
         forward = jax.jit(function).lower(*arguments).compile()
-        gradients = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*arguments).compile()
+        gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1))).lower(*arguments).compile()
     return {
         "forward": lambda: jax.block_until_ready(forward(*arguments)),
         "with gradients": lambda: jax.block_until_ready(gradients(*arguments)),

@@ -1,7 +1,8 @@
 """Stages of the training step of both sides, as functions of their inputs for timing.
 
-Each stage runs the code of the step on tensors that the stages before it return. With gradients means those
-of the sum of squares of its results, for parameters that train and inputs that gradients flow through.
+Each stage runs the code of the step on what the stages before it return; only the adapter's layers all follow
+the encoders, where the step alternates between them. With gradients means those of the sum of squares of the
+results, for parameters that train and inputs that gradients flow through.
 """
 
 from __future__ import annotations
@@ -72,10 +73,7 @@ class JaxStages:
         grid = model.backbone.visual.grid(image.shape)
         maps = [tokens[i].reshape(len(image), *grid, -1) for i in structure.config.out_layers]
         if isinstance(structure.head, LinearHead):
-            inputs = (trainable["head"], maps)
-            logits = self._add(
-                "linear head", lambda given, _: join(structure.head, given[0])(given[1]), inputs
-            )
+            logits = self._add("linear head", self._linear_head, (trainable["head"], maps))
             self._add("whole loss", pixel_cross_entropy, logits, batch["label"].astype(jnp.int32))
             return
         rest = dict(trainable["head"])
@@ -95,7 +93,7 @@ class JaxStages:
         narrow = self.structure.config.dtype == "bfloat16"
         with jax.default_matmul_precision("default" if narrow else "highest"):
             forward = jax.jit(function).lower(inputs, constants).compile()
-            gradients = jax.jit(jax.grad(total)).lower(inputs, constants).compile()
+            gradients = jax.jit(jax.value_and_grad(total)).lower(inputs, constants).compile()
         self.stages[name] = Stage(
             lambda: jax.block_until_ready(forward(inputs, constants)),
             lambda: jax.block_until_ready(gradients(inputs, constants)),
@@ -121,6 +119,11 @@ class JaxStages:
 
         _, (tokens, losses) = jax.lax.scan(step, None, (adapter.stacked(), visual, depth, keys))
         return tokens, losses, adapter.queries()
+
+    def _linear_head(self, inputs: Any, _: None) -> jax.Array:
+        """Logits (B, h, w, C) of maps (B, h, w, D)."""
+        weights, maps = inputs
+        return join(self.structure.head, weights)(maps)
 
     def _pixel_decoder(self, inputs: Any, _: None) -> Any:
         """Pixel features of maps (B, h, w, D)."""

@@ -2,9 +2,12 @@
 
 PyTorch runs transformers' DINOv3, DINOv2 and Mask2Former with its loss, and a plain adapter written from the
 formulas. Sizes, labels, optimizer and trainable parameters are the same, random weights are not. The two take
-turns in every round; on a machine that does something else at the same time PyTorch's threads wait for each
-other. In float32 no product is rounded on either side; in bfloat16 both keep
-float32 parameters, and PyTorch its frozen encoders in bfloat16.
+turns in every round. Measure on an idle machine: where PyTorch's threads share the processor with anything
+else, they spin and wait for each other, many times as long as they work. OMP_WAIT_POLICY=PASSIVE avoids most
+of that.
+
+In float32 no product is rounded on either side; in bfloat16 both keep float32 parameters, and PyTorch its
+frozen encoders in bfloat16. PyTorch's targets, a mask for each class, are made before any timing.
 
   python benchmarks/train_step.py
   python benchmarks/train_step.py --size 512 --batch 1
@@ -106,7 +109,9 @@ def use_devices(arguments: argparse.Namespace) -> torch.device:
     """Choose the device of both sides; compile every program anew, unless it is a tiny one."""
     jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[arguments.device])
     jax.config.update("jax_enable_compilation_cache", arguments.tiny)
-    os.environ["PJRT_NPROC"] = str(arguments.threads)  # read when JAX first uses the CPU
+    # both are read when JAX first uses a device
+    os.environ["PJRT_NPROC"] = str(arguments.threads)
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch needs memory of the GPU too
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = arguments.dtype == "bfloat16"
     torch.manual_seed(0)
