@@ -40,7 +40,7 @@ import torch
 from step_case import BANDS, Case
 from step_parts import compare_attention, compare_layers
 from step_stages import JaxStages, TorchStages, optimizer_stage
-from timing import OURS, TORCH, Run, compare, interleave, print_heading
+from timing import OURS, TORCH, Run, compare, interleave, print_heading, print_row
 from torch_model import TorchSegmenter, TorchStep
 
 from spectralmoe_jax.config.schema import EvaluateConfig
@@ -241,14 +241,15 @@ def compare_stages(ours: OurStep, theirs: TorchStep, rounds: int) -> None:
     counterparts = TorchStages(theirs).stages
     for kind in ("forward", "gradients"):
         print_heading(f"stages, {'forward' if kind == 'forward' else 'with gradients'}")
-        medians = {}
-        for name, stage in stages.items():
-            run = getattr(stage, kind) or stage.forward
-            torch_run = getattr(counterparts[name], kind) if name in counterparts else None
-            medians[name] = statistics.median(compare(name, run, torch_run, rounds))
-        if "matching" in medians:
-            parts = sum(medians[name] for name in ("matching costs", "matching", "points"))
-            print(f"{'loss terms (the rest)':<30}{1e3 * (medians['whole loss'] - parts):9.1f}")
+        runs = {name: getattr(stage, kind) or stage.forward for name, stage in stages.items()}
+        others = {f"{TORCH} {name}": getattr(stage, kind) for name, stage in counterparts.items()}
+        seconds = interleave(runs | others, rounds)  # all of them, so that their differences mean something
+        for name in runs:
+            print_row(name, seconds[name], seconds.get(f"{TORCH} {name}"))
+        if "matching" in runs:
+            parts = ("matching costs", "matching", "points")
+            known = np.sum([seconds[name] for name in parts], axis=0)
+            print_row("loss terms (the rest)", np.subtract(seconds["whole loss"], known).tolist())
     theirs.gradients()
     optimizer = optimizer_stage(ours.optimizer, ours.trainable)
     compare("optimizer", optimizer.forward, theirs.update, rounds)
