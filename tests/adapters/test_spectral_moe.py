@@ -76,7 +76,17 @@ MODALITIES = [
 GATES = list(itertools.product(("laplace l1", "laplace l2", "gaussian l2", "softmax l2"), (False, True)))
 
 
-@pytest.mark.parametrize("modalities", MODALITIES, ids=lambda chosen: "-".join(map(str, chosen.values())))
+def slow_unless_published(modalities):
+    """By default the modalities of both presets run, and the visual one alone."""
+    presets = [SpectralMoEConfig(preset=preset) for preset in ("paper", "released")]
+    fast = modalities in [{"use_depth": False}] + [
+        {key: getattr(preset, key) for key in modalities} for preset in presets
+    ]
+    name = "-".join(map(str, modalities.values()))
+    return pytest.param(modalities, id=name, marks=() if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("modalities", [slow_unless_published(chosen) for chosen in MODALITIES])
 def test_every_linear_setting_equals_the_paper_formulas(modalities):
     """All values of every switch with all of every other; the router's distance, noise, balance in turn."""
     start = MODALITIES.index(modalities)

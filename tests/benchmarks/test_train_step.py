@@ -33,7 +33,7 @@ Adapter = pytest.importorskip("benchmarks.torch_adapter").Adapter
 @pytest.mark.parametrize(
     ("options", "rows"),
     [
-        (("--only=stages",), STAGES),
+        pytest.param(("--only=stages",), STAGES, marks=pytest.mark.slow),
         pytest.param((), STEP | STAGES | LAYER | PREDICTION | ATTENTION, marks=pytest.mark.slow),
         pytest.param(
             ("--head=linear", "--dtype=bfloat16", "--only=step,stages,prediction"),

@@ -96,6 +96,7 @@ def test_reports(runs, tmp_path):
         assert share is None or f"{100 * share:.1f}" in page
 
 
+@pytest.mark.slow
 def test_resumes(runs, tmp_path):
     """From step 42, where it was killed, to 44."""
     run = shutil.copytree(runs / "run", tmp_path / "run")

@@ -1,8 +1,8 @@
 """Every shipped configuration trains two steps and is evaluated, at a reduced size.
 
 Configurations of published benchmarks run on generated look-alikes that `spectralmoe prepare` cut; the others
-on the real images they are for. One configuration of images, one of prepared tiles and the quickstart run by
-default, the others are slow.
+on the real images they are for. By default only one of prepared tiles runs here, and the quickstart in
+test_end_to_end; the others are slow.
 """
 
 import json
@@ -39,7 +39,6 @@ REAL = {
 }
 # One of each kind of data: also evaluated on held-out images during training, which takes time.
 WITH_HOLDOUT = ("quickstart", "dubai", "cloud_shadow", "loveda")
-BY_DEFAULT = ("dubai",)  # loveda runs in a process of its own, and quickstart in test_end_to_end
 DOFA = ("fbp_cross_sensor:dofa", "fbp_cross_geospatial:dofa", "flair:dofa")
 TINY = {
     "data.crop": 64, "data.workers": 0, "model.remat": "none",
@@ -61,10 +60,6 @@ def reduced(name: str, **values) -> RunConfig:
     sizes = {f"model.{part}.{key}": value for part in encoders
              for key, value in {"width": 16, "layers": 4, "heads": 2}.items()}  # fmt: skip
     return config.replaced({"model.out_layers": (0, 1, 2, 3)} | TINY | sizes | values)
-
-
-def slow_unless_default(names):
-    return [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def run(config: RunConfig, workdir) -> None:
@@ -114,7 +109,8 @@ def test_quickstart(tmp_path):
                                  "data.holdout": 0.25}), tmp_path)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", slow_unless_default(REAL))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
 def test_on_real_images(name, shared_data, tmp_path):
     crop, window = {"enmap_landcover": (32, 32), "dubai": (60, 240)}.get(name, (64, 64))
     config = reduced(name, **{"data.root": str(shared_data / REAL[name]), "data.crop": crop,

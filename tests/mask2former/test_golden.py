@@ -88,6 +88,7 @@ def test_released_tensors_round_trip_bit_for_bit(golden):
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-5), ("bfloat16", 0.1)])
 def test_other_precisions(golden, relative_error, dtype, bound):
     with jax.enable_x64(dtype == "float64"):

@@ -138,6 +138,7 @@ def statistics(images):
     return tuple(map(float, pixels.mean(0))), tuple(map(float, pixels.std(0) + 1e-3))
 
 
+@pytest.mark.slow
 def test_one_model_on_enmap_and_on_sentinel2(shared_data):
     """The same parameters on 224 bands, wavelengths from the file, and on 13, wavelengths from the table."""
     tiles = sorted((shared_data / "enmap" / "images").glob("*.tif"))

@@ -128,6 +128,7 @@ def test_gradient_equals_finite_differences(remat):
     assert {path for path, grad in grads.items() if not np.any(grad)} == NECK
 
 
+@pytest.mark.slow
 def test_segmenter():
     """The whole segmenter takes SAM like any other encoder, here trained, with recomputation."""
     changes = {"kind": "sam", "window": 3, "global_every": 2, "table_size": 4, "patch_size": 8,

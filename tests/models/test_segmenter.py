@@ -129,6 +129,7 @@ def test_remat_changes_nothing():
     np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_trainable_parameter_learns():
     """With the full softmax every parameter that trains gets a gradient, the router included."""
     layers = {"model.head.encoder_layers": 1, "model.head.decoder_layers": 1}

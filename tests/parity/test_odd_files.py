@@ -171,6 +171,7 @@ def test_a_broken_archive(goldens, tmp_path, capsys):
     assert "adapter_x.npz: not an adapter golden" in refusal(capsys, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_segmenter_golden_with_fewer_arrays(segmenter):
     """Without their total, the single losses are still compared."""
 

@@ -292,7 +292,11 @@ def run_of(config, place):
 
 @pytest.mark.parametrize(
     ("to", "name"),
-    [("released", "x.pth"), ("released", "x.safetensors"), ("safetensors", "native.safetensors")],
+    [
+        ("released", "x.pth"),
+        pytest.param("released", "x.safetensors", marks=pytest.mark.slow),
+        ("safetensors", "native.safetensors"),
+    ],
 )
 def test_ours_to_a_file_to_ours(to, name, workdir, tmp_path):
     if name.endswith(".pth"):
