@@ -7,6 +7,7 @@ with zeros outside.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,39 +82,49 @@ def _matrix(size_in: int, size_out: int, scale: float | None) -> np.ndarray:
     return matrix
 
 
-def pack_corners(x: Array) -> Array:
-    """Pack a map for sampling: (..., h, w, C) -> (..., (h + 1) * (w + 1), 4 * C).
+class Corners(NamedTuple):
+    """The four pixels around each of many points, for bilinear sampling of a map with a border.
 
-    For every cell between four pixels their values lie side by side, so that a point costs one read in the
-    forward and one addition in the backward pass, in place of four. Corners are in the order upper left,
-    upper right, lower left, lower right; pixels outside are zero.
+    Attributes:
+      index: four of (...) int32, places in a map that `with_border` made: upper left, upper right, lower
+        left, lower right.
+      weights: four of (...), all zero for a point that touches no pixel. Gradients reach the points through
+        them.
     """
-    height, width, channels = x.shape[-3:]
+
+    index: tuple[Array, Array, Array, Array]
+    weights: tuple[Array, Array, Array, Array]
+
+
+def with_border(x: Array) -> Array:
+    """Surround a map with zeros and join its rows: (..., h, w, C) -> (..., (h + 2) * (w + 2), C)."""
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
-    corners = [
-        padded[..., dy : dy + height + 1, dx : dx + width + 1, :] for dy in (0, 1) for dx in (0, 1)
-    ]  # fmt: skip
-    return jnp.concatenate(corners, axis=-1).reshape(*x.shape[:-3], -1, 4 * channels)
+    return padded.reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
-def locate(points: Array, height: int, width: int) -> tuple[Array, Array]:
-    """Locate points in a packed map.
-
-    Args:
-      points: (..., 2), as (x, y) in [0, 1] of the image.
-      height: of the map.
-      width: of the map.
-
-    Returns:
-      The index of each point's cell, (...) int32, in the order of `pack_corners`; and the weights of its
-      corners, (..., 4), all zero for a point that touches no pixel. Gradients reach the points through the
-      weights.
-    """
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+def corners(x: Array, y: Array, height: int, width: int) -> Corners:
+    """Find the pixels around points (x, y) in [0, 1] of the image, each (...), in a map of h by w pixels."""
+    x, y = x * width - 0.5, y * height - 0.5
     left, top = jnp.floor(x), jnp.floor(y)
-    inside = (x >= -1) & (x < width) & (y >= -1) & (y < height)
+    inside = ((x >= -1) & (x < width) & (y >= -1) & (y < height)).astype(x.dtype)
     column = jnp.clip(left, -1, width - 1).astype(jnp.int32) + 1
     row = jnp.clip(top, -1, height - 1).astype(jnp.int32) + 1
-    dx, dy = x - left, y - top
-    weights = jnp.stack([(1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx], axis=-1)
-    return row * (width + 1) + column, weights * inside[..., None]
+    first, row_length = row * (width + 2) + column, width + 2
+    right, below = x - left, (y - top) * inside
+    above = inside - below
+    return Corners(
+        (first, first + 1, first + row_length, first + row_length + 1),
+        (above * (1 - right), above * right, below * (1 - right), below * right),
+    )
+
+
+def sample(cells: Array, where: Corners) -> Array:
+    """Sample one map (cells, C), or (cells,), that has a border: (..., C), or (...).
+
+    One read for each corner, weighted as it is read: compilers fuse the four into one loop.
+    """
+    vectors = (...,) + (None,) * (cells.ndim - 1)
+    return sum(
+        weight[vectors] * cells.at[index].get(mode="clip")
+        for index, weight in zip(where.index, where.weights, strict=True)
+    )

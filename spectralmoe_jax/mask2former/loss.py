@@ -4,9 +4,10 @@
 
 after queries are matched with the classes of each image. L_class is the cross-entropy over all queries,
 L_mask and L_dice compare the matched masks with the labels at sampled points. Outputs are processed one at a
-time and rematerialised in the backward pass, so that the point samples of all of them never exist together.
+time, so that the point samples of all of them never exist together.
 
-Every image has one target slot for each class, slot c for class c, filled or not.
+Every image has one target slot for each class. Slots are in an order that starts with the classes that the
+image has, and work is done for these alone (`mask_terms.Slots`).
 """
 
 from __future__ import annotations
@@ -19,24 +20,26 @@ from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.layers import wide_type
-from spectralmoe_jax.mask2former.matching import match, matching_costs
+from spectralmoe_jax.mask2former.mask_terms import Size, Slots, chunk_of, chunks, mask_terms, slots_of
+from spectralmoe_jax.mask2former.matching import mask_samples, match_filled, matching_costs
 from spectralmoe_jax.mask2former.point_sampling import (
     LabelMap,
     label_map,
+    read_codes,
     sample_classes,
-    sample_own,
-    sample_own_class,
     sample_shared,
-    uncertain_points,
 )
 from spectralmoe_jax.parallel import by_rows
+from spectralmoe_jax.resampling import corners
+
+CHUNK = 8  # classes of an image whose costs are computed together
 
 
 class SegmentationLoss(NamedTuple):
     """The loss with its parts.
 
     Attributes:
-      total: scalar, the sum of the terms.
+      total: scalar, the sum of the terms; it alone has a gradient.
       terms: weighted scalars by name: `loss_cls`, `loss_mask` and `loss_dice` of the last output,
         `d0.loss_cls` and so on of those before it, d0 being the prediction from the query features alone.
       assignment: (K, B, Q) int32, class + 1 of each query, 0 for none.
@@ -85,40 +88,38 @@ def mask2former_loss(
     dtype = wide_type(mask_logits.dtype)
     class_logits, num_classes = class_logits.astype(dtype), class_logits.shape[-1] - 1
     truth = label_map(labels, num_classes)
+    slots = slots_of(truth)
     layers, batch = mask_logits.shape[:2]
     # 1. points; without a key all are given, and nothing is drawn from the one made here
     match_key, draw_key = jax.random.split(jax.random.key(0) if key is None else key)
     if match_points is None:
         match_points = jax.random.uniform(match_key, (layers, batch, config.num_points, 2), dtype)
-    draw_keys = jax.random.split(draw_key, layers) if loss_points is None else None
-    # 2. matching: query and matched (K, B, C), assignment (K, B, Q)
-    query, matched, bad_costs = _match_layers(class_logits, mask_logits, truth, match_points, config)
-    assignment = _targets_of_queries(query, matched, class_logits.shape[2])
+    if loss_points is None:
+        draw_keys = jax.random.split(draw_key, layers)  # of each output, then of each image
+        loss_points = jax.vmap(lambda key: jax.random.split(key, batch))(draw_keys)
+    # 2. matching: query and matched (K, B, C), in the order of slots; assignment (K, B, Q)
+    query, matched, bad_costs = _match_layers(class_logits, mask_logits, truth, slots, match_points, config)
+    assignment = _targets_of_queries(query, matched, slots.classes, class_logits.shape[2])
+    size = Size(truth.size, config)
 
     # 3. terms of one output
-    @jax.checkpoint
-    def mask_terms(masks: Array, matched: Array, points: Array) -> tuple[Array, Array]:
-        """Compute the mask and dice terms of one image."""
-        return _mask_terms(masks.astype(dtype), matched, truth, points)
-
-    def one_layer(layer: tuple[Array, ...]) -> Array:
-        """Compute the three terms of one decoder output."""
-        logits, masks, assigned, query, matched, key, points = layer
-        masks = jnp.take_along_axis(masks, query[..., None, None], axis=1)  # (B, C, h, w)
-        if points is None:
-            points = _draw_points(key, masks.astype(dtype), config)
-        mask, dice = mask_terms(masks, matched, points)
-        classes = _class_term(logits, assigned, config.no_object_weight)
-        return weights * jnp.stack([classes, mask, dice])
+    def one_layer(layer: tuple[Array, ...]) -> tuple[Array, Array]:
+        """Compute the weighted total and the three weighted terms of one decoder output."""
+        logits, masks, assigned, query, matched, points = layer
+        sums = mask_terms(size, masks, query, matched, slots, truth.codes, points)
+        count = jnp.maximum(matched.sum(), 1).astype(dtype)
+        classes = config.class_weight * _class_term(logits, assigned, config.no_object_weight)
+        mask, dice = config.mask_weight * sums.mask.sum(), config.dice_weight * sums.dice.sum()
+        return classes + sums.total.sum() / count, jnp.stack([classes, mask / count, dice / count])
 
     # 4. all outputs, one at a time
-    weights = jnp.asarray([config.class_weight, config.mask_weight, config.dice_weight], dtype)
-    values = jax.lax.map(
-        one_layer, (class_logits, mask_logits, assignment, query, matched, draw_keys, loss_points)
-    )  # (K, 3)
+    totals, values = jax.lax.map(
+        one_layer, (class_logits, mask_logits, assignment, query, matched, loss_points)
+    )  # (K,), (K, 3)
+    values = jax.lax.stop_gradient(values)
     # values of the last output come first, as the names do
     terms = dict(zip(term_names(layers), jnp.roll(values, 1, axis=0).ravel(), strict=True))
-    return SegmentationLoss(values.sum(), terms, assignment, bad_costs)
+    return SegmentationLoss(totals.sum(), terms, assignment, bad_costs)
 
 
 def term_names(outputs: int) -> list[str]:
@@ -128,54 +129,77 @@ def term_names(outputs: int) -> list[str]:
 
 
 def _match_layers(
-    class_logits: Array, mask_logits: Array, truth: LabelMap, points: Array, config: LossConfig
+    class_logits: Array, mask_logits: Array, truth: LabelMap, slots: Slots, points: Array, config: LossConfig
 ) -> tuple[Array, Array, Array]:
     """Match every output and image.
 
     Costs are computed one output at a time; the matching, which is many small steps, for all at once.
 
     Returns:
-      The query of each class (K, B, C), whether it is matched (K, B, C), and the number of costs that are not
+      The query of each slot (K, B, C), whether it is matched (K, B, C), and the number of costs that are not
       finite.
     """
-    num_classes = class_logits.shape[-1] - 1
-
-    def image_costs(logits: Array, masks: Array, cells: Array, points: Array) -> Array:
-        """Compute the matching costs of one image: (Q, C)."""
-        targets = sample_classes(cells, truth.size, points, num_classes)
-        sampled = sample_shared(masks.astype(logits.dtype), points)
-        return matching_costs(logits, sampled, targets, config)
 
     def layer_costs(layer: tuple[Array, ...]) -> Array:
-        """Compute the matching costs of one decoder output: (B, Q, C)."""
+        """Compute the matching costs of one decoder output: (B, C, Q)."""
         logits, masks, points = layer
-        return jax.vmap(image_costs)(logits, masks, truth.cells, points)
+        operands = (jax.nn.softmax(logits, axis=-1), masks, points, truth.codes, slots)
+        return by_rows(lambda *operands: _costs(truth.size, config, *operands), *operands)
 
     detached = jax.lax.stop_gradient((class_logits, mask_logits, points))
-    costs = jax.lax.map(layer_costs, detached)  # (K, B, C, Q)
-    query, matched = by_rows(_match_all, costs.swapaxes(0, 1), truth.present)
+    costs = jax.lax.map(layer_costs, detached)  # (K, B, C, Q), zero for absent classes
+    query, matched = by_rows(match_filled, costs.swapaxes(0, 1), slots.count)
     query, matched = query.swapaxes(0, 1), matched.swapaxes(0, 1)
-    bad = ~jnp.isfinite(costs) & truth.present[None, :, :, None]
-    return query, matched, bad.sum(dtype=jnp.int32)
+    return query, matched, jnp.sum(~jnp.isfinite(costs), dtype=jnp.int32)
 
 
-def _match_all(costs: Array, present: Array) -> tuple[Array, Array]:
-    """Match all: costs (B, K, C, Q) and classes present (B, C) -> query and matched (B, K, C)."""
-    return jax.vmap(jax.vmap(match, in_axes=(0, None)))(costs, present)
+def _costs(
+    labels: tuple[int, int], config: LossConfig, probability: Array, masks: Array, points: Array,
+    codes: Array, slots: Slots,
+) -> Array:  # fmt: skip
+    """Compute the matching costs of the present classes, chunk by chunk.
+
+    Args:
+      labels: (H, W) of the labels.
+      config: weights of the costs.
+      probability: (B, Q, C + 1).
+      masks: (B, Q, h, w).
+      points: (B, P, 2).
+      codes: (B, cells), label codes.
+      slots: the classes of the slots.
+
+    Returns:
+      (B, C, Q), zero for classes that are absent.
+    """
+    points = points.astype(probability.dtype)
+    x, y = points[..., 0], points[..., 1]  # (B, P)
+    sampled = jax.vmap(sample_shared)(masks.astype(probability.dtype), corners(x, y, *masks.shape[2:]))
+    samples = jax.vmap(mask_samples)(sampled)
+    where = corners(x, y, *labels)
+    read = jax.vmap(read_codes)(codes, where)
+    shared = jax.tree.map(lambda part: part[:, None], (read, where))  # (B, 1, P): for all classes
+    batch, num_classes = slots.classes.shape
+
+    def step(index: Array, costs: Array) -> Array:
+        """Fill in the costs of one chunk of classes: loop body."""
+        classes = chunk_of(slots.classes, index, CHUNK)  # (B, G)
+        targets = sample_classes(*shared, classes)  # (B, G, P)
+        chosen = jnp.take_along_axis(probability, classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, G, Q)
+        part = jax.vmap(lambda *x: matching_costs(*x, config))(chosen, samples, targets)
+        filled = index * CHUNK + jnp.arange(CHUNK) < slots.count[:, None]  # (B, G)
+        part = jnp.where(filled[..., None], part, 0.0)
+        return jax.lax.dynamic_update_slice_in_dim(costs, part, index * CHUNK, axis=1)
+
+    whole = -(-num_classes // CHUNK) * CHUNK
+    costs = jnp.zeros((batch, whole, probability.shape[1]), probability.dtype)
+    return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, costs)[:, :num_classes]
 
 
-def _targets_of_queries(query: Array, matched: Array, queries: int) -> Array:
+def _targets_of_queries(query: Array, matched: Array, classes: Array, queries: int) -> Array:
     """Class + 1 of each query, 0 for none: (K, B, C) -> (K, B, Q)."""
-    codes = jnp.where(matched, jnp.arange(1, query.shape[-1] + 1, dtype=jnp.int32), 0)
+    codes = jnp.where(matched, classes + 1, 0)
     owned = query[..., None] == jnp.arange(queries)  # (K, B, C, Q)
     return jnp.sum(jnp.where(owned, codes[..., None], 0), axis=-2)
-
-
-def _draw_points(key: Array, masks: Array, config: LossConfig) -> Array:
-    """Draw the loss points of every mask (B, C, h, w): (B, C, P, 2)."""
-    keys = jax.random.split(key, masks.shape[0])
-    draw = jax.vmap(lambda key, masks: uncertain_points(key, masks, config))
-    return by_rows(draw, keys, jax.lax.stop_gradient(masks))
 
 
 def _class_term(logits: Array, assigned: Array, no_object_weight: float) -> Array:
@@ -185,19 +209,3 @@ def _class_term(logits: Array, assigned: Array, no_object_weight: float) -> Arra
     weight = jnp.where(assigned > 0, 1.0, no_object_weight).astype(logits.dtype)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
     return -jnp.sum(weight * chosen) / jnp.sum(weight)
-
-
-def _mask_terms(masks: Array, matched: Array, truth: LabelMap, points: Array) -> tuple[Array, Array]:
-    """L_mask and L_dice of the matched masks (B, C, h, w) at points (B, C, P, 2)."""
-    logits = jax.vmap(sample_own)(masks, points)  # (B, C, P)
-    target = jax.vmap(lambda cells, points: sample_own_class(cells, truth.size, points))(truth.cells, points)
-    target = jax.lax.stop_gradient(target)
-    # inner where: an infinite logit in a slot that is not read must not become a NaN gradient
-    logits = jnp.where(matched[..., None], logits, 0.0)
-    count = jnp.maximum(matched.sum(), 1).astype(logits.dtype)
-    cross_entropy = jax.nn.softplus(logits) - logits * target
-    prediction = jax.nn.sigmoid(logits)
-    overlap = 2 * jnp.sum(prediction * target, axis=-1) + 1
-    dice = 1 - overlap / (prediction.sum(axis=-1) + target.sum(axis=-1) + 1)
-    mask = jnp.where(matched, cross_entropy.mean(axis=-1), 0.0).sum() / count
-    return mask, jnp.where(matched, dice, 0.0).sum() / count

@@ -1,10 +1,12 @@
 """Bipartite matching of queries with the classes of an image, inside jit.
 
-Every image has one target slot for each class, slot c for class c, filled or not. Empty slots cost the same
-with every query, so that the filled ones are matched as if they were alone.
+Every image has one target slot for each class, filled or not. Empty slots cost the same with every query, so
+that the filled ones are matched as if they were alone.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +16,80 @@ from jax import Array
 from spectralmoe_jax.config.schema import LossConfig
 
 BAD_COST = 1e5  # in place of a cost that is not finite: worse than any real one
+FEW = 32  # slots that are matched alone where no image fills more
 
 
-def matching_costs(class_logits: Array, mask_logits: Array, targets: Array, config: LossConfig) -> Array:
-    """Cost of every query for every class of one image.
+class MaskSamples(NamedTuple):
+    """Mask logits of all queries of one image at P points, as the matching costs need them.
+
+    Attributes:
+      inside: (P, 2 Q), cost of a logit inside a target, and its sigmoid.
+      outside: (P, Q), cost of a logit outside a target.
+      area: (Q,), sum of the sigmoids.
+    """
+
+    inside: Array
+    outside: Array
+    area: Array
+
+
+def mask_samples(logits: Array) -> MaskSamples:
+    """Prepare sampled mask logits (P, Q)."""
+    small = jnp.exp(-jnp.abs(logits))
+    extra = jnp.log1p(small)
+    masks = jnp.where(logits >= 0, 1, small) / (1 + small)  # sigmoid
+    inside = jnp.concatenate([jnp.maximum(-logits, 0) + extra, masks], axis=1)
+    return MaskSamples(inside, jnp.maximum(logits, 0) + extra, masks.sum(axis=0))
+
+
+def matching_costs(probability: Array, samples: MaskSamples, targets: Array, config: LossConfig) -> Array:
+    """Cost of every query for some classes of one image.
 
     The mask cost is the mean cross-entropy over points, the dice cost has eps 1.
 
     Args:
-      class_logits: (Q, C + 1).
-      mask_logits: (Q, P), at the matching points.
-      targets: (C, P), in [0, 1].
+      probability: (G, Q), of the classes.
+      samples: mask logits at the matching points.
+      targets: (G, P), the masks of the classes, in [0, 1].
       config: weights of the costs.
 
     Returns:
-      (C, Q).
+      (G, Q).
     """
-    probability = jax.nn.softmax(class_logits, axis=-1)[:, :-1]
-    positive, negative = jax.nn.softplus(-mask_logits), jax.nn.softplus(mask_logits)
-    cross_entropy = (_product(positive, targets) + _product(negative, 1 - targets)) / mask_logits.shape[-1]
-    masks = jax.nn.sigmoid(mask_logits)
-    overlap = 2 * _product(masks, targets) + 1
-    area = masks.sum(axis=-1)[:, None] + targets.sum(axis=-1)[None, :] + 1
-    cost = (
+    queries = probability.shape[1]
+    inside = _product(targets, samples.inside)
+    cross_entropy = (inside[:, :queries] + _product(1 - targets, samples.outside)) / targets.shape[1]
+    overlap = 2 * inside[:, queries:] + 1
+    area = samples.area + targets.sum(axis=1, keepdims=True) + 1
+    return (
         config.class_weight * -probability
         + config.mask_weight * cross_entropy
         + config.dice_weight * (1 - overlap / area)
     )
-    return cost.T
+
+
+def match_filled(costs: Array, count: Array) -> tuple[Array, Array]:
+    """Match the first slots of many images, each image at its own number of filled slots.
+
+    Args:
+      costs: (B, K, C, Q).
+      count: (B,), filled slots of each image.
+
+    Returns:
+      Query and matched (B, K, C), see `match`.
+    """
+
+    def first(slots: int) -> tuple[Array, Array]:
+        """Match the first slots alone; the others are empty."""
+        filled = jnp.arange(slots) < count[:, None]  # (B, slots)
+        query, matched = jax.vmap(jax.vmap(match, in_axes=(0, None)))(costs[:, :, :slots], filled)
+        rest = [(0, 0), (0, 0), (0, costs.shape[2] - slots)]
+        return jnp.pad(query, rest), jnp.pad(matched, rest)
+
+    slots = costs.shape[2]
+    if slots <= FEW:
+        return first(slots)
+    return jax.lax.cond(jnp.max(count, initial=0) <= FEW, lambda: first(FEW), lambda: first(slots))
 
 
 def match(costs: Array, present: Array) -> tuple[Array, Array]:
@@ -69,6 +117,6 @@ def match(costs: Array, present: Array) -> tuple[Array, Array]:
     return jnp.where(matched, query, 0), matched
 
 
-def _product(queries: Array, targets: Array) -> Array:
-    """(Q, P), (C, P) -> (Q, C), in full precision: near ties are decided as in a float32 reference."""
-    return jnp.matmul(queries, targets.T, precision=jax.lax.Precision.HIGHEST)
+def _product(targets: Array, values: Array) -> Array:
+    """(G, P), (P, Q) -> (G, Q), in full precision: near ties are decided as in a float32 reference."""
+    return jnp.matmul(targets, values, precision=jax.lax.Precision.HIGHEST)

@@ -1,8 +1,7 @@
 """Masks and labels sampled at points, and the choice of the points.
 
-Points are (x, y) in [0, 1] of the image. Labels are compared at the four pixels around a point, so that a
-stack with one mask for each class is never built. Cells are the squares between four neighbouring pixels, see
-`resampling.pack_corners`.
+Points are pairs of x and y in [0, 1] of the image, each an array of its own. Labels are compared at the four
+pixels around a point, so that a stack with one mask for each class is never built.
 """
 
 from __future__ import annotations
@@ -14,78 +13,186 @@ import jax.numpy as jnp
 from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
-from spectralmoe_jax.resampling import locate, pack_corners
+from spectralmoe_jax.resampling import Corners, sample, with_border
 
 
 class LabelMap(NamedTuple):
     """Labels of B images, ready for sampling.
 
     Attributes:
-      cells: (B, cells, 4), cells = (H + 1) * (W + 1): label + 1 of the pixels around every cell, 0 for pixels
-        that are ignored or outside.
+      codes: (B, (H + 2) * (W + 2)), label + 1 of every pixel, with a border; 0 for the border and for pixels
+        that are ignored.
       present: (B, C) bool, the classes that any pixel of the image has.
       size: (H, W).
     """
 
-    cells: Array
+    codes: Array
     present: Array
     size: tuple[int, int]
 
 
 def label_map(labels: Array, num_classes: int) -> LabelMap:
-    """Pack labels (B, H, W) of any integer type; values outside 0..C-1, such as 255, are ignored."""
+    """Prepare labels (B, H, W) of any integer type; values outside 0..C-1, such as 255, are ignored."""
     labels = labels.astype(jnp.int32)
     known = (labels >= 0) & (labels < num_classes)
-    codes = jnp.where(known, labels + 1, 0).astype(jnp.uint8 if num_classes < 255 else jnp.int32)
-    present = jax.vmap(lambda code: (codes == code).any(axis=(1, 2)), out_axes=1)(
-        jnp.arange(1, num_classes + 1, dtype=codes.dtype)
-    )
-    return LabelMap(pack_corners(codes[..., None]), present, (labels.shape[1], labels.shape[2]))
+    codes = jnp.where(known, labels + 1, 0)
+    found = jax.vmap(lambda codes: jnp.zeros(num_classes + 1, bool).at[codes.ravel()].set(True))(codes)
+    codes = codes.astype(jnp.uint8 if num_classes < 255 else jnp.int32)
+    return LabelMap(with_border(codes[..., None])[..., 0], found[:, 1:], (labels.shape[1], labels.shape[2]))
 
 
-def sample_classes(cells: Array, size: tuple[int, int], points: Array, num_classes: int) -> Array:
-    """Sample one image's masks of all classes at the same points: (cells, 4), points (P, 2) -> (C, P)."""
-    index, weights = locate(points, *size)
-    codes = cells[index]  # (P, 4)
-    one_class = jax.vmap(lambda code: jnp.sum(jnp.where(codes == code, weights, 0), axis=-1))
-    return one_class(jnp.arange(1, num_classes + 1, dtype=cells.dtype))
+def sample_classes(read: tuple[Array, ...], where: Corners, classes: Array) -> Array:
+    """Sample the masks of classes from the labels that were read around points.
 
+    Args:
+      read: the codes at the four corners of every point, each (..., n), or (1, n) to share them.
+      where: the corners, of the same shape.
+      classes: (...), the class of each mask.
 
-def sample_own_class(cells: Array, size: tuple[int, int], points: Array) -> Array:
-    """Sample one image's masks, each at its own points: (cells, 4), points (C, P, 2) -> (C, P)."""
-    index, weights = locate(points, *size)
-    codes = jnp.arange(1, points.shape[0] + 1, dtype=cells.dtype)[:, None, None]
-    return jnp.sum(jnp.where(cells[index] == codes, weights, 0), axis=-1)
-
-
-def sample_shared(masks: Array, points: Array) -> Array:
-    """Sample mask logits at the same points: masks (Q, h, w), points (P, 2) -> (Q, P)."""
-    queries, height, width = masks.shape
-    cells = pack_corners(masks.transpose(1, 2, 0))  # (cells, 4Q)
-    index, weights = locate(points, height, width)
-    corners = cells[index].reshape(-1, 4, queries)
-    return jnp.sum(corners * weights[..., None].astype(masks.dtype), axis=1).T
-
-
-def sample_own(masks: Array, points: Array) -> Array:
-    """Sample mask logits, each at its own points: masks (C, h, w), points (C, P, 2) -> (C, P)."""
-    index, weights = locate(points, *masks.shape[1:])
-    corners = jax.vmap(lambda cells, index: cells[index])(pack_corners(masks[..., None]), index)
-    return jnp.sum(corners * weights.astype(masks.dtype), axis=-1)
-
-
-def uncertain_points(key: Array, masks: Array, config: LossConfig) -> Array:
-    """Draw the loss points of each mask: masks (C, h, w) -> (C, P, 2).
-
-    Of `config.candidates` uniform draws those are kept at which the logit is nearest to zero; further uniform
-    draws complete them (PointRend, arXiv 1912.08193, as Mask2Former uses it).
+    Returns:
+      (..., n) in [0, 1]: the share of the class at every point.
     """
-    masks = jax.lax.stop_gradient(masks)
-    draw, fill = jax.random.split(key)
-    count, dtype = masks.shape[0], masks.dtype
-    candidates = jax.random.uniform(draw, (count, config.candidates, 2), dtype)
-    rest = jax.random.uniform(fill, (count, config.num_points - config.uncertain_points, 2), dtype)
+    code = (classes + 1).astype(read[0].dtype)[..., None]
+    return sum(
+        jnp.where(found == code, weight, 0) for found, weight in zip(read, where.weights, strict=True)
+    )
+
+
+def read_codes(codes: Array, where: Corners) -> tuple[Array, ...]:
+    """Read the label codes (cells,) of one image at the four corners of points."""
+    return tuple(codes.at[index].get(mode="clip") for index in where.index)
+
+
+def sample_own(masks: Array, where: Corners) -> Array:
+    """Sample mask logits, each at its own points: masks (..., h, w), corners (..., n) -> (..., n)."""
+    cells = with_border(masks[..., None])[..., 0].reshape(-1, (masks.shape[-2] + 2) * (masks.shape[-1] + 2))
+    shape = where.index[0].shape
+    each = jax.tree.map(lambda part: part.reshape(-1, shape[-1]), where)
+    return jax.vmap(sample)(cells, each).reshape(shape)
+
+
+def sample_shared(masks: Array, where: Corners) -> Array:
+    """Sample mask logits at the same points: masks (Q, h, w), corners (P,) -> (P, Q)."""
+    return sample(with_border(masks.transpose(1, 2, 0)), where)
+
+
+# Choice of the points (PointRend, arXiv 1912.08193, as Mask2Former uses it).
+
+
+def draw_points(keys: Array, slots: Array, num_slots: int, count: int, dtype) -> tuple[Array, Array]:
+    """Draw uniform points for some of the slots of every image.
+
+    They are the points that `jax.random.uniform(key, (num_slots, count, 2))` has for these slots. For the
+    default random numbers of JAX in float32, those of the other slots are not drawn: the i-th number depends
+    on the key and on i alone.
+
+    Args:
+      keys: (B,), one random key for each image.
+      slots: (B, G) int, the slots whose points are wanted.
+      num_slots: number of all slots.
+      count: number of points of a slot.
+      dtype: of the points.
+
+    Returns:
+      x and y, each (B, G, count) in [0, 1).
+    """
+    if not _counts_from_the_index(keys, dtype) or num_slots * count * 2 >= 2**32:
+        drawn = jax.vmap(lambda key: jax.random.uniform(key, (num_slots, count, 2), dtype))(keys)
+        wanted = jnp.take_along_axis(drawn, slots[..., None, None], axis=1)
+        return wanted[..., 0], wanted[..., 1]
+    words = jax.random.key_data(keys)[..., None, None]  # (B, 2, 1, 1)
+    place = slots.astype(jnp.uint32)[..., None] * jnp.uint32(2 * count)
+    place = place + 2 * jnp.arange(count, dtype=jnp.uint32)
+    return _uniform(words[:, 0], words[:, 1], place), _uniform(words[:, 0], words[:, 1], place + 1)
+
+
+def _counts_from_the_index(keys: Array, dtype) -> bool:
+    """Return whether `jax.random` derives each 32-bit number from the key and the number's index."""
+    threefry = str(jax.random.key_impl(keys)) == "threefry2x32"
+    return threefry and dtype == jnp.float32 and jax.config.jax_threefry_partitionable
+
+
+def _uniform(first: Array, second: Array, place: Array) -> Array:
+    """Number `place` of the uniform float32 numbers of a key of two words: 23 random bits as a fraction."""
+    high, low = _threefry(first, second, jnp.zeros_like(place), place)
+    bits = ((high ^ low) >> 9) | jnp.uint32(0x3F800000)  # in [1, 2)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32) - 1
+
+
+def _threefry(first: Array, second: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011), the hash behind `jax.random`.
+
+    Written as plain arithmetic, which compilers fuse with what uses the numbers: on a CPU four times as fast
+    as the library's loop over arrays.
+    """
+    keys = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
+    x, y = x + keys[0], y + keys[1]
+    for group in range(5):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            x = x + y
+            y = x ^ ((y << turn) | (y >> (32 - turn)))
+        x, y = x + keys[(group + 1) % 3], y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x, y
+
+
+def least_certain(logits: Array, count: int) -> Array:
+    """Select the points at which the logit is nearest to zero, without a sort.
+
+    The `count`-th smallest magnitude is found bit by bit: magnitudes are ordered as their bits are.
+
+    Args:
+      logits: (..., n).
+      count: number of points to select, at most n.
+
+    Returns:
+      (..., n), 1 for selected points and 0 for others. Points that tie for the last places share them evenly,
+      so that the sum is always `count`.
+    """
+    bits_of = jnp.uint64 if logits.dtype == jnp.float64 else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(jnp.abs(logits), bits_of)
+    highest = jnp.finfo(logits.dtype).bits - 2  # below the sign
+
+    def refine(step: Array, threshold: Array) -> Array:
+        """Set one more bit of the threshold unless too many magnitudes would lie below."""
+        higher = threshold | (jnp.ones((), bits_of) << (highest - step).astype(bits_of))
+        below = jnp.sum(bits < higher, axis=-1, keepdims=True, dtype=jnp.int32)
+        return jnp.where(below >= count, threshold, higher)
+
+    threshold = jax.lax.fori_loop(0, highest + 1, refine, jnp.zeros_like(bits[..., :1]))
+    below, tied = bits < threshold, bits == threshold
+    places = count - jnp.sum(below, axis=-1, keepdims=True)
+    share = (places / jnp.sum(tied, axis=-1, keepdims=True)).astype(logits.dtype)
+    return jnp.where(below, 1, jnp.where(tied, share, 0)).astype(logits.dtype)
+
+
+def candidate_points(
+    keys: Array, slots: Array, num_slots: int, config: LossConfig, dtype
+) -> tuple[Array, Array]:
+    """Draw the candidates of some slots, then the points that are used in any case.
+
+    Args:
+      keys: (B,), one random key for each image.
+      slots: (B, G) int.
+      num_slots: number of all slots.
+      config: numbers of points.
+      dtype: of the points.
+
+    Returns:
+      x and y, each (B, G, n); the first `config.candidates` are candidates if any point is chosen by
+      uncertainty.
+    """
+    draw, fill = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    others = config.num_points - config.uncertain_points
+    parts = [draw_points(fill, slots, num_slots, others, dtype)]
+    if config.uncertain_points:
+        parts.insert(0, draw_points(draw, slots, num_slots, config.candidates, dtype))
+    x, y = (jnp.concatenate(axis, axis=-1) for axis in zip(*parts, strict=True))
+    return x, y
+
+
+def point_weights(logits: Array, config: LossConfig) -> Array:
+    """Weigh the points of `candidate_points` by the logits there: (..., n) -> (..., n), sum `num_points`."""
     if not config.uncertain_points:
-        return rest
-    _, best = jax.lax.top_k(-jnp.abs(sample_own(masks, candidates)), config.uncertain_points)
-    return jnp.concatenate([jnp.take_along_axis(candidates, best[..., None], axis=1), rest], axis=1)
+        return jnp.ones_like(logits)
+    chosen = least_certain(logits[..., : config.candidates], config.uncertain_points)
+    return jnp.concatenate([chosen, jnp.ones_like(logits[..., config.candidates :])], axis=-1)
