@@ -93,11 +93,14 @@ def compare_attention(device: torch.device, rounds: int, *, size: int = 512, bat
     weights = rng.random(locations.shape[:-1], np.float32) / (len(shapes) * points)
     arrays = (value, locations.astype(np.float32), weights)
 
+    # ours takes samples in front of positions, as it computes them: (heads, levels, P, B, T)
+    ours_first = [jnp.asarray(x.transpose(2, 3, 4, 0, 1)) for x in (*np.moveaxis(arrays[1], -1, 0), weights)]
+
     def ours(arrays: Any, _: None) -> jax.Array:
         """Our attention."""
         return deformable_attention(arrays[0], shapes, *arrays[1:])
 
-    jax_pair = jax_runs(ours, [jnp.asarray(x) for x in arrays], None)
+    jax_pair = jax_runs(ours, [jnp.asarray(value), *ours_first], None)
     torch_pair = torch_runs(
         lambda value, locations, weights: (
             multi_scale_deformable_attention(value, shapes, locations, weights),

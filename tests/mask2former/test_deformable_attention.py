@@ -14,6 +14,12 @@ torch = pytest.importorskip("torch")
 SHAPES = [(3, 5), (6, 9), (12, 18)]
 
 
+def attention(value, locations, weights):
+    """Ours, with locations (B, Q, heads, levels, P, 2) and weights (B, Q, heads, levels, P) as in torch."""
+    x, y, weights = (jnp.transpose(a, (2, 3, 4, 0, 1)) for a in (locations[..., 0], locations[..., 1], weights))
+    return deformable_attention(value, SHAPES, x, y, weights)
+
+
 def leaf(array):
     return torch.tensor(array, requires_grad=True)
 
@@ -32,7 +38,7 @@ def test_deformable_attention_equals_transformers():
     shapes = torch.tensor(SHAPES)
     want = module.MultiScaleDeformableAttention()(inputs[0], shapes, SHAPES, None, inputs[1], inputs[2], 64)
     want.backward(torch.tensor(cotangent))
-    got, pull = jax.vjp(lambda v, at, w: deformable_attention(v, SHAPES, at, w), value, locations, weights)
+    got, pull = jax.vjp(attention, value, locations, weights)
     np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-5)
     for ours, theirs in zip(pull(jnp.asarray(cotangent)), inputs, strict=True):
         scale = float(theirs.grad.abs().max())
@@ -42,7 +48,7 @@ def test_deformable_attention_equals_transformers():
 def test_deformable_attention_keeps_the_dtype_of_the_value():
     value = jnp.ones((1, sum(h * w for h, w in SHAPES), 2, 4), jnp.bfloat16)
     locations = jnp.full((1, 3, 2, len(SHAPES), 2, 2), 0.5)
-    out = deformable_attention(value, SHAPES, locations, jnp.full(locations.shape[:-1], 1 / 6))
+    out = attention(value, locations, jnp.full(locations.shape[:-1], 1 / 6))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), 1, rtol=1e-2)  # ones, weights that sum to one
 
