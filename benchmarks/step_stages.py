@@ -20,17 +20,18 @@ from torch_model import TorchStep
 
 from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.mask2former.loss import mask2former_loss
-from spectralmoe_jax.mask2former.matching import match, matching_costs
+from spectralmoe_jax.mask2former.matching import match_filled, present_costs, slots_of
 from spectralmoe_jax.mask2former.point_sampling import (
+    candidate_points,
     label_map,
-    sample_classes,
-    sample_shared,
-    uncertain_points,
+    point_weights,
+    sample_own,
 )
 from spectralmoe_jax.models.encoders.encoder import all_layers
 from spectralmoe_jax.models.linear_head import LinearHead, pixel_cross_entropy
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parameters import join
+from spectralmoe_jax.resampling import corners
 
 
 class Stage(NamedTuple):
@@ -148,30 +149,33 @@ class JaxStages:
         """
         classes, masks = (x.astype(jnp.float32) for x in logits)
         truth = label_map(labels, classes.shape[-1] - 1)
-        key = jax.random.key(0)
+        slots, key = slots_of(truth), jax.random.key(0)
         points = jax.random.uniform(key, (*masks.shape[:2], config.num_points, 2))
+        probabilities = jax.nn.softmax(classes, axis=-1)
 
-        def image_costs(classes: Any, masks: Any, cells: Any, points: Any) -> jax.Array:
-            """Costs of one image (C, Q)."""
-            targets = sample_classes(cells, truth.size, points, classes.shape[-1] - 1)
-            return matching_costs(classes, sample_shared(masks, points), targets, config)
+        def all_costs(outputs: Any, codes: jax.Array) -> jax.Array:
+            """Costs of all outputs, one at a time (B, K, C, Q)."""
+            one = lambda output: present_costs(truth.size, config, *output, codes, slots)
+            return jax.lax.map(one, outputs).swapaxes(0, 1)
 
-        def all_costs(outputs: Any, cells: Any) -> jax.Array:
-            """Costs of all outputs, one at a time (K, B, C, Q)."""
-            return jax.lax.map(lambda one: jax.vmap(image_costs)(one[0], one[1], cells, one[2]), outputs)
+        def draw(masks: jax.Array, keys: jax.Array) -> jax.Array:
+            """Weights of the loss points of present classes' masks (K, B, G, h, w), one output at a time."""
+            present = slots.classes[:, : masks.shape[2]]
 
-        def draw(masks: jax.Array, key: jax.Array) -> jax.Array:
-            """Loss points of matched masks (K, B, C, h, w), one output at a time."""
-            keys = jax.random.split(key, masks.shape[:2])
-            one = jax.vmap(lambda key, masks: uncertain_points(key, masks, config))
-            return jax.lax.map(lambda both: one(*both), (keys, masks))
+            def one(output: tuple[jax.Array, jax.Array]) -> jax.Array:
+                """Draw and select the points of one output."""
+                masks, keys = output
+                num_classes = slots.classes.shape[1]
+                x, y = candidate_points(keys, present, num_classes, config, jnp.float32)
+                return point_weights(sample_own(masks, corners(x, y, *masks.shape[2:])), config)
 
-        costs = self._add_plain("matching costs", all_costs, (classes, masks, points), truth.cells)
-        matched = self._add_plain(
-            "matching", jax.vmap(jax.vmap(match), in_axes=(0, None)), costs, truth.present
-        )
-        chosen = jnp.take_along_axis(masks, matched[0][..., None, None], axis=2)  # (K, B, C, h, w)
-        self._add_plain("points", draw, chosen, key)
+            return jax.lax.map(one, (masks, keys))
+
+        costs = self._add_plain("matching costs", all_costs, (probabilities, masks, points), truth.codes)
+        query, _ = self._add_plain("matching", match_filled, costs, slots.count)
+        query = query.swapaxes(0, 1)[:, :, : int(slots.count.max())]
+        chosen = jnp.take_along_axis(masks, query[..., None, None], axis=2)  # (K, B, G, h, w)
+        self._add_plain("points", draw, chosen, jax.random.split(key, masks.shape[:2]))
         self._add(
             "whole loss",
             lambda logits, labels: mask2former_loss(*logits, labels, config=config, key=key).total,

@@ -7,6 +7,7 @@ with zeros outside.
 from __future__ import annotations
 
 import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -86,13 +87,13 @@ class Corners(NamedTuple):
     """The four pixels around each of many points, for bilinear sampling of a map with a border.
 
     Attributes:
-      index: four of (...) int32, places in a map that `with_border` made: upper left, upper right, lower
+      places: four of (...) int32, indices into a map that `with_border` made: upper left, upper right, lower
         left, lower right.
       weights: four of (...), all zero for a point that touches no pixel. Gradients reach the points through
         them.
     """
 
-    index: tuple[Array, Array, Array, Array]
+    places: tuple[Array, Array, Array, Array]
     weights: tuple[Array, Array, Array, Array]
 
 
@@ -124,7 +125,8 @@ def sample(cells: Array, where: Corners) -> Array:
     One read for each corner, weighted as it is read: compilers fuse the four into one loop.
     """
     vectors = (...,) + (None,) * (cells.ndim - 1)
-    return sum(
-        weight[vectors] * cells.at[index].get(mode="clip")
-        for index, weight in zip(where.index, where.weights, strict=True)
+    parts = (
+        weight[vectors] * cells.at[place].get(mode="clip")
+        for place, weight in zip(where.places, where.weights, strict=True)
     )
+    return functools.reduce(operator.add, parts)

@@ -178,9 +178,7 @@ def _sum_rows(cells: Array, index: Array, factors: Array) -> Array:
     return jax.lax.scan(add, start, (index, factors))[0]
 
 
-def _sum_rows_backward(
-    cells: Array, index: Array, factors: Array, cotangent: Array
-) -> tuple[Array, Array]:
+def _sum_rows_backward(cells: Array, index: Array, factors: Array, cotangent: Array) -> tuple[Array, Array]:
     """Return the gradients of the cells and of the factors of one head, sample by sample."""
     ones = jnp.ones((cells.shape[-1],), factors.dtype)  # a product with ones sums faster than a reduction
 

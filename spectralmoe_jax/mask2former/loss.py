@@ -7,11 +7,12 @@ L_mask and L_dice compare the matched masks with the labels at sampled points. O
 time, so that the point samples of all of them never exist together.
 
 Every image has one target slot for each class. Slots are in an order that starts with the classes that the
-image has, and work is done for these alone (`mask_terms.Slots`).
+image has, and work is done for these alone (`matching.Slots`).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,19 +21,27 @@ from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.layers import wide_type
-from spectralmoe_jax.mask2former.mask_terms import Size, Slots, chunk_of, chunks, mask_terms, slots_of
-from spectralmoe_jax.mask2former.matching import mask_samples, match_filled, matching_costs
+from spectralmoe_jax.mask2former.matching import (
+    Slots,
+    chunk_of,
+    chunks,
+    match_filled,
+    present_costs,
+    slots_of,
+)
 from spectralmoe_jax.mask2former.point_sampling import (
     LabelMap,
+    candidate_points,
     label_map,
+    point_weights,
     read_codes,
     sample_classes,
-    sample_shared,
+    sample_own,
 )
 from spectralmoe_jax.parallel import by_rows
 from spectralmoe_jax.resampling import corners
 
-CHUNK = 8  # classes of an image whose costs are computed together
+CHUNK = 2  # classes of an image whose masks are compared together: at most one is computed in vain
 
 
 class SegmentationLoss(NamedTuple):
@@ -144,55 +153,13 @@ def _match_layers(
         """Compute the matching costs of one decoder output: (B, C, Q)."""
         logits, masks, points = layer
         operands = (jax.nn.softmax(logits, axis=-1), masks, points, truth.codes, slots)
-        return by_rows(lambda *operands: _costs(truth.size, config, *operands), *operands)
+        return by_rows(lambda *operands: present_costs(truth.size, config, *operands), *operands)
 
     detached = jax.lax.stop_gradient((class_logits, mask_logits, points))
     costs = jax.lax.map(layer_costs, detached)  # (K, B, C, Q), zero for absent classes
     query, matched = by_rows(match_filled, costs.swapaxes(0, 1), slots.count)
     query, matched = query.swapaxes(0, 1), matched.swapaxes(0, 1)
     return query, matched, jnp.sum(~jnp.isfinite(costs), dtype=jnp.int32)
-
-
-def _costs(
-    labels: tuple[int, int], config: LossConfig, probability: Array, masks: Array, points: Array,
-    codes: Array, slots: Slots,
-) -> Array:  # fmt: skip
-    """Compute the matching costs of the present classes, chunk by chunk.
-
-    Args:
-      labels: (H, W) of the labels.
-      config: weights of the costs.
-      probability: (B, Q, C + 1).
-      masks: (B, Q, h, w).
-      points: (B, P, 2).
-      codes: (B, cells), label codes.
-      slots: the classes of the slots.
-
-    Returns:
-      (B, C, Q), zero for classes that are absent.
-    """
-    points = points.astype(probability.dtype)
-    x, y = points[..., 0], points[..., 1]  # (B, P)
-    sampled = jax.vmap(sample_shared)(masks.astype(probability.dtype), corners(x, y, *masks.shape[2:]))
-    samples = jax.vmap(mask_samples)(sampled)
-    where = corners(x, y, *labels)
-    read = jax.vmap(read_codes)(codes, where)
-    shared = jax.tree.map(lambda part: part[:, None], (read, where))  # (B, 1, P): for all classes
-    batch, num_classes = slots.classes.shape
-
-    def step(index: Array, costs: Array) -> Array:
-        """Fill in the costs of one chunk of classes: loop body."""
-        classes = chunk_of(slots.classes, index, CHUNK)  # (B, G)
-        targets = sample_classes(*shared, classes)  # (B, G, P)
-        chosen = jnp.take_along_axis(probability, classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, G, Q)
-        part = jax.vmap(lambda *x: matching_costs(*x, config))(chosen, samples, targets)
-        filled = index * CHUNK + jnp.arange(CHUNK) < slots.count[:, None]  # (B, G)
-        part = jnp.where(filled[..., None], part, 0.0)
-        return jax.lax.dynamic_update_slice_in_dim(costs, part, index * CHUNK, axis=1)
-
-    whole = -(-num_classes // CHUNK) * CHUNK
-    costs = jnp.zeros((batch, whole, probability.shape[1]), probability.dtype)
-    return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, costs)[:, :num_classes]
 
 
 def _targets_of_queries(query: Array, matched: Array, classes: Array, queries: int) -> Array:
@@ -209,3 +176,128 @@ def _class_term(logits: Array, assigned: Array, no_object_weight: float) -> Arra
     weight = jnp.where(assigned > 0, 1.0, no_object_weight).astype(logits.dtype)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
     return -jnp.sum(weight * chosen) / jnp.sum(weight)
+
+
+# The mask and dice terms. A loop walks the classes that are present, a few at a time, as many of them as the
+# image with the most has. Reverse-mode differentiation cannot follow a loop of unknown length, so the
+# gradient is computed along with the terms.
+
+
+class Terms(NamedTuple):
+    """Sums over the matched masks of every image.
+
+    Attributes:
+      total: (B,), both terms with their weights; it alone has a gradient.
+      mask: (B,), cross-entropy, averaged over points.
+      dice: (B,), dice loss.
+    """
+
+    total: Array
+    mask: Array
+    dice: Array
+
+
+class Size(NamedTuple):
+    """What the walk has to know before it starts.
+
+    Attributes:
+      labels: (H, W) of the labels.
+      config: numbers of points and weights.
+    """
+
+    labels: tuple[int, int]
+    config: LossConfig
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def mask_terms(
+    size: Size, masks: Array, query: Array, matched: Array, slots: Slots, codes: Array, points: Array
+) -> Terms:
+    """Compare the matched masks of one decoder output with the labels, at sampled points.
+
+    Args:
+      size: sizes and settings.
+      masks: mask logits (B, Q, h, w).
+      query: (B, C), the query of every slot.
+      matched: (B, C) bool, whether the slot has one.
+      slots: the classes of the slots.
+      codes: label codes, `LabelMap.codes`.
+      points: (B, C, P, 2), points of every class, in the order of classes; or (B,) random keys to draw them.
+    """
+    operands = (masks, query, matched, slots, codes, points)
+    return by_rows(lambda *operands: _walk(size, *operands, differentiate=False)[0], *operands)
+
+
+def _forward(size: Size, *operands) -> tuple[Terms, Array]:
+    return by_rows(lambda *operands: _walk(size, *operands, differentiate=True), *operands)
+
+
+def _backward(size: Size, gradient: Array, cotangent: Terms) -> tuple:
+    scaled = gradient * cotangent.total[:, None, None, None].astype(gradient.dtype)
+    return scaled, None, None, None, None, None
+
+
+mask_terms.defvjp(_forward, _backward)
+
+
+def _walk(
+    size: Size, masks: Array, query: Array, matched: Array, slots: Slots, codes: Array, points: Array,
+    *, differentiate: bool,
+) -> tuple[Terms, Array]:  # fmt: skip
+    """Sum the terms over all chunks; with `differentiate` also their gradient (B, Q, h, w), else zero."""
+    config, dtype = size.config, wide_type(masks.dtype)
+    add_rows = jax.vmap(lambda gradient, query, part: gradient.at[query].add(part))
+
+    def step(state: tuple[Array, Terms, Array]) -> tuple[Array, Terms, Array]:
+        """Add the terms of one chunk of classes: loop body."""
+        index, sums, gradient = state
+        chosen, classes = (chunk_of(x, index, CHUNK) for x in (query, slots.classes))  # (B, G)
+        valid = chunk_of(matched, index, CHUNK) & (index * CHUNK + jnp.arange(CHUNK) < matched.shape[1])
+        # 1. points and the logits there
+        x, y, drawn = _points(points, classes, slots.classes.shape[1], config, dtype)  # (B, G, n)
+        where = corners(x, y, *masks.shape[2:])
+        read = jnp.take_along_axis(masks, chosen[..., None, None], axis=1).astype(dtype)  # (B, G, h, w)
+        logits, pull = jax.vjp(lambda read: sample_own(read, where), read)
+        weights = point_weights(logits, config) if drawn else jnp.ones_like(logits)
+        # 2. labels at the points
+        where = corners(x, y, *size.labels)
+        target = sample_classes(jax.vmap(read_codes)(codes, where), where, classes)
+        # 3. terms, and their gradient at the points and in the masks
+        (_, terms), slope = jax.value_and_grad(_terms, has_aux=True)(logits, target, weights, valid, config)
+        if differentiate:
+            gradient = add_rows(gradient, chosen, pull(slope)[0].astype(gradient.dtype))
+        return index + 1, jax.tree.map(jnp.add, sums, terms), gradient
+
+    zero = jnp.zeros(masks.shape[0], dtype)
+    gradient = jnp.zeros_like(masks) if differentiate else jnp.zeros((masks.shape[0],), masks.dtype)
+    count = chunks(slots, CHUNK)
+    start = (jnp.zeros((), count.dtype), Terms(zero, zero, zero), gradient)
+    _, sums, gradient = jax.lax.while_loop(lambda state: state[0] < count, step, start)
+    return sums, gradient
+
+
+def _points(
+    points: Array, classes: Array, num_classes: int, config: LossConfig, dtype
+) -> tuple[Array, Array, bool]:
+    """Return x and y of the points of some classes, (B, G, n) each, and whether they are drawn here."""
+    if jnp.issubdtype(points.dtype, jax.dtypes.prng_key):
+        return *candidate_points(points, classes, num_classes, config, dtype), True
+    given = jnp.take_along_axis(points, classes[..., None, None], axis=1).astype(dtype)
+    return given[..., 0], given[..., 1], False
+
+
+def _terms(
+    logits: Array, target: Array, weights: Array, valid: Array, config: LossConfig
+) -> tuple[Array, Terms]:
+    """Compute both terms of some masks: (B, G, n) -> the sum of the totals, and sums for every image."""
+    # inner where: an infinite logit in a slot that is not read must not become a NaN gradient
+    logits = jnp.where(valid[..., None], logits, 0.0)
+    cross_entropy = jax.nn.softplus(logits) - logits * target
+    prediction = jax.nn.sigmoid(logits) * weights
+    points = jnp.sum(weights, axis=-1)
+    overlap = 2 * jnp.sum(prediction * target, axis=-1) + 1
+    dice = 1 - overlap / (prediction.sum(axis=-1) + jnp.sum(target * weights, axis=-1) + 1)
+    mask = jnp.sum(jnp.where(valid, jnp.sum(cross_entropy * weights, axis=-1) / points, 0.0), axis=-1)
+    dice = jnp.sum(jnp.where(valid, dice, 0.0), axis=-1)
+    total = config.mask_weight * mask + config.dice_weight * dice
+    return total.sum(), Terms(total, mask, dice)

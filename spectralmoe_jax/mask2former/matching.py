@@ -1,11 +1,13 @@
 """Bipartite matching of queries with the classes of an image, inside jit.
 
-Every image has one target slot for each class, filled or not. Empty slots cost the same with every query, so
-that the filled ones are matched as if they were alone.
+Every image has one target slot for each class, filled or not. Slots are in an order that starts with the
+filled ones, and costs are computed for these alone. Empty slots cost the same with every query, so that the
+filled ones are matched as if they were alone.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,9 +16,42 @@ import optax
 from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
+from spectralmoe_jax.mask2former.point_sampling import LabelMap, read_codes, sample_classes, sample_shared
+from spectralmoe_jax.parallel import by_rows
+from spectralmoe_jax.resampling import corners
 
 BAD_COST = 1e5  # in place of a cost that is not finite: worse than any real one
 FEW = 32  # slots that are matched alone where no image fills more
+CHUNK = 8  # classes of an image whose costs are computed together
+
+
+class Slots(NamedTuple):
+    """The classes of every image, those that are present first, in an order of their own.
+
+    Attributes:
+      classes: (B, C) int32, a permutation of the classes.
+      count: (B,) int32, the number of classes that are present.
+    """
+
+    classes: Array
+    count: Array
+
+
+def slots_of(truth: LabelMap) -> Slots:
+    """Order the classes of every image: present ones first, each part in the order of classes."""
+    order = by_rows(lambda present: jnp.argsort(~present, axis=-1, stable=True), truth.present)
+    return Slots(order.astype(jnp.int32), truth.present.sum(axis=-1, dtype=jnp.int32))
+
+
+def chunk_of(slots: Array, step: Array, size: int) -> Array:
+    """Return slots `step * size` and following of (B, C): (B, size); beyond the end the last is repeated."""
+    places = jnp.minimum(step * size + jnp.arange(size), slots.shape[1] - 1)
+    return jnp.take(slots, places, axis=1)
+
+
+def chunks(slots: Slots, size: int) -> Array:
+    """Return the number of chunks that hold all present classes of these images: a scalar."""
+    return -(-jnp.max(slots.count, initial=0) // size)
 
 
 class MaskSamples(NamedTuple):
@@ -66,6 +101,48 @@ def matching_costs(probability: Array, samples: MaskSamples, targets: Array, con
         + config.mask_weight * cross_entropy
         + config.dice_weight * (1 - overlap / area)
     )
+
+
+def present_costs(
+    labels: tuple[int, int], config: LossConfig, probability: Array, masks: Array, points: Array,
+    codes: Array, slots: Slots,
+) -> Array:  # fmt: skip
+    """Compute the matching costs of the present classes, chunk by chunk.
+
+    Args:
+      labels: (H, W) of the labels.
+      config: weights of the costs.
+      probability: (B, Q, C + 1).
+      masks: (B, Q, h, w).
+      points: (B, P, 2).
+      codes: (B, cells), label codes.
+      slots: the classes of the slots.
+
+    Returns:
+      (B, C, Q), zero for classes that are absent.
+    """
+    points = points.astype(probability.dtype)
+    x, y = points[..., 0], points[..., 1]  # (B, P)
+    sampled = jax.vmap(sample_shared)(masks.astype(probability.dtype), corners(x, y, *masks.shape[2:]))
+    samples = jax.vmap(mask_samples)(sampled)
+    where = corners(x, y, *labels)
+    read = jax.vmap(read_codes)(codes, where)
+    shared = jax.tree.map(lambda part: part[:, None], (read, where))  # (B, 1, P): for all classes
+    batch, num_classes = slots.classes.shape
+
+    def step(index: Array, costs: Array) -> Array:
+        """Fill in the costs of one chunk of classes: loop body."""
+        classes = chunk_of(slots.classes, index, CHUNK)  # (B, G)
+        targets = sample_classes(*shared, classes)  # (B, G, P)
+        chosen = jnp.take_along_axis(probability, classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, G, Q)
+        part = jax.vmap(functools.partial(matching_costs, config=config))(chosen, samples, targets)
+        filled = index * CHUNK + jnp.arange(CHUNK) < slots.count[:, None]  # (B, G)
+        part = jnp.where(filled[..., None], part, 0.0)
+        return jax.lax.dynamic_update_slice_in_dim(costs, part, index * CHUNK, axis=1)
+
+    whole = -(-num_classes // CHUNK) * CHUNK
+    costs = jnp.zeros((batch, whole, probability.shape[1]), probability.dtype)
+    return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, costs)[:, :num_classes]
 
 
 def match_filled(costs: Array, count: Array) -> tuple[Array, Array]:

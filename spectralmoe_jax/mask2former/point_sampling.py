@@ -53,9 +53,7 @@ def sample_classes(read: tuple[Array, ...], where: Corners, classes: Array) -> A
       (..., n) in [0, 1]: the share of the class at every point.
     """
     code = (classes + 1).astype(read[0].dtype)[..., None]
-    return sum(
-        jnp.where(found == code, weight, 0) for found, weight in zip(read, where.weights, strict=True)
-    )
+    return sum(jnp.where(found == code, weight, 0) for found, weight in zip(read, where.weights, strict=True))
 
 
 def read_codes(codes: Array, where: Corners) -> tuple[Array, ...]:
@@ -135,10 +133,14 @@ def _threefry(first: Array, second: Array, x: Array, y: Array) -> tuple[Array, A
     return x, y
 
 
+OUT, OPEN, IN = 0, 1, 2  # states of a candidate in `least_certain`
+
+
 def least_certain(logits: Array, count: int) -> Array:
     """Select the points at which the logit is nearest to zero, without a sort.
 
-    The `count`-th smallest magnitude is found bit by bit: magnitudes are ordered as their bits are.
+    A radix selection: magnitudes are ordered as their bits are, so each bit, the highest first, decides
+    whether the open candidates with a 0 there are all selected, or those with a 1 all dropped.
 
     Args:
       logits: (..., n).
@@ -148,21 +150,25 @@ def least_certain(logits: Array, count: int) -> Array:
       (..., n), 1 for selected points and 0 for others. Points that tie for the last places share them evenly,
       so that the sum is always `count`.
     """
-    bits_of = jnp.uint64 if logits.dtype == jnp.float64 else jnp.uint32
-    bits = jax.lax.bitcast_convert_type(jnp.abs(logits), bits_of)
-    highest = jnp.finfo(logits.dtype).bits - 2  # below the sign
+    width = jnp.finfo(logits.dtype).bits
+    bits = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.dtype(f"uint{width}"))
 
-    def refine(step: Array, threshold: Array) -> Array:
-        """Set one more bit of the threshold unless too many magnitudes would lie below."""
-        higher = threshold | (jnp.ones((), bits_of) << (highest - step).astype(bits_of))
-        below = jnp.sum(bits < higher, axis=-1, keepdims=True, dtype=jnp.int32)
-        return jnp.where(below >= count, threshold, higher)
+    def decide(step: Array, progress: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Settle what one bit settles: loop body; the states, and how many are still to be selected."""
+        state, left = progress
+        shift = jnp.asarray(width - 2 - step, bits.dtype)  # the highest bit is the sign
+        high = (bits >> shift) & 1 == 1
+        is_open = state == OPEN
+        low = jnp.sum(is_open & ~high, axis=-1, keepdims=True, dtype=jnp.int32)
+        enough = low >= left
+        settled = jnp.where(enough, jnp.where(high, OUT, OPEN), jnp.where(high, OPEN, IN))
+        return jnp.where(is_open, settled, state).astype(jnp.uint8), jnp.where(enough, left, left - low)
 
-    threshold = jax.lax.fori_loop(0, highest + 1, refine, jnp.zeros_like(bits[..., :1]))
-    below, tied = bits < threshold, bits == threshold
-    places = count - jnp.sum(below, axis=-1, keepdims=True)
-    share = (places / jnp.sum(tied, axis=-1, keepdims=True)).astype(logits.dtype)
-    return jnp.where(below, 1, jnp.where(tied, share, 0)).astype(logits.dtype)
+    start = jnp.full(bits.shape, OPEN, jnp.uint8), jnp.full((*bits.shape[:-1], 1), count, jnp.int32)
+    state, left = jax.lax.fori_loop(0, width - 1, decide, start)
+    tied = state == OPEN
+    share = (left / jnp.sum(tied, axis=-1, keepdims=True)).astype(logits.dtype)
+    return jnp.where(tied, share, (state == IN).astype(logits.dtype))
 
 
 def candidate_points(

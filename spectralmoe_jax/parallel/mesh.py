@@ -198,13 +198,13 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(axes))
 
 
-def by_rows(function: Callable, *operands: Array) -> Any:
+def by_rows(function: Callable, *operands: Any) -> Any:
     """Apply a function on every device to the device's own rows of the batch.
 
     A loop inside the function then ends when the device's own rows are done.
 
     Args:
-      function: of arrays to arrays, all with the batch as their first dimension.
+      function: of arrays, or trees of arrays, to the same, all with the batch as their first dimension.
       operands: its arguments.
     """
     layout = active_layout()

@@ -16,7 +16,9 @@ SHAPES = [(3, 5), (6, 9), (12, 18)]
 
 def attention(value, locations, weights):
     """Ours, with locations (B, Q, heads, levels, P, 2) and weights (B, Q, heads, levels, P) as in torch."""
-    x, y, weights = (jnp.transpose(a, (2, 3, 4, 0, 1)) for a in (locations[..., 0], locations[..., 1], weights))
+    x, y, weights = (
+        jnp.transpose(a, (2, 3, 4, 0, 1)) for a in (locations[..., 0], locations[..., 1], weights)
+    )
     return deformable_attention(value, SHAPES, x, y, weights)
 
 

@@ -11,6 +11,7 @@ from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.mask2former.loss import mask2former_loss
 from spectralmoe_jax.parity.segmenter_goldens import class_assignment, released_assignment, slot_points
+from spectralmoe_jax.resampling import corners, sample, with_border
 
 CONFIG = LossConfig(num_points=32)
 LAYERS, BATCH, QUERIES, CLASSES = 2, 2, 6, 3
@@ -101,6 +102,44 @@ def test_points_follow_the_random_key(drawn):
     first, again, other = (drawn(logits, labels, jax.random.key(seed))[0][0] for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize("classes", [5, 70])
+def test_drawn_points_are_the_least_certain_of_all_draws(classes):
+    """Slots of every class are drawn and sorted here; the loss draws for those that are present alone."""
+    config = LossConfig(num_points=40)
+    rng = np.random.default_rng(1)
+    present = np.sort(rng.permutation(classes)[:3])
+    class_logits = rng.standard_normal((LAYERS, BATCH, 8, classes + 1)).astype(np.float32)
+    mask_logits = 3 * rng.standard_normal((LAYERS, BATCH, 8, 8, 8)).astype(np.float32)
+    labels = present[rng.integers(0, 3, (BATCH, 16, 16))].astype(np.uint8)
+    labels[1][labels[1] == present[1]] = present[0]  # the second image has two classes
+    key = jax.random.key(3)
+
+    def total(masks, **points):
+        return mask2former_loss(class_logits, masks, labels, config=config, key=key, **points).total
+
+    match_key, draw_key = jax.random.split(key)
+    match_points = jax.random.uniform(match_key, (LAYERS, BATCH, 40, 2))
+    loss = mask2former_loss(class_logits, mask_logits, labels, config=config, key=key)
+    points = np.zeros((LAYERS, BATCH, classes, 40, 2), np.float32)
+    for layer, layer_key in enumerate(jax.random.split(draw_key, LAYERS)):
+        for image, image_key in enumerate(jax.random.split(layer_key, BATCH)):
+            draw, fill = jax.random.split(image_key)
+            candidates = np.asarray(jax.random.uniform(draw, (classes, 120, 2)))
+            rest = np.asarray(jax.random.uniform(fill, (classes, 10, 2)))
+            for query, code in enumerate(np.asarray(loss.assignment[layer, image])):
+                if code:
+                    at = candidates[code - 1]
+                    mask = mask_logits[layer, image, query, :, :, None]
+                    logits = sample(with_border(mask), corners(at[:, 0], at[:, 1], 8, 8))[:, 0]
+                    chosen = at[np.argsort(np.abs(logits), kind="stable")[:30]]
+                    points[layer, image, code - 1] = np.concatenate([chosen, rest[code - 1]])
+    assert (np.sort(np.asarray(loss.assignment[:, 0]))[:, -3:] == present + 1).all()
+    run = jax.jit(jax.value_and_grad(total))
+    drawn, given = run(mask_logits), run(mask_logits, match_points=match_points, loss_points=points)
+    np.testing.assert_allclose(drawn[0], given[0], rtol=1e-6)
+    np.testing.assert_allclose(drawn[1], given[1], atol=1e-7)
 
 
 def test_bfloat16_logits_are_computed_in_float32(drawn):
