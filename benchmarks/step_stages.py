@@ -172,8 +172,8 @@ class JaxStages:
             return jax.lax.map(one, (masks, keys))
 
         costs = self._add_plain("matching costs", all_costs, (probabilities, masks, points), truth.codes)
-        query, _ = self._add_plain("matching", match_filled, costs, slots.count)
-        query = query.swapaxes(0, 1)[:, :, : int(slots.count.max())]
+        query, _ = self._add_plain("matching", match_filled, costs, slots.filled)
+        query = query.swapaxes(0, 1)[:, :, : int(slots.filled.max())]
         chosen = jnp.take_along_axis(masks, query[..., None, None], axis=2)  # (K, B, G, h, w)
         self._add_plain("points", draw, chosen, jax.random.split(key, masks.shape[:2]))
         self._add(

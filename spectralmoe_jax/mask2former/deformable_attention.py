@@ -114,7 +114,7 @@ def deformable_attention(value: Array, shapes: Shapes, x: Array, y: Array, weigh
         maps = value[:, start : start + height * width].transpose(2, 0, 1, 3)  # (heads, B, h * w, d)
         cells.append(with_border(maps.reshape(heads, batch, height, width, dim)))
         where = corners(x[:, level], y[:, level], height, width)  # (heads, P, B, Q)
-        index.append(jnp.stack(where.index, axis=2) + offset)  # (heads, P, 4, B, Q)
+        index.append(jnp.stack(where.places, axis=2) + offset)  # (heads, P, 4, B, Q)
         factors.append(jnp.stack([part * weights[:, level] for part in where.weights], axis=2))
         start += height * width
         offset += (height + 2) * (width + 2)

@@ -157,7 +157,7 @@ def _match_layers(
 
     detached = jax.lax.stop_gradient((class_logits, mask_logits, points))
     costs = jax.lax.map(layer_costs, detached)  # (K, B, C, Q), zero for absent classes
-    query, matched = by_rows(match_filled, costs.swapaxes(0, 1), slots.count)
+    query, matched = by_rows(match_filled, costs.swapaxes(0, 1), slots.filled)
     query, matched = query.swapaxes(0, 1), matched.swapaxes(0, 1)
     return query, matched, jnp.sum(~jnp.isfinite(costs), dtype=jnp.int32)
 

@@ -30,11 +30,11 @@ class Slots(NamedTuple):
 
     Attributes:
       classes: (B, C) int32, a permutation of the classes.
-      count: (B,) int32, the number of classes that are present.
+      filled: (B,) int32, the number of classes that are present.
     """
 
     classes: Array
-    count: Array
+    filled: Array
 
 
 def slots_of(truth: LabelMap) -> Slots:
@@ -51,7 +51,7 @@ def chunk_of(slots: Array, step: Array, size: int) -> Array:
 
 def chunks(slots: Slots, size: int) -> Array:
     """Return the number of chunks that hold all present classes of these images: a scalar."""
-    return -(-jnp.max(slots.count, initial=0) // size)
+    return -(-jnp.max(slots.filled, initial=0) // size)
 
 
 class MaskSamples(NamedTuple):
@@ -127,16 +127,18 @@ def present_costs(
     samples = jax.vmap(mask_samples)(sampled)
     where = corners(x, y, *labels)
     read = jax.vmap(read_codes)(codes, where)
-    shared = jax.tree.map(lambda part: part[:, None], (read, where))  # (B, 1, P): for all classes
+    shared_codes, shared_corners = jax.tree.map(
+        lambda part: part[:, None], (read, where)
+    )  # (B, 1, P): for all classes
     batch, num_classes = slots.classes.shape
 
     def step(index: Array, costs: Array) -> Array:
         """Fill in the costs of one chunk of classes: loop body."""
         classes = chunk_of(slots.classes, index, CHUNK)  # (B, G)
-        targets = sample_classes(*shared, classes)  # (B, G, P)
+        targets = sample_classes(shared_codes, shared_corners, classes)  # (B, G, P)
         chosen = jnp.take_along_axis(probability, classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, G, Q)
         part = jax.vmap(functools.partial(matching_costs, config=config))(chosen, samples, targets)
-        filled = index * CHUNK + jnp.arange(CHUNK) < slots.count[:, None]  # (B, G)
+        filled = index * CHUNK + jnp.arange(CHUNK) < slots.filled[:, None]  # (B, G)
         part = jnp.where(filled[..., None], part, 0.0)
         return jax.lax.dynamic_update_slice_in_dim(costs, part, index * CHUNK, axis=1)
 

@@ -6,6 +6,8 @@ pixels around a point, so that a stack with one mask for each class is never bui
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -53,18 +55,19 @@ def sample_classes(read: tuple[Array, ...], where: Corners, classes: Array) -> A
       (..., n) in [0, 1]: the share of the class at every point.
     """
     code = (classes + 1).astype(read[0].dtype)[..., None]
-    return sum(jnp.where(found == code, weight, 0) for found, weight in zip(read, where.weights, strict=True))
+    shares = (jnp.where(found == code, weight, 0) for found, weight in zip(read, where.weights, strict=True))
+    return functools.reduce(operator.add, shares)
 
 
 def read_codes(codes: Array, where: Corners) -> tuple[Array, ...]:
     """Read the label codes (cells,) of one image at the four corners of points."""
-    return tuple(codes.at[index].get(mode="clip") for index in where.index)
+    return tuple(codes.at[place].get(mode="clip") for place in where.places)
 
 
 def sample_own(masks: Array, where: Corners) -> Array:
     """Sample mask logits, each at its own points: masks (..., h, w), corners (..., n) -> (..., n)."""
     cells = with_border(masks[..., None])[..., 0].reshape(-1, (masks.shape[-2] + 2) * (masks.shape[-1] + 2))
-    shape = where.index[0].shape
+    shape = where.places[0].shape
     each = jax.tree.map(lambda part: part.reshape(-1, shape[-1]), where)
     return jax.vmap(sample)(cells, each).reshape(shape)
 
@@ -107,7 +110,8 @@ def draw_points(keys: Array, slots: Array, num_slots: int, count: int, dtype) ->
 def _counts_from_the_index(keys: Array, dtype) -> bool:
     """Return whether `jax.random` derives each 32-bit number from the key and the number's index."""
     threefry = str(jax.random.key_impl(keys)) == "threefry2x32"
-    return threefry and dtype == jnp.float32 and jax.config.jax_threefry_partitionable
+    by_index = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    return threefry and dtype == jnp.float32 and by_index
 
 
 def _uniform(first: Array, second: Array, place: Array) -> Array:
