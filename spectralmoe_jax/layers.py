@@ -58,6 +58,9 @@ def normalise(x: Array, axes: tuple[int, ...], scale: Array, bias: Array, eps: f
 def attend(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     """Attend, with softmax in at least float32.
 
+    With heads in front of tokens, both products are batched products of matrices: on a CPU, forward and
+    backward take 0.8 and 0.6 times as long as `jax.nn.dot_product_attention` (2 x 261 tokens, 6 heads).
+
     Args:
       q: (B, T, heads, D / heads).
       k: likewise.
@@ -67,12 +70,11 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     Returns:
       (B, T, heads, D / heads), in the dtype of q.
     """
-    if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v, bias)
-    # jax.nn's rounds its logits to float32
-    logits = jnp.einsum("bthc,bshc->bhts", q, k) / q.shape[-1] ** 0.5
-    weights = jax.nn.softmax(logits if bias is None else logits + bias)
-    return jnp.einsum("bhts,bshc->bthc", weights, v)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, heads, T, D / heads)
+    logits = jnp.einsum("bhtc,bhsc->bhts", q, k, preferred_element_type=wide_type(q.dtype))
+    logits = logits * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)  # (B, heads, T, T)
+    return jnp.einsum("bhts,bhsc->bhtc", weights.astype(v.dtype), v).swapaxes(1, 2)
 
 
 class Linear(nnx.Module):
@@ -144,9 +146,54 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """(B, h, w, in) -> (B, h, w, out)."""
-        return jax.lax.conv_general_dilated(
-            x, self.kernel[...].astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return convolve(x, self.kernel[...].astype(x.dtype))
+
+
+@jax.custom_vjp
+def convolve(x: Array, kernel: Array) -> Array:
+    """Convolve (B, h, w, in) with (3, 3, in, out), zeros outside: (B, h, w, out)."""
+    return _convolution(x, kernel)
+
+
+def _convolution(x: Array, kernel: Array) -> Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+
+def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolution(x, kernel), (x, kernel)
+
+
+def _convolve_backward(operands: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = operands
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    of_kernel = jax.lax.platform_dependent(x, cotangent, cpu=_kernel_gradient, default=_library_gradient)
+    return _convolution(cotangent, turned), of_kernel
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _library_gradient(x: Array, cotangent: Array) -> Array:
+    """Gradient of the kernel as the library differentiates the convolution."""
+    kernel = jnp.zeros((3, 3, x.shape[-1], cotangent.shape[-1]), x.dtype)
+    return jax.vjp(lambda kernel: _convolution(x, kernel), kernel)[1](cotangent)[0]
+
+
+def _kernel_gradient(x: Array, cotangent: Array) -> Array:
+    """Gradient of the kernel by three products of matrices, one for each of its rows.
+
+    On a CPU a third of the time of the library's (2 x 64 x 64 x 256: 78 and 206 ms).
+    """
+    width, features = x.shape[2] + 2, x.shape[3]
+    # with a border of zeros and joined rows, a step in the kernel is a fixed shift
+    pixels = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).reshape(-1, features)  # (B * (h + 2) * (w + 2), in)
+    slopes = jnp.pad(cotangent, [(0, 0), (0, 2), (0, 2), (0, 0)]).reshape(-1, cotangent.shape[3])
+    count = slopes.shape[0] - 2 * width  # the last rows are border, and so are the last pixels of each
+    shifted = [jnp.pad(slopes[: count - 2], [(column, 2 - column), (0, 0)]) for column in range(3)]
+    columns = jnp.concatenate(shifted, axis=-1)  # (count, 3 * out)
+    rows = [pixels[row * width :][:count].T @ columns for row in range(3)]  # (in, 3 * out) each
+    return jnp.stack(rows).reshape(3, features, 3, -1).swapaxes(1, 2)
 
 
 class FeedForward(nnx.Module):
