@@ -39,7 +39,7 @@ def test_this_device(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 def test_a_tpu_slice_without_the_hardware(topology, tmp_path):
-    """In a process of its own, without the flags of other tests: libtpu ends a process whose flags it lacks."""
+    """In a process without the flags of other tests: libtpu ends a process with a flag it does not know."""
     pytest.importorskip("libtpu", reason="needs libtpu (pip install -e '.[tpu]')")
     out = tmp_path / "figures.json"
     tiny = [f"--config.{value}" for value in (*SIZES, "train.batch_size=4")]
