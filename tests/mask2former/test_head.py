@@ -149,3 +149,17 @@ def test_queries_of_another_shape_are_rejected():
     features, queries = inputs()
     with pytest.raises(ValueError, match="queries"):
         small_head()(features, queries[:-1])
+
+
+def test_bfloat16_has_gradients_on_this_device():
+    """Not every product of bfloat16 with a float32 result exists on every backend."""
+    config = Mask2FormerConfig(**SMALL, decoder_layers=3)
+    head = Mask2FormerHead(config, in_features=12, dtype=jnp.bfloat16, own_positions=True, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(head)
+    features = [jnp.ones((1, 8, 8, 12))] * 4
+
+    def total(weights):
+        return sum(jnp.sum(logits**2) for logits in nnx.merge(graph, weights)(features, None))
+
+    gradients = jax.jit(jax.grad(total))(weights)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
