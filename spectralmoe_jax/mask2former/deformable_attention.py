@@ -84,7 +84,7 @@ class DeformableAttention(nnx.Module):
 
         The product comes out in this order; a transposition of the many samples would cost more than it.
         """
-        # operands are widened too: on a CPU, XLA has no such product of bfloat16 with a float32 result
+        # the operands are float32 as well: on a CPU, XLA lacks this product of bfloat16 with a float32 result
         kernel, bias = linear.kernel[...].astype(query.dtype), linear.bias[...].astype(dtype)
         product = jnp.einsum("df,btd->fbt", kernel.astype(dtype), query.astype(dtype))
         return product + bias[:, None, None]

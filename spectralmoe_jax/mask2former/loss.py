@@ -25,6 +25,7 @@ from spectralmoe_jax.mask2former.matching import (
     Slots,
     chunk_of,
     chunks,
+    filled_in,
     match_filled,
     present_costs,
     slots_of,
@@ -252,7 +253,7 @@ def _walk(
         """Add the terms of one chunk of classes: loop body."""
         index, sums, gradient = state
         chosen, classes = (chunk_of(x, index, CHUNK) for x in (query, slots.classes))  # (B, G)
-        valid = chunk_of(matched, index, CHUNK) & (index * CHUNK + jnp.arange(CHUNK) < matched.shape[1])
+        valid = chunk_of(matched, index, CHUNK) & filled_in(slots, index, CHUNK)
         # 1. points and the logits there
         x, y, drawn = _points(points, classes, slots.classes.shape[1], config, dtype)  # (B, G, n)
         where = corners(x, y, *masks.shape[2:])

@@ -49,6 +49,11 @@ def chunk_of(slots: Array, step: Array, size: int) -> Array:
     return jnp.take(slots, places, axis=1)
 
 
+def filled_in(slots: Slots, step: Array, size: int) -> Array:
+    """Return which slots of a chunk hold a class that is present: (B, size) bool."""
+    return step * size + jnp.arange(size) < slots.filled[:, None]
+
+
 def chunks(slots: Slots, size: int) -> Array:
     """Return the number of chunks that hold all present classes of these images: a scalar."""
     return -(-jnp.max(slots.filled, initial=0) // size)
@@ -138,8 +143,7 @@ def present_costs(
         targets = sample_classes(shared_codes, shared_corners, classes)  # (B, G, P)
         chosen = jnp.take_along_axis(probability, classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, G, Q)
         part = jax.vmap(functools.partial(matching_costs, config=config))(chosen, samples, targets)
-        filled = index * CHUNK + jnp.arange(CHUNK) < slots.filled[:, None]  # (B, G)
-        part = jnp.where(filled[..., None], part, 0.0)
+        part = jnp.where(filled_in(slots, index, CHUNK)[..., None], part, 0.0)
         return jax.lax.dynamic_update_slice_in_dim(costs, part, index * CHUNK, axis=1)
 
     whole = -(-num_classes // CHUNK) * CHUNK
