@@ -20,21 +20,24 @@ output multiplies them with directions W_d. The result is the same function.
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.scipy.special import ndtr
 
 from spectralmoe_jax.adapters.base import Adapter, Grid, LayerOutput, Projection, merge_layers
 from spectralmoe_jax.adapters.expert_dispatch import dispatch, dispatched_updates
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
-from spectralmoe_jax.layers import wide_type
+from spectralmoe_jax.layers import attend, softmax, wide_type
 from spectralmoe_jax.parallel import by_expert, by_rows, constrain, gather_experts
 
 HIGHEST = jax.lax.Precision.HIGHEST
+INSIDE = "tokens within the spans of the experts"  # what the backward pass keeps of `gated_sum`
 
 
 class SpectralMoE(Adapter):
@@ -127,7 +130,8 @@ class SpectralMoE(Adapter):
         delta = fuse(updates[0], updates[1] if needed > 1 else None, gram, visual.shape[-1], config)
 
         # 5. output, eq. 5: delta W_d + f_v W_d + b_d, from coordinates straight to D
-        kernel = self.delta_to_feature.kernel[...]  # (D, D)
+        #    alpha scales the weights: kept for its own gradient, the change of all layers would be large
+        kernel = self.scale[...] * self.delta_to_feature.kernel[...]  # (D, D)
         output_kernel = basis @ kernel if config.in_coordinates else kernel  # (X, D)
         wide = wide_type(dtype)
         change = (
@@ -135,9 +139,9 @@ class SpectralMoE(Adapter):
             + jnp.einsum(
                 "bnx,xc->bnc", delta.astype(dtype), output_kernel.astype(dtype), preferred_element_type=wide
             )
-            + self.delta_to_feature.bias[...]
+            + self.scale[...] * self.delta_to_feature.bias[...]
         )  # (B, N, D)
-        refined = visual + (self.scale[...] * change).astype(dtype)
+        refined = visual + change.astype(dtype)
 
         # 6. balance
         strongest = jnp.stack([routing.indices[..., 0] for routing in routings])  # (J, B, N)
@@ -231,9 +235,7 @@ def clean_logits(tokens: Array, w_gate: Array, config: SpectralMoEConfig) -> Arr
     without it.
     """
     if config.gating == "laplace" and config.distance == "l1":
-        # one expert at a time: the (B, N, D) difference fuses into its sum and is never stored
-        distances = [jnp.sum(jnp.abs(tokens - w), axis=-1) for w in w_gate.T]
-        return -jnp.stack(distances, axis=-1)
+        return -l1_distances(tokens, w_gate)
     product = _product(tokens, w_gate)
     if config.gating == "softmax":
         return product
@@ -244,6 +246,26 @@ def clean_logits(tokens: Array, w_gate: Array, config: SpectralMoEConfig) -> Arr
     # a token on its gate vector has distance 0 and, as in torch.cdist, gradient 0
     positive = squared > 0
     return -jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+@jax.custom_vjp
+def l1_distances(tokens: Array, w: Array) -> Array:
+    """Sum of absolute differences of every token and every column: (B, N, D), (D, E) -> (B, N, E).
+
+    Differentiated automatically, it would keep the signs of all differences. The gradient of a difference of
+    0 is 0, as in torch.cdist.
+    """
+    # one expert at a time: the (B, N, D) difference fuses into its sum and is never stored
+    return jnp.stack([jnp.sum(jnp.abs(tokens - column), axis=-1) for column in w.T], axis=-1)
+
+
+def _l1_backward(operands: tuple[Array, Array], slopes: Array) -> tuple[Array, Array]:
+    tokens, w = operands
+    parts = [jnp.sign(tokens - column) * slopes[..., e, None] for e, column in enumerate(w.T)]  # (B, N, D) each
+    return sum(parts[1:], parts[0]), -jnp.stack([jnp.sum(part, axis=(0, 1)) for part in parts], axis=-1)
+
+
+l1_distances.defvjp(lambda tokens, w: (l1_distances(tokens, w), (tokens, w)), _l1_backward)
 
 
 def _product(tokens: Array, w: Array) -> Array:
@@ -278,7 +300,7 @@ def token_map(tokens: Array, a: Array, b: Array, config: SpectralMoEConfig) -> A
     """
     wide = wide_type(tokens.dtype)
     if config.token_map == "dot":
-        z = by_expert(_inside, tokens, b.astype(tokens.dtype))  # f B_e^T, (B, N, E, R)
+        z = checkpoint_name(by_expert(_inside, tokens, b.astype(tokens.dtype)), INSIDE)  # f B_e^T, (B, N, E, R)
         scores = jnp.einsum(
             "bner,emr->bnem", z.astype(tokens.dtype), a.astype(tokens.dtype), preferred_element_type=wide
         )
@@ -286,7 +308,7 @@ def token_map(tokens: Array, a: Array, b: Array, config: SpectralMoEConfig) -> A
         feature_sum = jnp.sum(tokens.astype(wide), axis=-1)  # (B, N)
         token_sum = jnp.einsum("emr,er->em", a, jnp.sum(b, axis=-1))
         scores = feature_sum[:, :, None, None] * token_sum.astype(wide)
-    return jax.nn.softmax(scores / jnp.sqrt(tokens.shape[-1]).astype(wide), axis=-1)
+    return softmax(scores / jnp.sqrt(tokens.shape[-1]).astype(wide))
 
 
 def _inside(tokens: Array, b: Array) -> Array:
@@ -345,10 +367,17 @@ def combine(
     return jax.nn.logsumexp(jnp.stack(chosen), axis=0)
 
 
+@functools.partial(
+    jax.checkpoint,
+    static_argnums=4,
+    prevent_cse=False,
+    policy=jax.checkpoint_policies.save_only_these_names(INSIDE),
+)
 def gated_sum(tokens: Array, a: Array, b: Array, gates: Array, config: SpectralMoEConfig) -> Array:
     """Gated sum of the experts' updates, in coordinates.
 
-    With experts spread over devices each computes those of its own, and these numbers are what crosses.
+    With experts spread over devices each computes those of its own, and these numbers are what crosses. The
+    backward pass computes the attention p_e again: it is R times smaller than it in coordinates.
 
     Args:
       tokens: (B, N, D).
@@ -361,12 +390,13 @@ def gated_sum(tokens: Array, a: Array, b: Array, gates: Array, config: SpectralM
       (B, N, E*R + 1), at least float32; its product with `directions` is the update D_j.
     """
     # eq. 2: p_e[1:] A_e[1:]; the first token is a sink, it takes part in the softmax alone
-    p = token_map(tokens, a, b, config)[..., 1:]  # (B, N, E, M - 1)
-    inside = jnp.einsum("bnem,emr->bner", p, a[:, 1:].astype(p.dtype))
+    p = token_map(tokens, a, b, config)  # (B, N, E, M)
+    rows = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1).at[:, 0].set(0)  # (E, M, R + 1)
+    inside = jnp.einsum("bnem,emr->bner", p, rows.astype(p.dtype))
     # eq. 3: D_j = sum_e g_e dz_e, g_e times the coordinates of dz_e; those of the bias b_t are shared
-    gates = gates.astype(p.dtype)
-    gated = gather_experts(inside * gates[..., None])  # (B, N, E, R)
-    bias = jnp.sum(p.sum(axis=-1) * gates, axis=-1, keepdims=True)  # (B, N, 1)
+    gated = inside * gates.astype(p.dtype)[..., None]  # (B, N, E, R + 1)
+    bias = jnp.sum(gated[..., -1], axis=-1, keepdims=True)  # (B, N, 1)
+    gated = gather_experts(gated[..., :-1])
     return jnp.concatenate([gated.reshape(*gated.shape[:2], -1), bias], axis=-1)
 
 
@@ -401,11 +431,12 @@ def fuse(
         return visual
     if config.fusion == "add":
         return visual + depth
-    scale = 1.0 / jnp.sqrt(width).astype(visual.dtype)
     if config.fusion == "cross_attention":
-        logits = _inner(visual, depth, gram) * scale  # (B, N, N), query visual
+        query = visual if gram is None else jnp.einsum("bnx,xy->bny", visual, gram.astype(visual.dtype))
         value = depth if config.fusion_value == "depth" else visual
-        return jnp.einsum("bnk,bkx->bnx", jax.nn.softmax(logits, axis=-1), value)  # eq. 4
+        one_head = (x[:, :, None] for x in (query, depth, value))
+        return attend(*one_head, scale=width**-0.5)[:, :, 0]  # eq. 4
+    scale = 1.0 / jnp.sqrt(width).astype(visual.dtype)
     logits = _inner(depth, visual, gram) * scale  # (B, N, N), query depth
     diagonal = jnp.diagonal(logits, axis1=1, axis2=2)  # (B, N)
     weight = jnp.exp(diagonal - jax.nn.logsumexp(logits, axis=-1))

@@ -8,6 +8,7 @@ level around its centre c_q; offsets and weights A are linear in its query.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,32 +63,46 @@ class DeformableAttention(nnx.Module):
         """
         batch, tokens, width = x.shape
         heads, levels, points = self.split
-        wide = wide_type(x.dtype)
-        query = x + positions
-        # 1. sampling locations: centre + offset, (heads, levels, P, B, T) for each of x and y
-        offsets = self._samples_first(self.sampling_offsets, query, wide)
-        offsets = offsets.reshape(heads, levels, points, 2, batch, tokens)
-        sizes = jnp.asarray([(w, h) for h, w in shapes], wide)[:, None, :, None, None]  # (levels, 1, 2, 1, 1)
-        locations = centres.astype(wide).T[:, None, :] + offsets / sizes  # (heads, levels, P, 2, B, T)
-        # 2. weights A: softmax over the points of all levels
-        logits = self._samples_first(self.attention_weights, query, wide)
-        weights = jax.nn.softmax(logits.reshape(heads, levels * points, batch, tokens), axis=1)
-        weights = weights.reshape(heads, levels, points, batch, tokens)
-        # 3. samples of the projected value, summed
+        # 1. offsets (heads * levels * P * 2, B, T) and logits of A (heads * levels * P, B, T)
+        offsets = _samples_first(self.sampling_offsets, x, positions)
+        logits = _samples_first(self.attention_weights, x, positions)
+        # 2. samples of the projected value, summed
         value = self.value_proj(x).reshape(batch, tokens, heads, width // heads)
-        across, down = locations[:, :, :, 0], locations[:, :, :, 1]
-        return self.output_proj(deformable_attention(value, shapes, across, down, weights))
+        split = (heads, levels, points)
+        return self.output_proj(_attend(value, offsets, logits, centres, split, tuple(shapes)))
 
-    @staticmethod
-    def _samples_first(linear: Linear, query: Array, dtype) -> Array:
-        """Apply a linear map with its features in front: (B, T, D) -> (features, B, T).
 
-        The product comes out in this order; a transposition of the many samples would cost more than it.
-        """
+def _samples_first(linear: Linear, x: Array, positions: Array) -> Array:
+    """Apply a linear map of x + positions with its features in front: (B, T, D) -> (features, B, T).
+
+    The product comes out in this order; a transposition of the many samples would cost more than it.
+    """
+    wide = wide_type(x.dtype)
+    kernel, bias = linear.kernel[...].astype(x.dtype), linear.bias[...].astype(wide)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # the sum is not kept
+    def product(kernel: Array, x: Array, positions: Array) -> Array:
         # the operands are float32 as well: on a CPU, XLA lacks this product of bfloat16 with a float32 result
-        kernel, bias = linear.kernel[...].astype(query.dtype), linear.bias[...].astype(dtype)
-        product = jnp.einsum("df,btd->fbt", kernel.astype(dtype), query.astype(dtype))
-        return product + bias[:, None, None]
+        return jnp.einsum("df,btd->fbt", kernel.astype(wide), (x + positions).astype(wide))
+
+    return product(kernel, x, positions) + bias[:, None, None]
+
+
+@functools.partial(jax.checkpoint, static_argnums=(4, 5), prevent_cse=False)  # corners are not kept
+def _attend(
+    value: Array, offsets: Array, logits: Array, centres: Array, split: tuple[int, int, int], shapes: Shapes
+) -> Array:
+    """Sample the value where the offsets point: `deformable_attention` of the products of a layer."""
+    heads, levels, points = split
+    batch, tokens = offsets.shape[1:]
+    # 1. sampling locations: centre + offset, (heads, levels, P, B, T) for each of x and y
+    offsets = offsets.reshape(heads, levels, points, 2, batch, tokens)
+    sizes = jnp.asarray([(w, h) for h, w in shapes], offsets.dtype)[:, None, :, None, None]
+    locations = centres.astype(offsets.dtype).T[:, None, :] + offsets / sizes
+    # 2. weights A: softmax over the points of all levels
+    weights = jax.nn.softmax(logits.reshape(heads, levels * points, batch, tokens), axis=1)
+    weights = weights.reshape(heads, levels, points, batch, tokens)
+    return deformable_attention(value, shapes, locations[:, :, :, 0], locations[:, :, :, 1], weights)
 
 
 def deformable_attention(value: Array, shapes: Shapes, x: Array, y: Array, weights: Array) -> Array:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.config.model import LEVELS, Mask2FormerConfig
-from spectralmoe_jax.layers import Linear, normal, torch_bias, torch_uniform, wide_type
+from spectralmoe_jax.layers import Linear, normal, relu, torch_bias, torch_uniform, wide_type
 from spectralmoe_jax.mask2former.pixel_decoder import PixelDecoder, sine_positions
 from spectralmoe_jax.mask2former.transformer_decoder import MaskDecoder, Memory
 from spectralmoe_jax.resampling import resize_bilinear
@@ -149,7 +149,7 @@ class MaskEmbedding(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., D)."""
-        return self.third(jax.nn.relu(self.second(jax.nn.relu(self.first(x)))))
+        return self.third(relu(self.second(relu(self.first(x)))))
 
 
 def _mask_logits(embedding: Array, mask_features: Array) -> Array:

@@ -21,6 +21,7 @@ from spectralmoe_jax.layers import (
     Linear,
     c2_uniform,
     normal,
+    relu,
     stack_layers,
     xavier_uniform,
     zeros,
@@ -168,7 +169,7 @@ class Smoothing(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """(B, h, w, D) -> (B, h, w, D)."""
-        return jax.nn.relu(self.gn(self.conv(x)))
+        return relu(self.gn(self.conv(x)))
 
 
 def sine_positions(height: int, width: int, features: int, dtype=jnp.float32) -> Array:

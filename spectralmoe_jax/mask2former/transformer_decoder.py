@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.config.model import LEVELS, Mask2FormerConfig
-from spectralmoe_jax.layers import EPS, FeedForward, LayerNorm, Linear, stack_layers, wide_type, xavier_normal
+from spectralmoe_jax.layers import EPS, FeedForward, LayerNorm, Linear, attend, stack_layers, xavier_normal
 
 
 class Memory(NamedTuple):
@@ -85,30 +85,29 @@ class MaskDecoder(nnx.Module):
             blocked = block(normed, level)
             return nnx.merge(graph, weights)(query, query_positions, memories[level], blocked), normed
 
-        def visit(query: Array, weights: nnx.State, levels: range) -> tuple[Array, Array]:
-            """Run one decoder layer on each of the given feature levels."""
+        def visit(query: Array, weights: Sequence[nnx.State]) -> tuple[Array, Array]:
+            """Run one decoder layer on each of the first feature levels: scan body."""
             trail = []
-            for level in levels:
-                query, normed = layer(query, jax.tree.map(lambda w, i=level: w[i], weights), level)
+            for level, of_layer in enumerate(weights):
+                query, normed = layer(query, of_layer, level)
                 trail.append(normed)
             return query, jnp.stack(trail)
-
-        def full_round(query: Array, weights: nnx.State) -> tuple[Array, Array]:
-            """Visit all feature levels once: scan body."""
-            return visit(query, weights, range(LEVELS))
 
         trails = []
         # 1. full rounds
         if rounds:
-            grouped = jax.tree.map(
-                lambda w: w[: rounds * LEVELS].reshape(rounds, LEVELS, *w.shape[1:]), weights
-            )
-            step = jax.checkpoint(full_round) if self.remat else full_round
-            query, trail = jax.lax.scan(step, query, grouped)  # trail (rounds, levels, B, Q, D)
+            # weights of each level apart: those that a step slices from others would be kept for its gradient
+            of_levels = [
+                jax.tree.map(lambda w, i=level: w[i : rounds * LEVELS : LEVELS], weights)
+                for level in range(LEVELS)
+            ]
+            step = jax.checkpoint(visit) if self.remat else visit
+            query, trail = jax.lax.scan(step, query, of_levels)  # trail (rounds, levels, B, Q, D)
             trails.append(trail.reshape(-1, *trail.shape[2:]))
         # 2. the layers that are left
         if rest := self.count % LEVELS:
-            query, trail = visit(query, jax.tree.map(lambda w: w[rounds * LEVELS :], weights), range(rest))
+            last = [jax.tree.map(lambda w, i=i: w[rounds * LEVELS + i], weights) for i in range(rest)]
+            query, trail = visit(query, last)
             trails.append(trail)
         return jnp.concatenate([*trails, self.post_norm(query)[None]])
 
@@ -167,9 +166,4 @@ class Attention(nnx.Module):
             (x @ kernel + bias).reshape(*x.shape[:2], self.heads, -1)  # (B, Q or N, heads, D / heads)
             for x, kernel, bias in zip((query, key, value), kernels, biases, strict=True)
         )
-        logits = jnp.einsum("bqhd,bnhd->bhqn", q, k, preferred_element_type=wide_type(q.dtype))
-        logits = logits * q.shape[-1] ** -0.5
-        if blocked is not None:
-            logits = jnp.where(blocked[:, None], jnp.finfo(logits.dtype).min, logits)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # (B, heads, Q, N)
-        return self.out_proj(jnp.einsum("bhqn,bnhd->bqhd", weights, v).reshape(query.shape))
+        return self.out_proj(attend(q, k, v, blocked=blocked).reshape(query.shape))

@@ -7,12 +7,12 @@ the adapter, so that the depth tokens of all layers never exist at the same time
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -108,25 +108,30 @@ class Backbone(nnx.Module):
             depth = jax.lax.stop_gradient(self.depth.embed(image[..., jnp.asarray(self.depth_bands)]))
             depth = constrain(depth, "batch", None, None)
 
-        # 2. scan over the layers, G at a time: only the tokens after every G-th layer are kept, for a map can
-        #    come from no other
-        group = math.gcd(self.visual.config.layers, *(layer + 1 for layer in self.out_layers))
+        # 2. scan over the layers; it carries the maps of the chosen layers, for to keep those of all layers
+        #    would take much memory. Layers that are not chosen write to one map more.
+        chosen = sorted(set(self.out_layers))
+        slots = np.full(self.visual.config.layers, len(chosen))
+        slots[chosen] = np.arange(len(chosen))
         inputs, step = self._layers(h, w, key, noise)
-        grouped = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), inputs)  # (L / G, G, ...)
         skip = self.visual.config.prefix_tokens
+        patches = visual[:, skip:]  # (B, N, D)
+        maps = constrain(jnp.zeros((len(chosen) + 1, *patches.shape), patches.dtype), None, "batch", None, None)
 
-        def run_group(carry, layers):
-            """Scan the layers up to the next one that the head reads."""
-            carry, extras = jax.lax.scan(step, carry, layers)
-            return carry, (carry[0][:, skip:], *extras)
+        def visit(carry: Any, layer: tuple[Array, dict]) -> tuple[Any, Any]:
+            """Run one layer and put its patch tokens into their slot: scan body."""
+            tokens, maps = carry
+            slot, weights = layer
+            tokens, extras = step(tokens, weights)
+            maps = jax.lax.dynamic_update_index_in_dim(maps, tokens[0][:, skip:], slot, axis=0)
+            return (tokens, maps), extras
 
-        _, (tokens, auxiliary, strongest) = jax.lax.scan(run_group, (visual, depth), grouped)
+        start = ((visual, depth), maps)
+        (_, maps), (auxiliary, strongest) = jax.lax.scan(visit, start, (jnp.asarray(slots), inputs))
 
-        # 3. maps of the chosen layers; tokens is (L / G, B, N, D), strongest (L / G, G, J, B, N)
-        maps = [tokens[layer // group].reshape(image.shape[0], h, w, -1) for layer in self.out_layers]
-        if strongest is not None:
-            strongest = strongest.reshape(-1, *strongest.shape[2:])  # (L, J, B, N)
-        return Features(maps, self.adapter.queries(), jnp.mean(auxiliary), strongest)
+        # 3. maps of the chosen layers
+        features = [maps[slots[layer]].reshape(image.shape[0], h, w, -1) for layer in self.out_layers]
+        return Features(features, self.adapter.queries(), jnp.mean(auxiliary), strongest)
 
     def _layers(self, h: int, w: int, key: Array | None, noise: Array | None) -> tuple[dict, Step]:
         """Inputs of the scan, every leaf with a leading axis of L layers, and its step for one layer."""

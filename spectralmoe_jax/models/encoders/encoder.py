@@ -16,7 +16,7 @@ from jax import Array
 from spectralmoe_jax.adapters.base import Beside, Edit
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.layers import LayerNorm, Linear, VariableType, trunc_normal
+from spectralmoe_jax.layers import LayerNorm, Linear, VariableType, gelu, keep_slope, trunc_normal
 
 
 class ApplyLayer(Protocol):
@@ -112,12 +112,13 @@ def embed_patches(image: Array, kernel: Array, bias: Array | None) -> Array:
     return x if bias is None else x + bias.astype(image.dtype)
 
 
+@keep_slope
 def quick_gelu(x: Array) -> Array:
     """CLIP's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": lambda x: jax.nn.gelu(x, approximate=False), "quick_gelu": quick_gelu}
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
 class FeedForward(nnx.Module):
