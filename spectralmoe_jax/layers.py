@@ -165,7 +165,7 @@ def _attend(q: Array, k: Array, v: Array, bias: Array | None, blocked: Array | N
 
 
 def _attention_logits(q: Array, k: Array, bias: Array | None, blocked: Array | None, scale: float) -> Array:
-    logits = jnp.einsum("bhtc,bhsc->bhts", q, k, preferred_element_type=wide_type(q.dtype)) * scale
+    logits = jnp.einsum("bhtc,bhsc->bhts", q * scale, k, preferred_element_type=wide_type(q.dtype))
     if bias is not None:
         logits = logits + bias
     return logits if blocked is None else jnp.where(blocked[:, None], jnp.finfo(logits.dtype).min, logits)
@@ -185,13 +185,29 @@ def _attend_backward(scale: float, kept: tuple, slope: Array) -> tuple:
     of_weights = jnp.einsum("bhtc,bhsc->bhts", slope, v, preferred_element_type=weights.dtype)
     of_logits = weights * (of_weights - jnp.sum(weights * of_weights, axis=-1, keepdims=True))
     of_bias = None if bias is None else of_logits.astype(bias.dtype)
-    scaled = (of_logits * scale).astype(q.dtype)
-    of_q = jnp.einsum("bhts,bhsc->bhtc", scaled, k)
-    of_k = jnp.einsum("bhts,bhtc->bhsc", scaled, q)
+    of_logits = of_logits.astype(q.dtype)
+    of_q = jnp.einsum("bhts,bhsc->bhtc", of_logits, k) * scale
+    of_k = jnp.einsum("bhts,bhtc->bhsc", of_logits, q * scale)
     return of_q, of_k, of_v, of_bias, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def project(x: Array, kernel: Array, out_dtype=None) -> Array:
+    """Multiply the last axis of x with a matrix: (..., in), (in, out) -> (..., out).
+
+    The other axes are joined: the gradient of the kernel is then one product of matrices, before which
+    compilers need not transpose its operands.
+
+    Args:
+      x: (B, ..., in).
+      kernel: in any dtype; the product takes it in that of x.
+      out_dtype: of the sums and of the result; by default the dtype of x.
+    """
+    joined = x.reshape(-1, x.shape[-1])
+    y = jnp.matmul(joined, kernel.astype(x.dtype), preferred_element_type=out_dtype or x.dtype)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Linear(nnx.Module):
@@ -221,7 +237,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Array, out_dtype=None) -> Array:
         """(..., in) -> (..., out), accumulated in and returned as `out_dtype`, by default the dtype of x."""
         out_dtype = out_dtype or x.dtype
-        y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=out_dtype)
+        y = project(x, self.kernel[...], out_dtype)
         return y + self.bias[...].astype(out_dtype) if self.has_bias else y
 
 

@@ -33,7 +33,7 @@ from jax.scipy.special import ndtr
 from spectralmoe_jax.adapters.base import Adapter, Grid, LayerOutput, Projection, merge_layers
 from spectralmoe_jax.adapters.expert_dispatch import dispatch, dispatched_updates
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
-from spectralmoe_jax.layers import attend, softmax, wide_type
+from spectralmoe_jax.layers import attend, project, softmax, wide_type
 from spectralmoe_jax.parallel import by_expert, by_rows, constrain, gather_experts
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -135,10 +135,8 @@ class SpectralMoE(Adapter):
         output_kernel = basis @ kernel if config.in_coordinates else kernel  # (X, D)
         wide = wide_type(dtype)
         change = (
-            jnp.einsum("bnd,dc->bnc", visual, kernel.astype(dtype), preferred_element_type=wide)
-            + jnp.einsum(
-                "bnx,xc->bnc", delta.astype(dtype), output_kernel.astype(dtype), preferred_element_type=wide
-            )
+            project(visual, kernel, wide)
+            + project(delta.astype(dtype), output_kernel, wide)
             + self.scale[...] * self.delta_to_feature.bias[...]
         )  # (B, N, D)
         refined = visual + change.astype(dtype)
@@ -261,8 +259,14 @@ def l1_distances(tokens: Array, w: Array) -> Array:
 
 def _l1_backward(operands: tuple[Array, Array], slopes: Array) -> tuple[Array, Array]:
     tokens, w = operands
-    parts = [jnp.sign(tokens - column) * slopes[..., e, None] for e, column in enumerate(w.T)]  # (B, N, D) each
-    return sum(parts[1:], parts[0]), -jnp.stack([jnp.sum(part, axis=(0, 1)) for part in parts], axis=-1)
+    joined = tokens.reshape(-1, tokens.shape[-1])  # (B * N, D)
+    slopes = slopes.reshape(joined.shape[0], -1)  # (B * N, E)
+    of_tokens, of_w = jnp.zeros_like(joined), []
+    for e, column in enumerate(w.T):
+        signs = jnp.sign(joined - column)
+        of_tokens = of_tokens + signs * slopes[:, e : e + 1]
+        of_w.append(slopes[:, e] @ signs)  # a product sums faster than a reduction
+    return of_tokens.reshape(tokens.shape), -jnp.stack(of_w, axis=-1)
 
 
 l1_distances.defvjp(lambda tokens, w: (l1_distances(tokens, w), (tokens, w)), _l1_backward)
@@ -270,7 +274,8 @@ l1_distances.defvjp(lambda tokens, w: (l1_distances(tokens, w), (tokens, w)), _l
 
 def _product(tokens: Array, w: Array) -> Array:
     """(B, N, D), (D, E) -> (B, N, E)."""
-    return jnp.einsum("bnd,de->bne", tokens, w, precision=HIGHEST)
+    joined = tokens.reshape(-1, tokens.shape[-1])
+    return jnp.matmul(joined, w, precision=HIGHEST).reshape(*tokens.shape[:-1], w.shape[-1])
 
 
 def _smooth_load(clean: Array, logits: Array, deviation: Array, values: Array, k: int) -> Array:
@@ -300,7 +305,9 @@ def token_map(tokens: Array, a: Array, b: Array, config: SpectralMoEConfig) -> A
     """
     wide = wide_type(tokens.dtype)
     if config.token_map == "dot":
-        z = checkpoint_name(by_expert(_inside, tokens, b.astype(tokens.dtype)), INSIDE)  # f B_e^T, (B, N, E, R)
+        z = checkpoint_name(
+            by_expert(_inside, tokens, b.astype(tokens.dtype)), INSIDE
+        )  # f B_e^T, (B, N, E, R)
         scores = jnp.einsum(
             "bner,emr->bnem", z.astype(tokens.dtype), a.astype(tokens.dtype), preferred_element_type=wide
         )
@@ -313,7 +320,9 @@ def token_map(tokens: Array, a: Array, b: Array, config: SpectralMoEConfig) -> A
 
 def _inside(tokens: Array, b: Array) -> Array:
     """(B, N, D), (E, R, D) -> (B, N, E, R), at least float32."""
-    return jnp.einsum("bnd,erd->bner", tokens, b, preferred_element_type=wide_type(tokens.dtype))
+    experts, rank, width = b.shape
+    inside = project(tokens, b.reshape(-1, width).T, wide_type(tokens.dtype))
+    return inside.reshape(*tokens.shape[:-1], experts, rank)
 
 
 def directions(b: Array, kernel: Array, bias: Array) -> Array:

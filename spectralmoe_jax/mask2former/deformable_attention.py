@@ -54,7 +54,7 @@ class DeformableAttention(nnx.Module):
 
         Args:
           x: (B, T, D).
-          positions: position encoding, (T, D).
+          positions: position encoding, (T, D) or (B, T, D).
           centres: c, centres of the pixels in [0, 1], (T, 2).
           shapes: (h, w) of every level.
 
@@ -63,29 +63,30 @@ class DeformableAttention(nnx.Module):
         """
         batch, tokens, width = x.shape
         heads, levels, points = self.split
-        # 1. offsets (heads * levels * P * 2, B, T) and logits of A (heads * levels * P, B, T)
-        offsets = _samples_first(self.sampling_offsets, x, positions)
-        logits = _samples_first(self.attention_weights, x, positions)
+        # 1. offsets (heads * levels * P * 2, B, T) and logits of A (heads * levels * P, B, T), in one product
+        linear = (self.sampling_offsets, self.attention_weights)
+        kernel, bias = (
+            jnp.concatenate(parts, axis=-1)
+            for parts in zip(*((part.kernel[...], part.bias[...]) for part in linear), strict=True)
+        )
+        samples = _samples_first(x, positions, kernel, bias)
+        offsets, logits = jnp.split(samples, [2 * heads * levels * points])
         # 2. samples of the projected value, summed
         value = self.value_proj(x).reshape(batch, tokens, heads, width // heads)
-        split = (heads, levels, points)
-        return self.output_proj(_attend(value, offsets, logits, centres, split, tuple(shapes)))
+        return self.output_proj(_attend(value, offsets, logits, centres, self.split, tuple(shapes)))
 
 
-def _samples_first(linear: Linear, x: Array, positions: Array) -> Array:
-    """Apply a linear map of x + positions with its features in front: (B, T, D) -> (features, B, T).
+@functools.partial(jax.checkpoint, prevent_cse=False)  # the sum is not kept
+def _samples_first(x: Array, positions: Array, kernel: Array, bias: Array) -> Array:
+    """Apply a linear map to x + positions, with its features in front: (B, T, D) -> (features, B, T).
 
     The product comes out in this order; a transposition of the many samples would cost more than it.
     """
+    query = (x + positions).reshape(-1, x.shape[-1])
     wide = wide_type(x.dtype)
-    kernel, bias = linear.kernel[...].astype(x.dtype), linear.bias[...].astype(wide)
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # the sum is not kept
-    def product(kernel: Array, x: Array, positions: Array) -> Array:
-        # the operands are float32 as well: on a CPU, XLA lacks this product of bfloat16 with a float32 result
-        return jnp.einsum("df,btd->fbt", kernel.astype(wide), (x + positions).astype(wide))
-
-    return product(kernel, x, positions) + bias[:, None, None]
+    # the operands are float32 as well: on a CPU, XLA lacks this product of bfloat16 with a float32 result
+    product = jnp.einsum("df,td->ft", kernel.astype(x.dtype).astype(wide), query.astype(wide))
+    return (product + bias.astype(wide)[:, None]).reshape(-1, *x.shape[:2])
 
 
 @functools.partial(jax.checkpoint, static_argnums=(4, 5), prevent_cse=False)  # corners are not kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import Array
 
 from spectralmoe_jax.config.model import LEVELS, Mask2FormerConfig
 from spectralmoe_jax.layers import Linear, normal, relu, torch_bias, torch_uniform, wide_type
+from spectralmoe_jax.mask2former.masks import Masks, mask_logits
 from spectralmoe_jax.mask2former.pixel_decoder import PixelDecoder, sine_positions
 from spectralmoe_jax.mask2former.transformer_decoder import MaskDecoder, Memory
 from spectralmoe_jax.resampling import resize_bilinear
@@ -74,12 +76,26 @@ class Mask2FormerHead(nnx.Module):
         self,
         features: Sequence[Array],
         queries: Array | None,
+        **options: Any,
+    ) -> tuple[Array, Array]:
+        """Class and mask logits of every decoder layer: see `predict`.
+
+        Returns:
+          Class logits (K, B, Q, C + 1) and mask logits (K, B, Q, h, w) at the finest level.
+        """
+        class_logits, masks = self.predict(features, queries, **options)
+        return class_logits, masks.logits()
+
+    def predict(
+        self,
+        features: Sequence[Array],
+        queries: Array | None,
         *,
         all_layers: bool = True,
         query_features: Array | None = None,
         scales: Sequence[float] | None = None,
-    ) -> tuple[Array, Array]:
-        """Class and mask logits of every decoder layer.
+    ) -> tuple[Array, Masks]:
+        """Class logits and masks of every decoder layer.
 
         Args:
           features: four maps (B, h, w, in_features), finest level first, not yet resized: map i is resized by
@@ -90,9 +106,8 @@ class Mask2FormerHead(nnx.Module):
           scales: in place of `config.scales`.
 
         Returns:
-          Class logits (K, B, Q, C + 1), the last class "no object", and mask logits (K, B, Q, h, w) at the
-          finest level, both at least float32. K is 1 + decoder_layers, the first from the query features
-          before any layer, or 1.
+          Class logits (K, B, Q, C + 1), at least float32, the last class "no object", and masks at the finest
+          level. K is 1 + decoder_layers, the first from the query features before any layer, or 1.
 
         Raises:
           ValueError: the number of maps or the shape of the queries does not fit.
@@ -116,7 +131,7 @@ class Mask2FormerHead(nnx.Module):
         # 2. masked attention: a query whose mask is empty attends everywhere
         def block(normed: Array, level: int) -> Array:
             """Predict the attention mask of the next layer; True where a query must not look."""
-            mask = jax.nn.sigmoid(_mask_logits(self.mask_embed(normed), small[level]))  # (B, Q, h, w)
+            mask = jax.nn.sigmoid(mask_logits(self.mask_embed(normed), small[level]))  # (B, Q, h, w)
             hidden = jax.lax.stop_gradient(mask < 0.5).reshape(*mask.shape[:2], -1)  # (B, Q, N), eq. 3
             return hidden & ~hidden.all(axis=-1, keepdims=True)
 
@@ -124,9 +139,10 @@ class Mask2FormerHead(nnx.Module):
         start = jnp.broadcast_to(start.astype(self.dtype), (batch, *shape))  # (B, Q, D)
         trail = self.transformer_decoder(start, queries.astype(self.dtype), memories, block)
         trail = trail if all_layers else trail[-1:]  # (K, B, Q, D)
-        # 3. logits
+        # 3. class logits and mask embeddings, images in front: layers join their axes
+        trail = trail.swapaxes(0, 1)  # (B, K, Q, D)
         class_logits = self.cls_embed(trail, wide_type(self.dtype))
-        return class_logits, _mask_logits(self.mask_embed(trail), mask_features)
+        return class_logits.swapaxes(0, 1), Masks(self.mask_embed(trail).swapaxes(0, 1), mask_features)
 
     def _memory(self, level: Array, index: int) -> Memory:
         """Keys and values (B, N, D) of a level (B, h, w, D)."""
@@ -150,12 +166,6 @@ class MaskEmbedding(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., D)."""
         return self.third(relu(self.second(relu(self.first(x)))))
-
-
-def _mask_logits(embedding: Array, mask_features: Array) -> Array:
-    """Mask embeddings (..., B, Q, D) and mask features (B, h, w, D) -> (..., B, Q, h, w)."""
-    wide = wide_type(embedding.dtype)
-    return jnp.einsum("...bqc,bhwc->...bqhw", embedding, mask_features, preferred_element_type=wide)
 
 
 def semantic_scores(class_logits: Array, mask_logits: Array, size: tuple[int, int]) -> Array:

@@ -21,6 +21,7 @@ from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.layers import wide_type
+from spectralmoe_jax.mask2former.masks import Masks, mask_logits
 from spectralmoe_jax.mask2former.matching import (
     Slots,
     chunk_of,
@@ -64,7 +65,7 @@ class SegmentationLoss(NamedTuple):
 
 def mask2former_loss(
     class_logits: Array,
-    mask_logits: Array,
+    masks: Masks | Array,
     labels: Array,
     *,
     config: LossConfig,
@@ -78,7 +79,7 @@ def mask2former_loss(
 
     Args:
       class_logits: (K, B, Q, C + 1), the last class "no object".
-      mask_logits: (K, B, Q, h, w).
+      masks: masks of the queries, or their logits (K, B, Q, h, w).
       labels: (B, H, W) integers; values outside 0..C-1, such as 255, are ignored. An image without a labelled
         pixel teaches its queries "no object" and nothing else.
       config: weights, and numbers of points.
@@ -95,11 +96,11 @@ def mask2former_loss(
     """
     if key is None and (match_points is None or loss_points is None):
         raise ValueError("mask2former_loss needs a key, or both match_points and loss_points")
-    dtype = wide_type(mask_logits.dtype)
+    dtype = wide_type(jax.tree.leaves(masks)[0].dtype)
     class_logits, num_classes = class_logits.astype(dtype), class_logits.shape[-1] - 1
     truth = label_map(labels, num_classes)
     slots = slots_of(truth)
-    layers, batch = mask_logits.shape[:2]
+    layers, batch, queries, _ = class_logits.shape
     # 1. points; without a key all are given, and nothing is drawn from the one made here
     match_key, draw_key = jax.random.split(jax.random.key(0) if key is None else key)
     if match_points is None:
@@ -108,23 +109,29 @@ def mask2former_loss(
         draw_keys = jax.random.split(draw_key, layers)  # of each output, then of each image
         loss_points = jax.vmap(lambda key: jax.random.split(key, batch))(draw_keys)
     # 2. matching: query and matched (K, B, C), in the order of slots; assignment (K, B, Q)
-    query, matched, bad_costs = _match_layers(class_logits, mask_logits, truth, slots, match_points, config)
-    assignment = _targets_of_queries(query, matched, slots.classes, class_logits.shape[2])
+    query, matched, bad_costs = _match_layers(class_logits, masks, truth, slots, match_points, config)
+    assignment = _targets_of_queries(query, matched, slots.classes, queries)
     size = Size(truth.size, config)
+    # 3. the masks that the terms compare: of the slots alone, where these are fewer than the queries
+    if isinstance(masks, Masks) and num_classes < queries:
+        compared = masks.of_queries(query)  # (K, B, C, h, w)
+        query = jnp.broadcast_to(jnp.arange(num_classes), query.shape)
+    else:
+        compared = masks.logits() if isinstance(masks, Masks) else masks  # (K, B, Q, h, w)
 
-    # 3. terms of one output
+    # 4. terms of one output
     def one_layer(layer: tuple[Array, ...]) -> tuple[Array, Array]:
         """Compute the weighted total and the three weighted terms of one decoder output."""
-        logits, masks, assigned, query, matched, points = layer
-        sums = mask_terms(size, masks, query, matched, slots, truth.codes, points)
+        logits, compared, assigned, query, matched, points = layer
+        sums = mask_terms(size, compared, query, matched, slots, truth.codes, points)
         count = jnp.maximum(matched.sum(), 1).astype(dtype)
         classes = config.class_weight * _class_term(logits, assigned, config.no_object_weight)
         mask, dice = config.mask_weight * sums.mask.sum(), config.dice_weight * sums.dice.sum()
         return classes + sums.total.sum() / count, jnp.stack([classes, mask / count, dice / count])
 
-    # 4. all outputs, one at a time
+    # 5. all outputs, one at a time
     totals, values = jax.lax.map(
-        one_layer, (class_logits, mask_logits, assignment, query, matched, loss_points)
+        one_layer, (class_logits, compared, assignment, query, matched, loss_points)
     )  # (K,), (K, 3)
     values = jax.lax.stop_gradient(values)
     # values of the last output come first, as the names do
@@ -139,7 +146,12 @@ def term_names(outputs: int) -> list[str]:
 
 
 def _match_layers(
-    class_logits: Array, mask_logits: Array, truth: LabelMap, slots: Slots, points: Array, config: LossConfig
+    class_logits: Array,
+    masks: Masks | Array,
+    truth: LabelMap,
+    slots: Slots,
+    points: Array,
+    config: LossConfig,
 ) -> tuple[Array, Array, Array]:
     """Match every output and image.
 
@@ -152,12 +164,17 @@ def _match_layers(
 
     def layer_costs(layer: tuple[Array, ...]) -> Array:
         """Compute the matching costs of one decoder output: (B, C, Q)."""
-        logits, masks, points = layer
-        operands = (jax.nn.softmax(logits, axis=-1), masks, points, truth.codes, slots)
+        logits, of_output, points = layer
+        if isinstance(masks, Masks):
+            of_output = mask_logits(of_output, features)
+        operands = (jax.nn.softmax(logits, axis=-1), of_output, points, truth.codes, slots)
         return by_rows(lambda *operands: present_costs(truth.size, config, *operands), *operands)
 
-    detached = jax.lax.stop_gradient((class_logits, mask_logits, points))
-    costs = jax.lax.map(layer_costs, detached)  # (K, B, C, Q), zero for absent classes
+    class_logits, masks, points = jax.lax.stop_gradient((class_logits, masks, points))
+    of_outputs, features = masks if isinstance(masks, Masks) else (masks, None)
+    costs = jax.lax.map(
+        layer_costs, (class_logits, of_outputs, points)
+    )  # (K, B, C, Q), zero for absent classes
     query, matched = by_rows(match_filled, costs.swapaxes(0, 1), slots.filled)
     query, matched = query.swapaxes(0, 1), matched.swapaxes(0, 1)
     return query, matched, jnp.sum(~jnp.isfinite(costs), dtype=jnp.int32)
@@ -218,7 +235,7 @@ def mask_terms(
 
     Args:
       size: sizes and settings.
-      masks: mask logits (B, Q, h, w).
+      masks: mask logits (B, Q, h, w), of the queries or of others that `query` counts.
       query: (B, C), the query of every slot.
       matched: (B, C) bool, whether the slot has one.
       slots: the classes of the slots.

@@ -107,9 +107,10 @@ class PixelDecoder(nnx.Module):
         batch, width, dtype = levels[0].shape[0], self.config.width, levels[0].dtype
         x = jnp.concatenate([level.reshape(batch, -1, width) for level in levels], axis=1)  # (B, T, D)
         encoding = self.level_encoding[...]
-        positions = jnp.concatenate(
-            [sine_positions(*shape, width, encoding.dtype) + encoding[i] for i, shape in enumerate(shapes)]
-        ).astype(dtype)  # (T, D)
+        sines = jnp.concatenate([sine_positions(*shape, width, encoding.dtype) for shape in shapes])
+        level = np.repeat(np.arange(LEVELS), [h * w for h, w in shapes])  # of every token
+        # one for each image: their sum over images would otherwise be taken in every layer's backward pass
+        positions = jnp.broadcast_to((sines + encoding[level]).astype(dtype), x.shape)  # (B, T, D)
         centres = pixel_centres(shapes, encoding.dtype)  # (T, 2)
         graph, weights = nnx.split(self.encoder)
 

@@ -17,7 +17,16 @@ from flax import nnx
 from jax import Array
 
 from spectralmoe_jax.config.model import LEVELS, Mask2FormerConfig
-from spectralmoe_jax.layers import EPS, FeedForward, LayerNorm, Linear, attend, stack_layers, xavier_normal
+from spectralmoe_jax.layers import (
+    EPS,
+    FeedForward,
+    LayerNorm,
+    Linear,
+    attend,
+    project,
+    stack_layers,
+    xavier_normal,
+)
 
 
 class Memory(NamedTuple):
@@ -163,7 +172,7 @@ class Attention(nnx.Module):
         kernels = jnp.split(self.in_proj.kernel[...].astype(query.dtype), 3, axis=1)
         biases = jnp.split(self.in_proj.bias[...].astype(query.dtype), 3)
         q, k, v = (
-            (x @ kernel + bias).reshape(*x.shape[:2], self.heads, -1)  # (B, Q or N, heads, D / heads)
+            (project(x, kernel) + bias).reshape(*x.shape[:2], self.heads, -1)  # (B, Q or N, heads, D / heads)
             for x, kernel, bias in zip((query, key, value), kernels, biases, strict=True)
         )
         return self.out_proj(attend(q, k, v, blocked=blocked).reshape(query.shape))

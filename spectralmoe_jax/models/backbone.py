@@ -116,7 +116,9 @@ class Backbone(nnx.Module):
         inputs, step = self._layers(h, w, key, noise)
         skip = self.visual.config.prefix_tokens
         patches = visual[:, skip:]  # (B, N, D)
-        maps = constrain(jnp.zeros((len(chosen) + 1, *patches.shape), patches.dtype), None, "batch", None, None)
+        maps = constrain(
+            jnp.zeros((len(chosen) + 1, *patches.shape), patches.dtype), None, "batch", None, None
+        )
 
         def visit(carry: Any, layer: tuple[Array, dict]) -> tuple[Any, Any]:
             """Run one layer and put its patch tokens into their slot: scan body."""

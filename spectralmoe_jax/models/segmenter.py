@@ -17,6 +17,7 @@ from spectralmoe_jax.config.model import EncoderConfig, LinearHeadConfig, Mask2F
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.layers import Frozen
 from spectralmoe_jax.mask2former.head import Mask2FormerHead, semantic_scores
+from spectralmoe_jax.mask2former.masks import Masks
 from spectralmoe_jax.models.backbone import Backbone, Features
 from spectralmoe_jax.models.linear_head import LinearHead, pixel_scores
 
@@ -135,15 +136,20 @@ class Output(NamedTuple):
 
     Attributes:
       class_logits: (K, B, Q, C + 1); the last of the K is the one to predict with.
-      mask_logits: (K, B, Q, h, w).
+      masks: masks of the queries, not yet multiplied out.
       auxiliary_loss: see `Features`.
       experts: see `Features`.
     """
 
     class_logits: Array
-    mask_logits: Array
+    masks: Masks
     auxiliary_loss: Array
     experts: Array | None
+
+    @property
+    def mask_logits(self) -> Array:
+        """Mask logits of all queries, (K, B, Q, h, w)."""
+        return self.masks.logits()
 
 
 class PixelOutput(NamedTuple):
@@ -220,14 +226,14 @@ class Segmenter(nnx.Module):
                 return PixelOutput(self.head(maps), *rest)
             maps, scales = adapter.refine_maps(features.maps, self.head.config.scales)
             queries = features.queries
-            class_logits, mask_logits = self.head(
+            class_logits, masks = self.head.predict(
                 maps,
                 queries,
                 all_layers=all_layers,
                 scales=scales,
                 query_features=None if queries is None else adapter.query_features(queries),
             )
-        return Output(class_logits, mask_logits, *rest)
+        return Output(class_logits, masks, *rest)
 
     def scores(self, pixels: Array) -> Array:
         """Class scores (B, H, W, C), float32 and not negative, of raw pixels (B, H, W, C)."""

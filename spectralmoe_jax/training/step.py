@@ -88,7 +88,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         if isinstance(out, PixelOutput):
             entropy = pixel_cross_entropy(out.logits, labels)
             return entropy + out.auxiliary_loss, metrics | {"loss_cls": entropy}
-        loss = mask2former_loss(out.class_logits, out.mask_logits, labels, config=config, key=point_key)
+        loss = mask2former_loss(out.class_logits, out.masks, labels, config=config, key=point_key)
         sums = {
             name: jnp.stack([value for term, value in loss.terms.items() if term.endswith(name)]).sum()
             for name in ("loss_cls", "loss_mask", "loss_dice")

@@ -330,9 +330,14 @@ def test_the_mask_decoder_with_and_without_linked_queries(kind):
     structure = abstract_segmenter(segmenter_config(config))
     own = {name for name in split(structure)[0]["head"] if name.startswith("query_")}
     assert own == (set() if kind == "depthforge" else {"query_feat", "query_embed"})
-    out = jax.eval_shape(lambda *parts: join(structure, *parts)(jnp.zeros((1, 32, 32, 3))), *split(structure))
-    assert out.class_logits.shape == (2, 1, 5, 6)
-    assert out.mask_logits.shape == (2, 1, 5, 8, 8)
+
+    def logits(*parts):
+        out = join(structure, *parts)(jnp.zeros((1, 32, 32, 3)))
+        return out.class_logits, out.mask_logits
+
+    class_logits, mask_logits = jax.eval_shape(logits, *split(structure))
+    assert class_logits.shape == (2, 1, 5, 6)
+    assert mask_logits.shape == (2, 1, 5, 8, 8)
 
 
 DECAYED = {

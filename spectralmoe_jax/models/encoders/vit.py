@@ -22,6 +22,7 @@ from spectralmoe_jax.layers import (
     Linear,
     VariableType,
     attend,
+    project,
     trunc_normal,
     wide_type,
     zeros,
@@ -212,4 +213,4 @@ class Attention(nnx.Module):
         if self.bias_mask is None:
             return self.qkv(x)
         bias = self.qkv.bias[...] * self.bias_mask[...]
-        return x @ self.qkv.kernel[...].astype(x.dtype) + bias.astype(x.dtype)
+        return project(x, self.qkv.kernel[...]) + bias.astype(x.dtype)
