@@ -194,20 +194,25 @@ def _attend_backward(scale: float, kept: tuple, slope: Array) -> tuple:
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def project(x: Array, kernel: Array, out_dtype=None) -> Array:
+def project(x: Array, kernel: Array, out_dtype=None, precision: jax.lax.Precision | None = None) -> Array:
     """Multiply the last axis of x with a matrix: (..., in), (in, out) -> (..., out).
 
     The other axes are joined: the gradient of the kernel is then one product of matrices, before which
-    compilers need not transpose its operands.
+    compilers need not transpose its operands. What is kept for it is x, not x with joined axes beside it.
 
     Args:
       x: (B, ..., in).
       kernel: in any dtype; the product takes it in that of x.
       out_dtype: of the sums and of the result; by default the dtype of x.
+      precision: of the product; by default as elsewhere.
     """
-    joined = x.reshape(-1, x.shape[-1])
-    y = jnp.matmul(joined, kernel.astype(x.dtype), preferred_element_type=out_dtype or x.dtype)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def product(x: Array, kernel: Array) -> Array:
+        joined, kernel = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype)
+        return jnp.matmul(joined, kernel, precision=precision, preferred_element_type=out_dtype or x.dtype)
+
+    return product(x, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Linear(nnx.Module):

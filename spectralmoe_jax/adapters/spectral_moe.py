@@ -274,8 +274,7 @@ l1_distances.defvjp(lambda tokens, w: (l1_distances(tokens, w), (tokens, w)), _l
 
 def _product(tokens: Array, w: Array) -> Array:
     """(B, N, D), (D, E) -> (B, N, E)."""
-    joined = tokens.reshape(-1, tokens.shape[-1])
-    return jnp.matmul(joined, w, precision=HIGHEST).reshape(*tokens.shape[:-1], w.shape[-1])
+    return project(tokens, w, None, HIGHEST)
 
 
 def _smooth_load(clean: Array, logits: Array, deviation: Array, values: Array, k: int) -> Array:
@@ -386,7 +385,7 @@ def gated_sum(tokens: Array, a: Array, b: Array, gates: Array, config: SpectralM
     """Gated sum of the experts' updates, in coordinates.
 
     With experts spread over devices each computes those of its own, and these numbers are what crosses. The
-    backward pass computes the attention p_e again: it is R times smaller than it in coordinates.
+    backward pass computes the attention p_e again: kept for all layers it would be large.
 
     Args:
       tokens: (B, N, D).

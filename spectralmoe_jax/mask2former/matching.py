@@ -7,7 +7,7 @@ filled ones are matched as if they were alone.
 
 from __future__ import annotations
 
-import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,13 +16,14 @@ import optax
 from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
-from spectralmoe_jax.mask2former.point_sampling import LabelMap, read_codes, sample_classes, sample_shared
+from spectralmoe_jax.mask2former.point_sampling import LabelMap, read_codes, sample_classes
 from spectralmoe_jax.parallel import by_rows
-from spectralmoe_jax.resampling import corners
+from spectralmoe_jax.resampling import corners, sample, with_border
 
 BAD_COST = 1e5  # in place of a cost that is not finite: worse than any real one
 FEW = 32  # slots that are matched alone where no image fills more
 CHUNK = 8  # classes of an image whose costs are computed together
+PIECES = 16  # parts of the points whose costs are computed one after the other on a CPU
 
 
 class Slots(NamedTuple):
@@ -59,60 +60,29 @@ def chunks(slots: Slots, size: int) -> Array:
     return -(-jnp.max(slots.filled, initial=0) // size)
 
 
-class MaskSamples(NamedTuple):
-    """Mask logits of all queries of one image at P points, as the matching costs need them.
+class CostSums(NamedTuple):
+    """Sums over points for the costs of B images: S slots, of which the first are filled, and Q queries.
 
     Attributes:
-      inside: (P, 2 Q), cost of a logit inside a target, and its sigmoid.
-      outside: (P, Q), cost of a logit outside a target.
-      area: (Q,), sum of the sigmoids.
+      cross_entropy: (B, S, Q), of the mask logits with the target of a slot.
+      overlap: (B, S, Q), of sigmoids times targets.
+      target: (B, S), of targets.
+      mask: (B, Q), of sigmoids.
     """
 
-    inside: Array
-    outside: Array
-    area: Array
-
-
-def mask_samples(logits: Array) -> MaskSamples:
-    """Prepare sampled mask logits (P, Q)."""
-    small = jnp.exp(-jnp.abs(logits))
-    extra = jnp.log1p(small)
-    masks = jnp.where(logits >= 0, 1, small) / (1 + small)  # sigmoid
-    inside = jnp.concatenate([jnp.maximum(-logits, 0) + extra, masks], axis=1)
-    return MaskSamples(inside, jnp.maximum(logits, 0) + extra, masks.sum(axis=0))
-
-
-def matching_costs(probability: Array, samples: MaskSamples, targets: Array, config: LossConfig) -> Array:
-    """Cost of every query for some classes of one image.
-
-    The mask cost is the mean cross-entropy over points, the dice cost has eps 1.
-
-    Args:
-      probability: (G, Q), of the classes.
-      samples: mask logits at the matching points.
-      targets: (G, P), the masks of the classes, in [0, 1].
-      config: weights of the costs.
-
-    Returns:
-      (G, Q).
-    """
-    queries = probability.shape[1]
-    inside = _product(targets, samples.inside)
-    cross_entropy = (inside[:, :queries] + _product(1 - targets, samples.outside)) / targets.shape[1]
-    overlap = 2 * inside[:, queries:] + 1
-    area = samples.area + targets.sum(axis=1, keepdims=True) + 1
-    return (
-        config.class_weight * -probability
-        + config.mask_weight * cross_entropy
-        + config.dice_weight * (1 - overlap / area)
-    )
+    cross_entropy: Array
+    overlap: Array
+    target: Array
+    mask: Array
 
 
 def present_costs(
     labels: tuple[int, int], config: LossConfig, probability: Array, masks: Array, points: Array,
     codes: Array, slots: Slots,
 ) -> Array:  # fmt: skip
-    """Compute the matching costs of the present classes, chunk by chunk.
+    """Compute the matching costs of the present classes.
+
+    The mask cost is the mean cross-entropy over points, the dice cost has eps 1.
 
     Args:
       labels: (H, W) of the labels.
@@ -126,29 +96,71 @@ def present_costs(
     Returns:
       (B, C, Q), zero for classes that are absent.
     """
-    points = points.astype(probability.dtype)
-    x, y = points[..., 0], points[..., 1]  # (B, P)
-    sampled = jax.vmap(sample_shared)(masks.astype(probability.dtype), corners(x, y, *masks.shape[2:]))
-    samples = jax.vmap(mask_samples)(sampled)
-    where = corners(x, y, *labels)
-    read = jax.vmap(read_codes)(codes, where)
-    shared_codes, shared_corners = jax.tree.map(
-        lambda part: part[:, None], (read, where)
-    )  # (B, 1, P): for all classes
-    batch, num_classes = slots.classes.shape
+    dtype, num_classes = probability.dtype, slots.classes.shape[1]
+    sums = _cost_sums(labels, masks.astype(dtype), points.astype(dtype), codes, slots)
+    sums = sums._replace(**{name: getattr(sums, name)[:, :num_classes] for name in CostSums._fields[:3]})
+    # 1. costs of all slots
+    chosen = jnp.take_along_axis(probability, slots.classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, C, Q)
+    area = sums.mask[:, None] + sums.target[..., None] + 1
+    costs = (
+        config.class_weight * -chosen
+        + config.mask_weight * sums.cross_entropy / points.shape[1]
+        + config.dice_weight * (1 - (2 * sums.overlap + 1) / area)
+    )
+    # 2. of the filled ones
+    filled = jnp.arange(num_classes) < slots.filled[:, None]
+    return jnp.where(filled[..., None], costs, 0.0)
 
-    def step(index: Array, costs: Array) -> Array:
-        """Fill in the costs of one chunk of classes: loop body."""
-        classes = chunk_of(slots.classes, index, CHUNK)  # (B, G)
-        targets = sample_classes(shared_codes, shared_corners, classes)  # (B, G, P)
-        chosen = jnp.take_along_axis(probability, classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, G, Q)
-        part = jax.vmap(functools.partial(matching_costs, config=config))(chosen, samples, targets)
-        part = jnp.where(filled_in(slots, index, CHUNK)[..., None], part, 0.0)
-        return jax.lax.dynamic_update_slice_in_dim(costs, part, index * CHUNK, axis=1)
 
-    whole = -(-num_classes // CHUNK) * CHUNK
-    costs = jnp.zeros((batch, whole, probability.shape[1]), probability.dtype)
-    return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, costs)[:, :num_classes]
+def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Array, slots: Slots) -> CostSums:
+    """Sum over the points of `present_costs`, on a CPU some at a time: what they need stays in its cache.
+
+    Slots are filled up to a multiple of `CHUNK`.
+    """
+    (batch, queries), dtype = masks.shape[:2], masks.dtype
+    size = masks.shape[2:]
+    cells = with_border(masks.transpose(0, 2, 3, 1))  # (B, cells, Q)
+
+    def add(sums: CostSums, points: Array) -> tuple[CostSums, None]:
+        """Add some of the points, (B, n, 2): scan body."""
+        x, y = points[..., 0], points[..., 1]
+        # 1. mask logits there, and what they cost inside and outside of a target, (B, n, Q) each
+        logits = jax.vmap(sample)(cells, corners(x, y, *size))
+        small = jnp.exp(-jnp.abs(logits))
+        extra = jnp.log1p(small)
+        inside, outside = jnp.maximum(-logits, 0) + extra, jnp.maximum(logits, 0) + extra
+        sigmoid = jnp.where(logits >= 0, 1, small) / (1 + small)
+        # 2. labels there, read once for all classes
+        where = corners(x, y, *labels)
+        shared = jax.tree.map(lambda part: part[:, None], (jax.vmap(read_codes)(codes, where), where))
+
+        def step(index: Array, sums: CostSums) -> CostSums:
+            """Add to the sums of one chunk of classes: loop body."""
+            targets = sample_classes(*shared, chunk_of(slots.classes, index, CHUNK))  # (B, G, n)
+            cross_entropy = _product(targets, inside) + _product(1 - targets, outside)
+            parts = (cross_entropy, _product(targets, sigmoid), targets.sum(axis=-1))
+            of_slots = (
+                jax.lax.dynamic_update_slice_in_dim(
+                    total,
+                    jax.lax.dynamic_slice_in_dim(total, index * CHUNK, CHUNK, 1) + part,
+                    index * CHUNK,
+                    1,
+                )
+                for total, part in zip(sums[:3], parts, strict=True)
+            )
+            return CostSums(*of_slots, sums.mask)
+
+        sums = sums._replace(mask=sums.mask + sigmoid.sum(axis=1))
+        return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, sums), None
+
+    count = -(-slots.classes.shape[1] // CHUNK) * CHUNK
+    shapes = ((batch, count, queries), (batch, count, queries), (batch, count), (batch, queries))
+    start = CostSums(*(jnp.zeros(shape, dtype) for shape in shapes))
+    pieces = math.gcd(points.shape[1], PIECES)
+    split = points.reshape(batch, pieces, -1, 2).swapaxes(0, 1)  # (pieces, B, n, 2)
+    return jax.lax.platform_dependent(
+        cpu=lambda: jax.lax.scan(add, start, split)[0], default=lambda: add(start, points)[0]
+    )
 
 
 def match_filled(costs: Array, count: Array) -> tuple[Array, Array]:
@@ -201,5 +213,5 @@ def match(costs: Array, present: Array) -> tuple[Array, Array]:
 
 
 def _product(targets: Array, values: Array) -> Array:
-    """(G, P), (P, Q) -> (G, Q), in full precision: near ties are decided as in a float32 reference."""
+    """(B, G, n), (B, n, Q) -> (B, G, Q), in full precision: near ties are decided as in a float32 reference."""
     return jnp.matmul(targets, values, precision=jax.lax.Precision.HIGHEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -136,8 +137,14 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x: Array, positions: Array, centres: Array, shapes: Shapes) -> Array:
         """(B, T, D) -> (B, T, D); see `DeformableAttention`."""
-        x = self.norm_attention(x + self.self_attn(x, positions, centres, shapes))
-        return self.norm_ffn(x + self.ffn(x))
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)  # its hidden layer, 4 times x, is not kept
+        def feed(x: Array) -> Array:
+            """Normalise, then add the feed-forward block."""
+            x = self.norm_attention(x)
+            return x + self.ffn(x)
+
+        return self.norm_ffn(feed(x + self.self_attn(x, positions, centres, shapes)))
 
 
 class LevelProjection(nnx.Module):

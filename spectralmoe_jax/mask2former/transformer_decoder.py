@@ -106,8 +106,13 @@ class MaskDecoder(nnx.Module):
         # 1. full rounds
         if rounds:
             # weights of each level apart: those that a step slices from others would be kept for its gradient
+            grouped = jax.tree.map(
+                lambda w: jnp.split(w[: rounds * LEVELS].reshape(rounds, LEVELS, *w.shape[1:]), LEVELS, 1),
+                weights,
+            )
+            is_list = {"is_leaf": lambda w: isinstance(w, list)}
             of_levels = [
-                jax.tree.map(lambda w, i=level: w[i : rounds * LEVELS : LEVELS], weights)
+                jax.tree.map(lambda w, i=level: w[i].squeeze(1), grouped, **is_list)
                 for level in range(LEVELS)
             ]
             step = jax.checkpoint(visit) if self.remat else visit

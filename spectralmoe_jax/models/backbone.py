@@ -115,10 +115,8 @@ class Backbone(nnx.Module):
         slots[chosen] = np.arange(len(chosen))
         inputs, step = self._layers(h, w, key, noise)
         skip = self.visual.config.prefix_tokens
-        patches = visual[:, skip:]  # (B, N, D)
-        maps = constrain(
-            jnp.zeros((len(chosen) + 1, *patches.shape), patches.dtype), None, "batch", None, None
-        )
+        shape = visual[:, skip:].shape  # (B, N, D)
+        maps = constrain(jnp.zeros((len(chosen) + 1, *shape), visual.dtype), None, "batch", None, None)
 
         def visit(carry: Any, layer: tuple[Array, dict]) -> tuple[Any, Any]:
             """Run one layer and put its patch tokens into their slot: scan body."""
