@@ -125,8 +125,8 @@ def keep_slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 @keep_slope
 def gelu(x: Array) -> Array:
-    """GELU by the error function."""
-    return jax.nn.gelu(x, approximate=False)
+    """GELU by the error function, which compilers evaluate faster than its complement."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def attend(

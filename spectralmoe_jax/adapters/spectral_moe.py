@@ -300,20 +300,18 @@ def token_map(tokens: Array, a: Array, b: Array, config: SpectralMoEConfig) -> A
       config: the settings.
 
     Returns:
-      (B, N, E, M), at least float32.
+      (E, B, N, M), at least float32; experts in front, so that products with their tokens need no transposition.
     """
     wide = wide_type(tokens.dtype)
     if config.token_map == "dot":
-        z = checkpoint_name(
-            by_expert(_inside, tokens, b.astype(tokens.dtype)), INSIDE
-        )  # f B_e^T, (B, N, E, R)
-        scores = jnp.einsum(
-            "bner,emr->bnem", z.astype(tokens.dtype), a.astype(tokens.dtype), preferred_element_type=wide
-        )
+        # f B_e^T, (B, N, E, R)
+        z = checkpoint_name(by_expert(_inside, tokens, b.astype(tokens.dtype)), INSIDE)
+        z = jnp.moveaxis(z.astype(tokens.dtype), 2, 0)  # (E, B, N, R)
+        scores = jnp.einsum("ebnr,emr->ebnm", z, a.astype(tokens.dtype), preferred_element_type=wide)
     else:
         feature_sum = jnp.sum(tokens.astype(wide), axis=-1)  # (B, N)
-        token_sum = jnp.einsum("emr,er->em", a, jnp.sum(b, axis=-1))
-        scores = feature_sum[:, :, None, None] * token_sum.astype(wide)
+        token_sum = jnp.einsum("emr,er->em", a, jnp.sum(b, axis=-1)).astype(wide)
+        scores = feature_sum[..., None] * token_sum[:, None, None]  # (E, B, N, M)
     return softmax(scores / jnp.sqrt(tokens.shape[-1]).astype(wide))
 
 
@@ -398,9 +396,10 @@ def gated_sum(tokens: Array, a: Array, b: Array, gates: Array, config: SpectralM
       (B, N, E*R + 1), at least float32; its product with `directions` is the update D_j.
     """
     # eq. 2: p_e[1:] A_e[1:]; the first token is a sink, it takes part in the softmax alone
-    p = token_map(tokens, a, b, config)  # (B, N, E, M)
+    p = token_map(tokens, a, b, config)  # (E, B, N, M)
     rows = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1).at[:, 0].set(0)  # (E, M, R + 1)
-    inside = jnp.einsum("bnem,emr->bner", p, rows.astype(p.dtype))
+    inside = jnp.einsum("ebnm,emr->ebnr", p, rows.astype(p.dtype))
+    inside = jnp.moveaxis(inside, 0, 2)  # (B, N, E, R + 1)
     # eq. 3: D_j = sum_e g_e dz_e, g_e times the coordinates of dz_e; those of the bias b_t are shared
     gated = inside * gates.astype(p.dtype)[..., None]  # (B, N, E, R + 1)
     bias = jnp.sum(gated[..., -1], axis=-1, keepdims=True)  # (B, N, 1)

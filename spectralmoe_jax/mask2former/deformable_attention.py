@@ -9,6 +9,7 @@ level around its centre c_q; offsets and weights A are linear in its query.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,7 +154,7 @@ def weighted_rows(cells: Array, index: Array, factors: Array) -> Array:
     Returns:
       (heads, B, Q, d) in the dtype of `factors`.
     """
-    return _each_head(_sum_rows, cells, index, factors)
+    return _in_groups(_sum_rows, cells, index, factors)
 
 
 def _forward(cells: Array, index: Array, factors: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -161,20 +162,33 @@ def _forward(cells: Array, index: Array, factors: Array) -> tuple[Array, tuple[A
 
 
 def _backward(operands: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, None, Array]:
-    cells, slopes = _each_head(_sum_rows_backward, *operands, cotangent)
+    cells, slopes = _in_groups(_sum_rows_backward, *operands, cotangent)
     return cells.astype(operands[0].dtype), None, slopes
 
 
 weighted_rows.defvjp(_forward, _backward)
 
 
-def _each_head(function: Callable, *operands: Array) -> Any:
-    """Apply a function to every head: one after the other on a CPU, together elsewhere."""
-    return jax.lax.platform_dependent(
-        *operands,
-        cpu=lambda *operands: jax.lax.map(lambda head: function(*head), operands),
-        default=lambda *operands: jax.vmap(function)(*operands),
+def _in_groups(function: Callable, *operands: Array) -> Any:
+    """Apply a function of G heads to all of them.
+
+    On a CPU two heads at a time: a scatter runs on one core, so that two of them keep two busy. Elsewhere
+    each head apart, all together.
+
+    Args:
+      function: from operands (G, ...) to results (G, ...).
+      operands: (heads, ...).
+    """
+    heads = operands[0].shape[0]
+
+    def grouped(size: int) -> list[Array]:
+        return [x.reshape(-1, size, *x.shape[1:]) for x in operands]  # (heads / G, G, ...)
+
+    results = jax.lax.platform_dependent(
+        cpu=lambda: jax.lax.map(lambda group: function(*group), grouped(math.gcd(heads, 2))),
+        default=lambda: jax.vmap(function)(*grouped(1)),
     )
+    return jax.tree.map(lambda x: x.reshape(heads, *x.shape[2:]), results)
 
 
 _rows = jax.vmap(lambda cells, index: cells.at[index].get(mode="clip"))  # (B, cells, d), (B, Q) -> (B, Q, d)
@@ -182,33 +196,43 @@ _add_rows = jax.vmap(lambda cells, index, rows: cells.at[index].add(rows, mode="
 
 
 def _sum_rows(cells: Array, index: Array, factors: Array) -> Array:
-    """Sum the rows of one head, sample by sample: see `weighted_rows`."""
+    """Sum the rows of some heads, sample by sample: see `weighted_rows`."""
 
-    def add(total: Array, sample: tuple[Array, Array]) -> tuple[Array, None]:
-        """Add the four corners of one sample: scan body."""
-        index, factors = sample  # (4, B, Q)
-        for corner in range(4):
-            total = total + factors[corner][..., None] * _rows(cells, index[corner])
-        return total, None
+    def add(totals: list[Array], sample: tuple[Array, Array]) -> tuple[list[Array], None]:
+        """Add the four corners of one sample of every head: scan body."""
+        sums = []
+        for cells_of_head, index, factors, total in zip(cells, *sample, totals, strict=True):  # (4, B, Q)
+            for corner in range(4):
+                total = total + factors[corner][..., None] * _rows(cells_of_head, index[corner])
+            sums.append(total)
+        return sums, None
 
-    start = jnp.zeros((*factors.shape[2:], cells.shape[-1]), factors.dtype)  # (B, Q, d)
-    return jax.lax.scan(add, start, (index, factors))[0]
+    start = jnp.zeros((*factors.shape[3:], cells.shape[-1]), factors.dtype)  # (B, Q, d)
+    samples = (index.swapaxes(0, 1), factors.swapaxes(0, 1))  # (S, G, 4, B, Q)
+    return jnp.stack(jax.lax.scan(add, [start] * len(cells), samples)[0])
 
 
 def _sum_rows_backward(cells: Array, index: Array, factors: Array, cotangent: Array) -> tuple[Array, Array]:
-    """Return the gradients of the cells and of the factors of one head, sample by sample."""
+    """Return the gradients of the cells and of the factors of some heads, sample by sample."""
     ones = jnp.ones((cells.shape[-1],), factors.dtype)  # a product with ones sums faster than a reduction
 
-    def add(gradient: Array, sample: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Add the four corners of one sample: scan body."""
-        index, factors = sample  # (4, B, Q)
-        slopes = []
-        for corner in range(4):
-            gradient = _add_rows(gradient, index[corner], factors[corner][..., None] * cotangent)
-            slopes.append((_rows(cells, index[corner]) * cotangent) @ ones)
-        return gradient, jnp.stack(slopes)
+    def add(gradients: list[Array], sample: tuple[Array, Array]) -> tuple[list[Array], Array]:
+        """Add the four corners of one sample of every head: scan body."""
+        sums, slopes = [], []
+        for head, (gradient, index, factors) in enumerate(zip(gradients, *sample, strict=True)):  # (4, B, Q)
+            of_corners = []
+            for corner in range(4):
+                rows = factors[corner][..., None] * cotangent[head]
+                gradient = _add_rows(gradient, index[corner], rows)
+                of_corners.append((_rows(cells[head], index[corner]) * cotangent[head]) @ ones)
+            sums.append(gradient)
+            slopes.append(jnp.stack(of_corners))
+        return sums, jnp.stack(slopes)
 
-    return jax.lax.scan(add, jnp.zeros(cells.shape, factors.dtype), (index, factors))
+    start = [jnp.zeros(cells.shape[1:], factors.dtype)] * len(cells)
+    samples = (index.swapaxes(0, 1), factors.swapaxes(0, 1))  # (S, G, 4, B, Q)
+    gradients, slopes = jax.lax.scan(add, start, samples)
+    return jnp.stack(gradients), slopes.swapaxes(0, 1)
 
 
 def pixel_centres(shapes: Shapes, dtype) -> Array:
