@@ -181,14 +181,17 @@ def _in_groups(function: Callable, *operands: Array) -> Any:
     """
     heads = operands[0].shape[0]
 
-    def grouped(size: int) -> list[Array]:
-        return [x.reshape(-1, size, *x.shape[1:]) for x in operands]  # (heads / G, G, ...)
+    def grouped(apply: Callable, size: int) -> Any:
+        """Apply to operands (heads / G, G, ...)."""
+        results = apply(*(x.reshape(-1, size, *x.shape[1:]) for x in operands))
+        return jax.tree.map(lambda x: x.reshape(heads, *x.shape[2:]), results)
 
-    results = jax.lax.platform_dependent(
-        cpu=lambda: jax.lax.map(lambda group: function(*group), grouped(math.gcd(heads, 2))),
-        default=lambda: jax.vmap(function)(*grouped(1)),
+    def in_turn(*groups: Array) -> Any:
+        return jax.lax.map(lambda group: function(*group), groups)
+
+    return jax.lax.platform_dependent(
+        cpu=lambda: grouped(in_turn, math.gcd(heads, 2)), default=lambda: grouped(jax.vmap(function), 1)
     )
-    return jax.tree.map(lambda x: x.reshape(heads, *x.shape[2:]), results)
 
 
 _rows = jax.vmap(lambda cells, index: cells.at[index].get(mode="clip"))  # (B, cells, d), (B, Q) -> (B, Q, d)
