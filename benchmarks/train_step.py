@@ -46,6 +46,7 @@ from torch_model import TorchSegmenter, TorchStep
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.inference.sliding_window import predict_image, window_starts
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter
+from spectralmoe_jax.parallel import compiler_options
 from spectralmoe_jax.parameters import join, split
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
@@ -189,8 +190,9 @@ class OurStep:
     def programs(self) -> dict[str, tuple[Program, Run]]:
         """Compile the rows of the step's table, each with a function that runs it."""
         given = (self.trainable, self.frozen, self.batch, self.key)
-        forward = compiled(jax.jit(self.loss), *given)
-        gradients = compiled(jax.jit(jax.value_and_grad(self.loss, has_aux=True)), *given)
+        options = {"compiler_options": compiler_options(None)}  # those of the step
+        forward = compiled(jax.jit(self.loss, **options), *given)
+        gradients = compiled(jax.jit(jax.value_and_grad(self.loss, has_aux=True), **options), *given)
         state = init_state(self.trainable, self.optimizer)
         rest = given[1:]
         step = compiled(make_train_step(self.loss, self.optimizer), state, *rest)
@@ -216,7 +218,8 @@ class OurStep:
 
         shape = (windows, self.case.size, self.case.size, BANDS)
         weights = (self.trainable, self.frozen)
-        run = jax.jit(scores).lower(*weights, jax.ShapeDtypeStruct(shape, np.uint8)).compile()
+        jitted = jax.jit(scores, compiler_options=compiler_options(None))
+        run = jitted.lower(*weights, jax.ShapeDtypeStruct(shape, np.uint8)).compile()
         return lambda tiles: np.asarray(run(*weights, tiles))
 
 

@@ -64,16 +64,19 @@ class CostSums(NamedTuple):
     """Sums over points for the costs of B images: S slots, of which the first are filled, and Q queries.
 
     Attributes:
-      cross_entropy: (B, S, Q), of the mask logits with the target of a slot.
+      inside: (B, S, Q), of mask logits times targets.
       overlap: (B, S, Q), of sigmoids times targets.
       target: (B, S), of targets.
       mask: (B, Q), of sigmoids.
+      outside: (B, Q), of the cross-entropy with a target of zeros. That with a target t is less by the logit
+        times t.
     """
 
-    cross_entropy: Array
+    inside: Array
     overlap: Array
     target: Array
     mask: Array
+    outside: Array
 
 
 def present_costs(
@@ -104,7 +107,7 @@ def present_costs(
     area = sums.mask[:, None] + sums.target[..., None] + 1
     costs = (
         config.class_weight * -chosen
-        + config.mask_weight * sums.cross_entropy / points.shape[1]
+        + config.mask_weight * (sums.outside[:, None] - sums.inside) / points.shape[1]
         + config.dice_weight * (1 - (2 * sums.overlap + 1) / area)
     )
     # 2. of the filled ones
@@ -124,12 +127,11 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
     def add(sums: CostSums, points: Array) -> tuple[CostSums, None]:
         """Add some of the points, (B, n, 2): scan body."""
         x, y = points[..., 0], points[..., 1]
-        # 1. mask logits there, and what they cost inside and outside of a target, (B, n, Q) each
+        # 1. mask logits there, their sigmoids, and what they cost outside of all targets, (B, n, Q) each
         logits = jax.vmap(sample)(cells, corners(x, y, *size))
         small = jnp.exp(-jnp.abs(logits))
-        extra = jnp.log1p(small)
-        inside, outside = jnp.maximum(-logits, 0) + extra, jnp.maximum(logits, 0) + extra
         sigmoid = jnp.where(logits >= 0, 1, small) / (1 + small)
+        outside = jnp.maximum(logits, 0) + jnp.log1p(small)
         # 2. labels there, read once for all classes
         where = corners(x, y, *labels)
         shared = jax.tree.map(lambda part: part[:, None], (jax.vmap(read_codes)(codes, where), where))
@@ -137,8 +139,7 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
         def step(index: Array, sums: CostSums) -> CostSums:
             """Add to the sums of one chunk of classes: loop body."""
             targets = sample_classes(*shared, chunk_of(slots.classes, index, CHUNK))  # (B, G, n)
-            cross_entropy = _product(targets, inside) + _product(1 - targets, outside)
-            parts = (cross_entropy, _product(targets, sigmoid), targets.sum(axis=-1))
+            parts = (_product(targets, logits), _product(targets, sigmoid), targets.sum(axis=-1))
             of_slots = (
                 jax.lax.dynamic_update_slice_in_dim(
                     total,
@@ -148,13 +149,14 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
                 )
                 for total, part in zip(sums[:3], parts, strict=True)
             )
-            return CostSums(*of_slots, sums.mask)
+            return CostSums(*of_slots, sums.mask, sums.outside)
 
-        sums = sums._replace(mask=sums.mask + sigmoid.sum(axis=1))
+        sums = sums._replace(mask=sums.mask + sigmoid.sum(axis=1), outside=sums.outside + outside.sum(axis=1))
         return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, sums), None
 
     count = -(-slots.classes.shape[1] // CHUNK) * CHUNK
-    shapes = ((batch, count, queries), (batch, count, queries), (batch, count), (batch, queries))
+    of_slots, of_queries = (batch, count, queries), (batch, queries)
+    shapes = (of_slots, of_slots, (batch, count), of_queries, of_queries)
     start = CostSums(*(jnp.zeros(shape, dtype) for shape in shapes))
     pieces = math.gcd(points.shape[1], PIECES)
     split = points.reshape(batch, pieces, -1, 2).swapaxes(0, 1)  # (pieces, B, n, 2)

@@ -157,19 +157,27 @@ def least_certain(logits: Array, count: int) -> Array:
     width = jnp.finfo(logits.dtype).bits
     bits = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.dtype(f"uint{width}"))
 
-    def decide(step: Array, progress: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Settle what one bit settles: loop body; the states, and how many are still to be selected."""
-        state, left = progress
+    def undecided(progress: tuple[Array, ...]) -> Array:
+        """Return whether bits are left, and any row has more open candidates than places for them."""
+        step, _, left, open_count = progress
+        return (step < width - 1) & jnp.any(open_count > left)
+
+    def decide(progress: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Settle what one bit settles: loop body; states, places left, and how many candidates are open."""
+        step, state, left, open_count = progress
         shift = jnp.asarray(width - 2 - step, bits.dtype)  # the highest bit is the sign
         high = (bits >> shift) & 1 == 1
         is_open = state == OPEN
         low = jnp.sum(is_open & ~high, axis=-1, keepdims=True, dtype=jnp.int32)
         enough = low >= left
         settled = jnp.where(enough, jnp.where(high, OUT, OPEN), jnp.where(high, OPEN, IN))
-        return jnp.where(is_open, settled, state).astype(jnp.uint8), jnp.where(enough, left, left - low)
+        state = jnp.where(is_open, settled, state).astype(jnp.uint8)
+        return step + 1, state, jnp.where(enough, left, left - low), jnp.where(enough, low, open_count - low)
 
-    start = jnp.full(bits.shape, OPEN, jnp.uint8), jnp.full((*bits.shape[:-1], 1), count, jnp.int32)
-    state, left = jax.lax.fori_loop(0, width - 1, decide, start)
+    rows = (*bits.shape[:-1], 1)
+    counts = (jnp.full(rows, number, jnp.int32) for number in (count, bits.shape[-1]))
+    start = (jnp.int32(0), jnp.full(bits.shape, OPEN, jnp.uint8), *counts)
+    _, state, left, _ = jax.lax.while_loop(undecided, decide, start)
     tied = state == OPEN
     share = (left / jnp.sum(tied, axis=-1, keepdims=True)).astype(logits.dtype)
     return jnp.where(tied, share, (state == IN).astype(logits.dtype))
