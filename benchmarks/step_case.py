@@ -1,4 +1,4 @@
-"""What `train_step.py` compares: the sizes of a case, its data, and the settings of our side."""
+"""What is measured of a step: the sizes of a case, its data, and the settings of our side."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Case:
       visual: preset of the visual encoder, of the family DINOv3.
       depth: preset of the depth encoder, of the family DINOv2.
       dtype: `float32` or `bfloat16`, of the computation.
+      remat: of our segmenter; see `SegmenterConfig`.
       tiny: replace encoders, head and points by tiny ones.
     """
 
@@ -53,6 +54,7 @@ class Case:
     visual: str = "dinov3_s"
     depth: str = "dinov2_s"
     dtype: str = "float32"
+    remat: str = "none"
     tiny: bool = False
 
     def segmenter(self) -> SegmenterConfig:
@@ -77,6 +79,7 @@ class Case:
             # of ViT-L they are layers 7, 11, 15 and 23
             out_layers=tuple(visual.layers * third // 6 - 1 for third in (2, 3, 4, 6)),
             dtype=self.dtype,
+            remat=self.remat,
             pixel_mean=(128.0,) * BANDS,
             pixel_std=(64.0,) * BANDS,
         )

@@ -1,59 +1,69 @@
-"""Two parts of the step on their own: one layer of the adapter, and multi-scale deformable attention.
+"""Parts of the step on their own: a layer of the adapter, multi-scale deformable attention, and the loss.
 
 The adapter's layer is held against products of its tokens (N, D) with a matrix (D, D), the least that any
-adapter with a full output matrix costs: one in the forward pass, three with gradients.
+adapter with a full output matrix costs: one in the forward pass, three with gradients. Without a device of
+PyTorch, our side is measured alone and PyTorch need not be installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from flax import nnx
+from step_case import Case
 from timing import OURS, TORCH, Run, compare, interleave, print_heading, print_row
-from torch_adapter import Adapter
-from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
 
 from spectralmoe_jax.adapters.spectral_moe import SpectralMoE
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.model import Mask2FormerConfig
 from spectralmoe_jax.mask2former.deformable_attention import deformable_attention, pixel_centres
+from spectralmoe_jax.mask2former.loss import mask2former_loss
 from spectralmoe_jax.parameters import join, split
+
+if TYPE_CHECKING:
+    import torch
 
 READINGS = ("released", "paper")
 PRODUCTS = {"forward": 1, "with gradients": 3}
+STRIDE = 4  # of the finest masks
 
 
-def compare_layers(device: torch.device, rounds: int, *, width: int = 1024, tokens: int = 1024) -> None:
-    """Print the times of one adapter layer in both readings, and in products of (N, D) with (D, D).
+def compare_layers(
+    device: torch.device | None,
+    rounds: int,
+    *,
+    width: int = 1024,
+    tokens: int = 1024,
+    batch: int = 1,
+    dtype: str = "float32",
+) -> None:
+    """Print the times of one adapter layer in both readings, and in products of (B * N, D) with (D, D).
 
-    Evaluation, one image, no noise. Gradients are those of the parameters and of both inputs.
+    Evaluation, no noise. Gradients are those of the parameters and of both inputs.
     """
     rng = np.random.default_rng(0)
-    inputs = rng.standard_normal((2, 1, tokens, width), np.float32)
-    matrix = jnp.asarray(rng.standard_normal((width, width), np.float32))
-    rows = jnp.asarray(inputs[0, 0])
-    with jax.default_matmul_precision("highest"):
+    inputs = rng.standard_normal((2, batch, tokens, width), np.float32)
+    matrix = jnp.asarray(rng.standard_normal((width, width), np.float32), dtype)
+    rows = jnp.asarray(inputs[0].reshape(-1, width), dtype)
+    with jax.default_matmul_precision(precision(dtype)):
         product = jax.jit(jnp.matmul).lower(rows, matrix).compile()
-    print_heading(f"one adapter layer, N {tokens}, D {width}")
+    print_heading(f"one adapter layer, B {batch}, N {tokens}, D {width}, {dtype}")
     for reading in READINGS:
         config = SpectralMoEConfig(preset=reading)
-        ours, theirs = jax_layer(config, inputs), torch_layer(config, inputs, device)
+        ours = jax_layer(config, inputs, dtype)
+        theirs = {} if device is None else torch_parts(device, dtype).layer(config, inputs)
         for kind, run in ours.items():
-            runs = {
-                OURS: run,
-                TORCH: theirs[kind],
-                "product": lambda: jax.block_until_ready(product(rows, matrix)),
-            }
-            seconds = interleave(runs, rounds)
-            print_row(f"{reading}, {kind}", seconds[OURS], seconds[TORCH])
+            runs = {OURS: run, "product": lambda: jax.block_until_ready(product(rows, matrix))}
+            seconds = interleave(runs | ({TORCH: theirs[kind]} if theirs else {}), rounds)
+            print_row(f"{reading}, {kind}", seconds[OURS], seconds.get(TORCH))
             print_row(f"  {PRODUCTS[kind]} x product", [PRODUCTS[kind] * s for s in seconds["product"]])
 
 
-def jax_layer(config: SpectralMoEConfig, inputs: np.ndarray) -> dict[str, Run]:
+def jax_layer(config: SpectralMoEConfig, inputs: np.ndarray, dtype: str) -> dict[str, Run]:
     """Compile our layer of visual and depth tokens (2, B, N, D)."""
     adapter = SpectralMoE(config, layers=1, width=inputs.shape[-1], rngs=nnx.Rngs(0))
     values, _ = split(adapter)
@@ -67,20 +77,16 @@ def jax_layer(config: SpectralMoEConfig, inputs: np.ndarray) -> dict[str, Run]:
         out = module.layer(weights, tokens[0], tokens[1])
         return out.tokens, out.auxiliary_loss
 
-    return jax_runs(layer, values, jnp.asarray(inputs))
+    return jax_runs(layer, values, jnp.asarray(inputs, dtype), dtype=dtype)
 
 
-def torch_layer(config: SpectralMoEConfig, inputs: np.ndarray, device: torch.device) -> dict[str, Run]:
-    """Make PyTorch's layer of visual and depth tokens (2, B, N, D)."""
-    adapter = Adapter(config, 1, inputs.shape[-1]).to(device)
-    torch.nn.init.normal_(adapter.layers[0].b, std=0.1)
-    torch.nn.init.normal_(adapter.layers[0].w_gate)
-    tokens = [torch.from_numpy(x).to(device) for x in inputs]
-    return torch_runs(lambda *given: adapter(0, *given), tokens, list(adapter.parameters()))
+def compare_attention(
+    device: torch.device | None, rounds: int, *, size: int = 512, batch: int = 2, dtype: str = "float32"
+) -> None:
+    """Print the times of deformable self-attention: strides 32, 16 and 8, 8 heads x 32, 4 points.
 
-
-def compare_attention(device: torch.device, rounds: int, *, size: int = 512, batch: int = 2) -> None:
-    """Print the times of deformable self-attention: strides 32, 16 and 8, 8 heads x 32, 4 points."""
+    `dtype` is that of the value; locations and weights are float32, as in the step.
+    """
     heads, dim, points, strides = 8, 32, 4, (32, 16, 8)
     shapes = [(size // stride, size // stride) for stride in strides]
     centres = np.asarray(pixel_centres(shapes, jnp.float32))  # (T, 2)
@@ -100,53 +106,67 @@ def compare_attention(device: torch.device, rounds: int, *, size: int = 512, bat
         """Our attention."""
         return deformable_attention(arrays[0], shapes, *arrays[1:])
 
-    jax_pair = jax_runs(ours, [jnp.asarray(value), *ours_first], None)
-    torch_pair = torch_runs(
-        lambda value, locations, weights: (
-            multi_scale_deformable_attention(value, shapes, locations, weights),
-        ),
-        [torch.from_numpy(x).to(device) for x in arrays],
-        [],
+    theirs = {} if device is None else torch_parts(device, dtype).attention(arrays, shapes)
+    print_heading(f"deformable attention, batch {batch}, {size}x{size} pixels, {dtype}")
+    for kind, run in jax_runs(ours, [jnp.asarray(value, dtype), *ours_first], None, dtype=dtype).items():
+        compare(kind, run, theirs.get(kind), rounds)
+
+
+def compare_loss(device: torch.device | None, rounds: int, case: Case) -> None:
+    """Print the times of the loss of all decoder outputs, for float32 logits that are given.
+
+    Gradients are those of the logits. In the step our loss takes masks as products, whose logits it computes
+    where they are read; here both sides take logits, so that they do the same.
+    """
+    head = case.segmenter().head
+    assert isinstance(head, Mask2FormerConfig)
+    rng, side = np.random.default_rng(0), case.size // STRIDE
+    shape = (head.decoder_layers + 1, case.batch, head.num_queries)  # (K, B, Q)
+    classes = rng.standard_normal((*shape, case.classes + 1), np.float32)
+    masks = rng.standard_normal((*shape, side, side), np.float32)
+    labels, config = case.data()["label"], case.loss()
+
+    def ours(logits: Any, labels: jax.Array) -> tuple[jax.Array]:
+        """Our loss."""
+        return (mask2former_loss(*logits, labels, config=config, key=jax.random.key(0)).total,)
+
+    logits = (jnp.asarray(classes), jnp.asarray(masks))
+    runs = jax_runs(ours, logits, jnp.asarray(labels), argnums=(0,))
+    theirs = {} if device is None else torch_parts(device, "float32").loss(classes, masks, labels, config)
+    print_heading(
+        f"loss, batch {case.batch}, {shape[0]} outputs, {head.num_queries} masks of {side}x{side}, "
+        f"{case.classes} classes, {case.present} present"
     )
-    print_heading(f"deformable attention, batch {batch}, {size}x{size} pixels")
-    for kind, run in jax_pair.items():
-        compare(kind, run, torch_pair[kind], rounds)
+    for kind, run in runs.items():
+        compare(kind, run, theirs.get(kind), rounds)
 
 
-def jax_runs(function: Callable, *arguments: Any) -> dict[str, Run]:
-    """Compile a function of two arguments, and its gradients for all that is an array."""
+def torch_parts(device: torch.device, dtype: str) -> Any:
+    """Make PyTorch's side, which is imported with it."""
+    from torch_parts import TorchParts
+
+    return TorchParts(device, dtype)
+
+
+def precision(dtype: str) -> str:
+    """Precision of products: full for float32, as in the step."""
+    return "default" if dtype == "bfloat16" else "highest"
+
+
+def jax_runs(
+    function: Callable, *arguments: Any, argnums: Sequence[int] = (0, 1), dtype: str = "float32"
+) -> dict[str, Run]:
+    """Compile a function, and its gradients for all arrays of the arguments `argnums`."""
 
     def total(*arguments: Any) -> jax.Array:
         """Sum the squares of the results."""
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(function(*arguments)))
+        leaves = jax.tree.leaves(function(*arguments))
+        return sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in leaves)
 
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(precision(dtype)):
         forward = jax.jit(function).lower(*arguments).compile()
-        gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1))).lower(*arguments).compile()
+        gradients = jax.jit(jax.value_and_grad(total, argnums=argnums)).lower(*arguments).compile()
     return {
         "forward": lambda: jax.block_until_ready(forward(*arguments)),
         "with gradients": lambda: jax.block_until_ready(gradients(*arguments)),
     }
-
-
-def torch_runs(
-    function: Callable, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]
-) -> dict[str, Run]:
-    """Make the runs of a function of tensors, with gradients of these and of its parameters."""
-    leaves = [x.requires_grad_() for x in inputs]
-    wait = torch.cuda.synchronize if inputs[0].is_cuda else lambda: None
-
-    def forward() -> None:
-        """Run without gradients."""
-        with torch.no_grad():
-            function(*leaves)
-        wait()
-
-    def gradients() -> None:
-        """Run with gradients."""
-        for leaf in (*leaves, *parameters):
-            leaf.grad = None
-        sum(x.square().sum() for x in function(*leaves)).backward()
-        wait()
-
-    return {"forward": forward, "with gradients": gradients}

@@ -238,7 +238,7 @@ class TorchStages:
         count = len(logits[0])
         self._add(
             "whole loss",
-            lambda *both: model.head_loss(both[:count], both[count:], step.targets),
+            lambda *both: model.criterion(both[:count], both[count:], step.targets),
             *logits[0],
             *logits[1],
         )

@@ -1,4 +1,4 @@
-"""Interleaved rounds, and tables of their medians and minima."""
+"""Interleaved rounds and tables of their medians and minima, and repetition of one run."""
 
 from __future__ import annotations
 
@@ -27,6 +27,22 @@ def interleave(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
             run()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def repeat(run: Run, seconds: float, *, least: int = 3, warmups: int = 2) -> list[float]:
+    """Run `warmups` times, then for about so many seconds, at least `least` times.
+
+    Returns:
+      The seconds of each run after those that warm up.
+    """
+    for _ in range(warmups):
+        run()
+    found: list[float] = []
+    while len(found) < least or sum(found) < seconds:
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return found
 
 
 def print_heading(title: str) -> None:

@@ -83,6 +83,34 @@ class LinearHead(nn.Module):
         return self.classifier(torch.cat(list(maps), dim=1))
 
 
+class HeadLoss(nn.Module):
+    """The loss of transformers' Mask2Former with the weights of its terms."""
+
+    def __init__(self, sizes: TorchHeadConfig, loss: LossConfig):
+        super().__init__()
+        self.term_weights = {
+            "loss_cross_entropy": loss.class_weight,
+            "loss_mask": loss.mask_weight,
+            "loss_dice": loss.dice_weight,
+        }
+        self.terms = Mask2FormerLoss(sizes, self.term_weights)
+
+    def forward(self, classes: Sequence[Tensor], masks: Sequence[Tensor], targets: Targets) -> Tensor:
+        """The loss () of K class logits (B, Q, C + 1) and mask logits (B, Q, h, w)."""
+        outputs = [
+            {"masks_queries_logits": m.float(), "class_queries_logits": c.float()}
+            for m, c in zip(masks, classes, strict=True)
+        ]
+        terms = self.terms(
+            **outputs[-1],
+            mask_labels=targets.masks,
+            class_labels=targets.classes,
+            auxiliary_predictions=outputs[:-1],
+        )
+        weights = self.term_weights.items()
+        return sum(w * value for key, w in weights for name, value in terms.items() if name.startswith(key))
+
+
 class TorchSegmenter(nn.Module):
     """Frozen encoders, adapter, and a head with its loss."""
 
@@ -98,12 +126,7 @@ class TorchSegmenter(nn.Module):
         if isinstance(config.head, Mask2FormerConfig):
             sizes = head_config(config.head, loss)
             self.head: nn.Module = Head(sizes, width, config.head.scales)
-            self.term_weights = {
-                "loss_cross_entropy": loss.class_weight,
-                "loss_mask": loss.mask_weight,
-                "loss_dice": loss.dice_weight,
-            }
-            self.criterion = Mask2FormerLoss(sizes, self.term_weights)
+            self.criterion = HeadLoss(sizes, loss)
         else:
             self.head = LinearHead(width, len(config.out_layers), config.head.num_classes)
         statistics = torch.tensor([config.pixel_mean, config.pixel_std])[..., None, None]
@@ -156,22 +179,7 @@ class TorchSegmenter(nn.Module):
         if isinstance(self.head, LinearHead):
             logits = F.interpolate(logits, size=targets.labels.shape[1:], mode="bilinear")
             return balance + F.cross_entropy(logits, targets.labels, ignore_index=255)
-        return balance + self.head_loss(classes, masks, targets)
-
-    def head_loss(self, classes: Sequence[Tensor], masks: Sequence[Tensor], targets: Targets) -> Tensor:
-        """Mask2Former's loss () of K class logits (B, Q, C + 1) and mask logits (B, Q, h, w)."""
-        outputs = [
-            {"masks_queries_logits": m.float(), "class_queries_logits": c.float()}
-            for m, c in zip(masks, classes, strict=True)
-        ]
-        terms = self.criterion(
-            **outputs[-1],
-            mask_labels=targets.masks,
-            class_labels=targets.classes,
-            auxiliary_predictions=outputs[:-1],
-        )
-        weights = self.term_weights.items()
-        return sum(w * value for key, w in weights for name, value in terms.items() if name.startswith(key))
+        return balance + self.criterion(classes, masks, targets)
 
     @torch.no_grad()
     def scores(self, tiles: np.ndarray) -> np.ndarray:

@@ -30,26 +30,19 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import torch
+from our_step import OurStep
 from step_case import BANDS, Case
 from step_parts import compare_attention, compare_layers
 from step_stages import JaxStages, TorchStages, optimizer_stage
-from timing import OURS, TORCH, Run, compare, interleave, print_heading, print_row
+from timing import OURS, TORCH, compare, interleave, print_heading, print_row
 from torch_model import TorchSegmenter, TorchStep
 
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.inference.sliding_window import predict_image, window_starts
-from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter
-from spectralmoe_jax.parallel import compiler_options
-from spectralmoe_jax.parameters import join, split
-from spectralmoe_jax.training.optimizer import make_optimizer
-from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
 
 PARTS = ("step", "stages", "prediction", "layer", "deformable")
 
@@ -139,88 +132,6 @@ def compare_case(case: Case, arguments: argparse.Namespace, device: torch.device
         compare_stages(ours, theirs, arguments.rounds)
     if "prediction" in arguments.only:
         compare_prediction(ours, theirs, arguments)
-
-
-class Program(NamedTuple):
-    """A compiled program of ours.
-
-    Attributes:
-      run: the program.
-      lowering: seconds to trace and lower it.
-      compilation: seconds to compile it.
-      temporaries: bytes.
-    """
-
-    run: Callable
-    lowering: float
-    compilation: float
-    temporaries: int
-
-
-def compiled(jitted: Any, *arguments: Any) -> Program:
-    """Compile a jitted function for these arguments."""
-    start = time.perf_counter()
-    lowered = jitted.lower(*arguments)
-    lowered_at = time.perf_counter()
-    run = lowered.compile()
-    seconds = time.perf_counter() - lowered_at
-    return Program(run, lowered_at - start, seconds, run.memory_analysis().temp_size_in_bytes)
-
-
-class OurStep:
-    """Our segmenter, its loss and its optimizer, on one batch.
-
-    Attributes:
-      structure: abstract segmenter.
-      trainable, frozen: its parameters.
-      optimizer: the optimizer.
-      loss: the loss function.
-      batch: the batch, on the device.
-    """
-
-    def __init__(self, case: Case, batch: dict[str, np.ndarray], clip_norm: float | None):
-        settings = case.segmenter()
-        self.case, self.structure = case, abstract_segmenter(settings)
-        self.trainable, self.frozen = split(make_segmenter(settings, seed=0))
-        rules = self.structure.backbone.adapter.optimizer_rules
-        self.optimizer = make_optimizer(case.training(clip_norm), self.trainable, rules)
-        self.loss = make_loss(self.structure, case.loss())
-        self.batch, self.key = jax.device_put(batch), jax.random.key(0)
-
-    def programs(self) -> dict[str, tuple[Program, Run]]:
-        """Compile the rows of the step's table, each with a function that runs it."""
-        given = (self.trainable, self.frozen, self.batch, self.key)
-        options = {"compiler_options": compiler_options(None)}  # those of the step
-        forward = compiled(jax.jit(self.loss, **options), *given)
-        gradients = compiled(jax.jit(jax.value_and_grad(self.loss, has_aux=True), **options), *given)
-        state = init_state(self.trainable, self.optimizer)
-        rest = given[1:]
-        step = compiled(make_train_step(self.loss, self.optimizer), state, *rest)
-        carry = [state]
-
-        def one_step() -> Any:
-            """Do the next step."""
-            carry[0], metrics = step.run(carry[0], *rest)
-            return jax.block_until_ready((carry[0], metrics))
-
-        return {
-            "forward": (forward, lambda: jax.block_until_ready(forward.run(*given))),
-            "forward with gradients": (gradients, lambda: jax.block_until_ready(gradients.run(*given))),
-            "whole step": (step, one_step),
-        }
-
-    def predictor(self, windows: int) -> Callable[[np.ndarray], np.ndarray]:
-        """Compile raw tiles (B, S, S, bands) -> scores (B, S, S, C)."""
-
-        def scores(trainable: Any, frozen: Any, tiles: jax.Array) -> jax.Array:
-            """Scores with the given weights."""
-            return join(self.structure, trainable, frozen).scores(tiles)
-
-        shape = (windows, self.case.size, self.case.size, BANDS)
-        weights = (self.trainable, self.frozen)
-        jitted = jax.jit(scores, compiler_options=compiler_options(None))
-        run = jitted.lower(*weights, jax.ShapeDtypeStruct(shape, np.uint8)).compile()
-        return lambda tiles: np.asarray(run(*weights, tiles))
 
 
 def compare_steps(ours: OurStep, theirs: TorchStep, rounds: int) -> None:

@@ -300,7 +300,7 @@ def token_map(tokens: Array, a: Array, b: Array, config: SpectralMoEConfig) -> A
       config: the settings.
 
     Returns:
-      (E, B, N, M), at least float32; experts in front, so that products with their tokens need no transposition.
+      (E, B, N, M), at least float32. With experts in front, products with their tokens are not transposed.
     """
     wide = wide_type(tokens.dtype)
     if config.token_map == "dot":

@@ -215,5 +215,5 @@ def match(costs: Array, present: Array) -> tuple[Array, Array]:
 
 
 def _product(targets: Array, values: Array) -> Array:
-    """(B, G, n), (B, n, Q) -> (B, G, Q), in full precision: near ties are decided as in a float32 reference."""
+    """(B, G, n), (B, n, Q) -> (B, G, Q), in full precision, which decides near ties as a reference does."""
     return jnp.matmul(targets, values, precision=jax.lax.Precision.HIGHEST)
