@@ -13,7 +13,6 @@ from timing import Run
 
 from spectralmoe_jax.ahead_of_time.program_cost import product_flops
 from spectralmoe_jax.models.build import abstract_segmenter, make_segmenter
-from spectralmoe_jax.parallel import compiler_options
 from spectralmoe_jax.parameters import join, split
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
@@ -88,9 +87,8 @@ class OurStep:
     def programs(self) -> dict[str, tuple[Program, Run]]:
         """Compile the rows of the step's table, each with a function that runs it."""
         given = (self.trainable, self.frozen, self.batch, self.key)
-        options = {"compiler_options": compiler_options(None)}  # those of the step
-        forward = compiled(jax.jit(self.loss, **options), *given)
-        gradients = compiled(jax.jit(jax.value_and_grad(self.loss, has_aux=True), **options), *given)
+        forward = compiled(jax.jit(self.loss), *given)
+        gradients = compiled(jax.jit(jax.value_and_grad(self.loss, has_aux=True)), *given)
         return {
             "forward": (forward, lambda: jax.block_until_ready(forward.run(*given))),
             "forward with gradients": (gradients, lambda: jax.block_until_ready(gradients.run(*given))),
@@ -126,6 +124,5 @@ class OurStep:
 
         shape = (windows, self.case.size, self.case.size, BANDS)
         weights = (self.trainable, self.frozen)
-        jitted = jax.jit(scores, compiler_options=compiler_options(None))
-        run = jitted.lower(*weights, jax.ShapeDtypeStruct(shape, np.uint8)).compile()
+        run = jax.jit(scores).lower(*weights, jax.ShapeDtypeStruct(shape, np.uint8)).compile()
         return lambda tiles: np.asarray(run(*weights, tiles))

@@ -140,7 +140,8 @@ def attend(
     """Attend, with softmax in at least float32.
 
     The backward pass computes the weights again from the logarithms of their sums, so that no array of
-    T x S numbers is kept. With heads in front of tokens all products are batched products of matrices.
+    T x S numbers is kept. With heads in front of tokens all products are batched products of matrices. On a
+    GPU, half precision without bias, mask and scale goes to cuDNN, which never forms that array.
 
     Args:
       q: (B, T, heads, C).
@@ -153,9 +154,32 @@ def attend(
     Returns:
       (B, T, heads, C), in the dtype of v.
     """
+    if bias is None and blocked is None and scale is None and has_fused_attention(q.dtype, q.shape[-1]):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, heads, T or S, C)
     return _attend(q, k, v, bias, blocked, scale).swapaxes(1, 2)
+
+
+@functools.cache
+def has_fused_attention(dtype, width: int) -> bool:
+    """Return whether cuDNN attends here, with gradients: asked by compiling a small case.
+
+    Args:
+      dtype: of queries, keys and values.
+      width: features of a head.
+    """
+    if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+
+    def total(x: Array) -> Array:
+        return jax.nn.dot_product_attention(x, x, x, implementation="cudnn").sum()
+
+    try:
+        jax.jit(jax.grad(total)).lower(jax.ShapeDtypeStruct((1, 65, 1, width), dtype)).compile()
+    except Exception:  # libraries and devices refuse with errors of many types
+        return False
+    return True
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

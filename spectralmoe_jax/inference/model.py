@@ -26,7 +26,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
-from spectralmoe_jax.parallel import Layout, compiler_options
+from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import put
 from spectralmoe_jax.parameters import Path, join, leaves, split, with_values
 from spectralmoe_jax.weights.encoder_file import read_encoder
@@ -223,10 +223,9 @@ def _predict_step(settings: SegmenterConfig, layout: Layout | None) -> Any:
         """Predict with the given weights."""
         return join(structure, trainable, frozen).scores_and_experts(pixels)
 
-    options = compiler_options(layout)
     if layout is None:
-        return jax.jit(scores, compiler_options=options)
-    return jax.jit(layout.traced(scores), out_shardings=layout.sharding(), compiler_options=options)
+        return jax.jit(scores)
+    return jax.jit(layout.traced(scores), out_shardings=layout.sharding())
 
 
 class OpenedWeights(NamedTuple):

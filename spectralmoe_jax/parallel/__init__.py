@@ -2,7 +2,7 @@
 
 from spectralmoe_jax.config.schema import RULES, ParallelConfig
 from spectralmoe_jax.parallel.expert_parallel import by_expert, gather_experts
-from spectralmoe_jax.parallel.mesh import Layout, active_layout, by_rows, compiler_options, constrain
+from spectralmoe_jax.parallel.mesh import Layout, active_layout, by_rows, constrain
 
 __all__ = [
     "RULES",
@@ -11,7 +11,6 @@ __all__ = [
     "active_layout",
     "by_expert",
     "by_rows",
-    "compiler_options",
     "constrain",
     "gather_experts",
 ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -226,18 +225,6 @@ def put(value: Any, sharding: NamedSharding) -> Array:
         return jax.device_put(value, sharding)
     local = np.asarray(value)
     return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
-
-
-def compiler_options(layout: Layout | None) -> dict[str, Any] | None:
-    """Return the options with which to compile steps: on a CPU a lower level of optimization, else none.
-
-    Half as long as at the compiler's own level, compilation then gives a training step that runs as fast. A
-    level in the environment variable `XLA_FLAGS` is left alone.
-    """
-    platform = jax.default_backend() if layout is None else layout.mesh.devices.flat[0].platform
-    if platform != "cpu" or "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
-        return None
-    return {"xla_backend_optimization_level": 1}
 
 
 def training_layout(config: RunConfig, devices: Sequence[Any] | None = None) -> Layout | None:

@@ -18,7 +18,7 @@ from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.mask2former.loss import mask2former_loss
 from spectralmoe_jax.models.linear_head import pixel_cross_entropy
 from spectralmoe_jax.models.segmenter import PixelOutput, Segmenter
-from spectralmoe_jax.parallel import Layout, compiler_options
+from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parameters import join
 
 NEVER = -1
@@ -189,9 +189,8 @@ def make_train_step(
         new_state = TrainState(state.step + 1, params, opt_state, first_bad_step)
         return new_state, {**metrics, "loss": loss, "grad_norm": grad_norm}
 
-    options = compiler_options(layout)
     if layout is None:
-        return jax.jit(train_step, donate_argnums=0, compiler_options=options)
+        return jax.jit(train_step, donate_argnums=0)
 
     def spread_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Do one step under a layout, and keep the state's sharding."""
@@ -202,4 +201,4 @@ def make_train_step(
         replicated = jax.tree.map(lambda _: layout.sharding(), metrics)
         return jax.lax.with_sharding_constraint((new_state, metrics), (shardings, replicated))
 
-    return jax.jit(spread_step, donate_argnums=0, compiler_options=options)
+    return jax.jit(spread_step, donate_argnums=0)

@@ -104,7 +104,7 @@ def test_remat_keeps_fewer_residuals():
     features, queries = inputs()
 
     def kept(remat):
-        config = Mask2FormerConfig(**{**SMALL, "encoder_layers": 3}, decoder_layers=6)
+        config = Mask2FormerConfig(**{**SMALL, "encoder_layers": 6}, decoder_layers=9)  # as published
         head = nnx.eval_shape(lambda: Mask2FormerHead(config, in_features=12, remat=remat, rngs=nnx.Rngs(0)))
         graph, state = nnx.split(head)
         pull = jax.eval_shape(
