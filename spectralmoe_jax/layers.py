@@ -49,6 +49,15 @@ def wide_type(dtype) -> jnp.dtype:
     return jnp.promote_types(jnp.float32, dtype)
 
 
+def full_precision(dtype) -> jax.lax.Precision | None:
+    """Return the precision of products of float32 or float64, which accelerators round by default.
+
+    Backward passes that are written out need it: a default that is set around the forward pass does not reach
+    them.
+    """
+    return None if jnp.finfo(dtype).bits < 32 else jax.lax.Precision.HIGHEST
+
+
 # Derivatives of the functions below are written out, for they keep less for the backward pass than automatic
 # differentiation does: a scan writes whatever is kept into arrays of all its layers.
 
@@ -185,11 +194,16 @@ def has_fused_attention(dtype, width: int) -> bool:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attend(q: Array, k: Array, v: Array, bias: Array | None, blocked: Array | None, scale: float) -> Array:
     weights = jax.nn.softmax(_attention_logits(q, k, bias, blocked, scale), axis=-1)
-    return jnp.einsum("bhts,bhsc->bhtc", weights.astype(v.dtype), v)
+    return _product("bhts,bhsc->bhtc", weights.astype(v.dtype), v)
+
+
+def _product(axes: str, left: Array, right: Array, dtype=None) -> Array:
+    precision = full_precision(left.dtype)
+    return jnp.einsum(axes, left, right, precision=precision, preferred_element_type=dtype)
 
 
 def _attention_logits(q: Array, k: Array, bias: Array | None, blocked: Array | None, scale: float) -> Array:
-    logits = jnp.einsum("bhtc,bhsc->bhts", q * scale, k, preferred_element_type=wide_type(q.dtype))
+    logits = _product("bhtc,bhsc->bhts", q * scale, k, wide_type(q.dtype))
     if bias is not None:
         logits = logits + bias
     return logits if blocked is None else jnp.where(blocked[:, None], jnp.finfo(logits.dtype).min, logits)
@@ -199,19 +213,19 @@ def _attend_forward(q, k, v, bias, blocked, scale) -> tuple[Array, tuple]:
     logits = _attention_logits(q, k, bias, blocked, scale)
     log_sum = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # (B, heads, T, 1)
     weights = jnp.exp(logits - log_sum)
-    return jnp.einsum("bhts,bhsc->bhtc", weights.astype(v.dtype), v), (q, k, v, bias, blocked, log_sum)
+    return _product("bhts,bhsc->bhtc", weights.astype(v.dtype), v), (q, k, v, bias, blocked, log_sum)
 
 
 def _attend_backward(scale: float, kept: tuple, slope: Array) -> tuple:
     q, k, v, bias, blocked, log_sum = kept
     weights = jnp.exp(_attention_logits(q, k, bias, blocked, scale) - log_sum)
-    of_v = jnp.einsum("bhts,bhtc->bhsc", weights.astype(slope.dtype), slope)
-    of_weights = jnp.einsum("bhtc,bhsc->bhts", slope, v, preferred_element_type=weights.dtype)
+    of_v = _product("bhts,bhtc->bhsc", weights.astype(slope.dtype), slope)
+    of_weights = _product("bhtc,bhsc->bhts", slope, v, weights.dtype)
     of_logits = weights * (of_weights - jnp.sum(weights * of_weights, axis=-1, keepdims=True))
     of_bias = None if bias is None else of_logits.astype(bias.dtype)
     of_logits = of_logits.astype(q.dtype)
-    of_q = jnp.einsum("bhts,bhsc->bhtc", of_logits, k) * scale
-    of_k = jnp.einsum("bhts,bhtc->bhsc", of_logits, q * scale)
+    of_q = _product("bhts,bhsc->bhtc", of_logits, k) * scale
+    of_k = _product("bhts,bhtc->bhsc", of_logits, q * scale)
     return of_q, of_k, of_v, of_bias, None
 
 
@@ -319,7 +333,8 @@ def convolve(x: Array, kernel: Array) -> Array:
 
 def _convolution(x: Array, kernel: Array) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    options = {"dimension_numbers": layout, "precision": full_precision(x.dtype)}
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
 
 
 def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -354,8 +369,11 @@ def _kernel_gradient(x: Array, cotangent: Array) -> Array:
     count = slopes.shape[0] - 2 * width  # the last rows are border, and so are the last pixels of each
     shifted = [jnp.pad(slopes[: count - 2], [(column, 2 - column), (0, 0)]) for column in range(3)]
     columns = jnp.concatenate(shifted, axis=-1)  # (count, 3 * out)
-    rows = [pixels[row * width :][:count].T @ columns for row in range(3)]  # (in, 3 * out) each
-    return jnp.stack(rows).reshape(3, features, 3, -1).swapaxes(1, 2)
+    rows = [pixels[row * width :][:count] for row in range(3)]  # (count, in) each
+    products = [
+        jnp.matmul(row.T, columns, precision=full_precision(x.dtype)) for row in rows
+    ]  # (in, 3 * out)
+    return jnp.stack(products).reshape(3, features, 3, -1).swapaxes(1, 2)
 
 
 class FeedForward(nnx.Module):

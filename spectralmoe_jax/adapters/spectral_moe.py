@@ -265,7 +265,7 @@ def _l1_backward(operands: tuple[Array, Array], slopes: Array) -> tuple[Array, A
     for e, column in enumerate(w.T):
         signs = jnp.sign(joined - column)
         of_tokens = of_tokens + signs * slopes[:, e : e + 1]
-        of_w.append(slopes[:, e] @ signs)  # a product sums faster than a reduction
+        of_w.append(jnp.matmul(slopes[:, e], signs, precision=HIGHEST))  # sums faster than a reduction
     return of_tokens.reshape(tokens.shape), -jnp.stack(of_w, axis=-1)
 
 
@@ -441,8 +441,8 @@ def fuse(
     if config.fusion == "cross_attention":
         query = visual if gram is None else jnp.einsum("bnx,xy->bny", visual, gram.astype(visual.dtype))
         value = depth if config.fusion_value == "depth" else visual
-        one_head = (x[:, :, None] for x in (query, depth, value))
-        return attend(*one_head, scale=width**-0.5)[:, :, 0]  # eq. 4
+        query, key, value = (x[:, :, None] for x in (query, depth, value))  # one head
+        return attend(query, key, value, scale=width**-0.5)[:, :, 0]  # eq. 4
     scale = 1.0 / jnp.sqrt(width).astype(visual.dtype)
     logits = _inner(depth, visual, gram) * scale  # (B, N, N), query depth
     diagonal = jnp.diagonal(logits, axis1=1, axis2=2)  # (B, N)

@@ -20,8 +20,8 @@ def product_flops(jaxpr: core.Jaxpr) -> int:
     """Count the floating-point operations of matrix products and convolutions, over all devices.
 
     A multiplication and an addition count as two. The body of a scan counts once for every iteration, unlike
-    in the compiler's own count; the body of a loop whose length depends on data counts once. The only such
-    loop is that of the matching, which has no products.
+    in the compiler's own count; the body of a loop whose length depends on data counts once, such as that over
+    the classes of an image. Of the branches of a condition the largest counts; some are one for each platform.
     """
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
@@ -39,6 +39,8 @@ def _equation_flops(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         features = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
+    if name == "cond":
+        return max(product_flops(jaxpr) for jaxpr in _nested_jaxprs(params))
     nested = sum(product_flops(jaxpr) for jaxpr in _nested_jaxprs(params))
     if name == "scan":
         return nested * params["length"]

@@ -227,7 +227,8 @@ def _sum_rows_backward(cells: Array, index: Array, factors: Array, cotangent: Ar
             for corner in range(4):
                 rows = factors[corner][..., None] * cotangent[head]
                 gradient = _add_rows(gradient, index[corner], rows)
-                of_corners.append((_rows(cells[head], index[corner]) * cotangent[head]) @ ones)
+                products = _rows(cells[head], index[corner]) * cotangent[head]
+                of_corners.append(jnp.matmul(products, ones, precision=jax.lax.Precision.HIGHEST))
             sums.append(gradient)
             slopes.append(jnp.stack(of_corners))
         return sums, jnp.stack(slopes)

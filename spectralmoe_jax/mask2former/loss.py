@@ -165,7 +165,7 @@ def _match_layers(
     def layer_costs(layer: tuple[Array, ...]) -> Array:
         """Compute the matching costs of one decoder output: (B, C, Q)."""
         logits, of_output, points = layer
-        if isinstance(masks, Masks):
+        if features is not None:
             of_output = mask_logits(of_output, features)
         operands = (jax.nn.softmax(logits, axis=-1), of_output, points, truth.codes, slots)
         return by_rows(lambda *operands: present_costs(truth.size, config, *operands), *operands)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spectralmoe_jax.layers import wide_type
+from spectralmoe_jax.layers import full_precision, wide_type
 
 
 class Masks(NamedTuple):
@@ -44,8 +43,6 @@ def mask_logits(embedding: Array, features: Array) -> Array:
     """Mask embeddings (B, Q, D) and features (B, h, w, D) -> mask logits (B, Q, h, w), at least float32."""
     batch, height, width, channels = features.shape
     pixels = features.reshape(batch, height * width, channels)
-    # accelerators round float32 inputs by default
-    precision = None if embedding.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
-    wide = wide_type(embedding.dtype)
+    precision, wide = full_precision(embedding.dtype), wide_type(embedding.dtype)
     logits = jnp.einsum("bqc,bpc->bqp", embedding, pixels, precision=precision, preferred_element_type=wide)
     return logits.reshape(batch, -1, height, width)

@@ -134,22 +134,17 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
         outside = jnp.maximum(logits, 0) + jnp.log1p(small)
         # 2. labels there, read once for all classes
         where = corners(x, y, *labels)
-        shared = jax.tree.map(lambda part: part[:, None], (jax.vmap(read_codes)(codes, where), where))
+        read = jax.vmap(read_codes)(codes, where)
+        read, where = jax.tree.map(lambda part: part[:, None], (read, where))
 
         def step(index: Array, sums: CostSums) -> CostSums:
             """Add to the sums of one chunk of classes: loop body."""
-            targets = sample_classes(*shared, chunk_of(slots.classes, index, CHUNK))  # (B, G, n)
-            parts = (_product(targets, logits), _product(targets, sigmoid), targets.sum(axis=-1))
-            of_slots = (
-                jax.lax.dynamic_update_slice_in_dim(
-                    total,
-                    jax.lax.dynamic_slice_in_dim(total, index * CHUNK, CHUNK, 1) + part,
-                    index * CHUNK,
-                    1,
-                )
-                for total, part in zip(sums[:3], parts, strict=True)
+            targets = sample_classes(read, where, chunk_of(slots.classes, index, CHUNK))  # (B, G, n)
+            return sums._replace(
+                inside=_add_to_chunk(sums.inside, index, _product(targets, logits)),
+                overlap=_add_to_chunk(sums.overlap, index, _product(targets, sigmoid)),
+                target=_add_to_chunk(sums.target, index, targets.sum(axis=-1)),
             )
-            return CostSums(*of_slots, sums.mask, sums.outside)
 
         sums = sums._replace(mask=sums.mask + sigmoid.sum(axis=1), outside=sums.outside + outside.sum(axis=1))
         return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, sums), None
@@ -163,6 +158,12 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
     return jax.lax.platform_dependent(
         cpu=lambda: jax.lax.scan(add, start, split)[0], default=lambda: add(start, points)[0]
     )
+
+
+def _add_to_chunk(total: Array, index: Array, part: Array) -> Array:
+    """Add a part (B, CHUNK, ...) to the slots of one chunk of (B, S, ...)."""
+    old = jax.lax.dynamic_slice_in_dim(total, index * CHUNK, CHUNK, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(total, old + part, index * CHUNK, axis=1)
 
 
 def match_filled(costs: Array, count: Array) -> tuple[Array, Array]:

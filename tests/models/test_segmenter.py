@@ -130,6 +130,33 @@ def test_remat_changes_nothing():
 
 
 @pytest.mark.slow
+def products(jaxpr):
+    """All products of matrices and convolutions of a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for value in equation.params.values():
+            for nested in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(nested := getattr(nested, "jaxpr", nested), "eqns"):
+                    yield from products(nested)
+
+
+def test_no_product_of_a_float32_step_is_rounded():
+    # accelerators round float32 operands unless told otherwise, also in the backward pass
+    config = tiny(**{"model.dtype": "float32"})
+    structure = abstract_segmenter(segmenter_config(config))
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, 64, 64, len(config.bands)), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((1, 64, 64), jnp.uint8),
+    }
+    loss = jax.value_and_grad(make_loss(structure, config.loss), has_aux=True)
+    found = list(products(jax.make_jaxpr(loss)(*split(structure), batch, jax.random.key(0)).jaxpr))
+    highest = jax.lax.Precision.HIGHEST
+    rounded = [str(e) for e in found if e.params["precision"] not in (highest, (highest, highest))]
+    assert len(found) > 100
+    assert not rounded
+
+
 def test_every_trainable_parameter_learns():
     """With the full softmax every parameter that trains gets a gradient, the router included."""
     layers = {"model.head.encoder_layers": 1, "model.head.decoder_layers": 1}
