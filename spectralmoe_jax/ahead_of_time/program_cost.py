@@ -20,8 +20,9 @@ def product_flops(jaxpr: core.Jaxpr) -> int:
     """Count the floating-point operations of matrix products and convolutions, over all devices.
 
     A multiplication and an addition count as two. The body of a scan counts once for every iteration, unlike
-    in the compiler's own count; the body of a loop whose length depends on data counts once, such as that over
-    the classes of an image. Of the branches of a condition the largest counts; some are one for each platform.
+    in the compiler's own count; that of a loop whose length depends on data, such as the one over the classes
+    of an image, counts once. Of the branches of a condition, such as one for each platform, the largest
+    counts.
     """
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
