@@ -1,7 +1,7 @@
 """The simulated two-sensor benchmark: train on one sensor, test on another. Needs no data.
 
 Source: our own; `spectralmoe quickstart` runs it.
-Score: 84 % mIoU on held-out scenes of the source and 57 % on the target, measured; none published. The best
+Score: 80 % mIoU on held-out scenes of the source and 60 % on the target, measured; none published. The best
 constant prediction reaches 5 %.
 Cost: about three minutes on two CPU cores (Xeon, 2.1 GHz), measured; memory not measured.
 """
