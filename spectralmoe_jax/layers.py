@@ -333,8 +333,10 @@ def convolve(x: Array, kernel: Array) -> Array:
 
 def _convolution(x: Array, kernel: Array) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
-    options = {"dimension_numbers": layout, "precision": full_precision(x.dtype)}
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
+    precision = full_precision(x.dtype)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=layout, precision=precision
+    )
 
 
 def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
