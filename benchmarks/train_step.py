@@ -82,6 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--visual", choices=("dinov3_s", "dinov3_b", "dinov3_l"), default=Case.visual)
     parser.add_argument("--depth", choices=("dinov2_s", "dinov2_b", "dinov2_l"), default=Case.depth)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=Case.dtype)
+    parser.add_argument("--remat", choices=("none", "layer", "full"), default=Case.remat, help="of our side")
     parser.add_argument("--clip", type=float, help="bound on the gradient norm; default: none, as published")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)

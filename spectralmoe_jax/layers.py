@@ -58,8 +58,14 @@ def full_precision(dtype) -> jax.lax.Precision | None:
     return None if jnp.finfo(dtype).bits < 32 else jax.lax.Precision.HIGHEST
 
 
-# Derivatives of the functions below are written out, for they keep less for the backward pass than automatic
-# differentiation does: a scan writes whatever is kept into arrays of all its layers.
+def contract(axes: str, left: Array, right: Array, dtype=None) -> Array:
+    """Multiply two arrays as `jnp.einsum` does, in `full_precision`, with sums and result of a dtype."""
+    precision = full_precision(left.dtype)
+    return jnp.einsum(axes, left, right, precision=precision, preferred_element_type=dtype)
+
+
+# Derivatives of the functions below are written out because they keep less for the backward pass than
+# automatic differentiation does: a scan writes whatever is kept into arrays of all its layers.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 4))
@@ -94,27 +100,22 @@ def _normalise_backward(axes: tuple[int, ...], eps: float, kept: Any, slope: Arr
 normalise.defvjp(_normalise, _normalise_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def softmax(logits: Array, axis: int = -1) -> Array:
-    """Softmax over one axis; keeps its result alone for the backward pass."""
-    return jax.nn.softmax(logits, axis=axis)
+@jax.custom_vjp
+def softmax(logits: Array) -> Array:
+    """Softmax over the last axis; keeps only its result for the backward pass."""
+    return jax.nn.softmax(logits, axis=-1)
 
 
-def _softmax_forward(logits: Array, axis: int) -> tuple[Array, Array]:
-    weights = jax.nn.softmax(logits, axis=axis)
-    return weights, weights
+def _softmax_backward(weights: Array, slope: Array) -> tuple[Array]:
+    return (weights * (slope - jnp.sum(weights * slope, axis=-1, keepdims=True)),)
 
 
-def _softmax_backward(axis: int, weights: Array, slope: Array) -> tuple[Array]:
-    return (weights * (slope - jnp.sum(weights * slope, axis=axis, keepdims=True)),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
+softmax.defvjp(lambda logits: (softmax(logits),) * 2, _softmax_backward)
 
 
 @jax.custom_vjp
 def relu(x: Array) -> Array:
-    """Return max(x, 0); keeps its result alone, as the linear layer that follows does."""
+    """Return max(x, 0); keeps only its result, which the linear layer after it keeps anyway."""
     return jnp.maximum(x, 0)
 
 
@@ -194,16 +195,11 @@ def has_fused_attention(dtype, width: int) -> bool:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attend(q: Array, k: Array, v: Array, bias: Array | None, blocked: Array | None, scale: float) -> Array:
     weights = jax.nn.softmax(_attention_logits(q, k, bias, blocked, scale), axis=-1)
-    return _product("bhts,bhsc->bhtc", weights.astype(v.dtype), v)
-
-
-def _product(axes: str, left: Array, right: Array, dtype=None) -> Array:
-    precision = full_precision(left.dtype)
-    return jnp.einsum(axes, left, right, precision=precision, preferred_element_type=dtype)
+    return contract("bhts,bhsc->bhtc", weights.astype(v.dtype), v)
 
 
 def _attention_logits(q: Array, k: Array, bias: Array | None, blocked: Array | None, scale: float) -> Array:
-    logits = _product("bhtc,bhsc->bhts", q * scale, k, wide_type(q.dtype))
+    logits = contract("bhtc,bhsc->bhts", q * scale, k, wide_type(q.dtype))
     if bias is not None:
         logits = logits + bias
     return logits if blocked is None else jnp.where(blocked[:, None], jnp.finfo(logits.dtype).min, logits)
@@ -213,19 +209,19 @@ def _attend_forward(q, k, v, bias, blocked, scale) -> tuple[Array, tuple]:
     logits = _attention_logits(q, k, bias, blocked, scale)
     log_sum = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # (B, heads, T, 1)
     weights = jnp.exp(logits - log_sum)
-    return _product("bhts,bhsc->bhtc", weights.astype(v.dtype), v), (q, k, v, bias, blocked, log_sum)
+    return contract("bhts,bhsc->bhtc", weights.astype(v.dtype), v), (q, k, v, bias, blocked, log_sum)
 
 
 def _attend_backward(scale: float, kept: tuple, slope: Array) -> tuple:
     q, k, v, bias, blocked, log_sum = kept
     weights = jnp.exp(_attention_logits(q, k, bias, blocked, scale) - log_sum)
-    of_v = _product("bhts,bhtc->bhsc", weights.astype(slope.dtype), slope)
-    of_weights = _product("bhtc,bhsc->bhts", slope, v, weights.dtype)
+    of_v = contract("bhts,bhtc->bhsc", weights.astype(slope.dtype), slope)
+    of_weights = contract("bhtc,bhsc->bhts", slope, v, weights.dtype)
     of_logits = weights * (of_weights - jnp.sum(weights * of_weights, axis=-1, keepdims=True))
     of_bias = None if bias is None else of_logits.astype(bias.dtype)
     of_logits = of_logits.astype(q.dtype)
-    of_q = _product("bhts,bhsc->bhtc", of_logits, k) * scale
-    of_k = _product("bhts,bhtc->bhsc", of_logits, q * scale)
+    of_q = contract("bhts,bhsc->bhtc", of_logits, k) * scale
+    of_k = contract("bhts,bhtc->bhsc", of_logits, q * scale)
     return of_q, of_k, of_v, of_bias, None
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from spectralmoe_jax.layers import full_precision, wide_type
+from spectralmoe_jax.layers import contract, wide_type
 
 
 class Masks(NamedTuple):
@@ -43,6 +43,5 @@ def mask_logits(embedding: Array, features: Array) -> Array:
     """Mask embeddings (B, Q, D) and features (B, h, w, D) -> mask logits (B, Q, h, w), at least float32."""
     batch, height, width, channels = features.shape
     pixels = features.reshape(batch, height * width, channels)
-    precision, wide = full_precision(embedding.dtype), wide_type(embedding.dtype)
-    logits = jnp.einsum("bqc,bpc->bqp", embedding, pixels, precision=precision, preferred_element_type=wide)
+    logits = contract("bqc,bpc->bqp", embedding, pixels, wide_type(embedding.dtype))
     return logits.reshape(batch, -1, height, width)

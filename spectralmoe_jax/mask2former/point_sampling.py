@@ -72,11 +72,6 @@ def sample_own(masks: Array, where: Corners) -> Array:
     return jax.vmap(sample)(cells, each).reshape(shape)
 
 
-def sample_shared(masks: Array, where: Corners) -> Array:
-    """Sample mask logits at the same points: masks (Q, h, w), corners (P,) -> (P, Q)."""
-    return sample(with_border(masks.transpose(1, 2, 0)), where)
-
-
 # Choice of the points (PointRend, arXiv 1912.08193, as Mask2Former uses it).
 
 

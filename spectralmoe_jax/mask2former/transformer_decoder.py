@@ -106,14 +106,10 @@ class MaskDecoder(nnx.Module):
         # 1. full rounds
         if rounds:
             # weights of each level apart: those that a step slices from others would be kept for its gradient
-            grouped = jax.tree.map(
-                lambda w: jnp.split(w[: rounds * LEVELS].reshape(rounds, LEVELS, *w.shape[1:]), LEVELS, 1),
-                weights,
-            )
-            is_list = {"is_leaf": lambda w: isinstance(w, list)}
+            leaves, structure = jax.tree.flatten(weights)
             of_levels = [
-                jax.tree.map(lambda w, i=level: w[i].squeeze(1), grouped, **is_list)
-                for level in range(LEVELS)
+                jax.tree.unflatten(structure, of_level)
+                for of_level in zip(*(_by_level(leaf, rounds) for leaf in leaves), strict=True)
             ]
             step = jax.checkpoint(visit) if self.remat else visit
             query, trail = jax.lax.scan(step, query, of_levels)  # trail (rounds, levels, B, Q, D)
@@ -124,6 +120,12 @@ class MaskDecoder(nnx.Module):
             query, trail = visit(query, last)
             trails.append(trail)
         return jnp.concatenate([*trails, self.post_norm(query)[None]])
+
+
+def _by_level(weights: Array, rounds: int) -> list[Array]:
+    """Split the weights of the layers (L, ...) in full rounds by level: (rounds, ...) each."""
+    grouped = weights[: rounds * LEVELS].reshape(rounds, LEVELS, *weights.shape[1:])
+    return [level.squeeze(1) for level in jnp.split(grouped, LEVELS, axis=1)]
 
 
 class DecoderLayer(nnx.Module):

@@ -108,8 +108,8 @@ class Backbone(nnx.Module):
             depth = jax.lax.stop_gradient(self.depth.embed(image[..., jnp.asarray(self.depth_bands)]))
             depth = constrain(depth, "batch", None, None)
 
-        # 2. scan over the layers; it carries the maps of the chosen layers, for to keep those of all layers
-        #    would take much memory. Layers that are not chosen write to one map more.
+        # 2. scan over the layers; it carries the maps of the chosen layers, since those of all layers would
+        #    take too much memory. Layers that are not chosen write to a spare map.
         chosen = sorted(set(self.out_layers))
         slots = np.full(self.visual.config.layers, len(chosen))
         slots[chosen] = np.arange(len(chosen))

@@ -15,9 +15,8 @@ from spectralmoe_jax.mask2former.point_sampling import (
     read_codes,
     sample_classes,
     sample_own,
-    sample_shared,
 )
-from spectralmoe_jax.resampling import corners
+from spectralmoe_jax.resampling import corners, sample, with_border
 
 CLASSES = 4
 
@@ -45,7 +44,9 @@ def test_logits_at_points(rng):
     shared = rng.uniform(-0.2, 1.2, (40, 2)).astype(np.float32)
     own = rng.uniform(-0.2, 1.2, (5, 40, 2)).astype(np.float32)
     want = grid_sample(maps, np.broadcast_to(shared, own.shape).copy())
-    np.testing.assert_allclose(sample_shared(maps, around(shared, 6, 9)).T, want, atol=1e-5)
+    np.testing.assert_allclose(
+        sample(with_border(maps.transpose(1, 2, 0)), around(shared, 6, 9)).T, want, atol=1e-5
+    )
     np.testing.assert_allclose(sample_own(maps, around(own, 6, 9)), grid_sample(maps, own), atol=1e-5)
 
 

@@ -129,7 +129,6 @@ def test_remat_changes_nothing():
     np.testing.assert_allclose(results[1:], [results[0]] * 2, rtol=1e-5)
 
 
-@pytest.mark.slow
 def products(jaxpr):
     """All products of matrices and convolutions of a program."""
     for equation in jaxpr.eqns:
@@ -157,6 +156,7 @@ def test_no_product_of_a_float32_step_is_rounded():
     assert not rounded
 
 
+@pytest.mark.slow
 def test_every_trainable_parameter_learns():
     """With the full softmax every parameter that trains gets a gradient, the router included."""
     layers = {"model.head.encoder_layers": 1, "model.head.decoder_layers": 1}
