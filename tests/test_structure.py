@@ -50,7 +50,8 @@ ARROWS = {
         "weights"
     ),
     "evaluation": (
-        "errors files config parallel models checkpoints data_pipelines.records data_pipelines.loader "
+        "errors files config parameters parallel resampling models checkpoints data_pipelines.records "
+        "data_pipelines.loader "
         "data_pipelines.sources data_pipelines.splits inference"
     ),
     "training": (

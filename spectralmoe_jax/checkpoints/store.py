@@ -41,12 +41,15 @@ _MODEL_SECTIONS = ("bands", "classes", "model")
 _COMPUTATION_KEYS = ("model.dtype", "model.remat", "model.weights", "model.visual.weights",
                      "model.depth.weights", "model.adapter.strategy")  # fmt: skip
 _DEFAULT_KINDS = {f"{section}.kind": next(iter(kinds)) for section, kinds in CHOICES.items()}
-# Keys of the sensor: they may differ as well if the patch embedding is generated from wavelengths.
+# Keys of the sensor: they may differ as well if the encoder takes the bands of any sensor.
 _SENSOR_KEYS = (
     "bands",
     "model.pixel_mean",
     "model.pixel_std",
     "model.visual.wavelengths",
+    "model.visual.stored_as",
+    "model.visual.resolution",
+    "model.visual.month",
     "model.depth.bands",
 )
 
@@ -56,7 +59,7 @@ def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Precision (`model.dtype`), rematerialisation (`model.remat`) and the weight files are left out: they do
     not change what the parameters mean, and files move. The bands are also left out if the visual encoder
-    generates its patch embedding from their wavelengths (dofa).
+    takes those of any sensor (dofa, galileo).
 
     Args:
       given: the configuration as given; default values are not compared.
@@ -74,9 +77,9 @@ def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _takes_any_bands(given: Mapping[str, Any]) -> bool:
-    """Return True if the visual encoder generates its patch embedding from the bands' wavelengths."""
-    family = FAMILIES.get(kind_of((given.get("model") or {}).get("visual") or {}) or "")
-    return family is not None and family.wavelengths
+    """Return True if the visual encoder takes the bands of any sensor."""
+    kind = kind_of((given.get("model") or {}).get("visual") or {}) or ""
+    return kind == "galileo" or (kind in FAMILIES and FAMILIES[kind].wavelengths)
 
 
 def fingerprint(given: Mapping[str, Any]) -> str:

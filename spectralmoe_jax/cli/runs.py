@@ -1,4 +1,4 @@
-"""Subcommands about runs: quickstart, train, evaluate, ablate and report."""
+"""Subcommands about runs: quickstart, train, evaluate, probe, ablate and report."""
 
 import contextlib
 import os
@@ -130,6 +130,46 @@ class Evaluate:
                 output=arguments.output,
                 images=arguments.images,
             )
+        return 0
+
+
+class Probe:
+    """Score linear classifiers on the frozen features of every layer of the encoder.
+
+    They are fitted on the source and tested on held-out source images and on the target: the first thing to
+    run to see whether an encoder carries over to another sensor. Writes a table, probe.json and probe.png.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        given = parser.add_mutually_exclusive_group(required=True)
+        given.add_argument(
+            "file", nargs="?", metavar="CONFIG", help="configuration, e.g. configs/cloud_shadow.py:galileo"
+        )
+        given.add_argument("--config", metavar="FILE[:args]", help="the same")
+        parser.add_argument(
+            "--workdir", required=True, metavar="DIR", help="folder for results and features, made if needed"
+        )
+        parser.add_argument(
+            "--seeds", type=int, default=1, metavar="N", help="number of held-out splits; default: 1"
+        )
+        parser.add_argument(
+            "--penalty",
+            type=float,
+            default=1.0,
+            metavar="P",
+            help="weight of the squared coefficients of the logistic regression; default: 1",
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        config = load_config(arguments.file or arguments.config, overrides)
+        fetch_first(config.model.weight_files)
+        spectralmoe_jax.probe(
+            config, arguments.workdir, seeds=arguments.seeds, penalty=arguments.penalty
+        )
         return 0
 
 

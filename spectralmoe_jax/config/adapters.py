@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from spectralmoe_jax.config.fields import Section, at_least, one_of, option
 
 
+@dataclasses.dataclass(frozen=True)
 class AdapterSection(Section):
     """Base class of the sections `config.model.adapter`.
 
@@ -18,6 +19,13 @@ class AdapterSection(Section):
 
     place: ClassVar[str] = "config.model.adapter"
     kind: ClassVar[str]
+
+    token_groups: str = option(
+        "mean",
+        "What the adapter refines where an encoder has several tokens in a place (galileo): their `mean`, "
+        "whose change is added to each, or `each` of them.",
+        one_of("mean", "each"),
+    )
 
 
 DISPATCH_FROM = 64

@@ -11,6 +11,7 @@ from spectralmoe_jax.config.fields import (
     Section,
     above,
     at_least,
+    between,
     derived,
     each,
     one_of,
@@ -18,7 +19,7 @@ from spectralmoe_jax.config.fields import (
     required,
     section_of_kind,
 )
-from spectralmoe_jax.config.presets import FAMILIES, KINDS, Family, preset
+from spectralmoe_jax.config.presets import FAMILIES, GALILEO_GROUPS, KINDS, Family, preset
 
 WAVELENGTH_RANGE = (0.3, 15.0)  # micrometres: ultraviolet to thermal infrared
 UNTIED_NORMS = ("cls_norm", "local_cls_norm")
@@ -31,6 +32,7 @@ class EncoderConfig(Section):
     Attributes:
       in_channels: number of input bands; 0 until they are known.
       band_names: names of the input bands.
+      channels: the encoder's own channel of each band, "" for none (galileo).
       name: `visual` or `depth`.
     """
 
@@ -75,14 +77,29 @@ class EncoderConfig(Section):
         "of the channels, or `zero`.",
         one_of("modulo", "mean", "zero"),
     )
-    window: int = option(14, "Side of an attention window in patches (sam).", at_least(1))
+    window: int = option(14, "Side of an attention window in patches (sam, galileo).", at_least(1))
     global_every: int = option(3, "Every n-th layer attends globally (sam).")
     neck_width: int = option(
         256, "Channels of the neck that comes with the weights; features do not use it (sam)."
     )
+    normalise_maps: bool = option(
+        False, "Apply the encoder's last norm to the feature maps that the head gets."
+    )
+    stored_as: str = option(
+        "sensor",
+        "How files store reflectance, which the encoder needs: with scale and offset of `config.sensor`, as "
+        "`unit` (0 to 1), as `x10000`, or as `x10000+1000`, as Sentinel-2 products from 2022 on (galileo).",
+        one_of("sensor", "unit", "x10000", "x10000+1000"),
+    )
+    month: int = option(6, "Month of the images, 1 to 12 (galileo).", between(1, 12))
+    resolution: float = option(
+        0.0, "Metres on the ground along a pixel's edge; 0 for those of `config.sensor` (galileo).", at_least(0)
+    )
+    ndvi: bool = option(True, "Add the vegetation index as a group of its own (galileo).")
     trainable: bool = option(False, "Train the encoder's weights; by default they are frozen.")
     in_channels: int = derived(3)
     band_names: tuple[str, ...] = derived(())
+    channels: tuple[str, ...] = derived(())
     name: str = derived("visual")
 
     @property
@@ -97,12 +114,17 @@ class EncoderConfig(Section):
         if self.family.rope:
             must = f"must leave width / heads a multiple of 4 for rotary positions; width = {self.width}"
             self.require("heads", self.head_dim % 4 == 0, must)
+        has_norm = self.kind != "sam" and self.family.final_norm
+        self.require("normalise_maps", has_norm or not self.normalise_maps, f"{self.kind} has no last norm")
         if self.takes_wavelengths:
             self._check_wavelengths()
         elif self.kind == "sam":
             divides = self.global_every >= 2 and self.layers % self.global_every == 0
             must = f"must be at least 2 and divide the number of layers, {self.layers}"
             self.require("global_every", divides, must)
+        elif self.kind == "galileo":
+            self.require("patch_size", self.patch_size <= 8, "must be at most 8")
+            self.require("width", self.width % 32 == 0, "must be a multiple of 32, for its encodings")
 
     def _check_wavelengths(self) -> None:
         must = f"must be one wavelength for each of the {self.in_channels} bands, in micrometres"
@@ -136,7 +158,18 @@ class EncoderConfig(Section):
     @property
     def prefix_tokens(self) -> int:
         """Number of class and storage tokens, which precede the patch tokens."""
-        return 0 if self.kind == "sam" else 1 + self.storage_tokens
+        return 0 if self.kind in ("sam", "galileo") else 1 + self.storage_tokens
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of channels that the bands fill, each with a token of its own in every place (galileo)."""
+        found = [group for group, needed in GALILEO_GROUPS.items() if set(needed) <= set(self.channels)]
+        return tuple(group for group in found if self.ndvi or group != "NDVI")
+
+    @property
+    def tokens_per_place(self) -> int:
+        """Number of patch tokens of each place: one but for encoders with groups of channels."""
+        return len(self.groups) if self.kind == "galileo" else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,8 +308,12 @@ class ModelConfig(Section):
         "or the depth block too (`full`).",
         one_of("none", "layer", "full"),
     )
-    pixel_mean: tuple[float, ...] = required("Mean of each band, in raw pixel units.")
-    pixel_std: tuple[float, ...] = required("Standard deviation of each band, in raw pixel units.")
+    pixel_mean: tuple[float, ...] = option(
+        (), "Mean of each band, in raw pixel units; only galileo, which has its own statistics, needs none."
+    )
+    pixel_std: tuple[float, ...] = option(
+        (), "Standard deviation of each band, in raw pixel units; likewise."
+    )
     out_layers: tuple[int, ...] = required(
         "Layers whose features go to the head, numbered from 0, finest map first; four for Mask2Former."
     )

@@ -53,7 +53,18 @@ FAMILIES = {
     "clip": Family(patch_bias=False, norm_first=True, activation="quick_gelu"),
     "eva02": Family(rope="stretched", key_bias=False, ffn_norm=True, final_norm=False),
 }
-KINDS = (*FAMILIES, "sam")
+KINDS = (*FAMILIES, "sam", "galileo")
+
+# Groups of Galileo's optical channels, in the order of its tokens, under its own names of the channels. All
+# tokens of a place see the same pixels, each group its own channels of them.
+GALILEO_GROUPS: dict[str, tuple[str, ...]] = {
+    "S2_RGB": ("B2", "B3", "B4"),
+    "S2_Red_Edge": ("B5", "B6", "B7"),
+    "S2_NIR_10m": ("B8",),
+    "S2_NIR_20m": ("B8A",),
+    "S2_SWIR": ("B11", "B12"),
+    "NDVI": ("B8", "B4"),
+}
 
 
 def _size(width: int, layers: int, heads: int) -> Fields:
@@ -70,6 +81,9 @@ _GIANT_FFN = {"ffn": "swiglu", "mlp_width": 4096}
 _DOFA = {"kind": "dofa", "patch_size": 16, "table_size": 14, "norm_eps": 1e-6}
 _CLIP = {"kind": "clip", "norm_eps": 1e-5}
 _SAM = {"kind": "sam", "patch_size": 16, "table_size": 64, "window": 14, "norm_eps": 1e-6}
+_GALILEO = {
+    "kind": "galileo", "patch_size": 4, "norm_eps": 1e-5, "window": 8, "normalise_maps": True,
+}  # fmt: skip
 _EVA02 = {"kind": "eva02", "patch_size": 14, "table_size": 16, "norm_eps": 1e-6, "ffn": "swiglu"}
 
 PRESETS: dict[str, Fields] = {
@@ -102,6 +116,9 @@ PRESETS: dict[str, Fields] = {
     "sam_h": {**_SAM, **_size(1280, 32, 16), "global_every": 8},
     "eva02_b": {**_EVA02, **BASE, "mlp_width": 2048},
     "eva02_l": {**_EVA02, **LARGE, "mlp_width": 2730},
+    "galileo_nano": {**_GALILEO, **_size(128, 4, 8)},
+    "galileo_tiny": {**_GALILEO, **_size(192, 12, 3)},
+    "galileo_base": {**_GALILEO, **BASE},
     "depth_anything_v2_s": {**_DINOV2, **SMALL},
     "depth_anything_v2_b": {**_DINOV2, **BASE},
     "depth_anything_v2_l": {**_DINOV2, **LARGE},

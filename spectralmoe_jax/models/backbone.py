@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.base import Adapter, uses_depth
+from spectralmoe_jax.adapters.base import Adapter, Grid, LayerOutput, uses_depth
 from spectralmoe_jax.adapters.registry import adapter_class
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.config.model import EncoderConfig
-from spectralmoe_jax.models.encoders.encoder import Encoder
+from spectralmoe_jax.models.encoders.encoder import Encoder, mean_over_groups
+from spectralmoe_jax.models.encoders.galileo import GalileoEncoder
 from spectralmoe_jax.models.encoders.sam import SamEncoder
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
 from spectralmoe_jax.parallel import constrain
@@ -115,7 +117,7 @@ class Backbone(nnx.Module):
         slots[chosen] = np.arange(len(chosen))
         inputs, step = self._layers(h, w, key, noise)
         skip = self.visual.config.prefix_tokens
-        shape = visual[:, skip:].shape  # (B, N, D)
+        shape = (visual.shape[0], h * w, visual.shape[2])  # (B, N, D)
         maps = constrain(jnp.zeros((len(chosen) + 1, *shape), visual.dtype), None, "batch", None, None)
 
         def visit(carry: Any, layer: tuple[Array, dict]) -> tuple[Any, Any]:
@@ -123,7 +125,8 @@ class Backbone(nnx.Module):
             tokens, maps = carry
             slot, weights = layer
             tokens, extras = step(tokens, weights)
-            maps = jax.lax.dynamic_update_index_in_dim(maps, tokens[0][:, skip:], slot, axis=0)
+            places = self.visual.map(tokens[0][:, skip:])  # (B, N, D)
+            maps = jax.lax.dynamic_update_index_in_dim(maps, places, slot, axis=0)
             return (tokens, maps), extras
 
         start = ((visual, depth), maps)
@@ -159,7 +162,7 @@ class Backbone(nnx.Module):
             visual = constrain(self.adapter.block(layer["adapter"], visual, run), "batch", None, None)
             # 3. adapter, on patch tokens (B, N, D); class and storage tokens pass unchanged
             patches = None if depth is None else depth[:, skip_depth:]
-            out = self.adapter.layer(layer["adapter"], visual[:, skip:], patches, layer.get("noise"), (h, w))
+            out = self._refine(layer["adapter"], visual[:, skip:], patches, layer.get("noise"), (h, w))
             visual = jnp.concatenate([visual[:, :skip], out.tokens], axis=1)  # (B, T, D)
             return constrain(visual, "batch", None, None), (out.auxiliary_loss, out.experts)
 
@@ -179,10 +182,34 @@ class Backbone(nnx.Module):
 
         return inputs, jax.checkpoint(step) if self.remat == "full" else step
 
+    def _refine(
+        self, weights: Any, visual: Array, depth: Array | None, noise: Array | None, grid: Grid
+    ) -> LayerOutput:
+        """Run the adapter on the patch tokens of one layer, (B, N G, D) with G tokens in each place.
+
+        The adapter sees one token a place: the mean of its tokens, whose change is added to each of them, or,
+        with `token_groups = "each"`, every group as an image of its own.
+        """
+        groups = self.visual.config.tokens_per_place
+        if groups == 1:
+            return self.adapter.layer(weights, visual, depth, noise, grid)
+        if getattr(self.adapter.config, "token_groups", "mean") == "mean":
+            mean = mean_over_groups(visual, groups)  # (B, N, D)
+            out = self.adapter.layer(weights, mean, depth, noise, grid)
+            return out._replace(tokens=visual + jnp.repeat(out.tokens - mean, groups, axis=1))
+        images = rearrange(visual, "b (n g) d -> (b g) n d", g=groups)
+        depth = None if depth is None else jnp.repeat(depth, groups, axis=0)
+        out = self.adapter.layer(weights, images, depth, noise, grid)
+        tokens = rearrange(out.tokens, "(b g) n d -> b (n g) d", g=groups)
+        # the map of experts has one for each place: that of the first group
+        experts = None if out.experts is None else out.experts[:, ::groups]
+        return out._replace(tokens=tokens, experts=experts)
+
 
 def make_encoder(config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Encoder:
     """Make an encoder of any family, with random weights."""
-    encoder = SamEncoder if config.kind == "sam" else VisionTransformer
+    encoders: dict[str, type[Encoder]] = {"sam": SamEncoder, "galileo": GalileoEncoder}
+    encoder: Any = encoders.get(config.kind, VisionTransformer)
     return encoder(config, param_dtype=param_dtype, rngs=rngs)
 
 

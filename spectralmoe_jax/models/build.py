@@ -18,9 +18,13 @@ from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
+from spectralmoe_jax.models.encoders.galileo import channels_of
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import Path, leaves, with_values
-from spectralmoe_jax.sensors import place_of, visible, wavelengths
+from spectralmoe_jax.sensors import find_sensor, place_of, visible, wavelengths
+
+# Scale and offset of reflectance by the name of `config.model.visual.stored_as`; a sensor has its own.
+STORED_AS = {"unit": (1.0, 0.0), "x10000": (1e-4, 0.0), "x10000+1000": (1e-4, -0.1)}
 
 
 def segmenter_config(config: RunConfig) -> SegmenterConfig:
@@ -36,8 +40,9 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
         depth_bands = _depth_bands(model.depth.bands, bands, config.sensor)
         depth = model.depth.encoder(tuple(bands[index] for index in depth_bands))
     adapter = _adapter(model.adapter)
-    visual = model.visual.encoder(bands, wavelengths=_wavelengths(config))
+    visual = _visual(config)
     _check_encoder(visual, model.adapter.kind)
+    pixel_mean, pixel_std = _pixel_statistics(config)
     return SegmenterConfig(
         visual=visual,
         depth=depth,
@@ -48,9 +53,64 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
         out_layers=model.out_layers,
         dtype=model.dtype,
         remat=model.remat,
-        pixel_mean=model.pixel_mean,
-        pixel_std=model.pixel_std,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
     )
+
+
+def _visual(config: RunConfig) -> EncoderConfig:
+    """Return the visual encoder, including what follows from bands and sensor.
+
+    Raises:
+      UserError: the bands fill none of the encoder's groups, or the resolution is not known.
+    """
+    visual, bands = config.model.visual, config.bands
+    if visual.kind != "galileo":
+        return visual.encoder(bands, wavelengths=_wavelengths(config))
+    resolution = visual.resolution or (find_sensor(config.sensor).resolution if config.sensor else None)
+    if not resolution:
+        must = f"give the metres along a pixel's edge: they are not known for config.sensor = {config.sensor}"
+        raise bad_value(f"{visual.place}.resolution", visual.resolution, must)
+    found = visual.encoder(bands, channels=channels_of(bands, config.sensor), resolution=resolution)
+    if not found.groups:
+        raise UserError(
+            f"config.bands = {', '.join(bands)}: galileo needs all bands of one of its groups: blue, green "
+            "and red; B05, B06 and B07; nir; B8A; or swir16 and swir22 (names of Sentinel-2)"
+        )
+    return found
+
+
+def _pixel_statistics(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each band, in raw pixel units.
+
+    For galileo they turn stored values into reflectance; its own statistics follow in the encoder.
+
+    Raises:
+      UserError: they are missing, or given beside galileo's, or it is not known how reflectance is stored.
+    """
+    model, visual = config.model, config.model.visual
+    if visual.kind != "galileo":
+        for key in ("pixel_mean", "pixel_std"):
+            if not getattr(model, key):
+                raise UserError(f"config.model.{key} is missing: give one value for each band")
+        return model.pixel_mean, model.pixel_std
+    if model.pixel_mean or model.pixel_std:
+        raise UserError(
+            "config.model.pixel_mean and pixel_std: galileo has its own statistics: leave them out, and say "
+            "how files store reflectance with config.model.visual.stored_as"
+        )
+    scale, offset = STORED_AS.get(visual.stored_as, (None, 0.0))
+    if scale is None and config.sensor:
+        sensor = find_sensor(config.sensor)
+        scale, offset = sensor.scale, sensor.offset
+    if scale is None:
+        must = (
+            f"say how files store reflectance, which config.sensor = {config.sensor} does not: "
+            f"{', '.join(STORED_AS)}"
+        )
+        raise bad_value(f"{visual.place}.stored_as", visual.stored_as, must)
+    count = len(config.bands)
+    return (-offset / scale,) * count, (1 / scale,) * count
 
 
 def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
@@ -202,6 +262,31 @@ def for_bands(
         ("pixel_std",): jnp.asarray(config.pixel_std, config.param_dtype),
     }
     return with_values(abstract_segmenter(config), leaves(segmenter) | replaced)
+
+
+def for_sensor(segmenter: Segmenter, settings: SegmenterConfig) -> Segmenter:
+    """Make the segmenter for another sensor from the same parameters, which are shared, not copied.
+
+    Args:
+      segmenter: segmenter whose visual encoder takes any bands (dofa, galileo).
+      settings: its settings on the other sensor.
+
+    Raises:
+      UserError: as `for_bands`.
+    """
+    if segmenter.config.visual.kind != "galileo":
+        return for_bands(
+            segmenter,
+            settings.visual.wavelengths,
+            pixel_mean=settings.pixel_mean,
+            pixel_std=settings.pixel_std,
+            depth_bands=settings.depth_bands,
+        )
+    replaced: dict[Path, Any] = {
+        ("pixel_mean",): jnp.asarray(settings.pixel_mean, settings.param_dtype),
+        ("pixel_std",): jnp.asarray(settings.pixel_std, settings.param_dtype),
+    }
+    return with_values(abstract_segmenter(settings), leaves(segmenter) | replaced)
 
 
 # Parts of the model by path prefix: a parameter belongs to the first prefix that its path starts with.

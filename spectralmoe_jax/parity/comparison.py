@@ -15,12 +15,17 @@ from spectralmoe_jax.errors import UserError
 Shape = tuple[int | None, ...]  # None: any length
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every array of an `.npz` file; an array `meta`, if there is one, holds text of shape ().
+def read_arrays(path: Path, texts: Iterable[str] = ("meta",)) -> dict[str, np.ndarray]:
+    """Read every array of an `.npz` file.
+
+    Args:
+      path: the file.
+      texts: names of arrays that may hold text.
 
     Raises:
-      UserError: the file is not readable, or an array other than `meta` does not hold numbers.
+      UserError: the file is not readable, or another array does not hold numbers.
     """
+    texts = set(texts)
     try:
         with np.load(path) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -29,7 +34,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path}: not a readable golden: truncated, or no .npz archive of numbers; restore the file"
         ) from problem
     for key, array in arrays.items():
-        if key != "meta" and array.dtype.kind not in "fiub":
+        if key not in texts and array.dtype.kind not in "fiub":
             raise UserError(f"{path}: {key} holds {array.dtype}, not numbers; see goldens/README.md")
     return arrays
 
@@ -81,7 +86,8 @@ class Check(NamedTuple):
     Attributes:
       file: name of the golden file.
       quantity: name of the quantity.
-      error: largest absolute error, relative to the largest magnitude of the golden value.
+      error: largest absolute error, relative to the largest magnitude of the golden value unless the bound
+        is absolute.
       bound: largest allowed error; None if the quantity is not checked.
       note: reason why it is not checked, or why the error is infinite.
     """
@@ -98,13 +104,17 @@ class Check(NamedTuple):
         return self.bound is not None and bool(self.error <= self.bound)
 
 
-def compare(file: str, quantity: str, ours: Any, golden: Any, bound: float) -> Check:
+def compare(
+    file: str, quantity: str, ours: Any, golden: Any, bound: float, *, absolute: bool = False
+) -> Check:
     """Compare two arrays of one shape.
 
     A difference in shape, or a value that is not finite on either side, is an infinite error. Where the
     golden value is zero throughout, the error is absolute. A golden value of shape (1,) matches a scalar,
-    because torch writes some scalars like that.
+    because torch writes some scalars like that. With `absolute` the error is not relative to the golden
+    value, and the quantity's name says so.
     """
+    quantity = f"{quantity} (absolute)" if absolute else quantity
     ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
     if golden.shape == (1,) and ours.shape == ():
         golden = golden.reshape(())
@@ -115,7 +125,8 @@ def compare(file: str, quantity: str, ours: Any, golden: Any, bound: float) -> C
             return Check(file, quantity, np.inf, bound, f"{side} not finite")
     scale = float(np.max(np.abs(golden), initial=0.0))
     difference = float(np.max(np.abs(ours - golden), initial=0.0))
-    return Check(file, quantity, difference / scale if scale else difference, bound)
+    relative = difference / scale if scale and not absolute else difference
+    return Check(file, quantity, relative, bound)
 
 
 def compare_if_present(

@@ -12,7 +12,12 @@ from rich.table import Table
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parity.adapter_goldens import verify_adapter
 from spectralmoe_jax.parity.comparison import Check
+from spectralmoe_jax.parity.galileo_goldens import is_galileo, verify_galileo
 from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
+
+
+# Encoders' golden files: whether an .npz file is one, and the function that checks it.
+ENCODER_GOLDENS = ((is_galileo, verify_galileo),)
 
 
 def verify(directory: str | os.PathLike[str]) -> bool:
@@ -48,7 +53,7 @@ def verify(directory: str | os.PathLike[str]) -> bool:
 
 
 def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
-    """Check every golden file below a folder: `adapter_*.npz`, and segmenters by their `.json`.
+    """Check every golden file below a folder: adapters, segmenters by their `.json`, and encoders.
 
     Raises:
       UserError: the folder does not exist, holds no golden file, or holds a broken one.
@@ -58,11 +63,17 @@ def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
         raise UserError(f"{root}: no such folder; give one with golden files, such as tests/goldens")
     adapters = sorted(root.rglob("adapter_*.npz"))
     segmenters = sorted(path for path in root.rglob("*.json") if path.with_suffix(".npz").exists())
-    if not adapters and not segmenters:
+    others = sorted(set(root.rglob("*.npz")) - {*adapters, *(path.with_suffix(".npz") for path in segmenters)})
+    encoders = [
+        (path, verify) for path in others for recognises, verify in ENCODER_GOLDENS if recognises(path)
+    ]
+    if not adapters and not segmenters and not encoders:
         raise UserError(
-            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz; see goldens/README.md"
+            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz nor an encoder's; "
+            "see goldens/README.md"
         )
     files = [(path, verify_adapter) for path in adapters] + [(path, verify_segmenter) for path in segmenters]
+    files += encoders
     return [
         check._replace(file=str(path.relative_to(root))) for path, verify in files for check in verify(path)
     ]

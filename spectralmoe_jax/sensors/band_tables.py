@@ -58,6 +58,7 @@ class Sensor:
       nodata: value of pixels without data where a file states none; None if there is no convention.
       dtype: NumPy name of the type that values are commonly stored in; None if there is no convention.
         `spectralmoe data` reports files in another type, for which scale and offset do not hold.
+      resolution: metres on the ground along a pixel's edge in common products; None if they differ.
       nominal: the wavelengths are nominal ones, which the instruments keep only roughly; those that a file
         states are used instead.
     """
@@ -69,6 +70,7 @@ class Sensor:
     offset: float = 0.0
     nodata: float | None = None
     dtype: str | None = None
+    resolution: float | None = None
     nominal: bool = False
 
     def known_as(self) -> dict[str, str]:
@@ -115,6 +117,7 @@ SENTINEL2 = Sensor(
     scale=1e-4,
     nodata=0.0,
     dtype="uint16",
+    resolution=10.0,
 )
 LANDSAT5 = Sensor(
     "landsat5",
@@ -132,6 +135,7 @@ LANDSAT5 = Sensor(
     offset=-0.2,
     nodata=0.0,
     dtype="uint16",
+    resolution=30.0,
 )
 LANDSAT7 = Sensor(
     "landsat7",
@@ -150,6 +154,7 @@ LANDSAT7 = Sensor(
     offset=-0.2,
     nodata=0.0,
     dtype="uint16",
+    resolution=30.0,
 )
 LANDSAT8 = Sensor(
     "landsat8",
@@ -171,6 +176,7 @@ LANDSAT8 = Sensor(
     offset=-0.2,
     nodata=0.0,
     dtype="uint16",
+    resolution=30.0,
 )
 _GAOFEN = (
     Band("blue", 0.485, 0.07, ("B1",)),
@@ -190,6 +196,7 @@ PLANETSCOPE = Sensor(
     scale=1e-4,
     nodata=0.0,
     dtype="uint16",
+    resolution=3.0,
 )
 GENERIC = Sensor(
     "generic",
@@ -271,6 +278,7 @@ ENMAP = Sensor(
     scale=1e-4,
     nodata=-32768.0,
     dtype="int16",
+    resolution=30.0,
 )
 
 # Nominal: 66 bands of the VNIR and 173 of the SWIR instrument (Italian Space Agency, PRISMA product
@@ -280,6 +288,7 @@ PRISMA = Sensor(
     numbered(_even(400, 1010, 66) + _even(920, 2505, 173), (12.0,) * 239),
     ("band 29", "band 18", "band 11"),
     dtype="uint16",
+    resolution=30.0,
     nominal=True,
 )
 

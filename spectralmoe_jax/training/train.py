@@ -33,7 +33,7 @@ from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.evaluation.metrics import score_split
 from spectralmoe_jax.host_memory import keep_freed_memory
 from spectralmoe_jax.inference.model import initial_segmenter, make_scores
-from spectralmoe_jax.models.build import abstract_segmenter, for_bands, segmenter_config
+from spectralmoe_jax.models.build import abstract_segmenter, for_sensor, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.distributed import require_agreement
@@ -170,15 +170,8 @@ def check_sizes(config: RunConfig) -> None:
 
 def _segmenter_of(segmenter: Segmenter, name: str, config: RunConfig) -> Segmenter:
     """Return the segmenter for the bands of a stream, sharing the parameters of the main segmenter."""
-    settings = segmenter_config(config)
     try:
-        return for_bands(
-            segmenter,
-            settings.visual.wavelengths,
-            pixel_mean=settings.pixel_mean,
-            pixel_std=settings.pixel_std,
-            depth_bands=settings.depth_bands,
-        )
+        return for_sensor(segmenter, segmenter_config(config))
     except UserError as problem:
         raise UserError(f"config.streams.{name}: {problem}") from None
 

@@ -22,6 +22,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.encoders.dofa import KernelGenerator
 from spectralmoe_jax.models.encoders.encoder import Encoder
+from spectralmoe_jax.models.encoders.galileo import KERNEL as GALILEO_KERNEL
 from spectralmoe_jax.models.positions import bicubic_matrix, linear_matrix
 from spectralmoe_jax.parameters import fill, leaves, with_values
 from spectralmoe_jax.weights.formats import EncoderFile, default_leaves, file_fields, manifest, recognise
@@ -214,6 +215,8 @@ def infer_config(
     whole = {"heads": max(1, fields["width"] // _HEAD_WIDTH), **row, **fields}
     if whole["kind"] == "dofa":
         whole |= {"wavelengths": _ANY_WAVELENGTHS, "in_channels": len(_ANY_WAVELENGTHS)}
+    if whole["kind"] == "galileo":
+        whole = {"patch_size": GALILEO_KERNEL, **whole}
     config = EncoderConfig(**whole)
     require_architecture(encoder_file, config, f"--preset {preset_name}")
     return fields, config

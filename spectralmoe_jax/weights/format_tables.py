@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from spectralmoe_jax.config.model import UNTIED_NORMS, EncoderConfig
+from spectralmoe_jax.models.encoders.galileo import CONVOLUTIONS, LINEAR
 from spectralmoe_jax.weights.name_rules import ZEROS, LeafPath, Rule
 
 
@@ -44,6 +45,7 @@ class TensorNames(NamedTuple):
       generator: prefix of DOFA's kernel generator.
       qkv_biases: whole names of the projections' biases where they differ from `qkv`, in a block.
       neck: SAM's neck: first convolution, its norm, second convolution, its norm.
+      groups: first tensor of Galileo's embeddings, which are named by `galileo_rules`.
     """
 
     patch: str
@@ -71,6 +73,7 @@ class TensorNames(NamedTuple):
     generator: str = ""
     qkv_biases: tuple[str, ...] = ()
     neck: tuple[str, ...] = ()
+    groups: str = ""
 
     @property
     def biases(self) -> tuple[str, ...]:
@@ -147,6 +150,12 @@ HF_CLIP = TensorNames(
     class_token=("embeddings.class_embedding", "unsqueeze"),
     table=("embeddings.position_embedding.weight", "copy"), norm="post_layernorm", norm_first="pre_layrnorm",
 )  # fmt: skip
+# github.com/nasaharvest/galileo, Encoder
+GALILEO = TensorNames(
+    patch="", block="blocks.{layer}.", qkv=("attn.q", "attn.k", "attn.v"), out="attn.proj", norm1="norm1",
+    norm2="norm2", mlp="mlp.fc1", mlp_last="mlp.fc2", norm="norm",
+    groups="space_time_embed.S2_RGB.proj.weight",
+)  # fmt: skip
 
 
 def encoder_rules(names: TensorNames, config: EncoderConfig) -> list[Rule]:
@@ -177,6 +186,8 @@ def encoder_rules(names: TensorNames, config: EncoderConfig) -> list[Rule]:
     rules += [rule.under(names.block, ("blocks",)) for rule in block_rules(names, config)]
     if names.relative:
         rules += _relative_positions(names, config)
+    if names.groups:
+        rules += galileo_rules()
     # SAM's neck
     if names.neck:
         first, norm1, second, norm2 = names.neck
@@ -225,6 +236,26 @@ def generator_rules() -> list[Rule]:
         *_norm(f"{layer}norm1", ("layer", "norm1")),
         *_norm(f"{layer}norm2", ("layer", "norm2")),
     ]
+
+
+def galileo_rules() -> list[Rule]:
+    """Return the rules of Galileo's embeddings and encodings."""
+    groups = {
+        "space_time_groups": "s_t_channel_embed", "space_groups": "sp_channel_embed",
+        "time_groups": "t_channel_embed", "static_groups": "st_channel_embed",
+    }  # fmt: skip
+    rules = [Rule(name, (path,)) for path, name in groups.items()]
+    rules += [Rule("pos_embed", ("time_table",)), Rule("month_embed.weight", ("month_table",))]
+    for module, channels in CONVOLUTIONS.items():
+        for name in channels:
+            rules += [
+                Rule(f"{module}.{name}.proj.weight", (module, name, "kernel"), "conv"),
+                Rule(f"{module}.{name}.proj.bias", (module, name, "bias")),
+            ]
+    for module, channels in LINEAR.items():
+        for name in channels:
+            rules += _linear((f"{module}.{name}",), (module, name))
+    return rules
 
 
 def global_layers(config: EncoderConfig) -> tuple[int, ...]:

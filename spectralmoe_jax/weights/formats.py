@@ -19,6 +19,7 @@ from spectralmoe_jax.weights.reading import WeightFile
 
 NATIVE = "native"  # the format of files with this project's names, which are the paths of leaves
 MANIFEST = "spectralmoe"  # key of a native file's header that holds its manifest
+_GALILEO_WRAPPER = ".backbone"
 _NATIVE_TENSOR = "blocks/attention/qkv/kernel"
 
 
@@ -72,6 +73,10 @@ _DINOV2, _DEPTH = r"dinov2_.*", r".*depth_anything_.*"
 
 # A file has the first format whose signature it holds, so the more specific formats come first.
 FORMATS = (
+    Format(
+        "galileo", "Galileo encoder.pt", "galileo", (tables.GALILEO,), "MIT", ("", "module.", "encoder."),
+        untied=False,
+    ),
     Format("dofa", "DOFA .pth", "dofa", (tables.DOFA,), "CC-BY-4.0", _WRAPPERS, _DOFA_REST),
     Format(
         "timm_eva02", "EVA-02 with timm's names", "eva02", (tables.TIMM_EVA02,), "MIT", _WRAPPERS, _EVA02_REST
@@ -161,6 +166,9 @@ def recognise(file: WeightFile, name: str | None = None) -> EncoderFile:
     # 1. native names
     if name in (None, NATIVE) and _NATIVE_TENSOR in file:
         return _native(file)
+    # some of Galileo's checkpoints have a wrapper inside their names
+    if any(_GALILEO_WRAPPER in tensor for tensor in file) and tables.GALILEO.groups in file:
+        file = file.renamed(lambda tensor: tensor.replace(_GALILEO_WRAPPER, ""))
     # 2. published formats: the first that has its whole signature in the file, behind one of its prefixes
     for format in FORMATS:
         if name not in (None, format.name):
@@ -184,6 +192,7 @@ def _signature(names: TensorNames) -> list[str]:
     signature = [f"{block}{name}.weight" for name in (*names.qkv, names.norm1)]
     signature += [name for name in (names.table[0], names.periods) if name]
     signature += [f"{name}.weight" for name in (names.patch, names.norm_first) if name]
+    signature += [names.groups] if names.groups else []
     signature += [block + name for name in (names.scale1, names.relative.replace("{axis}", "h")) if name]
     if names.ffn_norm:  # in which EVA-02's two layouts differ
         signature.append(f"{block}{names.ffn_norm}.weight")
@@ -262,7 +271,7 @@ def _patch_fields(names: TensorNames, file: WeightFile, width: int) -> dict[str,
         # the last layer of DOFA's generator has patch_size**2 * width outputs
         outputs = file.shape(f"{names.generator}weight_generator.fc_weight.weight")[0]
         fields["patch_size"] = round((outputs / width) ** 0.5)
-    else:
+    elif names.patch:
         _, fields["in_channels"], fields["patch_size"], _ = file.shape(f"{names.patch}.weight")
     if names.table[0]:
         shape = file.shape(names.table[0])  # (1, S, S, D) or ([1,] 1 + S * S, D)
@@ -299,6 +308,8 @@ def _sam_fields(names: TensorNames, file: WeightFile, width: int, layers: int) -
 
 def _hugging_face_fields(config: dict[str, Any] | None) -> dict[str, Any]:
     config = config or {}
+    if "encoder" in config.get("model", ()):  # Galileo's own
+        config = {"num_attention_heads": config["model"]["encoder"].get("num_heads")}
     for section in ("vision_config", "backbone_config"):
         config = config.get(section) or config
     theirs = {"heads": "num_attention_heads", "norm_eps": "layer_norm_eps", "rope_base": "rope_theta"}

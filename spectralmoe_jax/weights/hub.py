@@ -1,4 +1,4 @@
-"""Fetch `hf://owner/name[@revision][/file]` from the local cache or the Hugging Face hub."""
+"""Fetch `hf://owner/name[@revision][/file or folder]` from the local cache or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from spectralmoe_jax.errors import UserError
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+GALILEO_WEIGHTS = "encoder.pt"  # beside Galileo's own config.json
 
 HUB = "hf://"
 TIMEOUT = 2.0  # seconds without an answer after which the hub counts as unreachable
@@ -26,8 +27,9 @@ def fetch(spec: str) -> Path:
     """Return the local path of a name on the hub, downloading it if it is not in the cache.
 
     Args:
-      spec: `hf://owner/name[@revision]` for the folder with config.json and all weights, or
-        `hf://owner/name[@revision]/file` for one file.
+      spec: `hf://owner/name[@revision]` for the folder with config.json and all weights,
+        `hf://owner/name[@revision]/folder` for such a folder inside the repository, or
+        `hf://owner/name[@revision]/file` for one file, whose name has a suffix.
 
     Raises:
       UserError: the name is malformed, the repository lacks the file, or the hub cannot be reached within
@@ -36,20 +38,21 @@ def fetch(spec: str) -> Path:
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise UserError(f"{spec}: write hf://owner/name, hf://owner/name@revision or hf://owner/name/file")
-    repository, revision, file = match.groups()
-    cached = _find_in_cache(repository, revision, file)
+    repository, revision, inside = match.groups()
+    file, folder = (inside, "") if inside and Path(inside).suffix else (None, f"{inside}/" if inside else "")
+    cached = _find_in_cache(repository, revision, file, folder)
     if cached is not None:
         return cached
-    _require_network(spec, repository, revision, file)
+    _require_network(spec, repository, revision, file, folder)
     try:
-        return _download(repository, revision, file)
+        return _download(repository, revision, file, folder)
     except UserError:
         raise
     except Exception as problem:  # the client raises errors of several HTTP libraries
         reason = " ".join(str(problem).split())[:200] or type(problem).__name__
         raise UserError(
             f"{spec}: could not be downloaded ({reason}); for weights behind a licence accept it and run "
-            f"`hf auth login`, or {_manual_download(repository, file)}"
+            f"`hf auth login`, or {_manual_download(repository, file, folder)}"
         ) from None
 
 
@@ -95,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _find_in_cache(repository: str, revision: str | None, file: str | None) -> Path | None:
+def _find_in_cache(repository: str, revision: str | None, file: str | None, folder: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     def lookup(name: str) -> Path | None:
@@ -105,15 +108,16 @@ def _find_in_cache(repository: str, revision: str | None, file: str | None) -> P
 
     if file is not None:
         return lookup(file)
-    config = lookup(CONFIG)
+    config = lookup(folder + CONFIG)
     if config is None:
         return None
-    indices = [path for path in map(lookup, (INDEX, TORCH_INDEX)) if path is not None]
-    has_shards = any(all(lookup(name) for name in shard_names(index)) for index in indices)
-    return config.parent if has_shards or lookup(WEIGHTS) or lookup(TORCH_WEIGHTS) else None
+    indices = [path for name in (INDEX, TORCH_INDEX) if (path := lookup(folder + name)) is not None]
+    has_shards = any(all(lookup(folder + name) for name in shard_names(index)) for index in indices)
+    whole = any(lookup(folder + name) for name in (WEIGHTS, TORCH_WEIGHTS, GALILEO_WEIGHTS))
+    return config.parent if has_shards or whole else None
 
 
-def _download(repository: str, revision: str | None, file: str | None) -> Path:
+def _download(repository: str, revision: str | None, file: str | None, folder: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -130,35 +134,40 @@ def _download(repository: str, revision: str | None, file: str | None) -> Path:
         if path is None:
             raise UserError(f"{HUB}{repository}: has no {file}; {advice}")
         return path
-    config = get(CONFIG)
+    config = get(folder + CONFIG)
     if config is None:
-        raise UserError(f"{HUB}{repository}: has no {CONFIG}, so it is no Hugging Face folder; {advice}")
-    for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX):
-        path = get(name)
+        raise UserError(
+            f"{HUB}{repository}: has no {folder}{CONFIG}, so it is no Hugging Face folder; {advice}"
+        )
+    for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, GALILEO_WEIGHTS):
+        path = get(folder + name)
         if path is None:
             continue
         for shard in shard_names(path) if name in (INDEX, TORCH_INDEX) else ():
-            get(shard)  # a missing shard is reported when the folder is opened
+            get(folder + shard)  # a missing shard is reported when the folder is opened
         return config.parent
-    raise UserError(f"{HUB}{repository}: has a {CONFIG} but no {WEIGHTS}; {advice}")
+    raise UserError(f"{HUB}{repository}: has a {folder}{CONFIG} but no {WEIGHTS}; {advice}")
 
 
-def _require_network(spec: str, repository: str, revision: str | None, file: str | None) -> None:
+def _require_network(
+    spec: str, repository: str, revision: str | None, file: str | None, folder: str
+) -> None:
     from huggingface_hub import constants, hf_hub_url
 
-    url = hf_hub_url(repository, file or CONFIG, revision=revision)
+    url = hf_hub_url(repository, file or folder + CONFIG, revision=revision)
     if constants.HF_HUB_OFFLINE or not _is_reachable(url):
         raise UserError(
             f"{spec}: not in the local cache, and the hub is out of reach; "
-            f"{_manual_download(repository, file)}"
+            f"{_manual_download(repository, file, folder)}"
         )
 
 
-def _manual_download(repository: str, file: str | None) -> str:
+def _manual_download(repository: str, file: str | None, folder: str) -> str:
     if file is not None:
         return f"download {file} of {repository} by hand and give the path of the file"
+    inside = f"{folder.rstrip('/')} in {repository}" if folder else repository
     return (
-        f"download {CONFIG} and {WEIGHTS} (or {INDEX} and its shards) of {repository} by hand into a folder "
+        f"download {CONFIG} and {WEIGHTS} (or {INDEX} and its shards) of {inside} by hand into a folder "
         "and give the path of that folder"
     )
 

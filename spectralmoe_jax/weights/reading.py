@@ -1,7 +1,7 @@
 """Read weight files of any kind one tensor at a time.
 
 A weight file is a safetensors file, a file of `torch.save`, a Hugging Face folder, or a name on the hub:
-`hf://owner/name[@revision][/file]`. `open_weight_file` gives each as a `WeightFile`: a read-only mapping from
+`hf://owner/name[@revision][/file or folder]`. `open_weight_file` gives each as a `WeightFile`: a read-only mapping from
 tensor names to arrays that reads a tensor from disk only on access.
 """
 
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import (
     CONFIG,
+    GALILEO_WEIGHTS,
     HUB,
     INDEX,
     TORCH_INDEX,
@@ -107,7 +108,8 @@ def open_weight_file(spec: str | os.PathLike[str]) -> WeightFile:
 
     Args:
       spec: a .safetensors file; a Hugging Face folder (config.json beside model.safetensors or
-        pytorch_model.bin, sharded or not); `hf://owner/name[@revision][/file]`; or a .pth, .pt, .ckpt or .bin
+        pytorch_model.bin, sharded or not) or Galileo's (config.json beside encoder.pt);
+        `hf://owner/name[@revision][/file or folder]`; or a .pth, .pt, .ckpt or .bin
         file of `torch.save`, of which only tensors are read: code in the file is never run.
 
     Returns:
@@ -146,6 +148,8 @@ def _open_folder(folder: Path, spec: str) -> WeightFile:
             return open_files(_existing_shards(folder / index, spec), spec, config)
         if (folder / single_file).is_file():
             return open_files([folder / single_file], spec, config)
+    if (folder / GALILEO_WEIGHTS).is_file():
+        return _open_torch([folder / GALILEO_WEIGHTS], spec, config)
     raise UserError(f"{spec}: the folder has a {CONFIG} but no weights; put {WEIGHTS} beside it")
 
 

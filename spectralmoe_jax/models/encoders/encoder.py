@@ -1,6 +1,7 @@
 """The base class of encoders, and the patches and feed-forward blocks that they share.
 
-`vit.VisionTransformer` serves the families of `config.presets.FAMILIES`, `sam.SamEncoder` serves SAM.
+`vit.VisionTransformer` serves the families of `config.presets.FAMILIES`, `sam.SamEncoder` SAM, and
+`galileo.GalileoEncoder` Galileo.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from jax import Array
 from spectralmoe_jax.adapters.base import Beside, Edit
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.layers import LayerNorm, Linear, VariableType, gelu, keep_slope, trunc_normal
+from spectralmoe_jax.layers import (
+    LayerNorm,
+    Linear,
+    VariableType,
+    gelu,
+    keep_slope,
+    trunc_normal,
+    wide_type,
+)
 
 
 class ApplyLayer(Protocol):
@@ -67,17 +76,39 @@ class Encoder(nnx.Module):
         """The layers, ready to be scanned over a grid of h x w patches."""
         raise NotImplementedError
 
+    def map(self, patches: Array) -> Array:
+        """Features of the places from the patch tokens of a layer: (B, N G, D) -> (B, N, D).
+
+        G is `config.tokens_per_place`: features are the mean over the tokens of a place.
+        """
+        if self.config.normalise_maps:
+            patches = self.norm(patches)  # type: ignore[attr-defined]
+        return mean_over_groups(patches, self.config.tokens_per_place)
+
+
+def mean_over_groups(patches: Array, groups: int) -> Array:
+    """Mean over the tokens of a place: (B, N G, D) -> (B, N, D), sums in at least float32."""
+    if groups == 1:
+        return patches
+    grouped = rearrange(patches, "b (n g) d -> b n g d", g=groups)
+    return jnp.mean(grouped, axis=2, dtype=wide_type(patches.dtype)).astype(patches.dtype)
+
 
 def all_layers(encoder: Encoder, image: Array) -> Array:
     """Tokens after every layer, for inspection and parity: (L, B, T, D)."""
-    layers = encoder.stacked(*encoder.grid(image.shape))
+    return every_layer(encoder, encoder.embed(image), *encoder.grid(image.shape))
+
+
+def every_layer(encoder: Encoder, tokens: Array, h: int, w: int) -> Array:
+    """Tokens after every layer, from those before the first (B, T, D): (L, B, T, D)."""
+    layers = encoder.stacked(h, w)
 
     def step(x: Array, layer: Any) -> tuple[Array, Array]:
         """Run one block: scan body."""
         x = layers.apply(x, layer)
         return x, x
 
-    return jax.lax.scan(step, encoder.embed(image), layers.weights)[1]
+    return jax.lax.scan(step, tokens, layers.weights)[1]
 
 
 def patch_grid(image_shape: tuple[int, ...], patch: int) -> tuple[int, int]:

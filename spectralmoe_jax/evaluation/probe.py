@@ -1,0 +1,202 @@
+"""`spectralmoe probe`: does a frozen encoder carry over from the source to the target?
+
+Classifiers are fitted to the frozen features of every stage of the encoder on the source's training images,
+and scored on held-out source images and on the target, which nothing is fitted or chosen on. No adapter and
+no head takes part: what a linear classifier finds is already in the encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines.sources import resolve_stream_wavelengths
+from data_pipelines.splits import Splits, open_splits
+from spectralmoe_jax.config.load import Configuration, as_run_config
+from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.features import FeatureExtractor
+from spectralmoe_jax.evaluation.logistic_regression import LinearClassifier, fit_centroids, fit_logistic
+from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, patch_classes
+from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.inference.model import initial_segmenter
+from spectralmoe_jax.resampling import resize_bilinear
+
+SPLITS = ("holdout", "target")
+CLASSIFIERS = {"logistic regression": fit_logistic, "nearest centroid": fit_centroids}
+TOKENS = 60_000  # most tokens that a classifier is fitted to, drawn from all of the source
+RESULTS, PLOT = "probe.json", "probe.png"
+
+
+def probe(
+    config: Configuration, workdir: str | os.PathLike[str], *, seeds: int = 1, penalty: float = 1.0
+) -> dict[str, Any]:
+    """Score classifiers on the frozen features of each stage; write `probe.json`, `probe.png` and a table.
+
+    Features are kept in the folder's `features`, so that another probe of the same images and weights takes
+    seconds.
+
+    Args:
+      config: in any form of `config.load.Configuration`.
+      workdir: folder for results and features.
+      seeds: number of held-out splits and draws of tokens, with seeds from `config.data.holdout_seed` on.
+      penalty: of the squared weights of the logistic regression.
+
+    Returns:
+      `stages`, and for every classifier and split the mIoU of each seed and stage, (seeds, S).
+
+    Raises:
+      UserError: names the file or key that is wrong.
+    """
+    config = as_run_config(config)
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: must be at least 1")
+    config = resolve_stream_wavelengths(config, config.data.source)
+    workdir = Path(workdir)
+    extract = FeatureExtractor(initial_segmenter(config), config.evaluate, workdir / "features")
+    first = config.data.holdout_seed
+    runs = [
+        _probe_once(config.replaced({"data.holdout_seed": seed}), extract, penalty, seed)
+        for seed in range(first, first + seeds)
+    ]
+    scores = {
+        name: {split: [run[name][split] for run in runs] for split in runs[0][name]} for name in CLASSIFIERS
+    }
+    report = {"name": config.name, "stages": extract.stages, "seeds": seeds, "miou": scores}
+    workdir.mkdir(parents=True, exist_ok=True)
+    with atomic_write(workdir / RESULTS) as aside:
+        aside.write_text(json.dumps(report, indent=2) + "\n")
+    _plot(report, workdir / PLOT)
+    _print(report)
+    return report
+
+
+def _probe_once(
+    config: RunConfig, extract: FeatureExtractor, penalty: float, seed: int
+) -> dict[str, dict[str, list[float]]]:
+    """Fit on one training split and score: mIoU by classifier, split and stage."""
+    splits, classes = open_splits(config), len(config.classes.names)
+    features, labels = _training_tokens(splits, extract, classes, seed)
+    fitted = {
+        "logistic regression": [fit_logistic(x, labels, classes, penalty=penalty) for x in features],
+        "nearest centroid": [fit_centroids(x, labels, classes) for x in features],
+    }
+    wanted = [split for split in SPLITS if split == "target" or splits.holdout]
+    return {
+        name: {split: _score(splits, split, extract, classifiers, classes) for split in wanted}
+        for name, classifiers in fitted.items()
+    }
+
+
+def _training_tokens(
+    splits: Splits, extract: FeatureExtractor, classes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (S, n, D) and classes (n,) of the labelled places of the training images.
+
+    A place has the most frequent class of its labelled pixels.
+
+    Raises:
+      UserError: no place is labelled.
+    """
+    features, labels = [], []
+    for _, _, image, label in splits.examples("train"):
+        found = extract(image)  # (h, w, S, D)
+        known = _token_classes(label, extract.patch, classes)
+        features.append(found[known >= 0])
+        labels.append(known[known >= 0])
+    x, y = np.concatenate(features), np.concatenate(labels)
+    if not len(y):
+        raise UserError("config.data.source: the training images have no labelled pixel to fit a classifier to")
+    if len(y) > TOKENS:
+        drawn = np.sort(np.random.default_rng(seed).choice(len(y), TOKENS, replace=False))
+        x, y = x[drawn], y[drawn]
+    return np.ascontiguousarray(x.transpose(1, 0, 2)), y
+
+
+def _token_classes(label: np.ndarray, patch: int, classes: int) -> np.ndarray:
+    """Class of every place, (h, w), -1 where no pixel is labelled."""
+    missing = [(0, -side % patch) for side in label.shape]
+    padded = np.pad(label, missing, constant_values=255)
+    rows, columns = (side // patch for side in padded.shape)
+    # `patch_classes` takes squares: one for every row of patches
+    strips = padded.reshape(rows, patch, columns, patch).transpose(0, 2, 1, 3).reshape(-1, patch, patch)
+    return patch_classes(strips, 1, classes).reshape(rows, columns)
+
+
+def _score(
+    splits: Splits, split: str, extract: FeatureExtractor, classifiers: list[LinearClassifier], classes: int
+) -> list[float]:
+    """MIoU in per cent of one classifier for each stage, by pixel: logits are resized bilinearly."""
+    matrices = [ConfusionMatrix(classes) for _ in classifiers]
+    for label, found in _examples(splits, split, extract):
+        height, width = found.shape[0] * extract.patch, found.shape[1] * extract.patch
+        for stage, (classify, matrix) in enumerate(zip(classifiers, matrices, strict=True)):
+            logits = np.maximum(classify(found[:, :, stage]), -1e6)  # -inf would spread by interpolation
+            resized = np.asarray(resize_bilinear(logits[None].astype(np.float32), (height, width)))[0]
+            predicted = resized.argmax(axis=-1)[: label.shape[0], : label.shape[1]]
+            matrix.add(label, predicted)
+    return [100 * matrix.miou for matrix in matrices]
+
+
+def _examples(
+    splits: Splits, split: str, extract: FeatureExtractor
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for _, _, image, label in splits.examples(split):
+        yield label, extract(image)
+
+
+def _mean_and_deviation(seeds: list[list[float]], stage: int) -> tuple[float, float]:
+    values = np.array([scores[stage] for scores in seeds])
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _print(report: dict[str, Any]) -> None:
+    """Print a table: one row for each stage."""
+    table = Table(box=None, header_style="bold", title=f"{report['name']}: mIoU of frozen features, %")
+    table.add_column("stage")
+    columns = [(name, split) for name, splits in report["miou"].items() for split in splits]
+    for name, split in columns:
+        table.add_column(f"{name}\n{'held-out source' if split == 'holdout' else split}", justify="right")
+    for stage, label in enumerate(report["stages"]):
+        cells = []
+        for name, split in columns:
+            mean, deviation = _mean_and_deviation(report["miou"][name][split], stage)
+            cells.append(f"{mean:.1f}" + (f" ± {deviation:.1f}" if report["seeds"] > 1 else ""))
+        table.add_row(label, *cells)
+    console = Console()
+    console.width = max(console.width, 120)
+    console.print(table)
+
+
+def _plot(report: dict[str, Any], path: Path) -> None:
+    """Plot mIoU by stage, a line for each classifier and split."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    places = np.arange(len(report["stages"]))
+    for colour, (name, splits) in zip(("C0", "C1"), report["miou"].items(), strict=True):
+        for split, seeds in splits.items():
+            stats = np.array([_mean_and_deviation(seeds, stage) for stage in places])
+            label = f"{name}, {'held-out source' if split == 'holdout' else split}"
+            style = "--" if split == "holdout" else "-"
+            axes.errorbar(
+                places, stats[:, 0], yerr=stats[:, 1], fmt=style, marker="o", color=colour, label=label, capsize=2
+            )
+    axes.set_xticks(places, report["stages"], rotation=45, ha="right")
+    axes.set_ylabel("mIoU, %")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    axes.set_title(f"{report['name']}: linear classifiers on frozen features")
+    with atomic_write(path) as aside:
+        figure.savefig(aside, dpi=150)

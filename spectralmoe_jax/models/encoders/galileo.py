@@ -1,0 +1,275 @@
+"""The optical encoder of Galileo (Tseng et al. 2025, arXiv 2502.09356) for images of one date.
+
+Every place has one token for each group of channels that the image holds whole, and all tokens of a window
+attend to each other. Patches may have any size from 1 to 8 pixels: the stored kernels of 8 x 8 pixels are
+resized. Positions count from the corner of a window, as in pretraining, where windows had 4 to 12 places a
+side; a larger image is divided into windows of `config.window` places.
+
+Letters of shapes here, beside those of `adapters.base`: G groups of channels, p side of a patch, r side of a
+window in places.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import Array
+
+from spectralmoe_jax.adapters.base import Beside, Edit
+from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.presets import GALILEO_GROUPS
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.layers import Frozen, LayerNorm, VariableType, contract, trunc_normal, wide_type
+from spectralmoe_jax.models.encoders.encoder import Encoder, Layers, embed_patches
+from spectralmoe_jax.models.encoders.vit import Block
+from spectralmoe_jax.models.positions import bicubic_matrix
+from spectralmoe_jax.parameters import edited
+from spectralmoe_jax.sensors import SENSORS, find_sensor
+
+log = logging.getLogger(__name__)
+
+KERNEL = 8  # side of the stored kernels in pixels
+REFERENCE_RESOLUTION = 10.0  # metres of a pixel at which positions are counted in pixels
+TEMPERATURE = 10000.0  # of the sines and cosines
+DATES, MONTHS = 24, 12  # rows of the stored tables
+
+# Pretraining statistics of reflectance x 10000: (value - shift) / div, shift = mean - 2 deviations, div = 4
+# deviations.
+STATISTICS = {
+    "B2": (-440.067415, 3670.816576),
+    "B3": (-488.194993, 3653.195369),
+    "B4": (-842.258609, 4370.714894),
+    "B5": (-550.580418, 4188.882433),
+    "B6": (90.181885, 4192.040644),
+    "B7": (237.712680, 4574.761211),
+    "B8": (212.379363, 4395.916711),
+    "B8A": (341.339955, 4817.891020),
+    "B11": (-57.043713, 4583.909625),
+    "B12": (-485.954841, 3920.971936),
+}
+UNITS = 10000.0  # of reflectance in `STATISTICS`
+
+# Embeddings of the file by module, each a number of channels by name: convolutions, then linear layers. Only
+# the optical ones of `space_time_embed` are used; the others are kept so that a file can be written back.
+CONVOLUTIONS = {
+    "space_time_embed": {
+        "S1": 2, "S2_RGB": 3, "S2_Red_Edge": 3, "S2_NIR_10m": 1, "S2_NIR_20m": 1, "S2_SWIR": 2, "NDVI": 1,
+    },
+    "space_embed": {"SRTM": 2, "DW": 9, "WC": 5},
+}  # fmt: skip
+LINEAR = {
+    "time_embed": {"ERA5": 2, "TC": 3, "VIIRS": 1},
+    "static_embed": {"LS": 1, "location": 3, "DW_static": 9, "WC_static": 5},
+}
+# Rows of the stored embeddings of the groups, by module.
+GROUP_TABLES = {
+    "space_time_groups": 7, "space_groups": 3, "time_groups": 3, "static_groups": 4,
+}  # fmt: skip
+
+
+def channels_of(bands: Sequence[str], sensor: str | None) -> tuple[str, ...]:
+    """Return Galileo's channel of every band, "" for a band that it does not have.
+
+    Args:
+      bands: names of the bands.
+      sensor: sensor whose names these are. Bands of other sensors take part by the name of the Sentinel-2
+        band that sees the same: blue, green, red, nir, swir16, swir22 and the like.
+    """
+    own = {} if sensor is None else find_sensor(sensor).known_as()
+    theirs = SENSORS["sentinel2"].known_as()
+    names = {name.replace("B0", "B"): name for name in theirs.values()}
+    channel = {name: short for short, name in names.items()}
+    found = (channel.get(theirs.get(own.get(band.lower(), band).lower(), ""), "") for band in bands)
+    return tuple(name if name in STATISTICS else "" for name in found)
+
+
+class GalileoEncoder(Encoder):
+    """Embeddings of the groups of channels, encodings of group, month and position, and a stack of blocks.
+
+    The image it embeds is reflectance, 0 to 1.
+
+    Attributes:
+      blocks: all layers, stacked on axis 0.
+      norm: the last norm.
+      time_table: encodings of the dates, (24, D / 4); an image has the first one.
+      month_table: encodings of the months, (12, D / 4).
+      space_time_groups: embeddings of the groups, (7, D / 4); the first is Sentinel-1's.
+    """
+
+    def __init__(self, config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+        kind = nnx.Param if config.trainable else Frozen
+        self.config = config
+        quarter = config.width // 4
+        # 1. embeddings; those of other sensors are never trained
+        for module, channels in CONVOLUTIONS.items():
+            shapes = {name: (KERNEL, KERNEL, count, config.width) for name, count in channels.items()}
+            setattr(self, module, Embeddings(shapes, config, kind, param_dtype, rngs))
+        for module, channels in LINEAR.items():
+            shapes = {name: (count, config.width) for name, count in channels.items()}
+            setattr(self, module, Embeddings(shapes, config, kind, param_dtype, rngs))
+        # 2. encodings
+        for module, rows in GROUP_TABLES.items():
+            used = kind if module == "space_time_groups" else Frozen
+            setattr(self, module, used(trunc_normal(rngs.params(), (rows, quarter), param_dtype)))
+        self.time_table = Frozen(jnp.asarray(sines(np.arange(DATES), quarter), param_dtype))
+        self.month_table = Frozen(jnp.asarray(_months(quarter), param_dtype))
+        # 3. blocks and the last norm
+        self.blocks = nnx.vmap(lambda r: Block(config, kind, param_dtype, r), in_axes=0, out_axes=0)(
+            rngs.split(config.layers)
+        )
+        self.norm = LayerNorm(config.width, config.norm_eps, kind=Frozen, param_dtype=param_dtype)
+
+    def embed(self, image: Array) -> Array:
+        """Tokens before the first layer, (B, N G, D), group fastest, of reflectance (B, H, W, C)."""
+        h, w = self.grid(image.shape)
+        patches = self.embed_groups(image) + self.encodings(h, w).astype(image.dtype)  # (B, N, G, D)
+        return rearrange(patches, "b n g d -> b (n g) d")
+
+    def embed_groups(self, image: Array) -> Array:
+        """Patch embeddings of every group, without encodings: (B, H, W, C) -> (B, N, G, D)."""
+        resize = kernel_resize(self.config.patch_size)  # (p, 8)
+        tokens = []
+        for group in self.config.groups:
+            embedding = getattr(self.space_time_embed, group)  # type: ignore[attr-defined]
+            stored = embedding.kernel[...]  # (8, 8, channels, D)
+            # the pseudo-inverse acts on rows and on columns alike
+            rows = contract("pi,ijcd->pjcd", resize.astype(stored.dtype), stored)
+            kernel = contract("qj,pjcd->pqcd", resize.astype(stored.dtype), rows)
+            tokens.append(embed_patches(self._group_pixels(image, group), kernel, embedding.bias[...]))
+        return jnp.stack(tokens, axis=2)
+
+    def _group_pixels(self, image: Array, group: str) -> Array:
+        """Channels of a group as the embedding reads them: (B, H, W, C) -> (B, H, W, channels)."""
+        channels = GALILEO_GROUPS[group]
+        picked = image[..., np.array([self.config.channels.index(name) for name in channels])]
+        if group == "NDVI":
+            near_infrared, red = picked[..., :1], picked[..., 1:]
+            total = near_infrared + red
+            positive = total > 0
+            return jnp.where(positive, near_infrared - red, 0) / jnp.where(positive, total, 1)
+        shift, div = np.array([STATISTICS[name] for name in channels], np.float64).T
+        wide = picked.astype(wide_type(image.dtype))
+        return (wide * (UNITS / div) - shift / div).astype(image.dtype)
+
+    def encodings(self, h: int, w: int) -> Array:
+        """Encodings of group, date, month and position: (N, G, D)."""
+        quarter = self.config.width // 4
+        groups = list(CONVOLUTIONS["space_time_embed"])
+        rows = np.array([groups.index(group) for group in self.config.groups])
+        group = self.space_time_groups[...][rows]  # type: ignore[attr-defined]
+        parts = (
+            group[None],  # (1, G, D / 4)
+            self.time_table[...][0],
+            self.month_table[...][self.config.month - 1],
+            jnp.asarray(self._positions(h, w), group.dtype)[:, None],  # (N, 1, D / 4)
+        )
+        shape = (h * w, len(rows), quarter)
+        return jnp.concatenate([jnp.broadcast_to(part, shape) for part in parts], axis=-1)
+
+    def _positions(self, h: int, w: int) -> np.ndarray:
+        """Encodings of column and row within a window, (N, D / 4) float64.
+
+        Distances are counted in pixels of 10 metres, whatever the size of pixels and patches.
+        """
+        config = self.config
+        step = config.resolution * config.patch_size / REFERENCE_RESOLUTION
+        rows, columns = self.windows(h, w)
+        axis = config.width // 8
+        row, column = sines(np.arange(h) % rows * step, axis), sines(np.arange(w) % columns * step, axis)
+        grid = (np.broadcast_to(column, (h, w, axis)), np.broadcast_to(row[:, None], (h, w, axis)))
+        return np.concatenate(grid, axis=-1).reshape(h * w, 2 * axis)
+
+    def windows(self, h: int, w: int) -> tuple[int, int]:
+        """Height and width of the windows in places: a grid that is not larger is one window.
+
+        Raises:
+          UserError: the grid is larger and does not divide into windows.
+        """
+        side = self.config.window
+        for length in (h, w):
+            if length > side and length % side:
+                raise UserError(
+                    f"an image of {h}x{w} patches does not divide into windows of {side}: choose a crop or "
+                    f"window that is a multiple of {side * self.config.patch_size} pixels, or another "
+                    f"{self.config.place}.window"
+                )
+        return min(h, side), min(w, side)
+
+    def stacked(self, h: int, w: int) -> Layers:
+        """The blocks, ready to be scanned over a grid of h x w places."""
+        graph, weights = nnx.split(self.blocks)
+        rows, columns = self.windows(h, w)
+        sizes = {"y": rows, "x": columns, "g": self.config.tokens_per_place}
+        whole = (h, w) == (rows, columns)
+
+        def apply(x: Array, layer: Any, edit: Edit | None = None, beside: Beside | None = None) -> Array:
+            """Run one block on every window."""
+            block = nnx.merge(graph, edited(layer, edit))
+            if whole:
+                return block(x, None, beside)
+            sizes["r"] = h // rows
+            x = rearrange(x, "b (r y c x g) d -> (b r c) (y x g) d", c=w // columns, **sizes)
+            y = block(x, None, beside)
+            return rearrange(y, "(b r c) (y x g) d -> b (r y c x g) d", c=w // columns, **sizes)
+
+        return Layers(weights, apply)
+
+
+class Embeddings(nnx.Module):
+    """Kernels and biases by name; those of names outside the configured groups are never trained."""
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        config: EncoderConfig,
+        kind: VariableType,
+        param_dtype,
+        rngs: nnx.Rngs,
+    ):
+        for name, shape in shapes.items():
+            used = kind if name in config.groups else Frozen
+            setattr(self, name, Embedding(shape, used, param_dtype, rngs))
+
+
+class Embedding(nnx.Module):
+    """Kernel, (8, 8, channels, D) or (channels, D), and bias (D,)."""
+
+    def __init__(self, shape: tuple[int, ...], kind: VariableType, param_dtype, rngs: nnx.Rngs):
+        self.kernel = kind(trunc_normal(rngs.params(), shape, param_dtype))
+        self.bias = kind(jnp.zeros(shape[-1:], param_dtype))
+
+
+def sines(positions: np.ndarray, width: int) -> np.ndarray:
+    """Sines, then cosines of positions at `width / 2` frequencies each: (n,) -> (n, width) float64.
+
+    The exponents are k / (2 width), not 2 k / width: the frequencies fall from 1 to a tenth or so only.
+    """
+    frequencies = TEMPERATURE ** (-np.arange(width // 2) / (2 * width))
+    angles = np.asarray(positions, np.float64)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def _months(width: int) -> np.ndarray:
+    """Encodings of the months: one sine, then one cosine of the year, repeated; (12, width) float64."""
+    angles = 2 * math.pi * np.arange(MONTHS) / MONTHS
+    return np.repeat(np.stack([np.sin(angles), np.cos(angles)], axis=1), width // 2, axis=1)
+
+
+def kernel_resize(patch: int) -> np.ndarray:
+    """Matrix that resizes a side of the stored kernels to `patch` pixels, (p, 8) float64.
+
+    The pseudo-inverse of the antialiased bicubic resizing from 8 to p: a patch that is resized to 8 x 8
+    pixels and then embedded gives what the resized kernel gives (FlexiViT, arXiv 2212.08013, section 3.4).
+    """
+    if patch == KERNEL:
+        return np.eye(KERNEL)
+    matrix = bicubic_matrix(KERNEL, patch, antialias=True)  # (p, 8)
+    return np.linalg.pinv(matrix.T)
