@@ -9,7 +9,8 @@ Source: our own, on the test data of DLR's ukis-csmask (Apache-2.0).
 Score: none published; full runs not measured, smaller ones in docs/results.md.
 Cost: not measured; designed for two CPU cores.
 
-  spectralmoe train --config configs/cloud_shadow.py --config.data.root=PATH/cloudshadow --workdir runs/clouds
+  spectralmoe train --config configs/cloud_shadow.py:galileo --config.data.root=PATH/cloudshadow \
+    --workdir runs/clouds
   spectralmoe evaluate --workdir runs/clouds --config.data.target=landsat7,landsat8 \
     --config.data.sensors=landsat5=landsat5,landsat7=landsat7,landsat8=landsat8
 """
@@ -19,7 +20,8 @@ from ml_collections import ConfigDict
 from spectralmoe_jax.configs import common
 
 
-def get_config() -> ConfigDict:
+def get_config(args: str = "") -> ConfigDict:
+    given = common.arguments(args, encoder=("small", "galileo"))
     config = common.small("cloud_shadow")
     config.sensor = "landsat5"
     config.bands = ("blue", "green", "red", "nir", "swir16", "swir22")
@@ -59,4 +61,10 @@ def get_config() -> ConfigDict:
 
     config.evaluate.window = 96
     config.evaluate.overlap = 32
+
+    if given.encoder == "galileo":
+        common.use_galileo(config)
+        config.model.visual.stored_as = "unit"  # reflectance from 0 to 1
+        # positions are counted in metres; those of 30 m are beyond what the encoder was trained on
+        config.model.visual.resolution = 10.0
     return config

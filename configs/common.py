@@ -229,3 +229,27 @@ def small(name: str) -> ConfigDict:
     config.evaluate = ConfigDict()
     config.evaluate.batch_size = 8
     return config
+
+
+def use_galileo(config: ConfigDict) -> None:
+    """Use Galileo-nano, frozen, as the visual encoder of a small run (arXiv 2502.09356).
+
+    Its weights (MIT, 4 MB) come from the Hugging Face hub, or from a folder with config.json and encoder.pt
+    given as `config.model.visual.weights`. A run adds `stored_as`, how its files store reflectance.
+
+    The encoder attends within windows of 8 x 8 patches of 4 pixels, as in pretraining; crops and windows are
+    twice as large, and windows overlap by half of an encoder's window, so that no place is always at an edge.
+    """
+    config.data.crop = 64
+    config.evaluate.window = 64
+    config.evaluate.overlap = 16
+
+    config.model.visual = ConfigDict()
+    config.model.visual.preset = "galileo_nano"
+    config.model.visual.weights = "hf://nasaharvest/galileo/models/nano"
+    config.model.visual.patch_size = 4
+    config.model.visual.window = 8
+    config.model.visual.month = 6  # of the images, where it is known
+    config.model.visual.trainable = False
+    del config.model.pixel_mean  # the encoder has its own statistics
+    del config.model.pixel_std

@@ -19,7 +19,7 @@ from spectralmoe_jax.configs import common
 
 
 def get_config(args: str = "") -> ConfigDict:
-    given = common.arguments(args, labels=("raster", "polygons"))
+    given = common.arguments(args, labels=("raster", "polygons"), encoder=("small", "galileo"))
     config = common.small("sentinel2_landcover")
     config.sensor = "sentinel2"
     config.bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
@@ -59,4 +59,9 @@ def get_config(args: str = "") -> ConfigDict:
 
     config.evaluate.window = 64
     config.evaluate.overlap = 16
+
+    if given.encoder == "galileo":
+        common.use_galileo(config)
+        config.model.visual.stored_as = "x10000"
+        config.augment.drop_bands = 0.0  # a band of zeros is no reflectance that the encoder knows
     return config

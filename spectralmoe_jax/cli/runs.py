@@ -167,9 +167,7 @@ class Probe:
         """Run the subcommand and return its exit status."""
         config = load_config(arguments.file or arguments.config, overrides)
         fetch_first(config.model.weight_files)
-        spectralmoe_jax.probe(
-            config, arguments.workdir, seeds=arguments.seeds, penalty=arguments.penalty
-        )
+        spectralmoe_jax.probe(config, arguments.workdir, seeds=arguments.seeds, penalty=arguments.penalty)
         return 0
 
 

@@ -93,7 +93,9 @@ class EncoderConfig(Section):
     )
     month: int = option(6, "Month of the images, 1 to 12 (galileo).", between(1, 12))
     resolution: float = option(
-        0.0, "Metres on the ground along a pixel's edge; 0 for those of `config.sensor` (galileo).", at_least(0)
+        0.0,
+        "Metres on the ground along a pixel's edge; 0 for those of `config.sensor` (galileo).",
+        at_least(0),
     )
     ndvi: bool = option(True, "Add the vegetation index as a group of its own (galileo).")
     trainable: bool = option(False, "Train the encoder's weights; by default they are frozen.")

@@ -22,6 +22,7 @@ import numpy as np
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.inference.model import check_pixels
 from spectralmoe_jax.inference.sliding_window import padded_tile, predict_tiles, window_starts
 from spectralmoe_jax.models.encoders.encoder import Encoder, every_layer, mean_over_groups
 from spectralmoe_jax.models.segmenter import Segmenter
@@ -109,7 +110,6 @@ class FeatureExtractor:
 
 def make_encode(segmenter: Segmenter) -> EncodeTiles:
     """Make the jitted function from tiles to the features of every stage."""
-
     trainable, frozen = split(segmenter)
 
     @jax.jit
@@ -130,7 +130,12 @@ def make_encode(segmenter: Segmenter) -> EncodeTiles:
         features = places.reshape(*places.shape[:2], h, w, -1)
         return jnp.moveaxis(features, 0, 3).astype(jnp.float32)
 
-    return lambda pixels: np.asarray(encode(trainable, frozen, pixels))
+    def checked(pixels: np.ndarray) -> np.ndarray:
+        """Check the pixels and encode them."""
+        check_pixels(segmenter.config, pixels)
+        return np.asarray(encode(trainable, frozen, pixels))
+
+    return checked
 
 
 def _digest_of(segmenter: Segmenter, settings: EvaluateConfig) -> bytes:

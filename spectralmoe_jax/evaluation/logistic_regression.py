@@ -85,9 +85,7 @@ def _minimise(
         """Make one step of L-BFGS."""
         parameters, state, _, count = carry
         value, grad = value_and_grad(parameters, state=state)
-        updates, state = solver.update(
-            grad, state, parameters, value=value, grad=grad, value_fn=objective
-        )
+        updates, state = solver.update(grad, state, parameters, value=value, grad=grad, value_fn=objective)
         slope = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grad)]))
         return optax.apply_updates(parameters, updates), state, slope, count + 1
 
@@ -100,7 +98,7 @@ def _minimise(
 def fit_centroids(features: np.ndarray, labels: np.ndarray, classes: int) -> LinearClassifier:
     """Classify by the nearest centroid of standardised features, as a linear classifier.
 
-    |x - m_c|^2 = |x|^2 - 2 (x m_c - |m_c|^2 / 2), so the nearest centroid has the largest x m_c - |m_c|^2 / 2.
+    |x - m_c|^2 = |x|^2 - 2 (x m_c - |m_c|^2 / 2): the nearest centroid has the largest x m_c - |m_c|^2 / 2.
     A class without a sample is never chosen.
 
     Args:

@@ -113,7 +113,9 @@ def _training_tokens(
         labels.append(known[known >= 0])
     x, y = np.concatenate(features), np.concatenate(labels)
     if not len(y):
-        raise UserError("config.data.source: the training images have no labelled pixel to fit a classifier to")
+        raise UserError(
+            "config.data.source: the training images have no labelled pixel to fit a classifier to"
+        )
     if len(y) > TOKENS:
         drawn = np.sort(np.random.default_rng(seed).choice(len(y), TOKENS, replace=False))
         x, y = x[drawn], y[drawn]
@@ -186,11 +188,18 @@ def _plot(report: dict[str, Any], path: Path) -> None:
     places = np.arange(len(report["stages"]))
     for colour, (name, splits) in zip(("C0", "C1"), report["miou"].items(), strict=True):
         for split, seeds in splits.items():
-            stats = np.array([_mean_and_deviation(seeds, stage) for stage in places])
+            stats = np.array([_mean_and_deviation(seeds, stage) for stage in range(len(places))])
             label = f"{name}, {'held-out source' if split == 'holdout' else split}"
             style = "--" if split == "holdout" else "-"
             axes.errorbar(
-                places, stats[:, 0], yerr=stats[:, 1], fmt=style, marker="o", color=colour, label=label, capsize=2
+                places,
+                stats[:, 0],
+                yerr=stats[:, 1],
+                fmt=style,
+                marker="o",
+                color=colour,
+                label=label,
+                capsize=2,
             )
     axes.set_xticks(places, report["stages"], rotation=45, ha="right")
     axes.set_ylabel("mIoU, %")

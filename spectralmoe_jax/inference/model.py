@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
+from spectralmoe_jax.models.encoders.galileo import require_reflectance
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import put
@@ -163,7 +165,7 @@ def make_routed_step(segmenter: Segmenter, layout: Layout | None = None) -> Rout
     Arguments are those of `make_predict`. Experts are (L, J, B, N) int32, with J = 0 if the adapter has none.
     """
     trainable, frozen = split(segmenter)
-    step = _spread(make_predict_step(segmenter, layout), layout)
+    step = _spread(make_predict_step(segmenter, layout), layout, segmenter.config)
 
     def routed(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predict scores (B, S, S, C) and experts (L, J, B, N) of tiles (B, S, S, bands)."""
@@ -184,14 +186,14 @@ def make_scores(
       structure: read for its structure only; may be abstract.
       layout: as in `make_predict`.
     """
-    step = _spread(make_predict_step(structure, layout), layout)
+    step = _spread(make_predict_step(structure, layout), layout, structure.config)
     return lambda trainable, frozen, pixels: np.asarray(step(trainable, frozen, pixels)[0])[: len(pixels)]
 
 
-def _spread(step: Any, layout: Layout | None) -> Any:
-    """Wrap a step so that it shards its tiles over a layout, padded with copies of the last tile."""
+def _spread(step: Any, layout: Layout | None, settings: SegmenterConfig) -> Any:
+    """Wrap a step so that it checks its tiles and shards them over a layout, padded with the last tile."""
     if layout is None:
-        return step
+        return _checked(step, settings)
     sharding, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
 
     def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> Any:
@@ -200,7 +202,47 @@ def _spread(step: Any, layout: Layout | None) -> Any:
         filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
         return step(trainable, frozen, put(filled, sharding))
 
-    return padded
+    return _checked(padded, settings)
+
+
+def _checked(step: Any, settings: SegmenterConfig) -> Any:
+    """Wrap a step so that its first tiles with data are checked to be what the encoder needs."""
+    told = False
+
+    def check_first(trainable: Any, frozen: Any, pixels: np.ndarray) -> Any:
+        """Check until some tiles tell, and predict."""
+        nonlocal told
+        told = told or check_pixels(settings, pixels)
+        return step(trainable, frozen, pixels)
+
+    return check_first
+
+
+def check_pixels(settings: SegmenterConfig, pixels: np.ndarray) -> bool:
+    """Check that stored pixels are what the encoder needs: reflectance, for galileo.
+
+    Args:
+      settings: structure of the segmenter.
+      pixels: tiles as stored, (B, S, S, bands).
+
+    Returns:
+      Whether the pixels tell; False if most hold no data.
+
+    Raises:
+      UserError: they cannot be what the encoder needs.
+    """
+    if settings.visual.kind != "galileo":
+        return True
+    return require_reflectance(np.asarray(pixels), settings.pixel_mean[0], settings.pixel_std[0])
+
+
+def checked_batches(batches: Generator[Any], settings: SegmenterConfig) -> Generator[Any]:
+    """Yield training batches; the first one with data is checked as by `check_pixels`."""
+    told = False
+    with contextlib.closing(batches):
+        for batch in batches:
+            told = told or check_pixels(settings, batch["image"])
+            yield batch
 
 
 def make_predict_step(structure: Segmenter, layout: Layout | None = None) -> Any:

@@ -15,7 +15,6 @@ from spectralmoe_jax.parity.comparison import Check
 from spectralmoe_jax.parity.galileo_goldens import is_galileo, verify_galileo
 from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
 
-
 # Encoders' golden files: whether an .npz file is one, and the function that checks it.
 ENCODER_GOLDENS = ((is_galileo, verify_galileo),)
 
@@ -63,7 +62,9 @@ def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
         raise UserError(f"{root}: no such folder; give one with golden files, such as tests/goldens")
     adapters = sorted(root.rglob("adapter_*.npz"))
     segmenters = sorted(path for path in root.rglob("*.json") if path.with_suffix(".npz").exists())
-    others = sorted(set(root.rglob("*.npz")) - {*adapters, *(path.with_suffix(".npz") for path in segmenters)})
+    others = sorted(
+        set(root.rglob("*.npz")) - {*adapters, *(path.with_suffix(".npz") for path in segmenters)}
+    )
     encoders = [
         (path, verify) for path in others for recognises, verify in ENCODER_GOLDENS if recognises(path)
     ]

@@ -32,7 +32,7 @@ from spectralmoe_jax.config.schema import MAIN, RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.evaluation.metrics import score_split
 from spectralmoe_jax.host_memory import keep_freed_memory
-from spectralmoe_jax.inference.model import initial_segmenter, make_scores
+from spectralmoe_jax.inference.model import checked_batches, initial_segmenter, make_scores
 from spectralmoe_jax.models.build import abstract_segmenter, for_sensor, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout
@@ -126,7 +126,8 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
 
     def batches_of(name: str, start: int) -> Iterator[Any]:
         """Draw this process's part of a stream's batches, from number `start` on."""
-        return training_batches(configs[name], splits[name], start, *shard)
+        batches = training_batches(configs[name], splits[name], start, *shard)
+        return checked_batches(batches, structures[name].config)
 
     def mixed_batches(start: int) -> Iterator[Any]:
         """Draw batches of all streams by their weights, from number `start` on."""

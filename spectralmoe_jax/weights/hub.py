@@ -149,9 +149,7 @@ def _download(repository: str, revision: str | None, file: str | None, folder: s
     raise UserError(f"{HUB}{repository}: has a {folder}{CONFIG} but no {WEIGHTS}; {advice}")
 
 
-def _require_network(
-    spec: str, repository: str, revision: str | None, file: str | None, folder: str
-) -> None:
+def _require_network(spec: str, repository: str, revision: str | None, file: str | None, folder: str) -> None:
     from huggingface_hub import constants, hf_hub_url
 
     url = hf_hub_url(repository, file or folder + CONFIG, revision=revision)

@@ -1,8 +1,8 @@
 """Read weight files of any kind one tensor at a time.
 
 A weight file is a safetensors file, a file of `torch.save`, a Hugging Face folder, or a name on the hub:
-`hf://owner/name[@revision][/file or folder]`. `open_weight_file` gives each as a `WeightFile`: a read-only mapping from
-tensor names to arrays that reads a tensor from disk only on access.
+`hf://owner/name[@revision][/file or folder]`. `open_weight_file` gives each as a `WeightFile`: a read-only
+mapping from tensor names to arrays that reads a tensor from disk only on access.
 """
 
 from __future__ import annotations

@@ -11,12 +11,10 @@ window in places.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -33,8 +31,6 @@ from spectralmoe_jax.models.encoders.vit import Block
 from spectralmoe_jax.models.positions import bicubic_matrix
 from spectralmoe_jax.parameters import edited
 from spectralmoe_jax.sensors import SENSORS, find_sensor
-
-log = logging.getLogger(__name__)
 
 KERNEL = 8  # side of the stored kernels in pixels
 REFERENCE_RESOLUTION = 10.0  # metres of a pixel at which positions are counted in pixels
@@ -91,6 +87,38 @@ def channels_of(bands: Sequence[str], sensor: str | None) -> tuple[str, ...]:
     return tuple(name if name in STATISTICS else "" for name in found)
 
 
+# Reflectance that an image can have: its median, and its 95th percentile. Wrong scales are far outside.
+LEAST_MEDIAN, LEAST_BRIGHT, LARGEST_BRIGHT = -0.05, 0.003, 3.0
+FEWEST_PIXELS = 64  # fewer pixels with data than this tell nothing
+
+
+def require_reflectance(pixels: np.ndarray, pixel_mean: float, pixel_std: float) -> bool:
+    """Check that stored values, brought to reflectance, can be reflectance.
+
+    Args:
+      pixels: stored values (..., C); pixels that are zero in all bands hold no data.
+      pixel_mean: stored value of reflectance 0.
+      pixel_std: stored units of reflectance 1.
+
+    Returns:
+      Whether there was enough data to tell.
+
+    Raises:
+      UserError: the values cannot be reflectance.
+    """
+    found = (pixels[np.any(pixels != 0, axis=-1)].astype(np.float64) - pixel_mean) / pixel_std
+    if len(found) < FEWEST_PIXELS:
+        return False
+    median, bright = np.quantile(found, (0.5, 0.95))
+    if median < LEAST_MEDIAN or not LEAST_BRIGHT <= bright <= LARGEST_BRIGHT:
+        raise UserError(
+            f"config.model.visual.stored_as: the images' values cannot be reflectance stored like that: half "
+            f"of them are above {median:.3g} and 5 % above {bright:.3g}, of 0 to 1; choose unit, x10000, "
+            "x10000+1000 or sensor by how the files were made"
+        )
+    return True
+
+
 class GalileoEncoder(Encoder):
     """Embeddings of the groups of channels, encodings of group, month and position, and a stack of blocks.
 
@@ -110,11 +138,9 @@ class GalileoEncoder(Encoder):
         quarter = config.width // 4
         # 1. embeddings; those of other sensors are never trained
         for module, channels in CONVOLUTIONS.items():
-            shapes = {name: (KERNEL, KERNEL, count, config.width) for name, count in channels.items()}
-            setattr(self, module, Embeddings(shapes, config, kind, param_dtype, rngs))
+            setattr(self, module, Embeddings((KERNEL, KERNEL), channels, config, kind, param_dtype, rngs))
         for module, channels in LINEAR.items():
-            shapes = {name: (count, config.width) for name, count in channels.items()}
-            setattr(self, module, Embeddings(shapes, config, kind, param_dtype, rngs))
+            setattr(self, module, Embeddings((), channels, config, kind, param_dtype, rngs))
         # 2. encodings
         for module, rows in GROUP_TABLES.items():
             used = kind if module == "space_time_groups" else Frozen
@@ -135,7 +161,7 @@ class GalileoEncoder(Encoder):
 
     def embed_groups(self, image: Array) -> Array:
         """Patch embeddings of every group, without encodings: (B, H, W, C) -> (B, N, G, D)."""
-        resize = kernel_resize(self.config.patch_size)  # (p, 8)
+        resize = jnp.asarray(kernel_resize(self.config.patch_size))  # (p, 8)
         tokens = []
         for group in self.config.groups:
             embedding = getattr(self.space_time_embed, group)  # type: ignore[attr-defined]
@@ -228,15 +254,16 @@ class Embeddings(nnx.Module):
 
     def __init__(
         self,
-        shapes: dict[str, tuple[int, ...]],
+        sides: tuple[int, ...],
+        channels: Mapping[str, int],
         config: EncoderConfig,
         kind: VariableType,
         param_dtype,
         rngs: nnx.Rngs,
     ):
-        for name, shape in shapes.items():
+        for name, count in channels.items():
             used = kind if name in config.groups else Frozen
-            setattr(self, name, Embedding(shape, used, param_dtype, rngs))
+            setattr(self, name, Embedding((*sides, count, config.width), used, param_dtype, rngs))
 
 
 class Embedding(nnx.Module):
