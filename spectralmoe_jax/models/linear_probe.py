@@ -23,6 +23,7 @@ from spectralmoe_jax.models.linear_head import pixel_cross_entropy
 from spectralmoe_jax.parallel import Layout
 
 ITERATIONS = 500
+STALLED = 4  # iterations in a row that do not lower the value, after which rounding is all that is left
 TOLERANCE = 1e-5  # norm of the gradient for standardised features; without any weights it is about 1
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -70,7 +71,9 @@ def fit_linear(
         def entropy(weights: tuple[Array, Array]) -> Array:
             """Mean over batches of the head's training loss."""
             kernel, bias = classifier(weights)
-            losses = [pixel_cross_entropy(project(x, kernel, wide, HIGHEST) + bias, y) for x, y in examples]
+            # features in the type of the kernel: rounded to theirs, it would make the loss a staircase
+            logits = [project(x.astype(wide), kernel, wide, HIGHEST) + bias for x, _ in examples]
+            losses = [pixel_cross_entropy(x, labels) for x, (_, labels) in zip(logits, examples, strict=True)]
             return jnp.stack(losses).mean()
 
         def objective(weights: tuple[Array, Array]) -> Array:
@@ -105,19 +108,20 @@ def _minimise(objective: Callable[[Any], Array], start: Any) -> tuple[Any, Array
 
     def step(carry: Any) -> Any:
         """Do one iteration."""
-        weights, state, iterations, _ = carry
+        weights, state, iterations, stalled = carry
         value, gradient = value_and_gradient(weights, state=state)
         updates, state = solver.update(
             gradient, state, weights, value=value, grad=gradient, value_fn=objective
         )
-        is_small = optax.tree.norm(optax.tree.get(state, "grad")) <= TOLERANCE
-        goes_on = ~is_small & (optax.tree.norm(updates) > 0)
-        return optax.apply_updates(weights, updates), state, iterations + 1, goes_on
+        falls = optax.tree.get(state, "value") < value
+        return optax.apply_updates(weights, updates), state, iterations + 1, jnp.where(falls, 0, stalled + 1)
 
     def goes_on(carry: Any) -> Array:
-        """Return whether the last iteration moved, to a gradient that is not small yet."""
-        return carry[3] & (carry[2] < ITERATIONS)
+        """Return whether the gradient is not small yet, and the value still falls, but for rounding."""
+        _, state, iterations, stalled = carry
+        is_small = optax.tree.norm(optax.tree.get(state, "grad")) <= TOLERANCE
+        return (iterations == 0) | (~is_small & (stalled < STALLED) & (iterations < ITERATIONS))
 
-    first = (start, solver.init(start), jnp.zeros((), jnp.int32), jnp.ones((), bool))
-    weights, _, iterations, _ = jax.lax.while_loop(goes_on, step, first)
+    count = jnp.zeros((), jnp.int32)
+    weights, _, iterations, _ = jax.lax.while_loop(goes_on, step, (start, solver.init(start), count, count))
     return weights, iterations
