@@ -25,7 +25,7 @@ from spectralmoe_jax.ablation.grid import GridRun
 from spectralmoe_jax.checkpoints.store import describe_differences
 from spectralmoe_jax.config.load import CONFIG_FILE, flatten, read_run_given
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.evaluate import evaluate_best_checkpoint, read_evaluation
+from spectralmoe_jax.evaluation.evaluate import evaluate_best_checkpoint, is_complete, read_evaluation
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.training.train import train
 
@@ -79,8 +79,8 @@ def execute(run: GridRun) -> bool:
 
 
 def _train_and_evaluate(run: GridRun) -> bool:
-    result = train(run.config, run.folder)
-    if result["step"] < run.config.train.steps:
+    train(run.config, run.folder)
+    if not is_complete(run.folder, run.config):
         return False
     evaluate_best_checkpoint(run.folder, run.config)
     return True
@@ -92,7 +92,9 @@ def is_done(run: GridRun) -> bool:
     `spectralmoe report` may have evaluated a run that was not trained to its end.
     """
     evaluation = read_evaluation(run.folder)
-    return evaluation is not None and evaluation.get("trained", 0) >= run.config.train.steps
+    if evaluation is None:
+        return False
+    return evaluation.get("complete", False) or evaluation.get("trained", 0) >= run.config.train.steps
 
 
 def check_folder(run: GridRun) -> None:

@@ -49,7 +49,7 @@ class SpectralMoE(Adapter):
       experts_b: B, (L, E, R, D), zero at the start.
       w_gate, w_noise: (L, J, D, E), zero at the start; J = 1 for a shared router.
       token_to_feature: W_t and b_t, shared by all layers as are all that follow.
-      delta_to_feature: W_d and b_d.
+      delta_to_feature: W_d and b_d, zero at the start with `zero_start`.
       scale: alpha.
       transform: W_q and b_q.
       merge: W_m and b_m.
@@ -72,6 +72,9 @@ class SpectralMoE(Adapter):
         self.transform = Projection(width, config.query_dim, param_dtype=param_dtype, rngs=rngs)
         self.merge = Projection(3 * config.query_dim, config.query_dim, param_dtype=param_dtype, rngs=rngs)
         self.scale = nnx.Param(jnp.asarray(config.scale_init, param_dtype))
+        if config.zero_start:
+            for weight in (self.delta_to_feature.kernel, self.delta_to_feature.bias):
+                weight.set_value(jnp.zeros_like(weight[...]))
 
     def stacked(self) -> dict[str, Array]:
         """Experts and routers of all layers."""

@@ -31,6 +31,7 @@ from spectralmoe_jax.parallel.mesh import check_layout
 from spectralmoe_jax.parameters import split
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
+from spectralmoe_jax.training.train import check_sizes
 
 STEPS = ("train", "predict")
 LOCAL = "local"
@@ -95,6 +96,7 @@ def compile_steps(
     run = as_run_config(config)
     layout = Layout.make(run.parallel, machine.devices)
     check_layout(run, layout)
+    check_sizes(run)
     trace = {"train": _trace_train_step, "predict": _trace_predict_step}
     report: dict[str, Any] = {
         "topology": machine.name,

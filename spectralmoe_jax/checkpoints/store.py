@@ -27,6 +27,7 @@ from typing import Any, Self
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from spectralmoe_jax.checkpoints.held_out import NOTHING_YET, HeldOut
 from spectralmoe_jax.config.load import CHOICES, flatten
 from spectralmoe_jax.config.presets import FAMILIES, kind_of
 from spectralmoe_jax.config.schema import RunConfig
@@ -35,6 +36,7 @@ from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 FOLDER = "checkpoints"
 TRAINABLE, OPTIMIZER = "trainable", "optimizer"
+_HELD_OUT = "held_out"
 
 _MODEL_SECTIONS = ("bands", "classes", "model")
 # Keys that decide how the model is computed, not what it computes: they may differ between runs.
@@ -93,12 +95,13 @@ class CheckpointStore:
     Args:
       workdir: the run's folder, created by the first save.
       config: the configuration of the run; its model part is stored and compared.
-      metric: name of the metric that decides which checkpoint is best; higher is better.
+      metric: name of the metric that decides which checkpoint is best, higher is better; by default
+        `config.train.selection`.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], config: RunConfig, metric: str = "miou"):
+    def __init__(self, workdir: str | os.PathLike[str], config: RunConfig, metric: str | None = None):
         self._given = config.given
-        self._metric = metric
+        self._metric = metric or config.train.selection
         self._folder = (Path(workdir) / FOLDER).absolute()
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._saving: ocp.AsyncResponse[bool] | None = None
@@ -133,8 +136,25 @@ class CheckpointStore:
         """Return the metrics stored with a step's checkpoint, or None."""
         return next((c.metrics for c in self._open().checkpoints if c.step == step), None)
 
+    def held_out(self, step: int) -> HeldOut:
+        """Return the held-out record of a step's checkpoint.
+
+        If it has none, counting starts at the best checkpoint's score.
+        """
+        stored = self._open().checkpointables_metadata(step).custom_metadata or {}
+        found = HeldOut.read(stored.get(_HELD_OUT), self._metric)
+        if found is not None:
+            return found
+        score = -math.inf if self.best is None else self._score(self.metrics_of(self.best) or {})
+        return HeldOut(score if math.isfinite(score) else None)
+
     def save(
-        self, step: int, params: Any, opt_state: Any, metrics: Mapping[str, float] | None = None
+        self,
+        step: int,
+        params: Any,
+        opt_state: Any,
+        metrics: Mapping[str, float] | None = None,
+        held_out: HeldOut = NOTHING_YET,
     ) -> None:
         """Start a save in the background; the arrays may change once this returns.
 
@@ -145,6 +165,7 @@ class CheckpointStore:
           params: pytree of the trainable parameters.
           opt_state: pytree of the optimizer's state.
           metrics: scores of an evaluation at this step; only a checkpoint with scores can be the best one.
+          held_out: the record after this step.
 
         Raises:
           OSError: the folder cannot be written.
@@ -162,6 +183,7 @@ class CheckpointStore:
                 custom_metadata={
                     "fingerprint": fingerprint(self._given),
                     "model": model_part(self._given),
+                    _HELD_OUT: held_out.stored(self._metric),
                 },
                 force=True,
             )

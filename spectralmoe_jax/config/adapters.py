@@ -118,6 +118,10 @@ class SpectralMoEConfig(AdapterSection):
         1e-2, "Lower bound on the standard deviation of the gates' noise in training."
     )
     scale_init: float = option(1e-3, "Initial scale of the refinement.")
+    zero_start: bool = option(
+        False,
+        "Start with an output projection of zero: the features are at first those of the frozen encoder.",
+    )
     strategy: str = option(
         "auto",
         "How the experts are computed: `coordinates` (every expert for every token), `dispatch` (tokens "

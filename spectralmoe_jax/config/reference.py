@@ -26,6 +26,7 @@ from spectralmoe_jax.config.schema import (
     EvaluateConfig,
     LossConfig,
     ParallelConfig,
+    PartRates,
     RunConfig,
     StatedWavelengths,
     TrainConfig,
@@ -131,6 +132,7 @@ _SECTIONS: tuple[tuple[str, str, type], ...] = (
 _LATER: tuple[tuple[str, str, type], ...] = (
     ("config.loss", "Loss", LossConfig),
     ("config.train", "Training", TrainConfig),
+    ("config.train.lr_factors", "Learning rates by part", PartRates),
     ("config.evaluate", "Evaluation and prediction", EvaluateConfig),
     ("config.parallel", "Several devices", ParallelConfig),
     ("config.stated_wavelengths", "Stated wavelengths", StatedWavelengths),

@@ -235,17 +235,42 @@ DEFAULT_RULES: tuple[Rule, ...] = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class PartRates(Section):
+    """`config.train.lr_factors`: factors on the learning rate by part of the model.
+
+    They multiply the factors of `train.rules` and of an adapter's own rules. 0 leaves a part as it starts.
+    """
+
+    place: ClassVar[str] = "config.train.lr_factors"
+
+    visual: float = option(
+        1.0,
+        "Weights of the visual encoder that are trained, also those that an adapter (full, bitfit) chooses.",
+        at_least(0),
+    )
+    adapter: float = option(1.0, "The adapter's own parameters.", at_least(0))
+    head: float = option(1.0, "The segmentation head.", at_least(0))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     """`config.train`: AdamW, its schedule, and intervals in steps."""
 
     place: ClassVar[str] = "config.train"
 
-    steps: int = required("Number of training steps; the learning rate reaches 0 at the end.", at_least(1))
+    steps: int = required(
+        "Number of training steps, at the end of which a decaying learning rate reaches 0.", at_least(1)
+    )
     batch_size: int = option(8, "Images per step, over all hosts.", at_least(1))
     learning_rate: float = option(1e-4, "Learning rate after the warm-up.", above(0))
     warmup_steps: int = option(
         0, "Steps over which the learning rate rises linearly from 0; they count as part of `steps`."
+    )
+    schedule: str = option(
+        "poly",
+        "Learning rate after the warm-up: polynomial decay, half a cosine, or no decay.",
+        one_of("poly", "cosine", "constant"),
     )
     power: float = option(0.9, "Power of the polynomial decay that follows the warm-up.")
     weight_decay: float = option(0.05, "Decoupled weight decay.", at_least(0))
@@ -259,6 +284,36 @@ class TrainConfig(Section):
         "Parameter groups: (regular expression, factor on the weight decay, factor on the learning rate); "
         "the first expression found in a parameter's name applies, and every parameter must match one.",
     )
+    lr_factors: PartRates = subsection(PartRates, "Factors on the learning rate by part of the model.")
+    head_first_steps: int = option(
+        0,
+        "Steps in which the head alone is trained. The learning rate of all else then rises linearly over as "
+        "many steps.",
+    )
+    head_start: str = option(
+        "random",
+        "What the head starts from: `random` weights, or, for the linear head, `probe`: the minimum of its "
+        "loss on the features of the model as it starts.",
+        one_of("random", "probe"),
+    )
+    probe_tiles: int = option(64, "Training tiles that the probe is fitted to, rounded up to whole batches.",
+                              at_least(1))  # fmt: skip
+    probe_penalty: float = option(
+        1e-3,
+        "Half of it times the squared weights for standardised features is added to the probe's loss.",
+        above(0),
+    )
+    patience: int | None = option(
+        None,
+        "Evaluations in a row without a better held-out score after which the run is complete; none for off.",
+        at_least(1),
+    )
+    selection: str = option(
+        "miou",
+        "Held-out score that chooses the best checkpoint and that `patience` follows: `miou` over all images "
+        "of the run's own stream, or `mean_miou`, the mean over the domains of all streams.",
+        one_of("miou", "mean_miou"),
+    )
     log_every: int = option(50, "Steps between two log entries.", at_least(1))
     evaluate_every: int = option(1000, "Steps between two evaluations on the held-out images.", at_least(1))
     checkpoint_every: int = option(500, "Steps between two checkpoints.", at_least(1))
@@ -267,9 +322,9 @@ class TrainConfig(Section):
         """Check ranges that a single bound cannot express."""
         super().__post_init__()
         self.require("betas", all(0 <= beta < 1 for beta in self.betas), "must lie in [0, 1)")
-        in_range = 0 <= self.warmup_steps < self.steps
         must = f"must be between 0 and {self.steps - 1}, below {self.place}.steps"
-        self.require("warmup_steps", in_range, must)
+        for name in ("warmup_steps", "head_first_steps"):
+            self.require(name, 0 <= getattr(self, name) < self.steps, must)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,6 +513,12 @@ class RunConfig(Section):
         """Check constraints that belong to no single section."""
         super().__post_init__()
         self.require("bands", len(self.bands) > 0, "must have at least one band")
+        if self.train.head_start == "probe" and self.model.head.kind != "linear":
+            must = (
+                f"no regression fits config.model.head.kind = {self.model.head.kind!r}: set "
+                "config.train.head_first_steps, which trains the head alone at first"
+            )
+            raise bad_value("config.train.head_start", self.train.head_start, must)
 
     def replaced(self, values: Mapping[str, Any]) -> RunConfig:
         """Return a copy with other values.

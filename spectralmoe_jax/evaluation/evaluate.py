@@ -68,8 +68,9 @@ def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
     """Evaluate a run's best checkpoint on the target and keep the results in the run's folder.
 
     `evaluation.json` holds the report of `evaluate`, the number of `trainable` parameters, the `step` of the
-    checkpoint, and the last step that the run is `trained` to. `evaluation.npz` holds the confusion matrix of
-    every image; for `pictures.npz` see `inference.pictures`. The scores are written last.
+    checkpoint, the last step that the run is `trained` to, and whether it is `complete`. `evaluation.npz`
+    holds the confusion matrix of every image; for `pictures.npz` see `inference.pictures`. The scores are
+    written last.
 
     Raises:
       UserError: names the file or key that is wrong.
@@ -81,7 +82,8 @@ def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
     write_pictures(workdir, run.config, run.segmenter, run.step, run.splits)
     write_images(tally.images, workdir / IMAGES_FILE)
     best, last = checkpoint_steps(workdir, run.config)
-    more = {"trainable": trainable, "step": best, "trained": last}
+    complete = is_complete(workdir, run.config)
+    more = {"trainable": trainable, "step": best, "trained": last, "complete": complete}
     write_report(report | more, workdir / EVALUATION_FILE)
 
 
@@ -98,6 +100,13 @@ def checkpoint_steps(workdir: Path, config: RunConfig) -> tuple[int | None, int 
     """
     with CheckpointStore(workdir, config) as store:
         return store.best if store.best is not None else store.last, store.last
+
+
+def is_complete(workdir: Path, config: RunConfig) -> bool:
+    """Return whether a run was trained to its last step, or to the end of its patience."""
+    with CheckpointStore(workdir, config) as store:
+        last = store.last
+        return last is not None and store.held_out(last).is_complete(last, config.train)
 
 
 class _OpenRun(NamedTuple):

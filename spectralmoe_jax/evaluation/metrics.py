@@ -2,12 +2,13 @@
 
 `tally_split` runs a predictor over a split and counts, by image, pixels of true against predicted class
 (`ConfusionMatrix`) and, where the predictor reports experts, tokens by expert and class (`RoutingCounts`).
-`score_split` reduces these counts to the scores that training selects its best checkpoint by.
+`held_out_scores` reduces these counts to the scores that training selects its best checkpoint by.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -342,10 +343,24 @@ def tally_split(
     return tally
 
 
-def score_split(config: RunConfig, splits: Splits, split: str, predict: Predict) -> dict[str, float]:
-    """Return the scores of a split that a training run logs: mIoU and overall accuracy."""
-    total = tally_split(config, splits, split, predict).total()
-    return {"miou": total.miou, "overall_accuracy": total.overall_accuracy}
+def held_out_scores(tallies: Mapping[str, Tally]) -> dict[str, float]:
+    """Return the scores of the held-out images that a training run logs.
+
+    The first stream, the run's own, has `miou` and `overall_accuracy`, every other one `miou_NAME`. With
+    several domains, `mean_miou` is the mean over those that have a labelled pixel.
+
+    Args:
+      tallies: counts of the held-out images of each stream, the run's own first.
+    """
+    totals = {name: tally.total() for name, tally in tallies.items()}
+    own, *others = totals
+    domains = [matrix.miou for tally in tallies.values() for matrix in tally.domains().values()]
+    scores = {"miou": totals[own].miou, "overall_accuracy": totals[own].overall_accuracy}
+    scores |= {f"miou_{name}": totals[name].miou for name in others}
+    if len(domains) > 1:
+        known = [miou for miou in domains if not math.isnan(miou)]
+        scores["mean_miou"] = sum(known) / len(known) if known else math.nan
+    return scores
 
 
 def write_images(images: Sequence[ImageCounts], path: str | os.PathLike[str]) -> None:

@@ -46,9 +46,12 @@ class LinearHead(nnx.Module):
 
     def __call__(self, maps: Sequence[Array]) -> Array:
         """Maps (B, h, w, D) -> logits (B, h, w, C), at least float32, of the size of the largest map."""
+        return self.classifier(self.join(maps), wide_type(self.dtype))
+
+    def join(self, maps: Sequence[Array]) -> Array:
+        """Maps (B, h, w, D), resized to the largest, side by side: (B, h, w, maps * D)."""
         size = max((x.shape[1], x.shape[2]) for x in maps)
-        joined = jnp.concatenate([resize_bilinear(x.astype(self.dtype), size) for x in maps], axis=-1)
-        return self.classifier(joined, wide_type(self.dtype))
+        return jnp.concatenate([resize_bilinear(x.astype(self.dtype), size) for x in maps], axis=-1)
 
 
 def pixel_scores(logits: Array, size: tuple[int, int]) -> Array:

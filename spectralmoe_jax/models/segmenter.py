@@ -204,6 +204,13 @@ class Segmenter(nnx.Module):
         with _precision(self.config.dtype):
             return self.backbone(image, key=key, noise=noise)
 
+    def head_features(self, image: Array) -> Array:
+        """What the linear head classifies of a normalised image (B, H, W, C): (B, h, w, maps * D)."""
+        assert isinstance(self.head, LinearHead)
+        maps = self.features(image).maps
+        maps, _ = self.backbone.adapter.refine_maps(maps, (1.0,) * len(maps))
+        return self.head.join(maps)
+
     def __call__(
         self, image: Array, *, key: Array | None = None, all_layers: bool = True
     ) -> Output | PixelOutput:

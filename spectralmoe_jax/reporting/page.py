@@ -175,7 +175,10 @@ def palette_of(config: RunConfig) -> list[tuple[int, int, int]]:
 def _key_figures(run: RunRecord) -> list[tuple[str, str]]:
     """Return the figures at the top of the page: (value, label)."""
     steps, _ = run.series("train", "loss")
-    found = [(f"{steps[-1]:,}" if steps else "0", f"of {run.config.train.steps:,} steps")]
+    last, planned = steps[-1] if steps else 0, run.config.train.steps
+    is_early = last < planned and (run.evaluation or {}).get("complete", False)
+    label = f"of {planned:,} steps{', complete by patience' if is_early else ''}"
+    found = [(f"{last:,}", label)]
     if run.evaluation:
         found += [
             (f"{percent(run.evaluation['miou'])} %", "mIoU on the target"),

@@ -7,7 +7,8 @@ The order of operations in one pass of the loop, and its reasons:
 2. Stop? A SIGTERM counts only between two steps, and all hosts stop after the same one.
 3. Log, every `log_every` steps. Reading metrics waits for the device, hence not after every step.
 4. Evaluate, every `evaluate_every` steps, before saving: the checkpoint gets its score, which decides the
-   best. If the evaluation fails, the state is saved without a score first, so that no step is lost.
+   best, and whether the run is complete before its last step (`patience`). All hosts have the same score. If
+   the evaluation fails, the state is saved without a score first, so that no step is lost.
 5. Save, every `checkpoint_every` steps, after an evaluation, after the last step and on a stop.
 
 Stages 3 to 5 check first that all losses and gradients so far were finite: a diverged state is never
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import threading
 from collections import deque
@@ -33,6 +35,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from spectralmoe_jax.adapters.base import Rule
+from spectralmoe_jax.checkpoints.held_out import NOTHING_YET
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.schema import TrainConfig
 from spectralmoe_jax.errors import UserError
@@ -61,6 +64,8 @@ class Experiment:
         the first step.
       batch_size: images per batch, on all hosts together.
       evaluate: function from trainable parameters to named scores; None for no evaluation.
+      prepare: function from `trainable` to what a new run starts from, not called on resuming; None for
+        `trainable` itself.
       selection_metric: the score that decides which checkpoint is best, higher is better.
       rules: parameter groups of the optimizer that come before those of the configuration.
       layout: mesh that `trainable`, `frozen` and batches are sharded over; None for one device. With several
@@ -73,6 +78,7 @@ class Experiment:
     make_batches: Callable[[int], Iterator[Any]]
     batch_size: int
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    prepare: Callable[[Any], Any] | None = None
     selection_metric: str = "miou"
     rules: tuple[Rule, ...] = ()
     layout: Layout | None = None
@@ -81,7 +87,7 @@ class Experiment:
 def fit(
     experiment: Experiment, settings: TrainConfig, key: jax.Array, store: CheckpointStore, workdir: Path
 ) -> int:
-    """Train from the last checkpoint, or from the start, to `settings.steps`.
+    """Train from the last checkpoint, or from the start, to `settings.steps` or the end of `patience`.
 
     The parameters after step n depend on the experiment, the settings and the key alone, not on how often the
     run was interrupted. On SIGTERM to any host the state is saved and the function returns early, on all
@@ -110,6 +116,7 @@ def fit(
     key = key if layout is None else layout.place(key)
     silent = jax.process_index() != 0
     start = int(state.step)
+    held_out = store.held_out(start) if start else NOTHING_YET
     learning_rate = jax.jit(make_schedule(settings))
     learning_rate(start)  # compiled before the first step, not between two steps
 
@@ -124,7 +131,7 @@ def fit(
             progress.print(f"resumed at step {start}")
         step = start
         stopping = False
-        while step < settings.steps and not stopping:
+        while not held_out.is_complete(step, settings) and not stopping:
             # 1. step
             state, metrics = train_step(state, experiment.frozen, next(batches), key)
             step += 1
@@ -152,9 +159,10 @@ def fit(
                 try:
                     scores = experiment.evaluate(state.params)
                 except Exception:
-                    store.save(step, state.params, state.opt_state)
+                    store.save(step, state.params, state.opt_state, held_out=held_out)
                     store.wait()
                     raise
+                held_out = held_out.after(scores.get(experiment.selection_metric, math.nan))
                 log.write(step, "evaluate", scores)
                 shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
                 progress.print(f"step {step}: {shown}")
@@ -163,10 +171,14 @@ def fit(
             # 5. save
             if scores is not None or is_last or step % settings.checkpoint_every == 0 or stopping:
                 _require_finite(state, store)
-                store.save(step, state.params, state.opt_state, scores)
+                store.save(step, state.params, state.opt_state, scores, held_out)
 
         store.wait()
-        if stopping and step < settings.steps:
+        if held_out.is_complete(step, settings):
+            if step < settings.steps:
+                better = f"a better held-out {experiment.selection_metric}"
+                progress.print(f"complete at step {step}: {held_out.waited} evaluations without {better}")
+        elif stopping:
             progress.print(f"stop requested: saved at step {step}; the same command resumes there")
     return step
 
@@ -175,7 +187,9 @@ def _restore_or_init(
     experiment: Experiment, optimizer: optax.GradientTransformation, store: CheckpointStore
 ) -> TrainState:
     """Return the state of the last complete checkpoint, or the one before the first step."""
-    state = init_state(experiment.trainable, optimizer, experiment.layout)
+    is_new = store.last is None
+    prepare = experiment.prepare if is_new and experiment.prepare else lambda trainable: trainable
+    state = init_state(prepare(experiment.trainable), optimizer, experiment.layout)
     if store.last is None:
         return state
     params, opt_state = store.restore(store.last, state.params, state.opt_state)

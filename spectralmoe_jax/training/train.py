@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,9 +29,10 @@ from spectralmoe_jax.config.load import (
     read_run_given,
     save_config,
 )
-from spectralmoe_jax.config.schema import MAIN, RunConfig
+from spectralmoe_jax.config.model import Mask2FormerConfig
+from spectralmoe_jax.config.schema import MAIN, RunConfig, TrainConfig
 from spectralmoe_jax.errors import UserError, bad_value
-from spectralmoe_jax.evaluation.metrics import score_split
+from spectralmoe_jax.evaluation.metrics import Tally, held_out_scores, tally_split
 from spectralmoe_jax.host_memory import keep_freed_memory
 from spectralmoe_jax.inference.model import checked_batches, initial_segmenter, make_scores
 from spectralmoe_jax.models.build import abstract_segmenter, for_sensor, segmenter_config
@@ -40,6 +42,7 @@ from spectralmoe_jax.parallel.distributed import require_agreement
 from spectralmoe_jax.parallel.mesh import print_devices, training_layout
 from spectralmoe_jax.parameters import split
 from spectralmoe_jax.training.loop import Experiment, fit, prefetch
+from spectralmoe_jax.training.probe_start import make_probe_start
 from spectralmoe_jax.training.step import make_loss, make_stream_loss
 
 
@@ -113,6 +116,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
 
     # 2. data
     splits = {name: open_splits(stream) for name, stream in configs.items()}
+    _check_selection(config.train, splits)
 
     # 3. weights: one set of trainable parameters for all streams, frozen ones by stream
     segmenter = initial_segmenter(config, layout)
@@ -138,8 +142,12 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     loss = make_stream_loss(structures, config.loss) if several else make_loss(structures[MAIN], config.loss)
 
     # 5. scores on the held-out images, which choose the best checkpoint
-    holdout = splits[MAIN].holdout
-    evaluate = make_evaluation(config, splits[MAIN], structures[MAIN], frozen, layout) if holdout else None
+    evaluate = make_evaluation(config, splits, structures, frozen_by_stream, layout)
+
+    # 6. start of the head
+    prepare = None
+    if config.train.head_start == "probe":
+        prepare = make_probe_start(structures, frozen_by_stream, mixed_batches, config.train, layout)
 
     return Experiment(
         trainable=trainable,
@@ -148,18 +156,37 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         make_batches=mixed_batches if several else functools.partial(batches_of, MAIN),
         batch_size=config.train.batch_size,
         evaluate=evaluate,
+        prepare=prepare,
+        selection_metric=config.train.selection,
         rules=segmenter.backbone.adapter.optimizer_rules,
         layout=layout,
     )
 
 
-def check_sizes(config: RunConfig) -> None:
-    """Check before the run that training tiles and windows consist of whole patches.
+def _check_selection(settings: TrainConfig, splits: Mapping[str, Splits]) -> None:
+    """Check that the held-out images have the scores that the settings ask for.
 
     Raises:
-      UserError: a side is not a multiple of the patch size; names the key.
+      UserError: they do not; names the key.
     """
-    patch = config.model.visual.patch_size
+    if settings.patience is not None and not splits[MAIN].holdout:
+        must = "needs held-out images: set config.data.holdout or config.data.holdout_domains"
+        raise bad_value("config.train.patience", settings.patience, must)
+    domains = {(name, record.domain) for name, part in splits.items() for record in part.holdout}
+    if settings.selection == "mean_miou" and len(domains) < 2:
+        must = f"needs held-out images of several source domains, not of {len(domains)}: choose miou"
+        raise bad_value("config.train.selection", settings.selection, must)
+
+
+def check_sizes(config: RunConfig) -> None:
+    """Check before the run that training tiles and windows consist of whole patches, enough for the head.
+
+    Raises:
+      UserError: a side is not a multiple of the patch size, or so small that a map of Mask2Former would have
+        no pixel; names the key.
+    """
+    patch, head = config.model.visual.patch_size, config.model.head
+    coarsest = min(head.scales) if isinstance(head, Mask2FormerConfig) else 1.0
     for key, side in (
         ("config.data.crop", config.data.crop),
         ("config.evaluate.window", config.evaluate.window),
@@ -167,6 +194,10 @@ def check_sizes(config: RunConfig) -> None:
         if side % patch:
             must = f"must be a multiple of config.model.visual.patch_size = {patch}"
             raise bad_value(key, side, must)
+        if int(side // patch * coarsest) < 1:  # as `resize_by_scale` computes it
+            least = next(n for n in itertools.count(1) if int(n * coarsest) >= 1)
+            must = f"must be at least {least * patch}: {least} patches are one pixel of the map with scale "
+            raise bad_value(key, side, f"{must}{coarsest} in config.model.head.scales")
 
 
 def _segmenter_of(segmenter: Segmenter, name: str, config: RunConfig) -> Segmenter:
@@ -178,16 +209,35 @@ def _segmenter_of(segmenter: Segmenter, name: str, config: RunConfig) -> Segment
 
 
 def make_evaluation(
-    config: RunConfig, splits: Splits, structure: Segmenter, frozen: Any, layout: Layout | None = None
-) -> Callable[[Any], Mapping[str, float]]:
-    """Make a function from trainable parameters to their scores on the held-out images."""
-    scores = make_scores(structure, layout)
+    config: RunConfig,
+    splits: Mapping[str, Splits],
+    structures: Mapping[str, Segmenter],
+    frozen: Mapping[str, Any],
+    layout: Layout | None = None,
+) -> Callable[[Any], Mapping[str, float]] | None:
+    """Make a function from trainable parameters to the `held_out_scores` of all streams.
 
-    def evaluate(trainable: Any) -> Mapping[str, float]:
-        """Score trainable parameters on the held-out images."""
-        return score_split(config, splits, "holdout", functools.partial(scores, trainable, frozen))
+    Args:
+      config: the run's configuration.
+      splits: the images of each stream.
+      structures: a segmenter for the bands of each stream, read for its structure only.
+      frozen: the frozen parameters of each stream.
+      layout: mesh to shard the model over; None for one device.
 
-    return evaluate
+    Returns:
+      The function; None if the run's own stream holds no images out.
+    """
+    if not splits[MAIN].holdout:
+        return None
+    configs = {name: stream for name, stream in config.every_stream.items() if splits[name].holdout}
+    scores = {name: make_scores(structures[name], layout) for name in configs}
+
+    def tally(name: str, trainable: Any) -> Tally:
+        """Count the held-out images of a stream."""
+        predict = functools.partial(scores[name], trainable, frozen[name])
+        return tally_split(configs[name], splits[name], "holdout", predict)
+
+    return lambda trainable: held_out_scores({name: tally(name, trainable) for name in configs})
 
 
 def run_experiment(

@@ -60,6 +60,38 @@ def test_equals_the_paper_formulas(config, seed, noisy):
     require_plain_form(config, seed, noisy, compiled=jax.jit)
 
 
+def test_zero_start_leaves_the_features_and_trains_at_once():
+    """The output projection alone is zero; its gradient, but for the scale, is that of any other start."""
+    sizes = {"num_experts": 3, "num_tokens": 4, "rank": 2, "query_dim": 4}
+    adapters = [
+        SpectralMoE(SpectralMoEConfig(zero_start=zero, **sizes), layers=1, width=WIDTH, rngs=nnx.Rngs(0))
+        for zero in (False, True)
+    ]
+    plain, zeroed = map(leaves, adapters)
+    changed = {path for path in plain if not np.array_equal(plain[path], zeroed[path])}
+    assert changed == {("delta_to_feature", "kernel"), ("delta_to_feature", "bias")}
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(2, BATCH, TOKENS, WIDTH)), jnp.float32)
+
+    @jax.jit
+    def refined(values):
+        """The refined tokens, and the gradient of their product with the depth tokens by W_d."""
+
+        def product(kernel):
+            adapter = with_values(adapters[0], values | {("delta_to_feature", "kernel"): kernel})
+            weights = jax.tree.map(lambda leaf: leaf[0], adapter.stacked())
+            found = adapter.layer(weights, *tokens).tokens
+            return jnp.sum(found * tokens[1]), found
+
+        gradient, found = jax.grad(product, has_aux=True)(values["delta_to_feature", "kernel"])
+        return found, gradient
+
+    (moved, first), (still, second) = refined(plain), refined(zeroed)
+    assert jnp.array_equal(still, tokens[0])
+    assert not jnp.array_equal(moved, tokens[0])
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-7)
+    assert jnp.abs(second).max() > 1e-3
+
+
 # Values that change nothing are left out: the value of any fusion but cross-attention, and without the depth
 # modality the fusion and the second router.
 FUSIONS = [

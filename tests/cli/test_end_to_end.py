@@ -160,6 +160,11 @@ def test_checkpoint_of_another_model(run, capsys):
         ),
         ("evaluate.overlap=32", "config.evaluate.overlap = 32"),
         ("evaluate.batch_size=0", "config.evaluate.batch_size = 0: must be at least 1"),
+        (
+            "data.crop=24",
+            "config.data.crop = 24: must be at least 32: 4 patches are one pixel",
+        ),
+        ("evaluate.window=24", "config.evaluate.window = 24: must be at least 32"),
         ("data.crop=30", "config.data.crop = 30: must be a multiple of config.model.visual.patch_size = 8"),
         ("data.crop=0", "config.data.crop = 0: must be at least 1"),
         ("data.workers=-1", "config.data.workers = -1: must be at least 0"),

@@ -60,6 +60,15 @@ GRIDS = (
     "tokens",
     "top_k",
 )
+YOUNGER = {
+    "segmenter": ("adapter.zero_start",),
+    "train": (
+        "schedule", "lr_factors.visual", "lr_factors.adapter", "lr_factors.head", "head_first_steps",
+        "head_start", "probe_tiles", "probe_penalty", "patience", "selection",
+    ),
+}  # fmt: skip
+"""Keys by section that are younger than the snapshots, which do not have them."""
+
 BASES = ("", "configs/dubai.py", "configs/fbp_cross_sensor.py")
 """The bases of each grid; the empty one is the grid's own."""
 
@@ -108,6 +117,7 @@ def resolved(config: RunConfig) -> Values:
             for key, value in flatten(
                 dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values
             ).items()
+            if key not in YOUNGER.get(section, ())
         }
     )
 

@@ -14,6 +14,7 @@ from spectralmoe_jax.cli import data as cli_data
 from spectralmoe_jax.cli.main import COMMANDS, main
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.models.build import segmenter_config
+from spectralmoe_jax.training.train import check_sizes
 from tests.datasets import lookalikes
 from tests.documentation import pages
 from tests.tiny_run import SIZES
@@ -54,6 +55,12 @@ def streams(text: str) -> None:
 def another_encoder(text: str) -> None:
     config = run_configuration(text, "loveda")
     assert segmenter_config(config).visual.width == 512
+
+
+def little_data(text: str) -> None:
+    config = run_configuration(text, "sentinel2_landcover")
+    assert config.train.lr_factors.adapter == 0.1
+    check_sizes(config)
 
 
 def own_source(text: str) -> None:
@@ -145,7 +152,8 @@ EXECUTED = {
     'config.data.kind = "prepared"': prepared_tiles,
     'config.data.kind = "geotiff"': geotiffs,
     "config.streams = ": streams,
-    "config.model.visual = ConfigDict": another_encoder,
+    "config.model.visual = ConfigDict(\n": another_encoder,
+    'config.train.head_start = "probe"': little_data,
     "class NpzTiles": own_source,
     '"npz_tiles.py:open_tiles"': own_source,
     "def get_grid": own_grid,

@@ -7,7 +7,7 @@ import pytest
 
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
+from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, ImageCounts, Tally, held_out_scores
 from spectralmoe_jax.evaluation.score_table import print_table, score, write_report
 
 metrics = pytest.importorskip("sklearn.metrics")
@@ -101,6 +101,26 @@ def test_domain_without_labels_does_not_change_the_mean():
     assert np.isnan(report["domains"]["c"]["miou"])
     assert report["mean_miou"] == score(predict, examples(), names, settings)["mean_miou"]
     assert np.isnan(score(predict, [unlabelled], names, settings)["mean_miou"])
+
+
+def test_held_out_scores_of_several_streams():
+    """By hand: a domain counts once in the mean whatever its size, and one without labels does not."""
+    tallies = {name: Tally(["w", "x"]) for name in ("main", "radar")}
+    half, right, unknown = (np.array([[5, 5], [0, 0]]), np.diag([90, 90]), np.zeros((2, 2), int))
+    tallies["main"].images += [ImageCounts("a", "1", half), ImageCounts("b", "2", right)]
+    tallies["radar"].images += [ImageCounts("a", "3", half), ImageCounts("c", "4", unknown)]
+    # of `half`: class w has 5 of 10, class x 0 of 5; of main: w 95 of 100, x 90 of 95
+    scores = held_out_scores(tallies)
+    assert scores == pytest.approx(
+        {
+            "miou": (0.95 + 90 / 95) / 2,
+            "overall_accuracy": 185 / 190,
+            "miou_radar": 0.25,
+            "mean_miou": (0.25 + 1.0 + 0.25) / 3,
+        }
+    )
+    tallies["main"].images.pop()
+    assert held_out_scores({"main": tallies["main"]}).keys() == {"miou", "overall_accuracy"}
 
 
 def test_nothing_to_score(tmp_path):

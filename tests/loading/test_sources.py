@@ -13,7 +13,7 @@ from rich.console import Console
 
 from data_pipelines.prepare.prepare import prepare
 from data_pipelines.sources import open_source
-from data_pipelines.splits import open_splits, training_batches
+from data_pipelines.splits import open_splits, training_batches, training_elements
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from tests.datasets.lookalikes import write
@@ -108,7 +108,7 @@ def test_an_own_source_without_images_is_said(example):
 TAKES_A_BATCH = """
 import sys
 import spectralmoe_jax.training.train
-from data_pipelines.splits import open_splits, training_batches
+from data_pipelines.splits import open_splits, training_batches, training_elements
 from spectralmoe_jax.config.load import load_config
 
 config = load_config(sys.argv[1], sys.argv[2:])
@@ -131,3 +131,17 @@ def test_generated_and_prepared_tiles_import_no_rasterio(file, tmp_path):
     command = [sys.executable, "-c", TAKES_A_BATCH, f"configs/{file}", *arguments]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
+
+
+def test_every_domain_has_its_weight_and_its_own_held_out_images(example):
+    """Each domain holds out one of its two images, and the other is drawn with the domain's weight."""
+    config = configuration("npz_tiles.py:open_tiles", holdout=0.5, weights="3,1")
+    splits = open_splits(config)
+    assert [record.domain for record in splits.holdout] == ["spring", "summer"]
+    mixture, _ = training_elements(config, splits)
+    assert mixture.weights == (3.0, 1.0)
+    held = {record.name for record in splits.holdout}
+    for domain, index in zip(("spring", "summer"), mixture.sources, strict=True):
+        drawn = {index[i].record for i in range(len(index))}
+        assert {record.domain for record in drawn} == {domain}
+        assert not {record.name for record in drawn} & held

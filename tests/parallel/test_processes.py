@@ -24,7 +24,14 @@ STEPS = 20
 TINY = [*SIZES, f"train.steps={STEPS}", "train.evaluate_every=10", "train.checkpoint_every=4"]
 
 
-def start(workdir, processes, of_process=lambda number: ()):
+LINEAR = [
+    *(value for value in TINY if not value.startswith("model.head")), "model.head.kind=linear",
+    "train.head_start=probe", "train.probe_tiles=5", "train.head_first_steps=3",
+    "train.learning_rate=1e-9", "train.evaluate_every=4", "train.patience=2",
+]  # fmt: skip
+
+
+def start(workdir, processes, of_process=lambda number: (), values=TINY):
     """A training run of two devices in so many processes; `of_process` gives further overrides of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -35,7 +42,7 @@ def start(workdir, processes, of_process=lambda number: ()):
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "spectralmoe_jax", "train", "--config", "configs/quickstart.py"]
-    command += [f"--config.{value}" for value in TINY] + ["--workdir", str(workdir)]
+    command += [f"--config.{value}" for value in values] + ["--workdir", str(workdir)]
     together = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--start-timeout", "120"]
     return [
         subprocess.Popen(
@@ -61,11 +68,11 @@ def at_step(workdir, step, processes):
         time.sleep(0.01)
 
 
-def parameters(workdir):
+def parameters(workdir, last=STEPS):
     config = read_run_config(workdir)
     trainable, _ = split(abstract_segmenter(segmenter_config(config)))
     with CheckpointStore(workdir, config) as store:
-        assert store.last == STEPS
+        assert store.last == last
         restored = store.restore_params(store.last, trainable)
     return {name: np.asarray(leaf) for name, leaf in named_leaves(restored).items()}
 
@@ -123,6 +130,20 @@ def test_two_one_and_two_processes_in_turn_after_sigterm(alone, tmp_path):
     assert statuses == [0, 0], said
     require_same(tmp_path, alone)
     assert losses(tmp_path) == losses(alone)
+
+
+def test_a_fitted_head_and_the_end_of_patience(tmp_path):
+    """Both processes fit the same head, and end after the same evaluation without a better score."""
+    for count in (1, 2):
+        statuses, said = ended(start(tmp_path / str(count), count, values=LINEAR))
+        assert statuses == [0] * count, said
+        assert "head fitted to 6 tiles" in said[0]
+        assert "complete at step 12: 2 evaluations without a better held-out miou" in said[0]
+        assert all("complete at" not in text and "fitted" not in text for text in said[1:])
+    assert losses(tmp_path / "1") == losses(tmp_path / "2")
+    one, two = (parameters(tmp_path / name, 12) for name in "12")
+    for name, leaf in one.items():
+        np.testing.assert_array_equal(leaf, two[name], err_msg=name)
 
 
 def test_hosts_with_different_configurations_stop(tmp_path):

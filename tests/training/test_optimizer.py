@@ -89,6 +89,21 @@ def test_schedule_follows_its_closed_form_down_to_zero(warmup, power):
     assert max(ours) == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_other_schedules_follow_optax(warmup):
+    """Optax counts its warm-up from 0, ours from 1: the schedules are compared after it."""
+    rate, steps = 1e-3, 60
+    cosine = optax.cosine_decay_schedule(rate, steps - warmup)
+    for name, reference in {"cosine": cosine, "constant": lambda step: rate}.items():
+        schedule = make_schedule(
+            TrainConfig(steps=steps, learning_rate=rate, schedule=name, warmup_steps=warmup)
+        )
+        ours = [float(schedule(step)) for step in range(steps + 3)]
+        before = [closed_form(step, steps, rate, warmup, 1.0) for step in range(warmup)]
+        after = [float(reference(step - warmup)) for step in range(warmup, steps + 3)]
+        np.testing.assert_allclose(ours, before + after, rtol=2e-6, atol=1e-10)
+
+
 def test_first_matching_rule_counts():
     assert match_rules(RULES, nested(random_values(np.random.default_rng(0)))) == FACTORS
 
@@ -155,7 +170,9 @@ def test_shipped_model_is_covered_with_exactly_the_published_parts_undecayed():
 @pytest.mark.parametrize(
     ("values", "key"),
     [({"steps": 0}, "steps"), ({"learning_rate": 0.0}, "learning_rate"), ({"betas": (0.9, 1.0)}, "betas"),
-     ({"warmup_steps": 5}, "warmup_steps"), ({"clip_norm": -1.0}, "clip_norm")],
+     ({"warmup_steps": 5}, "warmup_steps"), ({"clip_norm": -1.0}, "clip_norm"),
+     ({"head_first_steps": 5}, "head_first_steps"), ({"schedule": "step"}, "schedule"),
+     ({"patience": 0}, "patience")],
 )  # fmt: skip
 def test_bad_settings_name_the_key(values, key):
     with pytest.raises(UserError, match=rf"^config\.train\.{key}"):

@@ -97,7 +97,10 @@ def test_one_run_on_two_sensors(config, tmp_path):
     first, second = itertools.islice(experiment.make_batches(0), 2)
     assert first["main"]["image"].shape == (2, 32, 32, 3)
     assert second["narrow"]["image"].shape == (2, 32, 32, 4)
-    train(config, tmp_path)
+    scores = experiment.evaluate(experiment.trainable)
+    assert scores.keys() == {"miou", "overall_accuracy", "miou_narrow", "mean_miou"}
+    assert scores["mean_miou"] == pytest.approx((scores["miou"] + scores["miou_narrow"]) / 2)
+    train(config.replaced({"train.head_start": "probe", "train.selection": "mean_miou"}), tmp_path)
     wide, narrow = (leaves(load_trained(tmp_path, stream)) for stream in config.every_stream.values())
     assert narrow["backbone", "visual", "patch_kernel"].shape[2] == 4
     own = {("backbone", "visual", "patch_kernel"), ("backbone", "visual", "patch_bias"),
