@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-ITERATIONS = 500  # of L-BFGS; a fit with standardised features takes some 50
-TOLERANCE = 1e-5  # on the largest entry of the gradient of the mean loss
+from spectralmoe_jax.models.linear_probe import minimise
 
 
 class LinearClassifier(NamedTuple):
@@ -58,7 +57,7 @@ def fit_logistic(
     deviation = np.where(deviation > 0, deviation, 1)
     sample = np.ones(len(labels)) if weights is None else np.asarray(weights)
     x = jnp.asarray((features - mean) / deviation, jnp.float32)
-    w, b = _minimise(
+    w, b = _fit(
         x, jnp.asarray(labels), jnp.asarray(sample, jnp.float32), jnp.asarray(penalty, jnp.float32), classes
     )
     w = np.asarray(w) / deviation[:, None]
@@ -66,33 +65,20 @@ def fit_logistic(
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _minimise(
+def _fit(
     x: jax.Array, labels: jax.Array, sample: jax.Array, penalty: jax.Array, classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Run L-BFGS from zero until the gradient vanishes."""
+    """Minimise the objective of `fit_logistic`, divided by the number of samples."""
     total = sample.sum()
 
     def objective(parameters: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Mean cross-entropy and penalty."""
         w, b = parameters
         with jax.default_matmul_precision("highest"):
             losses = optax.softmax_cross_entropy_with_integer_labels(x @ w + b, labels)
         return (jnp.sum(losses * sample) + penalty / 2 * jnp.sum(w**2)) / total
 
-    solver = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(objective)
-
-    def step(carry):
-        """Make one step of L-BFGS."""
-        parameters, state, _, count = carry
-        value, grad = value_and_grad(parameters, state=state)
-        updates, state = solver.update(grad, state, parameters, value=value, grad=grad, value_fn=objective)
-        slope = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grad)]))
-        return optax.apply_updates(parameters, updates), state, slope, count + 1
-
-    start = (jnp.zeros((x.shape[1], classes)), jnp.zeros(classes))
-    carry = (start, solver.init(start), jnp.asarray(jnp.inf), 0)
-    going = lambda carry: (carry[2] > TOLERANCE) & (carry[3] < ITERATIONS)
-    return jax.lax.while_loop(going, step, carry)[0]
+    return minimise(objective, (jnp.zeros((x.shape[1], classes)), jnp.zeros(classes)))[0]
 
 
 def fit_centroids(features: np.ndarray, labels: np.ndarray, classes: int) -> LinearClassifier:

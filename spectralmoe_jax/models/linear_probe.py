@@ -81,7 +81,7 @@ def fit_linear(
             return entropy(weights) + penalty / 2 * jnp.sum(weights[0] ** 2)
 
         zero = jnp.zeros((mean.shape[0], classes), wide), jnp.zeros((classes,), wide)
-        weights, iterations = _minimise(objective, zero)
+        weights, iterations = minimise(objective, zero)
         return Fit(*classifier(weights), entropy(weights), iterations)
 
     if layout is None:
@@ -101,7 +101,7 @@ def _moments(features: Sequence[Array]) -> tuple[Array, Array]:
     return mean, jnp.sqrt(jnp.where(variance > 0, variance, 1))
 
 
-def _minimise(objective: Callable[[Any], Array], start: Any) -> tuple[Any, Array]:
+def minimise(objective: Callable[[Any], Array], start: Any) -> tuple[Any, Array]:
     """Return the minimum of a smooth convex function by L-BFGS (optax), and the number of iterations."""
     solver = optax.lbfgs()
     value_and_gradient = optax.value_and_grad_from_state(objective)

@@ -241,8 +241,8 @@ def generator_rules() -> list[Rule]:
 def galileo_rules() -> list[Rule]:
     """Return the rules of Galileo's embeddings and encodings."""
     groups = {
-        "space_time_groups": "s_t_channel_embed", "space_groups": "sp_channel_embed",
-        "time_groups": "t_channel_embed", "static_groups": "st_channel_embed",
+        "space_time_tokens": "s_t_channel_embed", "space_tokens": "sp_channel_embed",
+        "time_tokens": "t_channel_embed", "static_tokens": "st_channel_embed",
     }  # fmt: skip
     rules = [Rule(name, (path,)) for path, name in groups.items()]
     rules += [Rule("pos_embed", ("time_table",)), Rule("month_embed.weight", ("month_table",))]

@@ -60,14 +60,19 @@ GRIDS = (
     "tokens",
     "top_k",
 )
-YOUNGER = {
-    "segmenter": ("adapter.zero_start",),
-    "train": (
-        "schedule", "lr_factors.visual", "lr_factors.adapter", "lr_factors.head", "head_first_steps",
-        "head_start", "probe_tiles", "probe_penalty", "patience", "selection",
-    ),
+_ENCODER = {
+    "normalise_maps": False, "stored_as": "sensor", "month": 6, "resolution": 0.0, "ndvi": True,
+    "channels": [],
 }  # fmt: skip
-"""Keys by section that are younger than the snapshots, which do not have them."""
+_ENCODERS = ("visual", "depth")
+NEWER = {
+    **{f"segmenter.{encoder}.{key}": value for encoder in _ENCODERS for key, value in _ENCODER.items()},
+    "segmenter.adapter.token_groups": "mean", "segmenter.adapter.zero_start": False,
+    "train.schedule": "poly", "train.lr_factors.visual": 1.0, "train.lr_factors.adapter": 1.0,
+    "train.lr_factors.head": 1.0, "train.head_first_steps": 0, "train.head_start": "random",
+    "train.probe_tiles": 64, "train.probe_penalty": 1e-3, "train.patience": None, "train.selection": "miou",
+}  # fmt: skip
+"""Keys that are newer than the snapshots, with the value that runs had before; left out where it is that."""
 
 BASES = ("", "configs/dubai.py", "configs/fbp_cross_sensor.py")
 """The bases of each grid; the empty one is the grid's own."""
@@ -110,16 +115,19 @@ def resolved(config: RunConfig) -> Values:
         "parallel": config.parallel,
         "evaluate": config.evaluate,
     }
-    return _plain(
+    found = _plain(
         {
             f"{section}.{key}": value
             for section, values in sections.items()
             for key, value in flatten(
                 dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values
             ).items()
-            if key not in YOUNGER.get(section, ())
         }
     )
+    kept = {key: value for key, value in found.items() if key not in NEWER or value != NEWER[key]}
+    if not any(key.startswith("segmenter.adapter.") for key in kept):
+        kept["segmenter.adapter"] = {}
+    return dict(sorted(kept.items()))
 
 
 def both(config: RunConfig) -> dict[str, Values]:

@@ -65,9 +65,9 @@ LINEAR = {
     "time_embed": {"ERA5": 2, "TC": 3, "VIIRS": 1},
     "static_embed": {"LS": 1, "location": 3, "DW_static": 9, "WC_static": 5},
 }
-# Rows of the stored embeddings of the groups, by module.
+# Rows of the stored embeddings of the groups, by leaf: one for each group of a module, added to its tokens.
 GROUP_TABLES = {
-    "space_time_groups": 7, "space_groups": 3, "time_groups": 3, "static_groups": 4,
+    "space_time_tokens": 7, "space_tokens": 3, "time_tokens": 3, "static_tokens": 4,
 }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ class GalileoEncoder(Encoder):
       norm: the last norm.
       time_table: encodings of the dates, (24, D / 4); an image has the first one.
       month_table: encodings of the months, (12, D / 4).
-      space_time_groups: embeddings of the groups, (7, D / 4); the first is Sentinel-1's.
+      space_time_tokens: embeddings of the groups, (7, D / 4); the first is Sentinel-1's.
     """
 
     def __init__(self, config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -143,7 +143,7 @@ class GalileoEncoder(Encoder):
             setattr(self, module, Embeddings((), channels, config, kind, param_dtype, rngs))
         # 2. encodings
         for module, rows in GROUP_TABLES.items():
-            used = kind if module == "space_time_groups" else Frozen
+            used = kind if module == "space_time_tokens" else Frozen
             setattr(self, module, used(trunc_normal(rngs.params(), (rows, quarter), param_dtype)))
         self.time_table = Frozen(jnp.asarray(sines(np.arange(DATES), quarter), param_dtype))
         self.month_table = Frozen(jnp.asarray(_months(quarter), param_dtype))
@@ -190,7 +190,7 @@ class GalileoEncoder(Encoder):
         quarter = self.config.width // 4
         groups = list(CONVOLUTIONS["space_time_embed"])
         rows = np.array([groups.index(group) for group in self.config.groups])
-        group = self.space_time_groups[...][rows]  # type: ignore[attr-defined]
+        group = self.space_time_tokens[...][rows]  # type: ignore[attr-defined]
         parts = (
             group[None],  # (1, G, D / 4)
             self.time_table[...][0],
