@@ -16,7 +16,7 @@ from rich.table import Table
 
 from data_pipelines.loader import Batch, Mixture
 from data_pipelines.records import IGNORE, Record, Source, Window
-from data_pipelines.sensors import find_sensor
+from data_pipelines.sensors import find_sensor, names_in_files
 from data_pipelines.sheet import QUIET, Sheet, chequers, coloured, display_bands, short, stretched
 from data_pipelines.splits import SPLITS, Splits, open_splits, training_batches, training_elements
 from data_pipelines.transforms import normalise
@@ -84,14 +84,14 @@ def inspect_batches(config: RunConfig, batches: int) -> Inspection:
     counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:classes]
     pixels = images.reshape(-1, images.shape[-1])
     pixels = pixels[pixels.any(axis=1)]
-    model = config.model
+    mean, std = config.model.statistics(names_in_files(config.bands, config.sensor))
     return Inspection(
         batches=drawn,
         contents=_contents(splits),
         shares=counts / max(counts.sum(), 1),
         labelled=float(counts.sum() / labels.size),
         raw=_moments(pixels),
-        normalised=_moments(normalise(pixels, model.pixel_mean, model.pixel_std)),
+        normalised=_moments(normalise(pixels, mean, std)),
         stages=_stages(config, pickle.loads(pickle.dumps(splits))),  # without what is decoded already
         opening=opening,
         first=first,

@@ -46,7 +46,9 @@ _SENSOR_KEYS = (
     "bands",
     "model.pixel_mean",
     "model.pixel_std",
+    "model.pixel_statistics",
     "model.visual.wavelengths",
+    "model.visual.bandwidths",
     "model.depth.bands",
 )
 
@@ -56,7 +58,7 @@ def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Precision (`model.dtype`), rematerialisation (`model.remat`) and the weight files are left out: they do
     not change what the parameters mean, and files move. The bands are also left out if the visual encoder
-    generates its patch embedding from their wavelengths (dofa).
+    generates its patch embedding from their wavelengths (dofa, copernicus_fm).
 
     Args:
       given: the configuration as given; default values are not compared.

@@ -20,6 +20,7 @@ from spectralmoe_jax.adapters.base import Adapter, uses_depth
 from spectralmoe_jax.adapters.registry import adapter_class
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.models.encoders.copernicus_fm import CopernicusFM
 from spectralmoe_jax.models.encoders.encoder import Encoder
 from spectralmoe_jax.models.encoders.sam import SamEncoder
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
@@ -182,7 +183,8 @@ class Backbone(nnx.Module):
 
 def make_encoder(config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Encoder:
     """Make an encoder of any family, with random weights."""
-    encoder = SamEncoder if config.kind == "sam" else VisionTransformer
+    encoders: dict[str, type[Encoder]] = {"sam": SamEncoder, "copernicus_fm": CopernicusFM}
+    encoder: Any = encoders.get(config.kind, VisionTransformer)
     return encoder(config, param_dtype=param_dtype, rngs=rngs)
 
 

@@ -15,12 +15,13 @@ from spectralmoe_jax.adapters.registry import adapter_class
 from spectralmoe_jax.config.adapters import OwnAdapterConfig, SpectralMoEConfig
 from spectralmoe_jax.config.fields import build
 from spectralmoe_jax.config.load import Configuration, as_run_config
-from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.model import EncoderConfig, VisualConfig
+from spectralmoe_jax.config.presets import FAMILIES
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import Path, leaves, with_values
-from spectralmoe_jax.sensors import place_of, visible, wavelengths
+from spectralmoe_jax.sensors import bandwidths, names_in_files, place_of, visible, wavelengths
 
 
 def segmenter_config(config: RunConfig) -> SegmenterConfig:
@@ -34,10 +35,12 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
     depth_bands: tuple[int, ...] = ()
     if model.depth is not None:
         depth_bands = _depth_bands(model.depth.bands, bands, config.sensor)
-        depth = model.depth.encoder(tuple(bands[index] for index in depth_bands))
+        names = _band_names(model.depth, tuple(bands[index] for index in depth_bands), config.sensor)
+        depth = model.depth.encoder(names)
     adapter = _adapter(model.adapter)
-    visual = model.visual.encoder(bands, wavelengths=_wavelengths(config))
+    visual = _visual(config)
     _check_encoder(visual, model.adapter.kind)
+    pixel_mean, pixel_std = model.statistics(names_in_files(bands, config.sensor))
     return SegmenterConfig(
         visual=visual,
         depth=depth,
@@ -48,9 +51,28 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
         out_layers=model.out_layers,
         dtype=model.dtype,
         remat=model.remat,
-        pixel_mean=model.pixel_mean,
-        pixel_std=model.pixel_std,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
     )
+
+
+def _visual(config: RunConfig) -> EncoderConfig:
+    """Return the visual encoder, including what follows from bands and sensor.
+
+    Raises:
+      UserError: the encoder does not take these bands, or their wavelengths are not known.
+    """
+    visual = config.model.visual
+    return visual.encoder(
+        _band_names(visual, config.bands, config.sensor),
+        wavelengths=_wavelengths(config),
+        bandwidths=_bandwidths(config),
+    )
+
+
+def _band_names(encoder: VisualConfig, bands: tuple[str, ...], sensor: str | None) -> tuple[str, ...]:
+    """Return the names of an encoder's bands: those in the files where it finds its bands by name."""
+    return names_in_files(bands, sensor) if encoder.family.bands else bands
 
 
 def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
@@ -90,6 +112,14 @@ def _wavelengths(config: RunConfig) -> tuple[float, ...]:
     if visual.wavelengths or not visual.takes_wavelengths:
         return visual.wavelengths
     return config.wavelengths_of_files or wavelengths(config.bands, config.sensor or "generic")
+
+
+def _bandwidths(config: RunConfig) -> tuple[float, ...]:
+    """Return the bandwidths of the bands, for an encoder that takes them; see `_wavelengths`."""
+    visual = config.model.visual
+    if visual.bandwidths or not visual.family.bandwidths:
+        return visual.bandwidths
+    return config.bandwidths_of_files or bandwidths(config.bands, config.sensor or "generic")
 
 
 def _adapter(section: Any) -> Any:
@@ -160,6 +190,7 @@ def for_bands(
     segmenter: Segmenter,
     wavelengths: Sequence[float],
     *,
+    bandwidths: Sequence[float] = (),
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
     depth_bands: Sequence[int] = (0, 1, 2),
@@ -169,8 +200,9 @@ def for_bands(
     The patch embedding is generated here, once for the band set, and is a constant in every later step.
 
     Args:
-      segmenter: segmenter whose visual encoder generates its patch embedding (dofa).
+      segmenter: segmenter whose visual encoder generates its patch embedding (dofa, copernicus_fm).
       wavelengths: wavelengths of the bands in micrometres.
+      bandwidths: bandwidths of the bands in micrometres, for an encoder that takes them (copernicus_fm).
       pixel_mean: mean of each band, in raw pixel units.
       pixel_std: standard deviation of each band, in raw pixel units.
       depth_bands: indices of the bands that the depth encoder sees: red, green, blue.
@@ -181,20 +213,27 @@ def for_bands(
     """
     visual = segmenter.config.visual
     if not visual.family.wavelengths:
+        able = " and ".join(kind for kind, family in FAMILIES.items() if family.wavelengths)
         must = (
-            f"its patch embedding belongs to its own {visual.in_channels} bands; only dofa makes one for any "
-            "bands"
+            f"its patch embedding belongs to its own {visual.in_channels} bands; only {able} make one for "
+            "any bands"
         )
         raise bad_value("config.model.visual.kind", visual.kind, must)
     config = dataclasses.replace(
         segmenter.config,
-        visual=dataclasses.replace(visual, in_channels=len(wavelengths), wavelengths=tuple(wavelengths)),
+        visual=dataclasses.replace(
+            visual,
+            in_channels=len(wavelengths),
+            wavelengths=tuple(wavelengths),
+            bandwidths=tuple(bandwidths),
+        ),
         depth_bands=tuple(depth_bands),
         pixel_mean=tuple(pixel_mean),
         pixel_std=tuple(pixel_std),
     )
     # kernel (p, p, bands, D), bias (D,)
-    kernel, bias = segmenter.backbone.visual.generator(config.visual.wavelengths)  # type: ignore[attr-defined]
+    generator = segmenter.backbone.visual.generator  # type: ignore[attr-defined]
+    kernel, bias = generator(config.visual.wavelengths, config.visual.bandwidths)
     replaced = {
         ("backbone", "visual", "patch_kernel"): kernel,
         ("backbone", "visual", "patch_bias"): bias,

@@ -84,6 +84,7 @@ class Check(NamedTuple):
       error: largest absolute error, relative to the largest magnitude of the golden value.
       bound: largest allowed error; None if the quantity is not checked.
       note: reason why it is not checked, or why the error is infinite.
+      absolute: the error is not divided by that magnitude.
     """
 
     file: str
@@ -91,6 +92,7 @@ class Check(NamedTuple):
     error: float
     bound: float | None
     note: str = ""
+    absolute: bool = False
 
     @property
     def ok(self) -> bool:
@@ -98,24 +100,35 @@ class Check(NamedTuple):
         return self.bound is not None and bool(self.error <= self.bound)
 
 
-def compare(file: str, quantity: str, ours: Any, golden: Any, bound: float) -> Check:
+def compare(
+    file: str, quantity: str, ours: Any, golden: Any, bound: float, *, absolute: bool = False
+) -> Check:
     """Compare two arrays of one shape.
 
     A difference in shape, or a value that is not finite on either side, is an infinite error. Where the
     golden value is zero throughout, the error is absolute. A golden value of shape (1,) matches a scalar,
     because torch writes some scalars like that.
+
+    Args:
+      file: name of the golden file.
+      quantity: name of the quantity.
+      ours: our value.
+      golden: the golden value.
+      bound: largest allowed error.
+      absolute: the error is absolute, not relative to the largest magnitude of the golden value.
     """
     ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
     if golden.shape == (1,) and ours.shape == ():
         golden = golden.reshape(())
     if ours.shape != golden.shape:
-        return Check(file, quantity, np.inf, bound, f"shape {ours.shape}, golden {golden.shape}")
+        note = f"shape {ours.shape}, golden {golden.shape}"
+        return Check(file, quantity, np.inf, bound, note, absolute)
     for side, values in (("ours", ours), ("golden", golden)):
         if not np.all(np.isfinite(values)):
-            return Check(file, quantity, np.inf, bound, f"{side} not finite")
-    scale = float(np.max(np.abs(golden), initial=0.0))
+            return Check(file, quantity, np.inf, bound, f"{side} not finite", absolute)
+    scale = 0.0 if absolute else float(np.max(np.abs(golden), initial=0.0))
     difference = float(np.max(np.abs(ours - golden), initial=0.0))
-    return Check(file, quantity, difference / scale if scale else difference, bound)
+    return Check(file, quantity, difference / scale if scale else difference, bound, "", absolute)
 
 
 def compare_if_present(

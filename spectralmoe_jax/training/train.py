@@ -175,6 +175,7 @@ def _segmenter_of(segmenter: Segmenter, name: str, config: RunConfig) -> Segment
         return for_bands(
             segmenter,
             settings.visual.wavelengths,
+            bandwidths=settings.visual.bandwidths,
             pixel_mean=settings.pixel_mean,
             pixel_std=settings.pixel_std,
             depth_bands=settings.depth_bands,

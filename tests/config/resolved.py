@@ -17,6 +17,7 @@ from typing import Any
 from data_pipelines.transforms import visible_bands
 from spectralmoe_jax.ablation.grid import load_grid
 from spectralmoe_jax.config.load import flatten, load_config
+from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.models.build import segmenter_config
 
@@ -63,6 +64,11 @@ GRIDS = (
 BASES = ("", "configs/dubai.py", "configs/fbp_cross_sensor.py")
 """The bases of each grid; the empty one is the grid's own."""
 
+NEWER_ENCODER_KEYS = {
+    "bandwidths", "location", "days", "resolution", "eight_bit", "generator_width",
+}  # fmt: skip
+"""Keys of encoders that are younger than the stored values, which lack those that have their defaults."""
+
 UNFIT = {("dubai_size", "configs/fbp_cross_sensor.py")}  # its widths are those of a small encoder
 
 Values = dict[str, Any]
@@ -88,6 +94,11 @@ def resolved(config: RunConfig) -> Values:
         if key not in config.given["data"]:
             del data[key]
     segmenter = dataclasses.asdict(segmenter_config(config))
+    defaults = {field.name: field.default for field in dataclasses.fields(EncoderConfig)}
+    for encoder in (segmenter["visual"], segmenter["depth"] or {}):
+        for key in NEWER_ENCODER_KEYS & encoder.keys():
+            if encoder[key] == defaults[key]:
+                del encoder[key]
     # numbers are floats now; the snapshot has whole ones as they were written
     for key in ("pixel_mean", "pixel_std"):
         assert segmenter[key] == config.given["model"][key]
