@@ -11,7 +11,7 @@ from spectralmoe_jax.parity.comparison import compare
 from spectralmoe_jax.parity.verify import check_folder, verify
 
 FILES = ("softcon/a_56x56", "softcon/b_84x42", "copernicus_fm/a_nometa", "copernicus_fm/b_fullmeta_k8",
-         "copernicus_fm/c_mixedmeta")  # fmt: skip
+         pytest.param("copernicus_fm/c_mixedmeta", marks=pytest.mark.slow))  # fmt: skip
 CHECKS = {"softcon": 13, "copernicus_fm": 19}
 
 

@@ -56,26 +56,34 @@ def test_a_file_is_recognised_and_read_completely(kind, tensors, tmp_path):
 
 
 def test_published_names_come_back_with_the_same_bits(kind, tensors, tmp_path):
-    """From the publisher's names to ours, and back to the publisher's, in both kinds of file."""
-    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
-    source, native = saved(tensors, tmp_path / "x.safetensors"), tmp_path / "native.safetensors"
-    convert(str(source), str(native))
+    """From the publisher's names to ours, and back to the publisher's."""
+    source, native, back = (tmp_path / f"{name}.safetensors" for name in ("x", "native", "back"))
+    convert(str(saved(tensors, source)), str(native))
     record = manifest(open_weight_file(native))
     assert (record["format"], record["licence"]) == (kind, "CC-BY-4.0")
     ours, wanted = (dict(read_encoder(open_weight_file(x), CONFIGS[kind])) for x in (native, source))
     assert all(np.array_equal(ours[path], leaf) for path, leaf in wanted.items())
-    convert(str(native), str(tmp_path / "again.safetensors"))  # a native file of a native file
-    for given, name in (("again", "back.safetensors"), ("native", "back.pth"), ("x", "same.safetensors")):
-        convert(str(tmp_path / f"{given}.safetensors"), str(tmp_path / name), to="published")
-    plain = torch.load(tmp_path / "back.pth", weights_only=True)
-    backs = (
-        load_file(tmp_path / "back.safetensors"),
-        load_file(tmp_path / "same.safetensors"),
-        {name: value.numpy() for name, value in plain.items()},
-    )
-    for back in backs:
-        assert back.keys() == tensors.keys() - LEFT_OUT[kind]
-        assert all(np.array_equal(back[name], tensors[name]) for name in back)
+    convert(str(native), str(back), to="published")
+    written = load_file(back)
+    assert written.keys() == tensors.keys() - LEFT_OUT[kind]
+    assert all(np.array_equal(written[name], tensors[name]) for name in written)
+
+
+def test_files_that_are_written_in_published_names(goldens, tmp_path):
+    """A .pth holds nothing but the tensors; a file of ours made from one of ours knows its origin."""
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    tensors = load_file(goldens / "encoders/softcon/weights.safetensors")
+    saved(tensors, tmp_path / "x.safetensors")
+    for given, name, to in (
+        ("x.safetensors", "same.pth", "published"),
+        ("same.pth", "native.safetensors", None),
+        ("native.safetensors", "again.safetensors", None),
+        ("again.safetensors", "back.pth", "published"),
+    ):
+        convert(str(tmp_path / given), str(tmp_path / name), to=to)
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back.keys() == tensors.keys()
+    assert all(np.array_equal(back[name].numpy(), tensors[name]) for name in back)
 
 
 def test_missing_and_unexpected_tensors_are_refused(kind, tensors, tmp_path):
