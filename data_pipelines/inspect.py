@@ -228,13 +228,16 @@ def show(config: RunConfig, batches: int, output: Path) -> Inspection:
 def remarks(config: RunConfig, found: Inspection) -> list[str]:
     """List what looks wrong, in one line each: unfit statistics, missing classes, too few labels."""
     lines, wrong = [], []
+    published = config.model.pixel_statistics is not None
+    keys = "pixel_statistics" if published else "pixel_mean and config.model.pixel_std"
+    smallest = 0.01 if published else 0.1  # those are of many places, and some map four deviations to one
     for name, (mean, std) in zip(config.bands, found.normalised, strict=True):
-        if abs(mean) > 2 or not 0.1 < std < 10:
+        if abs(mean) > 2 or not smallest < std < 10:
             wrong.append(f"{name} (mean {mean:.2f}, std {std:.2f})")
     if wrong:
         lines.append(
             f"after normalisation {len(wrong)} bands are far from mean 0 and std 1, such as "
-            f"{', '.join(wrong[:3])}: check config.model.pixel_mean and config.model.pixel_std"
+            f"{', '.join(wrong[:3])}: check config.model.{keys}"
         )
     lines += _storage_remarks(config, found)
     absent = [name for name, share in zip(config.classes.names, found.shares, strict=True) if not share]

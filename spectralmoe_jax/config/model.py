@@ -391,7 +391,7 @@ class ModelConfig(Section):
     def __post_init__(self) -> None:
         """Check that statistics are not given twice."""
         super().__post_init__()
-        must = "give it, or pixel_mean and pixel_std, not both: empty ones, (), are not given"
+        must = "give it or pixel_mean and pixel_std, not both; () unsets those two"
         twice = self.pixel_statistics is not None and (self.pixel_mean or self.pixel_std)
         self.require("pixel_statistics", not twice, must)
 

@@ -48,7 +48,7 @@ def test_statistics_follow_the_bands():
         ),
         (
             ("model.pixel_statistics=softcon", "model.pixel_mean=1,2", "model.pixel_std=1,2"),
-            "config.model.pixel_statistics = 'softcon': give it, or pixel_mean and pixel_std, not both",
+            "config.model.pixel_statistics = 'softcon': give it or pixel_mean and pixel_std, not both",
         ),
         ((), "config.model.pixel_mean is missing: give one value for each band"),
         (

@@ -113,7 +113,7 @@ def test_grids_that_are_not_square(encoder, image):
     whole = encoder().patches(image).reshape(2, 4, 4, 32)
     part = encoder().patches(image[:, :17]).reshape(2, 2, 4, 32)
     np.testing.assert_allclose(part, whole[:, :2], atol=1e-5)
-    table = np.asarray(encoder().position_table[...])
+    table = np.array(encoder().position_table[...])
     grid = torch.from_numpy(table[1:].reshape(1, 4, 4, 32).transpose(0, 3, 1, 2))
     wanted = torch.nn.functional.interpolate(grid, (2, 7), mode="bicubic", antialias=True)
     positions = encoder().positions(2, 7)

@@ -9,9 +9,14 @@ from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.weights.encoder_file import fill_encoder, read_encoder, stored_leaves
-from spectralmoe_jax.weights.formats import file_fields, manifest, recognise
-from spectralmoe_jax.weights.reading import open_weight_file
+from spectralmoe_jax.weights.encoder_file import (
+    candidate_presets,
+    fill_encoder,
+    read_encoder,
+    stored_leaves,
+)
+from spectralmoe_jax.weights.formats import FORMATS, EncoderFile, file_fields, manifest, recognise
+from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 from tests.weights.tiny_encoders import filled, image, layers_of
 
 SIZES = {"width": 32, "layers": 2, "heads": 4, "mlp_width": 128, "table_size": 4, "norm_eps": 1e-6}
@@ -154,6 +159,25 @@ def test_another_table_is_resampled_as_the_images_are(goldens):
     )
     np.testing.assert_allclose(resized.position_table[...], stored.positions(5, 5), atol=1e-6)
     assert np.isfinite(layers_of(resized, image((70, 70), 13))).all()
+
+
+@pytest.mark.parametrize(
+    ("format", "sizes", "preset"),
+    [
+        ("softcon", {"width": 384, "table_size": 16, "patch_size": 14, "mlp_width": 1536}, "softcon_s"),
+        ("softcon", {"width": 768, "table_size": 16, "patch_size": 14, "mlp_width": 3072}, "softcon_b"),
+        (
+            "copernicus_fm",
+            {"width": 768, "table_size": 14, "patch_size": 16, "mlp_width": 3072},
+            "copernicus_fm_b",
+        ),
+    ],
+)
+def test_files_of_published_sizes_are_those_presets(format, sizes, preset):
+    fields = {"kind": format, "layers": 12, "ffn": "mlp", "storage_tokens": 0, "qkv_bias": True, **sizes}
+    found = next(known for known in FORMATS if known.name == format)
+    file = EncoderFile(found, found.layouts[0], "", WeightFile("x.pth", [], {}, {}.__getitem__))
+    assert candidate_presets(file, fields) == [preset]
 
 
 def test_a_segmenter_is_not_written_in_published_names(tmp_path):
