@@ -21,7 +21,7 @@ from spectralmoe_jax.adapters.registry import adapter_class
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.encoders.copernicus_fm import CopernicusFM
-from spectralmoe_jax.models.encoders.encoder import Encoder
+from spectralmoe_jax.models.encoders.encoder import Encoder, patch_grid
 from spectralmoe_jax.models.encoders.sam import SamEncoder
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
 from spectralmoe_jax.parallel import constrain
@@ -100,7 +100,8 @@ class Backbone(nnx.Module):
           key: draws the router's noise in training; None for evaluation.
           noise: (L, J, B, N, E) standard normal draws to use in place of those of `key`.
         """
-        # 1. embed: tokens (B, T, D) before the first layer
+        # 1. embed: tokens (B, T, D) before the first layer; maps cover the image, so no pixel is dropped
+        patch_grid(image.shape, self.visual.config.patch_size)
         h, w = self.visual.grid(image.shape)
         image = constrain(image, "batch", None, None, None)
         visual = constrain(self.visual.embed(image), "batch", None, None)

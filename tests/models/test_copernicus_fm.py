@@ -107,6 +107,12 @@ def test_an_image_smaller_than_a_patch(encoder):
         encoder().grid((1, 5, 8, 3))
 
 
+def test_a_segmenter_drops_no_pixels():
+    segmenter = random_segmenter(segmenter_config(tiny_copernicus()))
+    with pytest.raises(UserError, match="an image of 36x32 pixels does not divide into patches of 8"):
+        jax.eval_shape(segmenter.scores, np.zeros((1, 36, 32, 3), np.uint16))
+
+
 def test_grids_that_are_not_square(encoder, image):
     """Every patch embedding is that of a square image, and positions are resampled along each axis."""
     torch = pytest.importorskip("torch", reason="needs the extra `torch`")
