@@ -98,8 +98,19 @@ def test_the_code_of_a_band(encoder):
     ("size", "patch", "grid"),
     [((32, 32), 16, (2, 2)), ((32, 48), 16, (2, 3)), ((30, 30), 2, (16, 16)), ((15, 33), 16, (1, 2))],
 )
-def test_grid_of_the_padded_image(encoder, size, patch, grid):
-    assert encoder(patch_size=patch).grid((1, *size, 3)) == grid
+def test_patches_are_those_of_a_padded_convolution(encoder, size, patch, grid):
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    ours = encoder(patch_size=patch)
+    assert ours.grid((1, *size, 3)) == grid
+    image = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
+    kernel, bias = (torch.from_numpy(np.array(x[...])) for x in (ours.patch_kernel, ours.patch_bias))
+    wanted = torch.nn.functional.conv2d(
+        torch.from_numpy(image.transpose(0, 3, 1, 2)), kernel.permute(3, 2, 0, 1), bias, patch, padding=1
+    )
+    assert tuple(wanted.shape[2:]) == grid
+    wanted = wanted.numpy().reshape(32, -1).T
+    error = np.abs(np.asarray(ours.patches(jnp.asarray(image)))[0] - wanted).max()
+    assert error < 1e-5 * np.abs(wanted).max()
 
 
 def test_an_image_smaller_than_a_patch(encoder):
