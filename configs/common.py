@@ -251,5 +251,22 @@ def use_galileo(config: ConfigDict) -> None:
     config.model.visual.window = 8
     config.model.visual.month = 6  # of the images, where it is known
     config.model.visual.trainable = False
+    config.model.out_layers = (3,)  # the last one, after the last norm
     del config.model.pixel_mean  # the encoder has its own statistics
     del config.model.pixel_std
+
+    # a linear head that starts fitted to the frozen features, and an adapter that starts at no change and is
+    # trained slowly: docs/frozen_encoders.md
+    config.model.head = ConfigDict()
+    config.model.head.kind = "linear"
+    config.model.adapter.zero_start = True
+    config.train.head_start = "probe"
+    config.train.probe_tiles = 64
+    config.train.probe_penalty = 3e-3
+    config.train.lr_factors = ConfigDict()
+    config.train.lr_factors.head = 0.1
+    config.train.learning_rate = 1e-3
+    config.train.schedule = "cosine"
+    config.train.steps = 150
+    config.train.evaluate_every = 50
+    config.train.checkpoint_every = 50

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from data_pipelines.loader import Batch, Mixture
 from data_pipelines.records import IGNORE, Record, Source, Window
-from data_pipelines.sensors import find_sensor
+from data_pipelines.sensors import find_sensor, names_in_files
 from data_pipelines.sheet import QUIET, Sheet, chequers, coloured, display_bands, short, stretched
 from data_pipelines.splits import SPLITS, Splits, open_splits, training_batches, training_elements
 from data_pipelines.transforms import normalise
@@ -84,14 +84,14 @@ def inspect_batches(config: RunConfig, batches: int) -> Inspection:
     counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:classes]
     pixels = images.reshape(-1, images.shape[-1])
     pixels = pixels[pixels.any(axis=1)]
-    model = config.model
+    mean, std = config.model.statistics(names_in_files(config.bands, config.sensor))
     return Inspection(
         batches=drawn,
         contents=_contents(splits),
         shares=counts / max(counts.sum(), 1),
         labelled=float(counts.sum() / labels.size),
         raw=_moments(pixels),
-        normalised=_moments(normalise(pixels, model.pixel_mean, model.pixel_std)),
+        normalised=_moments(normalise(pixels, mean, std)),
         stages=_stages(config, pickle.loads(pickle.dumps(splits))),  # without what is decoded already
         opening=opening,
         first=first,
@@ -228,13 +228,16 @@ def show(config: RunConfig, batches: int, output: Path) -> Inspection:
 def remarks(config: RunConfig, found: Inspection) -> list[str]:
     """List what looks wrong, in one line each: unfit statistics, missing classes, too few labels."""
     lines, wrong = [], []
+    published = config.model.pixel_statistics is not None
+    keys = "pixel_statistics" if published else "pixel_mean and config.model.pixel_std"
+    smallest = 0.01 if published else 0.1  # those are of many places, and some map four deviations to one
     for name, (mean, std) in zip(config.bands, found.normalised, strict=True):
-        if abs(mean) > 2 or not 0.1 < std < 10:
+        if abs(mean) > 2 or not smallest < std < 10:
             wrong.append(f"{name} (mean {mean:.2f}, std {std:.2f})")
     if wrong:
         lines.append(
             f"after normalisation {len(wrong)} bands are far from mean 0 and std 1, such as "
-            f"{', '.join(wrong[:3])}: check config.model.pixel_mean and config.model.pixel_std"
+            f"{', '.join(wrong[:3])}: check config.model.{keys}"
         )
     lines += _storage_remarks(config, found)
     absent = [name for name, share in zip(config.classes.names, found.shares, strict=True) if not share]

@@ -26,6 +26,7 @@ KINDS = {
 """Function that opens each built-in kind."""
 
 _WAVELENGTHS = {"geotiff": "data_pipelines.readers.from_config:read_wavelengths"}
+_BANDWIDTHS = {"geotiff": "data_pipelines.readers.from_config:read_bandwidths"}
 _KEY = "config.data.kind"
 _METHODS = ("read_image", "read_label")
 
@@ -105,6 +106,8 @@ def resolve_run_wavelengths(config: RunConfig) -> RunConfig:
 def resolve_stream_wavelengths(config: RunConfig, domains: Sequence[str]) -> RunConfig:
     """Return a configuration with the wavelengths that the files of some domains state for its bands.
 
+    Their bandwidths are added if the encoder takes them and the files state them for all bands.
+
     The configuration is returned unchanged if its encoder takes no wavelengths or has its own, if data of
     this kind states none, or if no file states them for all bands; those of `config.sensor` then hold.
 
@@ -120,4 +123,7 @@ def resolve_stream_wavelengths(config: RunConfig, domains: Sequence[str]) -> Run
     if kind not in _WAVELENGTHS or given or not visual.takes_wavelengths:
         return config
     found = _built_in(_WAVELENGTHS[kind])(config, domains)
-    return config if found is None else config.with_wavelengths_of_files(found)
+    if found is None:
+        return config
+    widths = visual.family.bandwidths and _built_in(_BANDWIDTHS[kind])(config, domains)
+    return config.with_wavelengths_of_files(found, widths or ())

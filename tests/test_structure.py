@@ -71,7 +71,7 @@ ARROWS = {
         "errors config data_pipelines.records data_pipelines.readers host_memory data_pipelines.sheet "
         "data_pipelines.datasets"
     ),
-    "parity": "errors config parameters resampling adapters mask2former models weights",
+    "parity": "errors config parameters resampling adapters layers mask2former models weights",
     "reporting": "errors files config spectralmoe_jax inference evaluation training ablation",
     # most subcommands call functions of the package itself
     "cli": "errors config spectralmoe_jax parallel weights ablation ahead_of_time",

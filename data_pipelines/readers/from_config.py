@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_pipelines.readers.file_records import find_channels
@@ -10,7 +10,12 @@ from data_pipelines.readers.file_search import find_images
 from data_pipelines.readers.image_files import GeoTiffTiles, ImageFolder
 from data_pipelines.readers.label_codes import ColourCode, ValueCode
 from data_pipelines.readers.labels import Labels, RasterLabels, VectorLabels
-from data_pipelines.readers.raster_header import read_header, require_complete, stated_wavelengths
+from data_pipelines.readers.raster_header import (
+    read_header,
+    require_complete,
+    stated_bandwidths,
+    stated_wavelengths,
+)
 from data_pipelines.readers.unreadable import map_files
 from data_pipelines.readers.vector_file import VECTOR_FORMATS
 from spectralmoe_jax.config.schema import RunConfig
@@ -148,36 +153,50 @@ def read_wavelengths(config: RunConfig, domains: Sequence[str]) -> tuple[float, 
     Raises:
       UserError: two files differ by more than 1 nm, or a file cannot be read.
     """
+    stating = _stating_files(config, domains, stated_wavelengths)
+    _require_one_grid(config.bands, stating)
+    return stating[0][1] if stating else None
+
+
+def read_bandwidths(config: RunConfig, domains: Sequence[str]) -> tuple[float, ...] | None:
+    """Read the bandwidths that files state beside wavelengths, those of the first file that states them.
+
+    Arguments are those of `read_wavelengths`.
+    """
+    stating = _stating_files(config, domains, stated_bandwidths)
+    return stating[0][1] if stating else None
+
+
+def _stating_files(
+    config: RunConfig, domains: Sequence[str], read_tags: Callable[[Path], tuple[float | None, ...]]
+) -> list[tuple[Path, tuple[float, ...]]]:
+    """Return the files that state a length for every band, each with these."""
     data, sensors = config.data, domain_sensors(config)
 
     def read(file: tuple[str, Path]) -> tuple[float, ...] | None:
-        """Read the wavelengths that one file states; None if it states none."""
+        """Read the lengths that one file states; None if it states none."""
         domain, image = file
         header = read_header(image)
         if not header.states_wavelengths:
             return None
         sensor = sensors.get(domain, config.sensor)
         channels, _ = find_channels(image, header, config.bands, sensor, data.file_bands, domain)
-        centres = stated_wavelengths(image)
-        chosen = [centres[channel] for channel in channels]
-        return None if None in chosen else tuple(centre for centre in chosen if centre is not None)
+        stated = read_tags(image)
+        chosen = [stated[channel] for channel in channels]
+        return None if None in chosen else tuple(length for length in chosen if length is not None)
 
     found = find_images(Path(data.needs("root")), data.needs("image_glob"), tuple(domains))
-    stating = [
-        (image, centres)
-        for (_, image), centres in zip(found, map_files(read, found, data.corrupt), strict=True)
-        if centres is not None
+    return [
+        (image, lengths)
+        for (_, image), lengths in zip(found, map_files(read, found, data.corrupt), strict=True)
+        if lengths is not None
     ]
-    if not stating:
-        return None
-    _require_one_grid(config.bands, stating)
-    return stating[0][1]
 
 
 def _require_one_grid(bands: Sequence[str], files: Sequence[tuple[Path, tuple[float, ...]]]) -> None:
     """Raise UserError if files differ in their wavelengths."""
-    first, wanted = files[0]
     for image, centres in files[1:]:
+        first, wanted = files[0]
         for band, centre, other in zip(bands, centres, wanted, strict=True):
             if abs(centre - other) > _SAME:
                 raise UserError(

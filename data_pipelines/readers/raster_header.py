@@ -42,7 +42,8 @@ _PER_MICROMETRE = {
     "nanometer": 1000.0,
     "nm": 1000.0,
 }
-_REMEDY = "give config.model.visual.wavelengths in micrometres"
+_REMEDY = "give config.model.visual.{key}s in micrometres"
+_IMAGERY = {"wavelength": "CENTRAL_WAVELENGTH_UM", "fwhm": "FWHM_UM"}  # GDAL's own items, in micrometres
 _JPEG, _JPEG_END, _SCAN = b"\xff\xd8\xff", b"\xff\xd9", 0xDA
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -125,7 +126,8 @@ def wavelengths_of_file(path: str | os.PathLike[str]) -> tuple[float, ...]:
     stated = stated_wavelengths(path)
     for number, centre in enumerate(stated, 1):
         if centre is None:
-            raise UserError(f"{path}: band {number} has no tag `wavelength`: {_REMEDY}")
+            remedy = _REMEDY.format(key="wavelength")
+            raise UserError(f"{path}: band {number} has no tag `wavelength`: {remedy}")
     return tuple(centre for centre in stated if centre is not None)
 
 
@@ -141,38 +143,57 @@ def stated_wavelengths(path: str | os.PathLike[str]) -> tuple[float | None, ...]
     Raises:
       UserError: the file cannot be read, or a wavelength is not a positive number.
     """
+    return _stated(path, "wavelength", "wavelength")
+
+
+def stated_bandwidths(path: str | os.PathLike[str]) -> tuple[float | None, ...]:
+    """Read the full widths at half maximum in a file's band tags, in micrometres, as `stated_wavelengths`.
+
+    The tag is `fwhm`, in the units of the wavelength, or GDAL's `FWHM_UM` in the domain IMAGERY.
+    """
+    return _stated(path, "fwhm", "bandwidth")
+
+
+def _stated(path: str | os.PathLike[str], tag: str, what: str) -> tuple[float | None, ...]:
+    """Read a tag of every band that holds a length, in micrometres."""
     try:
         with rasterio.open(path) as dataset:
             tags = [band_tags(dataset, band) for band in dataset.indexes]
     except RasterioError as problem:
         raise UserError(f"{path}: cannot be opened as an image ({problem})") from None
-    return tuple(_micrometres(f"{path}: band {number}", tag) for number, tag in enumerate(tags, 1))
+    return tuple(_micrometres(f"{path}: band {number}", own, tag, what) for number, own in enumerate(tags, 1))
 
 
 def band_tags(dataset: Any, band: int) -> dict[str, str]:
-    """Return the tags of a band by name in lower case, GDAL's own wavelength included as `wavelength`.
+    """Return the tags of a band by name in lower case, GDAL's own lengths as `wavelength` and `fwhm`.
 
     Args:
       dataset: an open file.
       band: number of the band, from 1.
     """
     tags = {key.lower(): value for key, value in dataset.tags(band).items()}
-    known = dataset.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
-    return tags if known is None else {**tags, "wavelength": known, "wavelength_units": "um"}
+    known = dataset.tags(band, ns="IMAGERY")
+    for name, item in _IMAGERY.items():
+        if item in known:
+            tags |= {name: known[item], f"{name}_units": "um"}
+    return tags
 
 
-def _micrometres(place: str, tags: dict[str, str]) -> float | None:
-    if "wavelength" not in tags:
+def _micrometres(place: str, tags: dict[str, str], tag: str, what: str) -> float | None:
+    """Return the length in a tag; without units of its own it has those of the wavelength."""
+    if tag not in tags:
         return None
+    remedy = _REMEDY.format(key=what)
     try:
-        value = float(tags["wavelength"])
+        value, centre = float(tags[tag]), float(tags.get("wavelength", tags[tag]))
     except ValueError:
-        raise UserError(f"{place} has the wavelength {tags['wavelength']!r}, no number: {_REMEDY}") from None
+        raise UserError(f"{place} has the {what} {tags[tag]!r}, no number: {remedy}") from None
     if not 0 < value < float("inf"):
-        raise UserError(f"{place} has the wavelength {value}, not a positive number: {_REMEDY}")
-    units = tags.get("wavelength_units", "nm" if value > 100 else "um").lower()
+        raise UserError(f"{place} has the {what} {value}, not a positive number: {remedy}")
+    guess = tags.get("wavelength_units", "nm" if centre > 100 else "um")
+    units = tags.get(f"{tag}_units", guess).lower()
     if units not in _PER_MICROMETRE:
-        raise UserError(f"{place} has its wavelength in {units!r}: {_REMEDY}")
+        raise UserError(f"{place} has its {what} in {units!r}: {remedy}")
     return value / _PER_MICROMETRE[units]
 
 

@@ -1,7 +1,15 @@
 """Known sensors, and the choice of a file's bands by the names of a configuration."""
 
 from data_pipelines.sensors.band_selection import check_wavelengths, choose_bands, select_bands
-from spectralmoe_jax.sensors import SENSORS, Band, Sensor, find_sensor, visible, wavelengths
+from spectralmoe_jax.sensors import (
+    SENSORS,
+    Band,
+    Sensor,
+    find_sensor,
+    names_in_files,
+    visible,
+    wavelengths,
+)
 
 __all__ = [
     "SENSORS",
@@ -10,6 +18,7 @@ __all__ = [
     "check_wavelengths",
     "choose_bands",
     "find_sensor",
+    "names_in_files",
     "select_bands",
     "visible",
     "wavelengths",

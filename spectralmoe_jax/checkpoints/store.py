@@ -48,10 +48,12 @@ _SENSOR_KEYS = (
     "bands",
     "model.pixel_mean",
     "model.pixel_std",
+    "model.pixel_statistics",
     "model.visual.wavelengths",
     "model.visual.stored_as",
     "model.visual.resolution",
     "model.visual.month",
+    "model.visual.bandwidths",
     "model.depth.bands",
 )
 
@@ -61,7 +63,7 @@ def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Precision (`model.dtype`), rematerialisation (`model.remat`) and the weight files are left out: they do
     not change what the parameters mean, and files move. The bands are also left out if the visual encoder
-    takes those of any sensor (dofa, galileo).
+    takes those of any sensor (dofa, copernicus_fm, galileo).
 
     Args:
       given: the configuration as given; default values are not compared.

@@ -65,9 +65,10 @@ class Convert:
         parser.add_argument(
             "--to",
             metavar="LAYOUT",
-            choices=("released", "safetensors", "hf"),
+            choices=("released", "safetensors", "hf", "published"),
             help="safetensors (our names; the default), released (a run in the authors' names, .pth or "
-            ".safetensors), hf (an encoder as a Hugging Face folder)",
+            ".safetensors), hf (an encoder as a Hugging Face folder), published (an encoder in its "
+            "publisher's names, .pth or .safetensors)",
         )
         parser.add_argument(
             "--config",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from spectralmoe_jax.config.adapters import ADAPTERS, OwnAdapterConfig
@@ -19,9 +19,13 @@ from spectralmoe_jax.config.fields import (
     required,
     section_of_kind,
 )
+from spectralmoe_jax.config.pixel_statistics import STATISTICS, PixelStatistics, published_statistics
 from spectralmoe_jax.config.presets import FAMILIES, GALILEO_GROUPS, KINDS, Family, preset
+from spectralmoe_jax.errors import UserError
 
 WAVELENGTH_RANGE = (0.3, 15.0)  # micrometres: ultraviolet to thermal infrared
+RADAR_RANGE = (1e4, 1e6)  # micrometres: 1 cm to 1 m
+TOKEN_AREA_RANGE = (1e-3, 5.1e8)  # square kilometres that a token may have, up to the surface of the earth
 UNTIED_NORMS = ("cls_norm", "local_cls_norm")
 
 
@@ -31,8 +35,10 @@ class EncoderConfig(Section):
 
     Attributes:
       in_channels: number of input bands; 0 until they are known.
-      band_names: names of the input bands.
+      band_names: names of the input bands. An encoder of named bands finds them by the names of its family;
+        without names, it has the bands of its weights.
       channels: the encoder's own channel of each band, "" for none (galileo).
+      generator_width: width inside the generator of the patch embedding.
       name: `visual` or `depth`.
     """
 
@@ -68,8 +74,24 @@ class EncoderConfig(Section):
     )
     wavelengths: tuple[float, ...] = option(
         (),
-        "Wavelength of each band in micrometres, for `dofa`. Empty: those stated in the files, or else "
-        "those of the sensor.",
+        "Wavelength of each band in micrometres, for `dofa` and `copernicus_fm`. Empty: those stated in the "
+        "files, or else those of the sensor.",
+    )
+    bandwidths: tuple[float, ...] = option(
+        (),
+        "Full width at half maximum of each band in micrometres, for `copernicus_fm`. Empty: those stated in "
+        "the files, or else those of the sensor.",
+    )
+    location: tuple[float, float] | None = option(
+        None, "Longitude and latitude of the images in degrees (copernicus_fm); none if unknown."
+    )
+    days: float | None = option(
+        None, "Date of the images in days since 1 January 1970 (copernicus_fm); none if unknown."
+    )
+    eight_bit: bool = option(
+        False,
+        "Truncate normalised pixels to 256 levels, as in SoftCon's pretraining but not in its authors' later "
+        "benchmark (softcon).",
     )
     extra_bands: str = option(
         "modulo",
@@ -94,7 +116,8 @@ class EncoderConfig(Section):
     month: int = option(6, "Month of the images, 1 to 12 (galileo).", between(1, 12))
     resolution: float = option(
         0.0,
-        "Metres on the ground along a pixel's edge; 0 for those of `config.sensor` (galileo).",
+        "Metres on the ground along a pixel's edge. 0: those of `config.sensor` (galileo), or unknown "
+        "(copernicus_fm).",
         at_least(0),
     )
     ndvi: bool = option(True, "Add the vegetation index as a group of its own (galileo).")
@@ -102,6 +125,7 @@ class EncoderConfig(Section):
     in_channels: int = derived(3)
     band_names: tuple[str, ...] = derived(())
     channels: tuple[str, ...] = derived(())
+    generator_width: int = derived(128)
     name: str = derived("visual")
 
     @property
@@ -118,6 +142,10 @@ class EncoderConfig(Section):
             self.require("heads", self.head_dim % 4 == 0, must)
         has_norm = self.kind != "sam" and self.family.final_norm
         self.require("normalise_maps", has_norm or not self.normalise_maps, f"{self.kind} has no last norm")
+        if self.family.metadata:
+            self._check_metadata()
+        if self.family.bands and self.band_names:
+            self._check_bands()
         if self.takes_wavelengths:
             self._check_wavelengths()
         elif self.kind == "sam":
@@ -132,10 +160,55 @@ class EncoderConfig(Section):
         must = f"must be one wavelength for each of the {self.in_channels} bands, in micrometres"
         fits = not self.in_channels or len(self.wavelengths) == self.in_channels
         self.require("wavelengths", fits, must)
-        low, high = WAVELENGTH_RANGE
-        inside = all(low <= wavelength <= high for wavelength in self.wavelengths)
-        must = f"must be micrometres between {low} and {high} (0.49 for blue, not 490)"
-        self.require("wavelengths", inside, must)
+        (low, high), (short, long) = WAVELENGTH_RANGE, RADAR_RANGE
+        radar = self.family.bandwidths
+        inside = all(
+            low <= wavelength <= high or (radar and short <= wavelength <= long)
+            for wavelength in self.wavelengths
+        )
+        must = f"must be micrometres between {low} and {high}{', or of radar' * radar}"
+        self.require("wavelengths", inside, f"{must} (0.49 for blue, not 490)")
+        if self.family.bandwidths:
+            self._check_bandwidths()
+
+    def _check_bandwidths(self) -> None:
+        must = f"must be one bandwidth for each of the {self.in_channels} bands, in micrometres"
+        fits = not self.in_channels or len(self.bandwidths) == self.in_channels
+        self.require("bandwidths", fits, must)
+        # the stated bandwidth of a radar is no width of its band: Copernicus-FM has 1 m for Sentinel-1
+        inside = all(
+            0.001 <= width < centre or (centre >= RADAR_RANGE[0] and 0.001 <= width <= RADAR_RANGE[1])
+            for centre, width in zip(self.wavelengths, self.bandwidths, strict=False)
+        )
+        must = "must be micrometres of at least 0.001, less than the wavelength (0.065 for blue, not 65)"
+        self.require("bandwidths", inside, must)
+
+    def _check_metadata(self) -> None:
+        if self.location is not None:
+            longitude, latitude = self.location
+            must = "must be longitude, -180 to 180, and latitude, -90 to 90"
+            self.require("location", abs(longitude) <= 180 and abs(latitude) <= 90, must)
+        if self.token_area is not None:
+            low, high = TOKEN_AREA_RANGE
+            must = (
+                f"must give patches of {low} to {high:g} square kilometres, with patch_size = "
+                f"{self.patch_size}; 0 if unknown"
+            )
+            self.require("resolution", low <= self.token_area <= high, must)
+
+    def _check_bands(self) -> None:
+        family, names = self.family, self.band_names
+        where = f"config.bands: {self.place}.kind = {self.kind!r}"
+        takes = f"it takes {', '.join(family.bands)}, in any order"
+        for band in family.bands:
+            if band not in names and band not in family.absent_bands:
+                may = f"only {' and '.join(family.absent_bands)} may be missing"
+                raise UserError(f"{where} needs the band {band}; {takes}; {may}")
+        for band in names:
+            if band not in family.bands:
+                raise UserError(f"{where} has no band {band}; {takes}")
+            if names.count(band) > 1:
+                raise UserError(f"{where} reads the band {band} once; {takes}")
 
     @property
     def family(self) -> Family:
@@ -146,6 +219,23 @@ class EncoderConfig(Section):
     def takes_wavelengths(self) -> bool:
         """True if the patch embedding is generated from the bands' wavelengths."""
         return self.family.wavelengths
+
+    @property
+    def token_area(self) -> float | None:
+        """Ground area of a patch in square kilometres; None if the resolution is not known."""
+        return (self.patch_size * self.resolution / 1000) ** 2 if self.resolution else None
+
+    @property
+    def kernel_bands(self) -> int:
+        """Number of bands of the patch kernel, which may be more than the images have."""
+        return len(self.family.bands) if self.family.bands and self.band_names else self.in_channels
+
+    @property
+    def kernel_places(self) -> tuple[int, ...]:
+        """Place in the patch kernel of each band of the images."""
+        if self.family.bands and self.band_names:
+            return tuple(self.family.bands.index(name) for name in self.band_names)
+        return tuple(range(self.in_channels))
 
     @property
     def head_dim(self) -> int:
@@ -311,10 +401,16 @@ class ModelConfig(Section):
         one_of("none", "layer", "full"),
     )
     pixel_mean: tuple[float, ...] = option(
-        (), "Mean of each band, in raw pixel units; only galileo, which has its own statistics, needs none."
+        (),
+        "Mean of each band, in raw pixel units; required unless `pixel_statistics` is given or the encoder, "
+        "galileo, has its own.",
     )
-    pixel_std: tuple[float, ...] = option(
-        (), "Standard deviation of each band, in raw pixel units; likewise."
+    pixel_std: tuple[float, ...] = option((), "Standard deviation of each band, likewise.")
+    pixel_statistics: str | None = option(
+        None,
+        "Published statistics of Sentinel-2 in digital numbers, found by the names of the bands, in place of "
+        "`pixel_mean` and `pixel_std`.",
+        one_of(*STATISTICS),
     )
     out_layers: tuple[int, ...] = required(
         "Layers whose features go to the head, numbered from 0, finest map first; four for Mask2Former."
@@ -326,6 +422,29 @@ class ModelConfig(Section):
         OwnAdapterConfig,
     )  # fmt: skip
     head: Any = section_of_kind(HEADS, "The segmentation head.")
+
+    def __post_init__(self) -> None:
+        """Check that statistics are not given twice."""
+        super().__post_init__()
+        must = "give it or pixel_mean and pixel_std, not both; () unsets those two"
+        twice = self.pixel_statistics is not None and (self.pixel_mean or self.pixel_std)
+        self.require("pixel_statistics", not twice, must)
+
+    def statistics(self, bands: Sequence[str]) -> PixelStatistics:
+        """Return the statistics that normalise the pixels, given or published.
+
+        Args:
+          bands: names of the bands; for published statistics, those of Sentinel-2's files.
+
+        Raises:
+          UserError: the statistics are missing, or published ones lack a band.
+        """
+        if self.pixel_statistics is not None:
+            return published_statistics(self.pixel_statistics, bands)
+        for key in ("pixel_mean", "pixel_std"):
+            if not getattr(self, key):
+                raise UserError(f"{self.place}.{key} is missing: give one value for each band")
+        return PixelStatistics(self.pixel_mean, self.pixel_std)
 
     @property
     def weight_files(self) -> tuple[str, ...]:

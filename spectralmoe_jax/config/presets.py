@@ -13,6 +13,11 @@ from spectralmoe_jax.errors import bad_value
 
 Fields = dict[str, Any]
 
+SENTINEL2_BANDS = (
+    "B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12",
+)  # fmt: skip
+"""Bands of Sentinel-2 in the order of its files, named as in `sensors.band_tables`."""
+
 
 class Family(NamedTuple):
     """Properties of a family of vision transformers.
@@ -30,6 +35,13 @@ class Family(NamedTuple):
       wavelengths: whether the patch embedding is generated from the bands' wavelengths.
       mask_token: whether the published weights hold one; the features do not use it.
       final_norm: whether the weights hold a norm after the last block.
+      bandwidths: whether the patch embedding is generated from the bands' bandwidths too.
+      metadata: whether place, date and ground resolution of the images are added to the tokens.
+      bands: the bands of the weights in their order, by the names of Sentinel-2; empty for any bands.
+      absent_bands: those of `bands` that images may lack: the encoder sees zeros, after normalisation.
+      pixel_range: range to which normalised pixels are clipped; None for none.
+      table_offset: added to the sides of a grid before its positions are sampled from the table.
+      table_antialias: whether position tables are resampled with antialiasing in all sizes.
     """
 
     rope: str = ""
@@ -44,6 +56,13 @@ class Family(NamedTuple):
     wavelengths: bool = False
     mask_token: bool = False
     final_norm: bool = True
+    bandwidths: bool = False
+    metadata: bool = False
+    bands: tuple[str, ...] = ()
+    absent_bands: tuple[str, ...] = ()
+    pixel_range: tuple[float, float] | None = None
+    table_offset: float = 0.0
+    table_antialias: bool = False
 
 
 FAMILIES = {
@@ -52,7 +71,14 @@ FAMILIES = {
     "dofa": Family(padding=1, wavelengths=True, final_norm=False),
     "clip": Family(patch_bias=False, norm_first=True, activation="quick_gelu"),
     "eva02": Family(rope="stretched", key_bias=False, ffn_norm=True, final_norm=False),
-}
+    "softcon": Family(
+        layer_scale=True, mask_token=True, bands=SENTINEL2_BANDS, absent_bands=("B10",),
+        pixel_range=(0.0, 1.0), table_offset=0.1,
+    ),
+    "copernicus_fm": Family(
+        padding=1, wavelengths=True, bandwidths=True, metadata=True, table_antialias=True, final_norm=False
+    ),
+}  # fmt: skip
 KINDS = (*FAMILIES, "sam", "galileo")
 
 # Groups of Galileo's optical channels, in the order of its tokens, under its own names of the channels. All
@@ -84,6 +110,8 @@ _SAM = {"kind": "sam", "patch_size": 16, "table_size": 64, "window": 14, "norm_e
 _GALILEO = {
     "kind": "galileo", "patch_size": 4, "norm_eps": 1e-5, "window": 8, "normalise_maps": True,
 }  # fmt: skip
+_SOFTCON = {"kind": "softcon", "patch_size": 14, "table_size": 16, "norm_eps": 1e-6}
+_COPERNICUS_FM = {"kind": "copernicus_fm", "patch_size": 16, "table_size": 14, "norm_eps": 1e-6}
 _EVA02 = {"kind": "eva02", "patch_size": 14, "table_size": 16, "norm_eps": 1e-6, "ffn": "swiglu"}
 
 PRESETS: dict[str, Fields] = {
@@ -119,6 +147,9 @@ PRESETS: dict[str, Fields] = {
     "galileo_nano": {**_GALILEO, **_size(128, 4, 8)},
     "galileo_tiny": {**_GALILEO, **_size(192, 12, 3)},
     "galileo_base": {**_GALILEO, **BASE},
+    "softcon_s": {**_SOFTCON, **SMALL},
+    "softcon_b": {**_SOFTCON, **BASE},
+    "copernicus_fm_b": {**_COPERNICUS_FM, **BASE},
     "depth_anything_v2_s": {**_DINOV2, **SMALL},
     "depth_anything_v2_b": {**_DINOV2, **BASE},
     "depth_anything_v2_l": {**_DINOV2, **LARGE},

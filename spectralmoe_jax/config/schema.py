@@ -444,6 +444,9 @@ class StatedWavelengths(Section):
     bands: tuple[str, ...] = required("The bands for which the files stated wavelengths.")
     micrometres: tuple[float, ...] = required("Their wavelengths in micrometres.")
     sensor: str | None = option(None, "The sensor to which they apply.")
+    bandwidths: tuple[float, ...] = option(
+        (), "Their bandwidths in micrometres, if the files state these and the encoder takes them."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -543,9 +546,19 @@ class RunConfig(Section):
             return None
         return stated.micrometres
 
-    def with_wavelengths_of_files(self, micrometres: Sequence[float]) -> RunConfig:
-        """Return a copy that stores the wavelengths stated by its files for its bands."""
+    @property
+    def bandwidths_of_files(self) -> tuple[float, ...]:
+        """Bandwidths in micrometres that the files stated beside their wavelengths; empty for none."""
+        stated = self.stated_wavelengths
+        return () if stated is None or self.wavelengths_of_files is None else stated.bandwidths
+
+    def with_wavelengths_of_files(
+        self, micrometres: Sequence[float], bandwidths: Sequence[float] = ()
+    ) -> RunConfig:
+        """Return a copy that stores the wavelengths, and bandwidths, stated by its files for its bands."""
         section = {"bands": self.bands, "sensor": self.sensor, "micrometres": tuple(micrometres)}
+        if bandwidths:
+            section["bandwidths"] = tuple(bandwidths)
         return self.replaced({"stated_wavelengths": section})
 
     def with_wavelengths_of_run(self, run: RunConfig) -> RunConfig:
@@ -560,7 +573,7 @@ class RunConfig(Section):
             for stream in (run, *run.streams.values()):
                 stated = stream.stated_wavelengths
                 if stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor):
-                    return self.with_wavelengths_of_files(stated.micrometres)
+                    return self.with_wavelengths_of_files(stated.micrometres, stated.bandwidths)
         return self
 
     @property

@@ -54,10 +54,11 @@ from spectralmoe_jax.weights.writing import (
     record_metadata,
     require_suffix,
     write_hugging_face_folder,
+    write_published,
     write_safetensors,
 )
 
-TARGETS = ("safetensors", "released", "hf")
+TARGETS = ("safetensors", "released", "hf", "published")
 
 
 def convert(
@@ -92,6 +93,8 @@ def convert(
     # 1. a trained run
     if not source.startswith(HUB) and (Path(source) / FOLDER).is_dir():
         _refuse(f"{source} is a run's folder", {"--as": format, "--preset": preset, "--config": config})
+        if to == "published":
+            raise UserError(f"{source}: --to published is for an encoder's file; give that, or --to hf")
         return convert_run(Path(source), target, to or "safetensors")
     # 2. parts of a segmenter
     specs = [source] if Path(source).exists() else [spec.strip() for spec in source.split(",")]
@@ -128,6 +131,11 @@ def _convert_encoder(file: WeightFile, target: Path, format: str | None, preset:
         with atomic_create(target) as folder:
             write_hugging_face_folder(folder, config, shapes, stream, record)
         return f"{target}: {encoder_file.format.title} as a Hugging Face folder"
+    if to == "published":
+        require_suffix(target, ".safetensors", ".pth")
+        with atomic_create(target) as temporary:
+            write_published(temporary, encoder_file, config, shapes, stream, record)
+        return f"{target}: {encoder_file.format.title} under its publisher's names"
     require_suffix(target, ".safetensors")
     named = {"/".join(path): shape for path, shape in shapes.items()}
     # the patch embedding that DOFA generates belongs to a band set, not to the file

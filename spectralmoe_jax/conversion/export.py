@@ -5,6 +5,7 @@ Frozen weights are read, and all weights written, leaf by leaf.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -16,7 +17,6 @@ import numpy as np
 
 from spectralmoe_jax.checkpoints.store import FOLDER
 from spectralmoe_jax.config.load import read_run_config
-from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import TrainedRun, open_trained
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.positions import stretched_rope
@@ -40,6 +40,7 @@ from spectralmoe_jax.weights.writing import (
     folder_sha256,
     record_metadata,
     require_suffix,
+    save_torch,
     write_hugging_face_folder,
     write_safetensors,
 )
@@ -137,15 +138,8 @@ def _write_released(
 
         write_safetensors(path, names, tensors(), record_metadata(record))
         return
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            "writing a .pth file needs PyTorch: pip install torch (or give .safetensors)"
-        ) from None
-    state = {name: torch.from_numpy(tensor) for name, tensor in released_tensors(config, stream)}
-    state |= {name: torch.from_numpy(value) for name, value in depth_rest.items()}
-    torch.save({"meta": {"spectralmoe": json.dumps(record)}, "state_dict": state}, path)
+    everything = itertools.chain(released_tensors(config, stream), depth_rest.items())
+    save_torch(path, everything, meta={"spectralmoe": json.dumps(record)})
 
 
 def released_tensors(

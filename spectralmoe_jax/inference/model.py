@@ -333,7 +333,7 @@ def _open(
     file = open_weight_file(spec)
     if is_segmenter(file):
         parts = {encoder.name} if encoder else parts_of(file)
-        found = encoders_of(file, parts)
+        found = encoders_of(file, settings, parts)
         return OpenedWeights(file, parts, found, True, stream_segmenter(file, settings, shapes, parts))
     if encoder is None:
         raise UserError(
@@ -342,7 +342,8 @@ def _open(
         )
     root = ENCODERS[encoder.name][1]
     stream = (((*root, *path), leaf) for path, leaf in read_encoder(file, encoder))
-    return OpenedWeights(file, {encoder.name}, {encoder.name: recognise(file)}, False, stream)
+    found = {encoder.name: recognise(file, kind=encoder.kind)}
+    return OpenedWeights(file, {encoder.name}, found, False, stream)
 
 
 def _every_leaf(

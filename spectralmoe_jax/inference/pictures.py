@@ -121,7 +121,7 @@ def make_pictures(
     # 2. run the model, on a batch of the size it is compiled for
     filled = np.stack([tiles[i % len(tiles)] for i in range(max(batch, len(tiles)))])
     scores, experts = step(filled)  # (B, S, S, C), (L, J, B, N)
-    side = window // segmenter.config.visual.patch_size
+    side, _ = segmenter.backbone.visual.grid(filled.shape)
     layers, depth = _depth_pictures(segmenter, np.stack(tiles), side)
 
     # 3. crop to the image, and keep every n-th pixel

@@ -21,7 +21,8 @@ from spectralmoe_jax.adapters.base import Adapter, Grid, LayerOutput, uses_depth
 from spectralmoe_jax.adapters.registry import adapter_class
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.config.model import EncoderConfig
-from spectralmoe_jax.models.encoders.encoder import Encoder, mean_over_groups
+from spectralmoe_jax.models.encoders.copernicus_fm import CopernicusFM
+from spectralmoe_jax.models.encoders.encoder import Encoder, mean_over_groups, patch_grid
 from spectralmoe_jax.models.encoders.galileo import GalileoEncoder
 from spectralmoe_jax.models.encoders.sam import SamEncoder
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
@@ -101,7 +102,8 @@ class Backbone(nnx.Module):
           key: draws the router's noise in training; None for evaluation.
           noise: (L, J, B, N, E) standard normal draws to use in place of those of `key`.
         """
-        # 1. embed: tokens (B, T, D) before the first layer
+        # 1. embed: tokens (B, T, D) before the first layer; maps cover the image, so no pixel is dropped
+        patch_grid(image.shape, self.visual.config.patch_size)
         h, w = self.visual.grid(image.shape)
         image = constrain(image, "batch", None, None, None)
         visual = constrain(self.visual.embed(image), "batch", None, None)
@@ -208,7 +210,11 @@ class Backbone(nnx.Module):
 
 def make_encoder(config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs) -> Encoder:
     """Make an encoder of any family, with random weights."""
-    encoders: dict[str, type[Encoder]] = {"sam": SamEncoder, "galileo": GalileoEncoder}
+    encoders: dict[str, type[Encoder]] = {
+        "sam": SamEncoder,
+        "galileo": GalileoEncoder,
+        "copernicus_fm": CopernicusFM,
+    }
     encoder: Any = encoders.get(config.kind, VisionTransformer)
     return encoder(config, param_dtype=param_dtype, rngs=rngs)
 

@@ -15,13 +15,21 @@ from spectralmoe_jax.adapters.registry import adapter_class
 from spectralmoe_jax.config.adapters import OwnAdapterConfig, SpectralMoEConfig
 from spectralmoe_jax.config.fields import build
 from spectralmoe_jax.config.load import Configuration, as_run_config
-from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.model import EncoderConfig, VisualConfig
+from spectralmoe_jax.config.presets import FAMILIES
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.models.encoders.galileo import channels_of
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import Path, leaves, with_values
-from spectralmoe_jax.sensors import find_sensor, place_of, visible, wavelengths
+from spectralmoe_jax.sensors import (
+    bandwidths,
+    find_sensor,
+    names_in_files,
+    place_of,
+    visible,
+    wavelengths,
+)
 
 # Scale and offset of reflectance by the name of `config.model.visual.stored_as`; a sensor has its own.
 STORED_AS = {"unit": (1.0, 0.0), "x10000": (1e-4, 0.0), "x10000+1000": (1e-4, -0.1)}
@@ -38,7 +46,8 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
     depth_bands: tuple[int, ...] = ()
     if model.depth is not None:
         depth_bands = _depth_bands(model.depth.bands, bands, config.sensor)
-        depth = model.depth.encoder(tuple(bands[index] for index in depth_bands))
+        names = _band_names(model.depth, tuple(bands[index] for index in depth_bands), config.sensor)
+        depth = model.depth.encoder(names)
     adapter = _adapter(model.adapter)
     visual = _visual(config)
     _check_encoder(visual, model.adapter.kind)
@@ -62,11 +71,15 @@ def _visual(config: RunConfig) -> EncoderConfig:
     """Return the visual encoder, including what follows from bands and sensor.
 
     Raises:
-      UserError: the bands fill none of the encoder's groups, or the resolution is not known.
+      UserError: the encoder does not take these bands, or their wavelengths or resolution are not known.
     """
     visual, bands = config.model.visual, config.bands
     if visual.kind != "galileo":
-        return visual.encoder(bands, wavelengths=_wavelengths(config))
+        return visual.encoder(
+            _band_names(visual, bands, config.sensor),
+            wavelengths=_wavelengths(config),
+            bandwidths=_bandwidths(config),
+        )
     resolution = visual.resolution or (find_sensor(config.sensor).resolution if config.sensor else None)
     if not resolution:
         must = f"give the metres along a pixel's edge: they are not known for config.sensor = {config.sensor}"
@@ -90,14 +103,11 @@ def _pixel_statistics(config: RunConfig) -> tuple[tuple[float, ...], tuple[float
     """
     model, visual = config.model, config.model.visual
     if visual.kind != "galileo":
-        for key in ("pixel_mean", "pixel_std"):
-            if not getattr(model, key):
-                raise UserError(f"config.model.{key} is missing: give one value for each band")
-        return model.pixel_mean, model.pixel_std
-    if model.pixel_mean or model.pixel_std:
+        return model.statistics(names_in_files(config.bands, config.sensor))
+    if model.pixel_mean or model.pixel_std or model.pixel_statistics:
         raise UserError(
-            "config.model.pixel_mean and pixel_std: galileo has its own statistics: leave them out, and say "
-            "how files store reflectance with config.model.visual.stored_as"
+            "config.model.pixel_mean, pixel_std and pixel_statistics: galileo has its own statistics: leave "
+            "them out, and say how files store reflectance with config.model.visual.stored_as"
         )
     scale, offset = STORED_AS.get(visual.stored_as, (None, 0.0))
     if scale is None and config.sensor:
@@ -111,6 +121,11 @@ def _pixel_statistics(config: RunConfig) -> tuple[tuple[float, ...], tuple[float
         raise bad_value(f"{visual.place}.stored_as", visual.stored_as, must)
     count = len(config.bands)
     return (-offset / scale,) * count, (1 / scale,) * count
+
+
+def _band_names(encoder: VisualConfig, bands: tuple[str, ...], sensor: str | None) -> tuple[str, ...]:
+    """Return the names of an encoder's bands: those in the files where it finds its bands by name."""
+    return names_in_files(bands, sensor) if encoder.family.bands else bands
 
 
 def _depth_bands(names: Sequence[str] | None, bands: tuple[str, ...], sensor: str | None) -> tuple[int, ...]:
@@ -150,6 +165,14 @@ def _wavelengths(config: RunConfig) -> tuple[float, ...]:
     if visual.wavelengths or not visual.takes_wavelengths:
         return visual.wavelengths
     return config.wavelengths_of_files or wavelengths(config.bands, config.sensor or "generic")
+
+
+def _bandwidths(config: RunConfig) -> tuple[float, ...]:
+    """Return the bandwidths of the bands, for an encoder that takes them; see `_wavelengths`."""
+    visual = config.model.visual
+    if visual.bandwidths or not visual.family.bandwidths:
+        return visual.bandwidths
+    return config.bandwidths_of_files or bandwidths(config.bands, config.sensor or "generic")
 
 
 def _adapter(section: Any) -> Any:
@@ -220,6 +243,7 @@ def for_bands(
     segmenter: Segmenter,
     wavelengths: Sequence[float],
     *,
+    bandwidths: Sequence[float] = (),
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
     depth_bands: Sequence[int] = (0, 1, 2),
@@ -229,8 +253,9 @@ def for_bands(
     The patch embedding is generated here, once for the band set, and is a constant in every later step.
 
     Args:
-      segmenter: segmenter whose visual encoder generates its patch embedding (dofa).
+      segmenter: segmenter whose visual encoder generates its patch embedding (dofa, copernicus_fm).
       wavelengths: wavelengths of the bands in micrometres.
+      bandwidths: bandwidths of the bands in micrometres, for an encoder that takes them (copernicus_fm).
       pixel_mean: mean of each band, in raw pixel units.
       pixel_std: standard deviation of each band, in raw pixel units.
       depth_bands: indices of the bands that the depth encoder sees: red, green, blue.
@@ -241,20 +266,27 @@ def for_bands(
     """
     visual = segmenter.config.visual
     if not visual.family.wavelengths:
+        able = " and ".join(kind for kind, family in FAMILIES.items() if family.wavelengths)
         must = (
-            f"its patch embedding belongs to its own {visual.in_channels} bands; only dofa makes one for any "
-            "bands"
+            f"its patch embedding belongs to its own {visual.in_channels} bands; only {able} make one for "
+            "any bands"
         )
         raise bad_value("config.model.visual.kind", visual.kind, must)
     config = dataclasses.replace(
         segmenter.config,
-        visual=dataclasses.replace(visual, in_channels=len(wavelengths), wavelengths=tuple(wavelengths)),
+        visual=dataclasses.replace(
+            visual,
+            in_channels=len(wavelengths),
+            wavelengths=tuple(wavelengths),
+            bandwidths=tuple(bandwidths),
+        ),
         depth_bands=tuple(depth_bands),
         pixel_mean=tuple(pixel_mean),
         pixel_std=tuple(pixel_std),
     )
     # kernel (p, p, bands, D), bias (D,)
-    kernel, bias = segmenter.backbone.visual.generator(config.visual.wavelengths)  # type: ignore[attr-defined]
+    generator = segmenter.backbone.visual.generator  # type: ignore[attr-defined]
+    kernel, bias = generator(config.visual.wavelengths, config.visual.bandwidths)
     replaced = {
         ("backbone", "visual", "patch_kernel"): kernel,
         ("backbone", "visual", "patch_bias"): bias,
@@ -278,6 +310,7 @@ def for_sensor(segmenter: Segmenter, settings: SegmenterConfig) -> Segmenter:
         return for_bands(
             segmenter,
             settings.visual.wavelengths,
+            bandwidths=settings.visual.bandwidths,
             pixel_mean=settings.pixel_mean,
             pixel_std=settings.pixel_std,
             depth_bands=settings.depth_bands,

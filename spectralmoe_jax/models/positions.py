@@ -86,18 +86,23 @@ def rotate(x: Array, rope: Rope) -> Array:
     return jnp.concatenate([x[:, :prefix], turned.astype(x.dtype)], axis=1)
 
 
-def resample_table(table: Array, h: int, w: int, *, antialias: bool = False) -> Array:
+def resample_table(table: Array, h: int, w: int, *, antialias: bool = False, offset: float = 0.0) -> Array:
     """Resample a position table (S*S, D) of a square grid bicubically: (h * w, D)."""
     grid = rearrange(table, "(h w) d -> h w d", h=math.isqrt(table.shape[0]))
-    return rearrange(resize_bicubic(grid, h, w, antialias=antialias), "h w d -> (h w) d")
+    return rearrange(resize_bicubic(grid, h, w, antialias=antialias, offset=offset), "h w d -> (h w) d")
 
 
-def resize_bicubic(grid: Array, height: int, width: int, *, antialias: bool = False) -> Array:
+def resize_bicubic(
+    grid: Array, height: int, width: int, *, antialias: bool = False, offset: float = 0.0
+) -> Array:
     """Resize (h, w, D) to (height, width, D); a grid that has this size is returned as it is."""
     if grid.shape[:2] == (height, width):
         return grid
-    rows = jnp.asarray(bicubic_matrix(grid.shape[0], height, antialias=antialias), grid.dtype)
-    columns = jnp.asarray(bicubic_matrix(grid.shape[1], width, antialias=antialias), grid.dtype)
+    matrices = (
+        bicubic_matrix(before, after, antialias=antialias, offset=offset)
+        for before, after in zip(grid.shape[:2], (height, width), strict=True)
+    )
+    rows, columns = (jnp.asarray(matrix, grid.dtype) for matrix in matrices)
     return jnp.einsum("ih,jw,hwd->ijd", rows, columns, grid)
 
 
@@ -109,13 +114,22 @@ def resize_linear(tables: Array, size: int) -> Array:
     return jnp.einsum("ip,lpc->lic", matrix, tables)
 
 
-def bicubic_matrix(size_in: int, size_out: int, *, antialias: bool = False) -> np.ndarray:
+def bicubic_matrix(
+    size_in: int, size_out: int, *, antialias: bool = False, offset: float = 0.0
+) -> np.ndarray:
     """Weights (size_out, size_in) of a half-pixel bicubic resize along one axis.
 
     Edges are repeated. With `antialias` the kernel is as wide as an output pixel where the grid shrinks, cut
     off at the edges and normalised, as by torch's `antialias=True`.
+
+    Args:
+      size_in: length before.
+      size_out: length after.
+      antialias: see above.
+      offset: the step between output pixels is that of `size_out + offset` pixels. SoftCon has 0.1, like the
+        code of DINOv2, where it guards against rounding.
     """
-    scale = size_in / size_out
+    scale = size_in / (size_out + offset)
     centre = (np.arange(size_out) + 0.5) * scale
     if antialias:
         distance = (np.arange(size_in) + 0.5 - centre[:, None]) / max(scale, 1.0)
@@ -137,6 +151,16 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
     near = (a + 2) * t**3 - (a + 3) * t**2 + 1
     far = a * (t**3 - 5 * t**2 + 8 * t - 4)
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+
+
+def patch_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Matrix (size_out, size_in) that resizes one axis of a patch kernel, in float64.
+
+    It is the pseudo-inverse of the transposed antialiased resize from `size_in` to `size_out`: of all kernels
+    of the new size, the resized one gives products with resized patches that are nearest to those before
+    (FlexiViT, arXiv 2212.08013, section 3.4). For both axes of a kernel the pseudo-inverse separates.
+    """
+    return np.linalg.pinv(bicubic_matrix(size_in, size_out, antialias=True).T)
 
 
 def linear_matrix(size_in: int, size_out: int) -> np.ndarray:

@@ -101,6 +101,9 @@ class SegmenterConfig:
                 if key == "patch_size":
                     must += f"; config.model.depth.patch_size={ours} resamples its weights"
                 raise bad_value(f"config.model.depth.{key}", theirs, must)
+        if visual.family.metadata and visual.patch_size < 3:
+            must = "must be at least 3 beside a depth encoder: of smaller patches there are more"
+            raise bad_value("config.model.visual.patch_size", visual.patch_size, must)
         if len(self.depth_bands) != depth.in_channels or max(self.depth_bands) >= visual.in_channels:
             must = f"give {depth.in_channels} band numbers between 0 and {visual.in_channels - 1}"
             raise bad_value("config.model.depth.bands", self.depth_bands, must)

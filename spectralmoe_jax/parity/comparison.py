@@ -86,10 +86,10 @@ class Check(NamedTuple):
     Attributes:
       file: name of the golden file.
       quantity: name of the quantity.
-      error: largest absolute error, relative to the largest magnitude of the golden value unless the bound
-        is absolute.
+      error: largest absolute error, relative to the largest magnitude of the golden value.
       bound: largest allowed error; None if the quantity is not checked.
       note: reason why it is not checked, or why the error is infinite.
+      absolute: the error is not divided by that magnitude.
     """
 
     file: str
@@ -97,6 +97,7 @@ class Check(NamedTuple):
     error: float
     bound: float | None
     note: str = ""
+    absolute: bool = False
 
     @property
     def ok(self) -> bool:
@@ -111,22 +112,28 @@ def compare(
 
     A difference in shape, or a value that is not finite on either side, is an infinite error. Where the
     golden value is zero throughout, the error is absolute. A golden value of shape (1,) matches a scalar,
-    because torch writes some scalars like that. With `absolute` the error is not relative to the golden
-    value, and the quantity's name says so.
+    because torch writes some scalars like that.
+
+    Args:
+      file: name of the golden file.
+      quantity: name of the quantity.
+      ours: our value.
+      golden: the golden value.
+      bound: largest allowed error.
+      absolute: the error is absolute, not relative to the largest magnitude of the golden value.
     """
-    quantity = f"{quantity} (absolute)" if absolute else quantity
     ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
     if golden.shape == (1,) and ours.shape == ():
         golden = golden.reshape(())
     if ours.shape != golden.shape:
-        return Check(file, quantity, np.inf, bound, f"shape {ours.shape}, golden {golden.shape}")
+        note = f"shape {ours.shape}, golden {golden.shape}"
+        return Check(file, quantity, np.inf, bound, note, absolute)
     for side, values in (("ours", ours), ("golden", golden)):
         if not np.all(np.isfinite(values)):
-            return Check(file, quantity, np.inf, bound, f"{side} not finite")
-    scale = float(np.max(np.abs(golden), initial=0.0))
+            return Check(file, quantity, np.inf, bound, f"{side} not finite", absolute)
+    scale = 0.0 if absolute else float(np.max(np.abs(golden), initial=0.0))
     difference = float(np.max(np.abs(ours - golden), initial=0.0))
-    relative = difference / scale if scale and not absolute else difference
-    return Check(file, quantity, relative, bound)
+    return Check(file, quantity, difference / scale if scale else difference, bound, "", absolute)
 
 
 def compare_if_present(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.parity import encoder_goldens, galileo_goldens
 from spectralmoe_jax.parity.adapter_goldens import verify_adapter
-from spectralmoe_jax.parity.comparison import Check
-from spectralmoe_jax.parity.galileo_goldens import is_galileo, verify_galileo
+from spectralmoe_jax.parity.comparison import Check, read_arrays
 from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
 
-# Encoders' golden files: whether an .npz file is one, and the function that checks it.
-ENCODER_GOLDENS = ((is_galileo, verify_galileo),)
+TEXTS = ("meta", "bands", "visible_groups")  # arrays that may hold text
+# Modules with `is_golden(path, arrays)` and `verify_encoder(path, arrays)`, for the remaining `.npz` files.
+ENCODERS = (
+    encoder_goldens,
+    galileo_goldens,
+)  # fmt: skip
 
 
 def verify(directory: str | os.PathLike[str]) -> bool:
@@ -39,7 +44,7 @@ def verify(directory: str | os.PathLike[str]) -> bool:
     table.add_column("ok")
     for check in checks:
         error = "" if np.isnan(check.error) else f"{check.error:.1e}"
-        bound = "" if check.bound is None else f"{check.bound:.0e}"
+        bound = "" if check.bound is None else f"{check.bound:.0e}{' absolute' * check.absolute}"
         table.add_row(check.file, check.quantity, error, bound, _verdict(check))
     console = Console()
     console.width = max(console.width, 140)
@@ -52,7 +57,10 @@ def verify(directory: str | os.PathLike[str]) -> bool:
 
 
 def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
-    """Check every golden file below a folder: adapters, segmenters by their `.json`, and encoders.
+    """Check every golden file below a folder.
+
+    Files of the adapter are `adapter_*.npz`, segmenters are known by their `.json`, and encoders by the keys
+    of any other `.npz`.
 
     Raises:
       UserError: the folder does not exist, holds no golden file, or holds a broken one.
@@ -62,22 +70,26 @@ def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
         raise UserError(f"{root}: no such folder; give one with golden files, such as tests/goldens")
     adapters = sorted(root.rglob("adapter_*.npz"))
     segmenters = sorted(path for path in root.rglob("*.json") if path.with_suffix(".npz").exists())
-    others = sorted(
-        set(root.rglob("*.npz")) - {*adapters, *(path.with_suffix(".npz") for path in segmenters)}
-    )
-    encoders = [
-        (path, verify) for path in others for recognises, verify in ENCODER_GOLDENS if recognises(path)
-    ]
-    if not adapters and not segmenters and not encoders:
+    checks = [(path, verify_adapter(path)) for path in adapters]
+    checks += [(path, verify_segmenter(path)) for path in segmenters]
+    taken = {*adapters, *(path.with_suffix(".npz") for path in segmenters)}
+    checks += _check_encoders(path for path in sorted(root.rglob("*.npz")) if path not in taken)
+    if not checks:
         raise UserError(
-            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz nor an encoder's; "
+            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz, nor the .npz of an encoder; "
             "see goldens/README.md"
         )
-    files = [(path, verify_adapter) for path in adapters] + [(path, verify_segmenter) for path in segmenters]
-    files += encoders
-    return [
-        check._replace(file=str(path.relative_to(root))) for path, verify in files for check in verify(path)
-    ]
+    return [check._replace(file=str(path.relative_to(root))) for path, of_file in checks for check in of_file]
+
+
+def _check_encoders(paths: Iterable[Path]) -> Iterator[tuple[Path, list[Check]]]:
+    """Check the golden files of encoders among some `.npz` files; others are left out."""
+    for path in paths:
+        arrays = read_arrays(path, texts=TEXTS)
+        for module in ENCODERS:
+            if module.is_golden(path, arrays):
+                yield path, module.verify_encoder(path, arrays)
+                break
 
 
 def _verdict(check: Check) -> str:

@@ -29,7 +29,10 @@ from spectralmoe_jax.sensors.band_tables import (
     Sensor,
 )
 
-__all__ = ["SENSORS", "Band", "Sensor", "find_sensor", "place_of", "visible", "wavelengths"]
+__all__ = [
+    "SENSORS", "Band", "Sensor", "bandwidths", "find_sensor", "names_in_files", "place_of", "visible",
+    "wavelengths",
+]  # fmt: skip
 
 _LANDSAT = (LANDSAT5, LANDSAT7, LANDSAT8, LANDSAT9)
 _MULTISPECTRAL = (SENTINEL2, *_LANDSAT, GAOFEN1, GAOFEN2, PLANETSCOPE, *AERIAL)
@@ -77,6 +80,15 @@ def visible(bands: Sequence[str], sensor: str | None = None) -> tuple[int, int, 
     return None
 
 
+def names_in_files(bands: Sequence[str], sensor: str | None) -> tuple[str, ...]:
+    """Return the names that bands have in files of a sensor, by default Sentinel-2.
+
+    A band that the sensor does not have keeps its name.
+    """
+    known_as = find_sensor(sensor or SENTINEL2.name).known_as()
+    return tuple(known_as.get(name.lower(), name) for name in bands)
+
+
 def wavelengths(bands: Sequence[str], sensor: str = "generic") -> tuple[float, ...]:
     """Return the centres of bands in micrometres.
 
@@ -87,14 +99,27 @@ def wavelengths(bands: Sequence[str], sensor: str = "generic") -> tuple[float, .
     Raises:
       UserError: an unknown sensor or band; the message lists the known ones.
     """
+    return tuple(band.centre for band in _bands_of(bands, sensor, "wavelength"))
+
+
+def bandwidths(bands: Sequence[str], sensor: str = "generic") -> tuple[float, ...]:
+    """Return the full widths at half maximum of bands in micrometres; arguments are those of `wavelengths`.
+
+    Raises:
+      UserError: as `wavelengths`.
+    """
+    return tuple(band.width for band in _bands_of(bands, sensor, "bandwidth"))
+
+
+def _bands_of(names: Sequence[str], sensor: str, what: str) -> list[Band]:
+    """Return the bands of a sensor by name, to read `what` from them."""
     table = find_sensor(sensor)
-    known_as = table.known_as()
-    centres = {band.name: band.centre for band in table.bands}
-    for band in bands:
-        if band.lower() not in known_as:
+    known_as, bands = table.known_as(), {band.name: band for band in table.bands}
+    for name in names:
+        if name.lower() not in known_as:
             known = ", ".join("/".join((known.name, *known.aliases)) for known in table.bands)
             raise UserError(
-                f"config.bands: the wavelength of {band!r} is not known for the sensor {sensor} "
-                f"(it has {known}): give config.sensor, or config.model.visual.wavelengths in micrometres"
+                f"config.bands: the {what} of {name!r} is not known for the sensor {sensor} "
+                f"(it has {known}): give config.sensor, or config.model.visual.{what}s in micrometres"
             )
-    return tuple(centres[known_as[band.lower()]] for band in bands)
+    return [bands[known_as[name.lower()]] for name in names]

@@ -17,10 +17,9 @@ import numpy as np
 from flax import nnx
 
 from spectralmoe_jax.config.model import EncoderConfig
-from spectralmoe_jax.config.presets import PRESETS, preset
+from spectralmoe_jax.config.presets import FAMILIES, PRESETS, Family, preset
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.encoders.dofa import KernelGenerator
 from spectralmoe_jax.models.encoders.encoder import Encoder
 from spectralmoe_jax.models.encoders.galileo import KERNEL as GALILEO_KERNEL
 from spectralmoe_jax.models.positions import bicubic_matrix, linear_matrix
@@ -29,12 +28,13 @@ from spectralmoe_jax.weights.formats import EncoderFile, default_leaves, file_fi
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stream_tensors
 from spectralmoe_jax.weights.reading import WeightFile
 
-# Leaves that an encoder of the family DOFA generates from wavelengths; no file holds them.
+# Leaves that encoders of the families DOFA and Copernicus-FM generate from wavelengths; no file holds them.
 GENERATED_LEAVES: tuple[LeafPath, LeafPath] = (("patch_kernel",), ("patch_bias",))
 OR = " or "  # joins the names of presets where a file may hold any of them
 RGB = ("red", "green", "blue")  # order of the channels in weights made for RGB images
 _HEAD_WIDTH = 64  # of every published encoder except SAM-H, whose config.json gives the number of heads
-_ANY_WAVELENGTHS = (0.665, 0.56, 0.49)  # micrometres; for shapes, which do not depend on them
+# micrometres; for shapes, which do not depend on them
+_ANY_BANDS = {"wavelengths": (0.665, 0.56, 0.49), "bandwidths": (0.03, 0.035, 0.065), "in_channels": 3}
 # Fields in which a file and the configuration have to agree.
 _ARCHITECTURE = (
     "kind", "width", "layers", "heads", "ffn", "mlp_width", "qkv_bias", "storage_tokens", "window",
@@ -62,7 +62,7 @@ def read_encoder(
       UserError: the file is of no known format, holds another architecture, or has missing, unexpected or
         misshapen tensors; raised before anything large is read.
     """
-    encoder_file = recognise(file, format_name)
+    encoder_file = recognise(file, format_name, config.kind)
     require_architecture(encoder_file, config)
     return stream_encoder(encoder_file, config)
 
@@ -123,7 +123,7 @@ def with_patch_embedding(
     """Yield the leaves of `stream`, then the patch embedding generated from the encoder's wavelengths.
 
     Args:
-      config: an encoder of the family DOFA.
+      config: an encoder whose patch embedding is generated.
       stream: leaves, those of the encoder's kernel generator among them.
       root: path of the encoder.
     """
@@ -141,8 +141,8 @@ def _generate_patch_embedding(
     config: EncoderConfig, weights: Mapping[LeafPath, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return patch kernel (p, p, bands, D) and bias (D,)."""
-    abstract = nnx.eval_shape(lambda: KernelGenerator(config.patch_size, config.width, rngs=nnx.Rngs(0)))
-    kernel, bias = with_values(abstract, weights)(config.wavelengths)
+    abstract: Any = nnx.eval_shape(lambda: make_encoder(config, rngs=nnx.Rngs(0)))
+    kernel, bias = with_values(abstract.generator, weights)(config.wavelengths, config.bandwidths)
     return np.asarray(kernel), np.asarray(bias)
 
 
@@ -213,8 +213,8 @@ def infer_config(
     if preset_name:
         fields = {**fields, **row}
     whole = {"heads": max(1, fields["width"] // _HEAD_WIDTH), **row, **fields}
-    if whole["kind"] == "dofa":
-        whole |= {"wavelengths": _ANY_WAVELENGTHS, "in_channels": len(_ANY_WAVELENGTHS)}
+    if FAMILIES.get(whole["kind"], Family()).wavelengths:
+        whole |= _ANY_BANDS
     if whole["kind"] == "galileo":
         whole = {"patch_size": GALILEO_KERNEL, **whole}
     config = EncoderConfig(**whole)
@@ -266,9 +266,9 @@ def _is_prompt_depth(file: WeightFile) -> bool:
 class EncoderResizer:
     """Resizes patch kernels, position tables and relative positions to the sizes of an encoder.
 
-    Kernels and tables are resampled bicubically, as torch's `interpolate(align_corners=False)`; relative
-    positions linearly. Bands beyond the file's get kernels according to `EncoderConfig.extra_bands`. Every
-    leaf that is resized is logged.
+    Kernels and tables are resampled bicubically, as torch's `interpolate(align_corners=False)`, tables as the
+    encoder's family does; relative positions linearly. Bands beyond the file's get kernels according to
+    `EncoderConfig.extra_bands`. Every leaf that is resized is logged.
 
     Args:
       config: the encoder to fill.
@@ -355,13 +355,15 @@ class EncoderResizer:
         classes = self._class_rows
         side, target = (math.isqrt(rows - classes) for rows in (len(table), wanted[0]))
         grid = table[classes:].reshape(side, side, -1)  # (s, s, D)
-        resized = _bicubic(grid, target, self.config.table_antialias)  # (S, S, D)
+        family = self.config.family
+        antialias = self.config.table_antialias or family.table_antialias
+        resized = _bicubic(grid, target, antialias, family.table_offset)  # (S, S, D)
         return np.concatenate([table[:classes], resized.reshape(target**2, -1)])
 
 
-def _bicubic(grid: np.ndarray, size: int, antialias: bool = False) -> np.ndarray:
+def _bicubic(grid: np.ndarray, size: int, antialias: bool = False, offset: float = 0.0) -> np.ndarray:
     """Resample (s, s, D) to (size, size, D), through float64."""
-    matrix = bicubic_matrix(grid.shape[0], size, antialias=antialias)  # (size, s)
+    matrix = bicubic_matrix(grid.shape[0], size, antialias=antialias, offset=offset)  # (size, s)
     return np.einsum("ih,jw,hwd->ijd", matrix, matrix, grid, optimize=True)
 
 

@@ -43,6 +43,7 @@ class TensorNames(NamedTuple):
       ffn_norm: norm inside the feed-forward block, in a block.
       relative: relative positions along one axis, with `{axis}`, in a block.
       generator: prefix of DOFA's kernel generator.
+      metadata: prefixes of Copernicus-FM's metadata: location, area and date.
       qkv_biases: whole names of the projections' biases where they differ from `qkv`, in a block.
       neck: SAM's neck: first convolution, its norm, second convolution, its norm.
       groups: first tensor of Galileo's embeddings, which are named by `galileo_rules`.
@@ -71,6 +72,7 @@ class TensorNames(NamedTuple):
     ffn_norm: str = ""
     relative: str = ""
     generator: str = ""
+    metadata: tuple[str, ...] = ()
     qkv_biases: tuple[str, ...] = ()
     neck: tuple[str, ...] = ()
     groups: str = ""
@@ -97,6 +99,10 @@ META_DINOV3 = META_DINOV2._replace(
 DOFA = META_DINOV2._replace(
     patch="", storage="", mask=("", ""), scale1="", scale2="", norm="", generator="patch_embed."
 )
+# github.com/zhu-xlab/Copernicus-FM, CopernicusFMViT
+COPERNICUS_FM = DOFA._replace(
+    generator="patch_embed_spectral.", metadata=("coord_", "scale_", "time_")
+)  # fmt: skip
 # github.com/huggingface/pytorch-image-models, Eva
 TIMM_EVA02 = DOFA._replace(
     patch="patch_embed.proj", qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
@@ -178,6 +184,9 @@ def encoder_rules(names: TensorNames, config: EncoderConfig) -> list[Rule]:
         ]
     if names.generator:
         rules += [rule.under(names.generator, ("generator",)) for rule in generator_rules()]
+    for prefix, kind in zip(names.metadata, ("location", "area", "date"), strict=False):
+        rules += [Rule(f"{prefix}token", ("metadata", kind, "token"), "squeeze")]
+        rules += _linear((f"{prefix}fc",), ("metadata", kind, "linear"))
     # norms before and after the blocks
     rules += _norm(names.norm_first, ("norm_first",)) + _norm(names.norm, ("norm",))
     for untied in UNTIED_NORMS:
@@ -219,7 +228,7 @@ def block_rules(names: TensorNames, config: EncoderConfig) -> list[Rule]:
 
 
 def generator_rules() -> list[Rule]:
-    """Return the rules of DOFA's `KernelGenerator`: github.com/zhu-xlab/DOFA, Dynamic_MLP_OFA."""
+    """Return the rules of a `KernelGenerator`: github.com/zhu-xlab/DOFA, Dynamic_MLP_OFA."""
     generator, layer = "weight_generator.", "weight_generator.transformer_encoder.layers.0."
     return [
         *_linear(("fclayer.w1",), ("token_in",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -37,6 +38,8 @@ class Format(NamedTuple):
       untied: whether files may store further norms. Where they do not, these norms are the identity, because
         no feature depends on them.
       presets: regular expression of the presets that are published in this format.
+      channels: number of bands that tells its files from those of other formats with the same names; 0 where
+        names do.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Format(NamedTuple):
     ignored: tuple[str, ...] = ()
     untied: bool = True
     presets: str = ".*"
+    channels: int = 0
 
 
 # Wrappers that training code puts around an encoder.
@@ -55,6 +59,8 @@ _WRAPPERS = ("", "backbone.", "module.", "module.backbone.", "model.", "encoder.
 # Heads of self-supervised pretraining, and heads or buffers of the models that an encoder is published in.
 _TRAINING_HEADS = (r"(.*\.)?(dino_head|ibot_head)\..*",)
 _DOFA_REST = (r"(mask_token|(norm|fc_norm|head|projector)\..*|decoder_.*)",)
+# Of Copernicus-FM: the patch embedding of what is no spectrum, and heads that the published file lacks.
+_COPERNICUS_FM_REST = (r"patch_embed_variable\..*", r"(norm|fc_norm|head)\..*")
 _EVA02_REST = (r"(mask_token|(norm|fc_norm|head|lm_head)\..*|(.*\.)?rope\..*)",)
 _SAM_REST = (r"(prompt_encoder|mask_decoder|shared_image_embedding)\..*",)
 _CLIP_REST = (r"text_model\..*", r"(text|visual)_projection\..*", "logit_scale", r".*position_ids")
@@ -78,6 +84,15 @@ FORMATS = (
         untied=False,
     ),
     Format("dofa", "DOFA .pth", "dofa", (tables.DOFA,), "CC-BY-4.0", _WRAPPERS, _DOFA_REST),
+    Format(
+        "copernicus_fm", "Copernicus-FM .pth", "copernicus_fm", (tables.COPERNICUS_FM,), "CC-BY-4.0",
+        _WRAPPERS, _COPERNICUS_FM_REST,
+    ),
+    # the names of DINOv2, with the 13 bands of Sentinel-2
+    Format(
+        "softcon", "SoftCon .pth", "softcon", (tables.META_DINOV2,), "CC-BY-4.0", _WRAPPERS, _TRAINING_HEADS,
+        channels=13,
+    ),
     Format(
         "timm_eva02", "EVA-02 with timm's names", "eva02", (tables.TIMM_EVA02,), "MIT", _WRAPPERS, _EVA02_REST
     ),
@@ -150,12 +165,13 @@ def native_rules(leaves: Iterable[LeafPath]) -> list[Rule]:
     return [Rule("/".join(path), path) for path in leaves]
 
 
-def recognise(file: WeightFile, name: str | None = None) -> EncoderFile:
+def recognise(file: WeightFile, name: str | None = None, kind: str = "") -> EncoderFile:
     """Find the format of an encoder file from its tensors' names.
 
     Args:
       file: a file that holds an encoder, perhaps among other things.
       name: name of the format, where the user gave it.
+      kind: the encoder family that is preferred where the names fit several, such as DINOv2 and SoftCon.
 
     Raises:
       UserError: the name is unknown, the file is not of that format, or it is of no known format.
@@ -170,13 +186,18 @@ def recognise(file: WeightFile, name: str | None = None) -> EncoderFile:
     if any(_GALILEO_WRAPPER in tensor for tensor in file) and tables.GALILEO.groups in file:
         file = file.renamed(lambda tensor: tensor.replace(_GALILEO_WRAPPER, ""))
     # 2. published formats: the first that has its whole signature in the file, behind one of its prefixes
-    for format in FORMATS:
-        if name not in (None, format.name):
-            continue
-        for prefix in format.prefixes:
-            for names in format.layouts:
-                if all(prefix + tensor in file for tensor in _signature(names)):
-                    return EncoderFile(format, names, prefix, file)
+    fitting = (
+        EncoderFile(format, names, prefix, file)
+        for format in FORMATS
+        if name in (None, format.name)
+        for prefix in format.prefixes
+        for names in format.layouts
+        if all(prefix + tensor in file for tensor in _signature(names))
+        and (name or _has_channels(file, prefix + names.patch, format.channels))
+    )
+    found = list(itertools.islice(fitting, None if kind else 1))
+    if found:
+        return next((encoder_file for encoder_file in found if encoder_file.format.kind == kind), found[0])
     # 3. neither
     first = ", ".join(list(file)[:3])
     if name is not None:
@@ -184,6 +205,31 @@ def recognise(file: WeightFile, name: str | None = None) -> EncoderFile:
     raise UserError(
         f"{file.spec}: no encoder of a known format ({', '.join(known)}); its tensors start with {first}"
     )
+
+
+def _has_channels(file: WeightFile, patch: str, channels: int) -> bool:
+    """Return whether a file's patch convolution has this number of bands; true for 0."""
+    return not channels or file.shape(f"{patch}.weight")[1] == channels
+
+
+def publication(encoder_file: EncoderFile) -> EncoderFile:
+    """Return an encoder's file with the format that it was published in, in place of our own.
+
+    Raises:
+      UserError: the file does not record the format.
+    """
+    if encoder_file.names is not None:
+        return encoder_file
+    record = manifest(encoder_file.file)
+    while record.get("format") == NATIVE:
+        record = record.get("earlier", {})
+    format = next((format for format in FORMATS if format.name == record.get("format")), None)
+    if format is None:
+        raise UserError(
+            f"{encoder_file.file.spec}: does not record the format that it was published in: give the "
+            "published file, or convert that again"
+        )
+    return EncoderFile(format, format.layouts[0], format.prefixes[0], encoder_file.file)
 
 
 def _signature(names: TensorNames) -> list[str]:
@@ -268,8 +314,8 @@ def _patch_fields(names: TensorNames, file: WeightFile, width: int) -> dict[str,
     """Infer patch size, channels and position grid."""
     fields: dict[str, Any] = {}
     if names.generator:
-        # the last layer of DOFA's generator has patch_size**2 * width outputs
-        outputs = file.shape(f"{names.generator}weight_generator.fc_weight.weight")[0]
+        # the last layer of a generator has patch_size**2 * width outputs
+        outputs, fields["generator_width"] = file.shape(f"{names.generator}weight_generator.fc_weight.weight")
         fields["patch_size"] = round((outputs / width) ** 0.5)
     elif names.patch:
         _, fields["in_channels"], fields["patch_size"], _ = file.shape(f"{names.patch}.weight")

@@ -68,6 +68,8 @@ _ENCODER_LAYOUTS = {
 }
 _WITHOUT_LAYOUT = {
     "clip": "the released code has a learned pyramid (fpn1 to fpn4) after CLIP, this model has none",
+    "softcon": "the released code does not have this encoder",
+    "copernicus_fm": "the released code does not have this encoder",
     "sam": "the released code adapts only SAM's layers with global attention, this model adapts every layer",
 }
 _BACKBONE_FILE_PREFIXES = ("depth_anything.pretrained.", "depthmoe.")  # without `backbone.`
@@ -243,15 +245,16 @@ def part_of(name: str | LeafPath) -> str:
     return next((part for part, (_, own) in PARTS.items() if own and path[: len(own)] == own), "")
 
 
-def encoders_of(file: WeightFile, parts: Collection[str]) -> dict[str, EncoderFile]:
+def encoders_of(file: WeightFile, config: SegmenterConfig, parts: Collection[str]) -> dict[str, EncoderFile]:
     """Return the encoders among `parts` of a segmenter's file.
 
     An encoder of no known format is left out; its tensors are reported one by one when it is read.
     """
     found = {}
-    for part in set(parts) & ENCODERS.keys():
-        with contextlib.suppress(UserError):
-            found[part] = recognise(extract_encoder(file, part))
+    for encoder in (config.visual, config.depth):
+        if encoder is not None and encoder.name in parts:
+            with contextlib.suppress(UserError):
+                found[encoder.name] = recognise(extract_encoder(file, encoder.name), kind=encoder.kind)
     return found
 
 
@@ -357,7 +360,7 @@ def require_released(config: SegmenterConfig, parts: Collection[str], where: str
 
 def _require_architectures(file: WeightFile, config: SegmenterConfig, parts: Collection[str]) -> None:
     """Raise a UserError that names the key where an encoder in the file has another architecture."""
-    found = encoders_of(file, parts)
+    found = encoders_of(file, config, parts)
     for encoder in (config.visual, config.depth):
         if encoder is not None and encoder.name in found:
             require_architecture(found[encoder.name], encoder)

@@ -18,7 +18,14 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.weights import format_tables as tables
 from spectralmoe_jax.weights.encoder_file import OR, candidate_presets
-from spectralmoe_jax.weights.formats import MANIFEST, EncoderFile, file_fields, manifest
+from spectralmoe_jax.weights.formats import (
+    MANIFEST,
+    EncoderFile,
+    default_leaves,
+    file_fields,
+    manifest,
+    publication,
+)
 from spectralmoe_jax.weights.hub import CONFIG, WEIGHTS
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, write_each, written_shapes
 from spectralmoe_jax.weights.reading import WeightFile
@@ -131,6 +138,61 @@ def folder_sha256(folder: Path) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The publisher's names
+
+
+def write_published(
+    path: Path,
+    encoder_file: EncoderFile,
+    config: EncoderConfig,
+    shapes: Mapping[LeafPath, Shape],
+    leaves: Iterable[tuple[LeafPath, np.ndarray]],
+    record: Mapping[str, Any],
+) -> None:
+    """Write an encoder under the names of its publisher: the inverse of reading its file.
+
+    Tensors that the encoder does not need, and that reading ignored, are not written.
+
+    Args:
+      path: a .safetensors file, or a .pth file that holds a plain dictionary of tensors, without the record.
+      encoder_file: the file that the encoder comes from, published or of our names.
+      config: the encoder.
+      shapes: shapes of its leaves.
+      leaves: path and array of each leaf, perhaps with others.
+      record: record of origin for the header.
+
+    Raises:
+      UserError: the publisher's format is not known, or is one of Hugging Face.
+    """
+    published = publication(encoder_file)
+    if published.format.name.startswith("hf_"):
+        raise UserError(f"--to published: {published.format.title} is written by --to hf")
+    rules = published.rules(config, dict(shapes))
+    defined = default_leaves(published, config).keys() - {rule.path for rule in rules}
+    wanted = {leaf_path: shape for leaf_path, shape in shapes.items() if leaf_path not in defined}
+    tensors = write_each(rules, ((leaf_path, leaf) for leaf_path, leaf in leaves if leaf_path in wanted))
+    if path.suffix == ".safetensors":
+        write_safetensors(path, written_shapes(rules, wanted), tensors, record_metadata(record))
+    else:
+        save_torch(path, tensors)
+
+
+def save_torch(path: Path, tensors: Iterable[tuple[str, np.ndarray]], **beside: Any) -> None:
+    """Write tensors with `torch.save`: as a plain dictionary, or as `state_dict` beside other values.
+
+    Raises:
+      UserError: PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            "writing a .pth file needs PyTorch: pip install torch (or give .safetensors)"
+        ) from None
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors}
+    torch.save({**beside, "state_dict": state} if beside else state, path)
 
 
 # Hugging Face folders

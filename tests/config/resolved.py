@@ -62,7 +62,8 @@ GRIDS = (
 )
 _ENCODER = {
     "normalise_maps": False, "stored_as": "sensor", "month": 6, "resolution": 0.0, "ndvi": True,
-    "channels": [],
+    "channels": [], "bandwidths": [], "location": None, "days": None, "eight_bit": False,
+    "generator_width": 128,
 }  # fmt: skip
 _ENCODERS = ("visual", "depth")
 NEWER = {

@@ -63,6 +63,14 @@ def little_data(text: str) -> None:
     check_sizes(config)
 
 
+def published_statistics(text: str) -> None:
+    """An encoder with its publishers' statistics, on all bands of Sentinel-2."""
+    text += "\nconfig.model.pixel_mean = config.model.pixel_std = ()"
+    config = segmenter_config(run_configuration(text, "sentinel2_landcover"))
+    assert config.visual.width == 768
+    assert len(config.pixel_mean) == 13
+
+
 def own_source(text: str) -> None:
     """Both blocks about it: the class, saved as its first line says, and the configuration that names it."""
     module, configuration = (
@@ -152,8 +160,9 @@ EXECUTED = {
     'config.data.kind = "prepared"': prepared_tiles,
     'config.data.kind = "geotiff"': geotiffs,
     "config.streams = ": streams,
-    "config.model.visual = ConfigDict(\n": another_encoder,
+    '"kind": "dinov2"': another_encoder,
     'config.train.head_start = "probe"': little_data,
+    "config.model.pixel_statistics": published_statistics,
     "class NpzTiles": own_source,
     '"npz_tiles.py:open_tiles"': own_source,
     "def get_grid": own_grid,

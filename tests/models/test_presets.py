@@ -9,7 +9,7 @@ from flax import nnx
 
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
 from spectralmoe_jax.config.model import EncoderConfig, Mask2FormerConfig
-from spectralmoe_jax.config.presets import PRESETS, preset
+from spectralmoe_jax.config.presets import FAMILIES, PRESETS, Family, preset
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.encoders.encoder import all_layers
@@ -47,6 +47,9 @@ SAM = {
 }  # fmt: skip
 EVA02 = {"eva02_b": (768, 12, 2048), "eva02_l": (1024, 24, 2730)}  # width, layers, hidden width
 DOFA = {"dofa_b": (768, 12, 12), "dofa_l": (1024, 24, 16)}
+# values of the published files: all 175 tensors of SoftCon's, and of Copernicus-FM's 201 the 177 that serve
+# bands with wavelengths; the whole file has 139,451,008
+FILES = {"softcon_s": 22_381_824, "softcon_b": 87_230_976, "copernicus_fm_b": 139_451_008 - 26_366_336}
 # millions, as the model cards of the weights at 224 pixels give them; these count a final norm
 EVA02_CARDS = {"eva02_b": 85.8, "eva02_l": 303.3}
 
@@ -57,6 +60,8 @@ def sized(width, layers, heads):
 
 def published(name: str) -> int:
     """Parameters of the model that others define."""
+    if name in FILES:
+        return FILES[name]
     with torch.device("meta"):
         return sum(parameter.numel() for module in modules(name) for parameter in module.parameters())
 
@@ -123,8 +128,11 @@ def dofa(width, layers, heads) -> list:
 
 
 def config_of(name: str) -> EncoderConfig:
-    wavelengths = (0.665, 0.56, 0.49) if PRESETS[name]["kind"] == "dofa" else ()
-    return EncoderConfig(**preset(name, "preset"), wavelengths=wavelengths)
+    family = FAMILIES.get(PRESETS[name]["kind"], Family())
+    bands = {"in_channels": len(family.bands) or 3}
+    if family.wavelengths:
+        bands |= {"wavelengths": (0.665, 0.56, 0.49), "bandwidths": (0.03, 0.035, 0.065)}
+    return EncoderConfig(**preset(name, "preset"), **bands)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -143,14 +151,17 @@ def test_parameters(name):
     assert all(leaf.shape[0] == config.layers for path, leaf in found.items() if path[0] == "blocks")
 
 
-@pytest.mark.parametrize("name", ["dinov3_7b", "dinov2_g_reg", "dofa_l", "clip_l14", "sam_h", "eva02_l"])
+@pytest.mark.parametrize(
+    "name",
+    ["dinov3_7b", "dinov2_g_reg", "dofa_l", "clip_l14", "sam_h", "eva02_l", "softcon_b", "copernicus_fm_b"],
+)
 def test_forward_at_real_size(name):
     config = config_of(name)
     side = 20 * config.patch_size
 
     def forward():
         encoder = make_encoder(config, rngs=nnx.Rngs(0))
-        return all_layers(encoder, jnp.zeros((1, side, side, 3), jnp.bfloat16))
+        return all_layers(encoder, jnp.zeros((1, side, side, config.in_channels), jnp.bfloat16))
 
     tokens = jax.eval_shape(forward)
     assert tokens.shape == (config.layers, 1, config.prefix_tokens + 400, config.width)

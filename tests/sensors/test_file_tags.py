@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import rasterio
 
-from data_pipelines.readers.raster_header import read_header, stated_wavelengths, wavelengths_of_file
+from data_pipelines.readers.raster_header import (
+    read_header,
+    stated_bandwidths,
+    stated_wavelengths,
+    wavelengths_of_file,
+)
 from spectralmoe_jax.errors import UserError
 from tests.rasters import PLACE, write_raster
 
@@ -46,6 +51,35 @@ def test_gdal_metadata_wins_over_other_tags(file):
     with rasterio.open(path, "r+") as dataset:
         dataset.update_tags(1, ns="IMAGERY", CENTRAL_WAVELENGTH_UM="0.443")
     assert stated_wavelengths(path) == (0.443, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tags", "width"),
+    [
+        ({"wavelength": "418.24", "wavelength_units": "Nanometers", "fwhm": "6.99561"}, 0.00699561),
+        ({"wavelength": "665", "fwhm": "30"}, 0.03),  # in the units of the wavelength
+        ({"wavelength": "0.665", "FWHM": "0.03"}, 0.03),
+        ({"fwhm": "30", "fwhm_units": "nm"}, 0.03),
+        ({"wavelength": "665"}, None),
+    ],
+)
+def test_bandwidths(file, tags, width):
+    assert stated_bandwidths(file(**tags)) == (width if width is None else pytest.approx(width), None)
+
+
+def test_gdal_bandwidth_beside_other_wavelengths(file):
+    path = file(wavelength="665", wavelength_units="nm", fwhm="99")
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(1, ns="IMAGERY", FWHM_UM="0.03")
+    assert stated_bandwidths(path) == (0.03, None)
+    assert stated_wavelengths(path) == (0.665, 0.5)
+
+
+def test_an_unusable_bandwidth(file):
+    path = file(wavelength="665", fwhm="wide")
+    with pytest.raises(UserError, match=r"band 1 has the bandwidth 'wide', no number: .*\.bandwidths in"):
+        stated_bandwidths(path)
+    assert stated_wavelengths(path) == (0.665, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from data_pipelines.sources import open_source, resolve_run_wavelengths, resolve
 from spectralmoe_jax.config.load import load_config, read_config, save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config
-from spectralmoe_jax.sensors import SENSORS, wavelengths
+from spectralmoe_jax.sensors import SENSORS, bandwidths, wavelengths
 from tests.rasters import PLACE, write_raster
 
 BANDS = ("band 3", "band 8", "band 20")
@@ -61,6 +61,40 @@ def test_the_model_uses_the_wavelengths_of_enmap_files(shared_data, tmp_path):
     assert fed(run) == fed(resolved) == fed(config.with_wavelengths_of_run(run))
     assert config.wavelengths_of_files is None
     assert fed(read_config(tmp_path / "config.json", ["--config.data.crop=16"])) == fed(resolved)
+
+
+def widths(config):
+    return segmenter_config(config).visual.bandwidths
+
+
+def test_the_model_uses_the_bandwidths_of_enmap_files(shared_data, tmp_path):
+    """Only an encoder that takes bandwidths reads them; they stay with the run as wavelengths do."""
+    config = load_config("configs/enmap_landcover.py", [
+        f"--config.data.root={shared_data / 'enmap'}", "--config.model.visual.kind=copernicus_fm",
+        "--config.data.source=128_0,",
+    ])  # fmt: skip
+    resolved = resolve_run_wavelengths(config)
+    with rasterio.open(shared_data / "enmap/images/enmap_potsdam_tile_128_0.tif") as file:
+        numbers = [int(band.removeprefix("band ")) for band in config.bands]
+        tags = [float(file.tags(number)["fwhm"]) / 1000 for number in numbers]
+    np.testing.assert_allclose(widths(resolved), tags, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(widths(config), tags, rtol=0, atol=6e-5)  # the table has tenths of nanometres
+    save_config(resolved, tmp_path / "config.json")
+    run = read_config(tmp_path / "config.json")
+    assert widths(run) == widths(resolved) == widths(config.with_wavelengths_of_run(run))
+    dofa = resolve_run_wavelengths(config.replaced({"model.visual.kind": "dofa"}))
+    assert dofa.stated_wavelengths.bandwidths == ()
+
+
+def test_the_sensor_fills_in_missing_bandwidths(write, tmp_path):
+    write("x", (430.0, 456.0, 511.0))
+    config = resolve_run_wavelengths(configuration(tmp_path, "enmap", kind="copernicus_fm"))
+    assert fed(config) == (0.43, 0.456, 0.511)
+    assert widths(config) == bandwidths(BANDS, "enmap") == pytest.approx((0.0064, 0.006, 0.0059))
+    with pytest.raises(
+        UserError, match=r"the bandwidth of 'band 3' is not known .*visual\.bandwidths in mic"
+    ):
+        widths(config.replaced({"sensor": None, "model.visual.wavelengths": (0.43, 0.456, 0.511)}))
 
 
 def test_other_sensors_or_bands_do_not_use_them(write, tmp_path):

@@ -1,7 +1,7 @@
 """The base class of encoders, and the patches and feed-forward blocks that they share.
 
-`vit.VisionTransformer` serves the families of `config.presets.FAMILIES`, `sam.SamEncoder` SAM, and
-`galileo.GalileoEncoder` Galileo.
+`vit.VisionTransformer` serves the families of `config.presets.FAMILIES`, its subclass
+`copernicus_fm.CopernicusFM` one of them, `sam.SamEncoder` SAM, and `galileo.GalileoEncoder` Galileo.
 """
 
 from __future__ import annotations
@@ -124,6 +124,24 @@ def patch_grid(image_shape: tuple[int, ...], patch: int) -> tuple[int, int]:
             "choose a crop or window that is a multiple of the patch size"
         )
     return height // patch, width // patch
+
+
+def clip_pixels(image: Array, limits: tuple[float, float] | None, eight_bit: bool) -> Array:
+    """Clip normalised pixels as an encoder's publishers do, in the dtype of the image.
+
+    Args:
+      image: (B, H, W, C).
+      limits: smallest and largest value; None leaves the image as it is.
+      eight_bit: truncate to 256 levels between the limits.
+    """
+    if limits is None:
+        return image
+    image = jnp.clip(image, *limits)
+    if not eight_bit:
+        return image
+    low, range_ = limits[0], limits[1] - limits[0]
+    levels = jnp.floor((image.astype(wide_type(image.dtype)) - low) / range_ * 255)
+    return (levels / 255 * range_ + low).astype(image.dtype)
 
 
 def embed_patches(image: Array, kernel: Array, bias: Array | None) -> Array:

@@ -1,8 +1,8 @@
-"""The vision transformer of five families, whose differences are in `config.presets.FAMILIES`.
+"""The vision transformer of seven families, whose differences are in `config.presets.FAMILIES`.
 
 DINOv3 (arXiv 2508.10104), DINOv2 (2304.07193, with registers 2309.16588), DOFA (2403.15356), CLIP
-(2103.00020) and EVA-02 (2303.11331). Blocks are stacked on a leading layer axis, over which the backbone
-scans.
+(2103.00020), EVA-02 (2303.11331), SoftCon (2405.20462) and, in `copernicus_fm`, Copernicus-FM (2503.11849).
+Blocks are stacked on a leading layer axis, over which the backbone scans.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax import Array
@@ -28,7 +29,13 @@ from spectralmoe_jax.layers import (
     zeros,
 )
 from spectralmoe_jax.models.encoders.dofa import KernelGenerator
-from spectralmoe_jax.models.encoders.encoder import Encoder, FeedForward, Layers, embed_patches
+from spectralmoe_jax.models.encoders.encoder import (
+    Encoder,
+    FeedForward,
+    Layers,
+    clip_pixels,
+    embed_patches,
+)
 from spectralmoe_jax.models.positions import (
     Rope,
     centred_periods,
@@ -74,17 +81,21 @@ class VisionTransformer(Encoder):
     def _make_patch_embedding(self, kind: VariableType, param_dtype, rngs: nnx.Rngs) -> None:
         config = self.config
         if config.family.wavelengths:
-            self.generator = KernelGenerator(
-                config.patch_size, config.width, param_dtype=param_dtype, rngs=rngs
-            )
-            kernel, bias = self.generator(config.wavelengths)
+            self.generator = self._make_generator(param_dtype, rngs)
+            kernel, bias = self.generator(config.wavelengths, config.bandwidths)
             self.patch_kernel: nnx.Variable = Frozen(kernel)
             self.patch_bias: nnx.Variable | None = Frozen(bias)
             return
-        shape = (config.patch_size, config.patch_size, config.in_channels, config.width)
+        shape = (config.patch_size, config.patch_size, config.kernel_bands, config.width)
         self.patch_kernel = kind(trunc_normal(rngs.params(), shape, param_dtype))
         has_bias = config.family.patch_bias
         self.patch_bias = kind(jnp.zeros((config.width,), param_dtype)) if has_bias else None
+
+    def _make_generator(self, param_dtype, rngs: nnx.Rngs) -> KernelGenerator:
+        """Make the generator of the patch embedding, in families with wavelengths."""
+        config = self.config
+        sizes = {"token_width": config.generator_width, "param_dtype": param_dtype}
+        return KernelGenerator(config.patch_size, config.width, **sizes, rngs=rngs)
 
     def _make_tokens(self, kind: VariableType, param_dtype, rngs: nnx.Rngs) -> None:
         config, family, width = self.config, self.config.family, self.config.width
@@ -100,8 +111,8 @@ class VisionTransformer(Encoder):
         self.mask_token = Frozen(jnp.zeros((1, width), param_dtype)) if family.mask_token else None
 
     def generate_patch_embedding(self) -> None:
-        """Renew the patch embedding from the generator's weights (dofa)."""
-        kernel, bias = self.generator(self.config.wavelengths)
+        """Renew the patch embedding from the generator's weights, in families with wavelengths."""
+        kernel, bias = self.generator(self.config.wavelengths, self.config.bandwidths)
         self.patch_kernel[...] = kernel
         assert self.patch_bias is not None
         self.patch_bias[...] = bias
@@ -110,15 +121,13 @@ class VisionTransformer(Encoder):
         """Tokens before the first layer, (B, T, D): prefix tokens, then patch tokens."""
         h, w = self.grid(image.shape)
         # 1. patches
-        bias = None if self.patch_bias is None else self.patch_bias[...]
-        x = embed_patches(self._padded(image), self.patch_kernel[...], bias)  # (B, N, D)
+        x = self.patches(image)  # (B, N, D)
         # 2. positions of patches and class token
         prefix = [self.class_token[...]]
         if self.position_table is not None:
-            table = self.position_table[...]
-            positions = resample_table(table[1:], h, w, antialias=self.config.table_antialias)
-            x = x + positions.astype(x.dtype)
-            prefix = [prefix[0] + table[:1]]
+            positions = self.positions(h, w)
+            x = x + positions[1:].astype(x.dtype)
+            prefix = [prefix[0] + positions[:1]]
         # 3. prefix tokens in front
         if self.storage_tokens is not None:
             prefix.append(self.storage_tokens[...])
@@ -126,6 +135,24 @@ class VisionTransformer(Encoder):
         first = jnp.broadcast_to(first, (x.shape[0], *first.shape))  # (B, prefix, D)
         x = jnp.concatenate([first, x], axis=1)  # (B, T, D)
         return self.norm_first(x) if self.config.family.norm_first else x
+
+    def patches(self, image: Array) -> Array:
+        """Patch embeddings (B, N, D) of a normalised image, without positions."""
+        config, kernel = self.config, self.patch_kernel[...]
+        if config.kernel_places != tuple(range(kernel.shape[2])):
+            # a band that the image lacks is zero after normalisation: its part of the kernel is left out
+            kernel = kernel[:, :, np.array(config.kernel_places)]
+        bias = None if self.patch_bias is None else self.patch_bias[...]
+        image = clip_pixels(image, config.family.pixel_range, config.eight_bit)
+        return embed_patches(self._padded(image), kernel, bias)
+
+    def positions(self, h: int, w: int) -> Array:
+        """Positions of class token and patches on a grid, (1 + N, D), in families that have a table."""
+        assert self.position_table is not None
+        table, family = self.position_table[...], self.config.family
+        antialias = self.config.table_antialias or family.table_antialias
+        grid = resample_table(table[1:], h, w, antialias=antialias, offset=family.table_offset)
+        return jnp.concatenate([table[:1], grid])
 
     def _padded(self, image: Array) -> Array:
         """The image as a padded patch convolution reads it.
