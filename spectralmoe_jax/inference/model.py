@@ -26,7 +26,7 @@ from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
-from spectralmoe_jax.models.encoders.galileo import require_reflectance
+from spectralmoe_jax.models.encoders.galileo import describe_inputs, require_reflectance
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import put
@@ -63,6 +63,8 @@ def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmen
       UserError: names the key or file that is wrong, or the two files that hold the same part.
     """
     settings = segmenter_config(config)
+    if settings.visual.kind == "galileo":
+        log.info(describe_inputs(settings.visual))
     abstract = abstract_segmenter(settings)
     opened = open_weights(config, settings, _shapes(abstract))
     stream = _every_leaf(config, settings, abstract, opened, layout=layout)

@@ -63,6 +63,14 @@ def little_data(text: str) -> None:
     check_sizes(config)
 
 
+def groups_of_bands(text: str) -> None:
+    """Galileo on all bands of Sentinel-2: six groups."""
+    text += "\nconfig.model.pixel_mean = config.model.pixel_std = ()"
+    config = segmenter_config(run_configuration(text, "sentinel2_landcover"))
+    assert config.visual.tokens_per_place == 6
+    assert config.pixel_std == (10000.0,) * 13
+
+
 def published_statistics(text: str) -> None:
     """An encoder with its publishers' statistics, on all bands of Sentinel-2."""
     text += "\nconfig.model.pixel_mean = config.model.pixel_std = ()"
@@ -163,6 +171,7 @@ EXECUTED = {
     '"kind": "dinov2"': another_encoder,
     'config.train.head_start = "probe"': little_data,
     "config.model.pixel_statistics": published_statistics,
+    "config.model.visual.stored_as": groups_of_bands,
     "class NpzTiles": own_source,
     '"npz_tiles.py:open_tiles"': own_source,
     "def get_grid": own_grid,

@@ -17,7 +17,12 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.build import for_sensor, segmenter_config
 from spectralmoe_jax.models.encoders.encoder import all_layers, every_layer
-from spectralmoe_jax.models.encoders.galileo import GalileoEncoder, channels_of, require_reflectance
+from spectralmoe_jax.models.encoders.galileo import (
+    GalileoEncoder,
+    channels_of,
+    describe_inputs,
+    require_reflectance,
+)
 from spectralmoe_jax.parameters import fill, leaves
 from spectralmoe_jax.parity.comparison import read_arrays
 from spectralmoe_jax.parity.galileo_goldens import verify_encoder
@@ -135,7 +140,12 @@ def test_groups_with_a_missing_band_are_dropped():
     assert encoder_of(SIX).config.groups == ("S2_RGB", "S2_NIR_10m", "S2_SWIR", "NDVI")
     assert encoder_of(SIX, ndvi=False).config.groups == ("S2_RGB", "S2_NIR_10m", "S2_SWIR")
     without_red = tuple(name for name in SIX if name != "B4")
-    assert encoder_of(without_red).config.groups == ("S2_NIR_10m", "S2_SWIR")
+    config = encoder_of(without_red).config
+    assert config.groups == ("S2_NIR_10m", "S2_SWIR")
+    assert describe_inputs(config) == (
+        "galileo sees S2_NIR_10m, S2_SWIR; left out, for lack of bands: S2_RGB (B4), "
+        "S2_Red_Edge (B5, B6, B7), S2_NIR_20m (B8A), NDVI (B4); month 4, pixels of 10 m"
+    )
 
 
 @pytest.mark.parametrize(("name", "values"), [("nano", 1_037_856), ("tiny", None), ("base", None)])

@@ -87,6 +87,21 @@ def channels_of(bands: Sequence[str], sensor: str | None) -> tuple[str, ...]:
     return tuple(name if name in STATISTICS else "" for name in found)
 
 
+def describe_inputs(config: EncoderConfig) -> str:
+    """Say in one line what the encoder sees of the images: groups, those left out and why, month, pixels."""
+    lacking = {
+        group: [name for name in channels if name not in config.channels]
+        for group, channels in GALILEO_GROUPS.items()
+        if group not in config.groups
+    }
+    reasons = [f"{group} ({', '.join(names) or 'ndvi is False'})" for group, names in lacking.items()]
+    left_out = f"; left out, for lack of bands: {', '.join(reasons)}" if reasons else ""
+    return (
+        f"galileo sees {', '.join(config.groups)}{left_out}; month {config.month}, pixels of "
+        f"{config.resolution:g} m"
+    )
+
+
 # Reflectance that an image can have: its median, and its 95th percentile. Wrong scales are far outside.
 LEAST_MEDIAN, LEAST_BRIGHT, LARGEST_BRIGHT = -0.05, 0.003, 3.0
 FEWEST_PIXELS = 64  # fewer pixels with data than this tell nothing
