@@ -30,6 +30,7 @@ from spectralmoe_jax.weights.encoder_file import (
 from spectralmoe_jax.weights.formats import DEPTH_FORMATS, EncoderFile, manifest, recognise
 from spectralmoe_jax.weights.hub import HUB
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stored_shapes, stream_tensors
+from spectralmoe_jax.weights.plain_decoder import IGNORED, is_plain_decoder, plain_decoder_rules
 from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 from spectralmoe_jax.weights.released import (
     ADAPTER_RULES,
@@ -238,16 +239,19 @@ def _native_part(name: str, named: WeightFile) -> Part:
 
 
 def _trained_part(name: str, named: WeightFile) -> Part:
-    """Return adapter, head or pixel statistics in the released layout."""
+    """Return adapter, head or pixel statistics in the released layout, or a published plain decoder."""
     prefix, path = PARTS["adapter"]
+    plain = is_plain_decoder(named)
     rules = {
         "adapter": [rule.under(prefix, path) for rule in ADAPTER_RULES],
-        "head": head_rules(),
+        "head": plain_decoder_rules() if plain else head_rules(),
         "pixels": PIXEL_RULES,
     }[name]
     own = named.renamed(lambda tensor: tensor if part_of(tensor) == name else "")
     shapes = stored_shapes(rules, own)
-    stream = stream_tensors(rules, shapes, own, file=named.spec, constants=SEGMENTER_CONSTANTS)
+    stream = stream_tensors(
+        rules, shapes, own, file=named.spec, constants=SEGMENTER_CONSTANTS, ignored=IGNORED if plain else ()
+    )
     return Part(name, shapes, stream, None)
 
 

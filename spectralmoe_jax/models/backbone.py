@@ -35,12 +35,15 @@ class Features(NamedTuple):
 
     Attributes:
       maps: refined patch tokens of the chosen layers, (B, h, w, D) each.
+      prefixes: class and storage tokens of the same layers, (B, tokens, D) each; None where the head does not
+        read them.
       queries: (Q, D of the head), linked to the adapter; None where the adapter links none.
       auxiliary_loss: scalar, the mean over layers.
       experts: (L, J, B, N) int32, the strongest expert of every token, visual first; None without experts.
     """
 
     maps: list[Array]
+    prefixes: list[Array] | None
     queries: Array | None
     auxiliary_loss: Array
     experts: Array | None
@@ -64,6 +67,7 @@ class Backbone(nnx.Module):
         kind: str = SpectralMoEConfig.kind,
         out_layers: tuple[int, ...],
         depth_bands: tuple[int, ...],
+        whole_tokens: bool = False,
         remat: str = "none",
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -77,6 +81,7 @@ class Backbone(nnx.Module):
           kind: kind of the adapter.
           out_layers: layers whose tokens become maps, finest map first.
           depth_bands: indices of the bands that the depth encoder sees.
+          whole_tokens: return prefix tokens too, and all tokens after the encoder's last norm.
           remat: `none`, `layer` or `full`, see `SegmenterConfig`.
           param_dtype: of the parameters.
           rngs: draws the weights.
@@ -90,6 +95,7 @@ class Backbone(nnx.Module):
         if self.adapter.chooses_weights():
             train_some(self.visual, self.adapter.trains, trainable_paths(visual))
         self.out_layers, self.depth_bands, self.remat = out_layers, depth_bands, remat
+        self.whole_tokens = whole_tokens
 
     def __call__(self, image: Array, *, key: Array | None = None, noise: Array | None = None) -> Features:
         """Features of a normalised image.
@@ -114,12 +120,13 @@ class Backbone(nnx.Module):
         slots = np.full(self.visual.config.layers, len(chosen))
         slots[chosen] = np.arange(len(chosen))
         inputs, step = self._layers(h, w, key, noise)
-        skip = self.visual.config.prefix_tokens
-        shape = visual[:, skip:].shape  # (B, N, D)
+        prefix = self.visual.config.prefix_tokens
+        skip = 0 if self.whole_tokens else prefix
+        shape = visual[:, skip:].shape  # (B, N or T, D)
         maps = constrain(jnp.zeros((len(chosen) + 1, *shape), visual.dtype), None, "batch", None, None)
 
         def visit(carry: Any, layer: tuple[Array, dict]) -> tuple[Any, Any]:
-            """Run one layer and put its patch tokens into their slot: scan body."""
+            """Run one layer and put the tokens that the head reads into their slot: scan body."""
             tokens, maps = carry
             slot, weights = layer
             tokens, extras = step(tokens, weights)
@@ -129,9 +136,13 @@ class Backbone(nnx.Module):
         start = ((visual, depth), maps)
         (_, maps), (auxiliary, strongest) = jax.lax.scan(visit, start, (jnp.asarray(slots), inputs))
 
-        # 3. maps of the chosen layers
-        features = [maps[slots[layer]].reshape(image.shape[0], h, w, -1) for layer in self.out_layers]
-        return Features(features, self.adapter.queries(), jnp.mean(auxiliary), strongest)
+        # 3. maps of the chosen layers, and prefix tokens for a head that reads them
+        levels, prefixes = [maps[slots[layer]] for layer in self.out_layers], None
+        if self.whole_tokens:
+            levels = [self.visual.last_norm(level) for level in levels]
+            prefixes = [level[:, :prefix] for level in levels]
+        features = [level[:, prefix - skip :].reshape(image.shape[0], h, w, -1) for level in levels]
+        return Features(features, prefixes, self.adapter.queries(), jnp.mean(auxiliary), strongest)
 
     def _layers(self, h: int, w: int, key: Array | None, noise: Array | None) -> tuple[dict, Step]:
         """Inputs of the scan, every leaf with a leading axis of L layers, and its step for one layer."""

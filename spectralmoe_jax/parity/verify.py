@@ -12,7 +12,15 @@ from rich.table import Table
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parity.adapter_goldens import verify_adapter
 from spectralmoe_jax.parity.comparison import Check
+from spectralmoe_jax.parity.pmt_goldens import verify_plain_decoder
 from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
+
+# What a golden is found by, how it is checked, and the kind of file that has to lie beside it ("" for none).
+GOLDENS = (
+    ("adapter_*.npz", verify_adapter, ""),
+    ("*.json", verify_segmenter, ".npz"),
+    ("decoder.safetensors", verify_plain_decoder, ""),
+)
 
 
 def verify(directory: str | os.PathLike[str]) -> bool:
@@ -48,7 +56,7 @@ def verify(directory: str | os.PathLike[str]) -> bool:
 
 
 def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
-    """Check every golden file below a folder: `adapter_*.npz`, and segmenters by their `.json`.
+    """Check every golden file below a folder, each kind by what `GOLDENS` finds it by.
 
     Raises:
       UserError: the folder does not exist, holds no golden file, or holds a broken one.
@@ -56,15 +64,21 @@ def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give one with golden files, such as tests/goldens")
-    adapters = sorted(root.rglob("adapter_*.npz"))
-    segmenters = sorted(path for path in root.rglob("*.json") if path.with_suffix(".npz").exists())
-    if not adapters and not segmenters:
+    files = [
+        (path, verify)
+        for pattern, verify, beside in GOLDENS
+        for path in sorted(root.rglob(pattern))
+        if not beside or path.with_suffix(beside).exists()
+    ]
+    if not files:
         raise UserError(
-            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz; see goldens/README.md"
+            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz nor decoder.safetensors; see "
+            "goldens/README.md"
         )
-    files = [(path, verify_adapter) for path in adapters] + [(path, verify_segmenter) for path in segmenters]
     return [
-        check._replace(file=str(path.relative_to(root))) for path, verify in files for check in verify(path)
+        check._replace(file=str(path.with_name(check.file).relative_to(root)))
+        for path, verify in files
+        for check in verify(path)
     ]
 
 

@@ -134,7 +134,8 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         return interleave(weights, batches_of, start)
 
     several = len(configs) > 1
-    loss = make_stream_loss(structures, config.loss) if several else make_loss(structures[MAIN], config.loss)
+    settings = (config.loss, config.train.steps)
+    loss = make_stream_loss(structures, *settings) if several else make_loss(structures[MAIN], *settings)
 
     # 5. scores on the held-out images, which choose the best checkpoint
     holdout = splits[MAIN].holdout
@@ -147,7 +148,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         make_batches=mixed_batches if several else functools.partial(batches_of, MAIN),
         batch_size=config.train.batch_size,
         evaluate=evaluate,
-        rules=segmenter.backbone.adapter.optimizer_rules,
+        rules=segmenter.optimizer_rules,
         layout=layout,
     )
 

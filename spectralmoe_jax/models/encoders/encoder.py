@@ -17,6 +17,7 @@ from spectralmoe_jax.adapters.base import Beside, Edit
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.layers import LayerNorm, Linear, VariableType, gelu, keep_slope, trunc_normal
+from spectralmoe_jax.models.positions import Rope
 
 
 class ApplyLayer(Protocol):
@@ -66,6 +67,14 @@ class Encoder(nnx.Module):
     def stacked(self, h: int, w: int) -> Layers:
         """The layers, ready to be scanned over a grid of h x w patches."""
         raise NotImplementedError
+
+    def rope(self, h: int, w: int) -> Rope | None:
+        """Rotary positions of a grid of h x w patches; None in families without."""
+        return None
+
+    def last_norm(self, tokens: Array) -> Array:
+        """Tokens (B, T, D) after the norm that follows the last layer; unchanged in families without."""
+        return tokens
 
 
 def all_layers(encoder: Encoder, image: Array) -> Array:
