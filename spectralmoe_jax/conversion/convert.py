@@ -58,7 +58,7 @@ from spectralmoe_jax.weights.writing import (
     write_safetensors,
 )
 
-TARGETS = ("safetensors", "released", "hf")
+TARGETS = ("safetensors", "released", "hf", "pmt")
 
 
 def convert(
@@ -107,6 +107,8 @@ def convert(
     _refuse(f"{source} is an encoder's file", {"--config": config})
     if to == "released":
         raise UserError(f"{source}: --to released writes a whole segmenter; give the folder of a run")
+    if to == "pmt":
+        raise UserError(f"{source}: --to pmt writes a run's plain mask decoder; give the folder of a run")
     return _convert_encoder(file, target, format, preset, to or "safetensors")
 
 

@@ -14,8 +14,9 @@ from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.model import EncoderConfig, PlainDecoderConfig
 from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.config.schema import LossConfig, TrainConfig
+from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model import load_trained, make_predict
+from spectralmoe_jax.inference.model import initial_segmenter, load_trained, make_predict
 from spectralmoe_jax.models.build import abstract_segmenter, part_sizes, segmenter_config
 from spectralmoe_jax.models.plain_decoder import hidden_patches, mask_probability
 from spectralmoe_jax.models.segmenter import SegmenterConfig
@@ -178,6 +179,7 @@ def test_bad_settings(changes, message):
 @pytest.mark.slow
 def test_a_run_of_two_steps_and_its_prediction(tmp_path):
     """The statistics come with the checkpoint, and the map that is predicted depends on them."""
+    pytest.importorskip("torch", reason="needs the extra `torch`")
     values = [
         "data.scenes_source=4", "data.scenes_target=1", "data.scene_size=64", "data.holdout=0.25",
         "data.crop=32",
@@ -198,5 +200,11 @@ def test_a_run_of_two_steps_and_its_prediction(tmp_path):
     scores = make_predict(model)(pixels)
     assert scores.shape == (2, 32, 32, 6)
     assert np.all(np.isfinite(scores))
+    # the decoder as its authors publish it, and a new run that starts from it
+    convert(str(tmp_path), str(tmp_path / "pytorch_model.bin"), to="pmt")
+    again = initial_segmenter(config.replaced({"model.weights": str(tmp_path / "pytorch_model.bin")}))
+    for path, value in leaves(again).items():
+        if path[0] == "head":
+            np.testing.assert_array_equal(value, leaves(model)[path])
     model.head.levels.norm.mean[...] = mean + 1
     assert np.any(make_predict(model)(pixels) != scores)
