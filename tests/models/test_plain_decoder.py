@@ -149,6 +149,20 @@ def test_a_step_trains_every_weight_and_carries_the_statistics(family):
             np.testing.assert_allclose(after[leaf][level], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float64", marks=pytest.mark.slow)])
+def test_other_data_types_and_rematerialisation(dtype):
+    """The loss, its gradients and the statistics are at least float32."""
+    with jax.enable_x64(dtype == "float64"):
+        config = settings(dtype=dtype, remat="layer")
+        structure = abstract_segmenter(config)
+        loss = make_loss(structure, LossConfig(num_points=32), steps=10)
+        given = (*split(structure), batch(), jax.random.key(0), jnp.int32(3))
+        (total, metrics), gradients = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), *given)
+        wide = "float64" if dtype == "float64" else "float32"
+        kinds = {str(leaf.dtype) for leaf in jax.tree.leaves((total, metrics[STATISTICS], gradients))}
+        assert kinds == {wide}
+
+
 def test_an_adapter_keeps_its_queries_to_itself():
     """The head's queries are its own: linked ones have another width, and nothing reads them."""
     config = load_config("configs/dubai.py").replaced(

@@ -96,7 +96,5 @@ def test_a_wrong_file_is_refused(folder, settings, tensors, tmp_path):
 
 def test_another_head_refuses_the_file(folder, settings):
     linear = dataclasses.replace(settings, head=LinearHeadConfig(num_classes=5))
-    with pytest.raises(
-        UserError, match=r"a plain mask decoder, but config\.model\.head\.kind = 'linear'"
-    ):
+    with pytest.raises(UserError, match=r"a plain mask decoder, but config\.model\.head\.kind = 'linear'"):
         read(folder / "decoder.safetensors", linear)
