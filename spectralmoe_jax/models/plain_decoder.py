@@ -99,7 +99,7 @@ class PlainDecoder(nnx.Module):
           in_features: width D of the tokens, which is the width of the head.
           levels: number of layers whose tokens come in.
           heads: attention heads of the encoder.
-          patch_size: pixels along a patch's edge; the masks have 4 pixels for each pixel where it is 16.
+          patch_size: pixels along a patch's edge; where it is 16, masks have a quarter of the image's size.
           dtype: of the computation; statistics and logits are at least float32.
           remat: compute predictions and blocks of the training form again in the backward pass.
           param_dtype: of the weights, float32 or float64.
@@ -115,8 +115,8 @@ class PlainDecoder(nnx.Module):
             lambda r: JointBlock(width, heads, hidden, rngs=r, **shared), config.blocks, rngs
         )
         self.norm = LayerNorm(width, EPS, **shared)
-        self.stages = upscaling_stages(patch_size)
-        self.upscaling = stack_layers(lambda r: Upscaling(width, rngs=r, **shared), self.stages, rngs)
+        stages = upscaling_stages(patch_size)
+        self.upscaling = stack_layers(lambda r: Upscaling(width, rngs=r, **shared), stages, rngs)
         self.mask_embed = MaskEmbedding(width, activation=gelu, **kwargs)
         self.class_head = Linear(
             width, config.num_classes + 1, init=torch_uniform, bias_init=torch_bias(width), **kwargs
