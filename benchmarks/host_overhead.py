@@ -47,7 +47,9 @@ class SleepingStep:
         self.spans.append((start, time.perf_counter()))
         return np.zeros((), np.float32)
 
-    def __call__(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def __call__(
+        self, trainable: Any, frozen: Any, batch: Any, key: jax.Array, step: jax.Array | int = 0
+    ) -> tuple[jax.Array, Metrics]:
         """Sleep, and return a loss with as many metrics as the published one."""
         pixel = jax.lax.stop_gradient(batch["image"][0, 0, 0, 0])  # waits for the batch
         waited = jax.pure_callback(self._sleep, jax.ShapeDtypeStruct((), jnp.float32), pixel)

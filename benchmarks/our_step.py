@@ -79,7 +79,7 @@ class OurStep:
         settings = case.segmenter()
         self.case, self.structure = case, abstract_segmenter(settings)
         self.trainable, self.frozen = split(make_segmenter(settings, seed=0)) if weights is None else weights
-        rules = self.structure.backbone.adapter.optimizer_rules
+        rules = self.structure.optimizer_rules
         self.optimizer = make_optimizer(case.training(clip_norm), self.trainable, rules)
         self.loss = make_loss(self.structure, case.loss())
         self.batch, self.key = jax.device_put(batch), jax.random.key(0)

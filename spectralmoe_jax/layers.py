@@ -19,6 +19,13 @@ class Frozen(nnx.Variable):
     """A weight that is never trained: it has no gradient and no optimizer state."""
 
 
+class Statistic(nnx.Param):
+    """A value that training carries along, such as a running mean: each step replaces it, no gradient does.
+
+    It is stored and sharded like a parameter. A loss must not depend on it.
+    """
+
+
 VariableType = type[nnx.Variable]
 Initializer = Callable[..., Array]  # (key, shape, dtype) -> weights
 

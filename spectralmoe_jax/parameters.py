@@ -85,6 +85,11 @@ def train_some(module: Any, wanted: Callable[[Path], bool], allowed: Collection[
                 setattr(part, name, nnx.Param(variable.get_value()))
 
 
+def replaced(tree: Mapping, values: Mapping[Path, Any]) -> dict:
+    """Copy nested dictionaries with some of their leaves, by path, replaced."""
+    return traverse_util.unflatten_dict({**traverse_util.flatten_dict(tree), **values})
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves of a pytree by name, as in `backbone/adapter/w_gate`, in the order of the tree.
 

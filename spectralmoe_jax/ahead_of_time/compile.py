@@ -171,7 +171,7 @@ def find_machine(topology: str) -> Machine:
 def _trace_train_step(config: RunConfig, layout: Layout) -> Any:
     """Trace the train step of a configuration from shapes alone."""
     structure, trainable, frozen = _abstract_parameters(config, layout)
-    optimizer = make_optimizer(config.train, trainable, structure.backbone.adapter.optimizer_rules)
+    optimizer = make_optimizer(config.train, trainable, structure.optimizer_rules)
     state = layout.shapes(jax.eval_shape(lambda params: init_state(params, optimizer), trainable))
     crop, rows = config.data.crop, config.train.batch_size
     batch = {
@@ -179,7 +179,7 @@ def _trace_train_step(config: RunConfig, layout: Layout) -> Any:
         "label": _abstract_batch(layout, rows, crop, crop),
     }
     key = layout.shapes(jax.eval_shape(lambda: jax.random.key(0)))
-    step = make_train_step(make_loss(structure, config.loss), optimizer, layout)
+    step = make_train_step(make_loss(structure, config.loss, config.train.steps), optimizer, layout)
     return step.trace(state, frozen, batch, key)  # type: ignore[attr-defined]
 
 

@@ -44,7 +44,8 @@ class Predict:
 class Convert:
     """Convert published weights to our format, or a trained run to another layout.
 
-    Layouts of a trained run: that of the authors' PyTorch code, safetensors, or a Hugging Face folder.
+    Layouts of a trained run: that of the authors' PyTorch code, safetensors, a Hugging Face folder, or the
+    published one of a plain mask decoder.
     """
 
     @staticmethod
@@ -65,10 +66,11 @@ class Convert:
         parser.add_argument(
             "--to",
             metavar="LAYOUT",
-            choices=("released", "safetensors", "hf", "published"),
+            choices=("released", "safetensors", "hf", "published", "pmt"),
             help="safetensors (our names; the default), released (a run in the authors' names, .pth or "
             ".safetensors), hf (an encoder as a Hugging Face folder), published (an encoder in its "
-            "publisher's names, .pth or .safetensors)",
+            "publisher's names, .pth or .safetensors), pmt (a run's plain mask decoder in its published "
+            "names)",
         )
         parser.add_argument(
             "--config",

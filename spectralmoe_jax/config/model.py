@@ -309,10 +309,13 @@ class HeadSection(Section):
 
     Attributes:
       kind: value of the section's key `kind`.
+      whole_tokens: whether the head reads the prefix tokens beside the maps, and both after the encoder's
+        last norm.
     """
 
     place: ClassVar[str] = "config.model.head"
     kind: ClassVar[str]
+    whole_tokens: ClassVar[bool] = False
 
 
 LEVELS = 3  # feature levels that the deformable encoder and the mask decoder attend to
@@ -372,8 +375,54 @@ class LinearHeadConfig(HeadSection):
     num_classes: int = derived(1)
 
 
+@dataclasses.dataclass(frozen=True)
+class PlainDecoderConfig(HeadSection):
+    """The plain mask decoder (PMT, arXiv 2603.25398); the defaults are those published for ADE20K.
+
+    Width, attention heads and rotary positions are those of the visual encoder.
+
+    Attributes:
+      num_classes: classes without the "no object" one.
+    """
+
+    kind: ClassVar[str] = "pmt"
+    whole_tokens: ClassVar[bool] = True
+
+    num_queries: int = option(100, "Learned queries Q.", at_least(1))
+    blocks: int = option(6, "Blocks of joint self-attention over queries and tokens.", at_least(1))
+    mlp_ratio: float = option(
+        1.0, "Hidden width of the feed-forward blocks as a multiple of the encoder's, rounded down.", above(0)
+    )
+    momentum: float = option(
+        0.1, "Share of the batch in each update of the running statistics.", between(0, 1)
+    )
+    mask_starts: tuple[float, ...] = option(
+        (0.0, 0.2667, 0.3667, 0.4667, 0.5667, 0.6667),
+        "Share of the training after which the probability of masked attention falls from 1, for each block.",
+        each(between(0, 1)),
+    )
+    mask_ends: tuple[float, ...] = option(
+        (0.1486, 0.4333, 0.5333, 0.6333, 0.7333, 0.8333),
+        "Share of the training from which on the probability is 0, for each block.",
+        each(between(0, 1)),
+    )
+    mask_power: float = option(
+        0.9, "Power of the fall: the probability is (1 - share between start and end) ** power.", above(0)
+    )
+    num_classes: int = derived(1)
+
+    def __post_init__(self) -> None:
+        """Check constraints between fields."""
+        super().__post_init__()
+        for key in ("mask_starts", "mask_ends"):
+            must = f"must have a share for each of the {self.blocks} blocks of {self.place}.blocks"
+            self.require(key, len(getattr(self, key)) == self.blocks, must)
+        falls = all(start < end for start, end in zip(self.mask_starts, self.mask_ends, strict=True))
+        self.require("mask_ends", falls, f"must lie above {self.place}.mask_starts = {self.mask_starts}")
+
+
 HEADS: dict[str, type[HeadSection]] = {
-    section.kind: section for section in (Mask2FormerConfig, LinearHeadConfig)
+    section.kind: section for section in (Mask2FormerConfig, LinearHeadConfig, PlainDecoderConfig)
 }
 """Section class of every head by kind; the first kind is the default."""
 
@@ -413,7 +462,8 @@ class ModelConfig(Section):
         one_of(*STATISTICS),
     )
     out_layers: tuple[int, ...] = required(
-        "Layers whose features go to the head, numbered from 0, finest map first; four for Mask2Former."
+        "Layers whose features go to the head, numbered from 0, finest map first; four for Mask2Former, any "
+        "number for the others."
     )
     visual: VisualConfig = required("The visual encoder.")
     depth: DepthConfig | None = option(None, "The depth encoder; none if the depth modality is off.")

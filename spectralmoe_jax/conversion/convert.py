@@ -30,6 +30,7 @@ from spectralmoe_jax.weights.encoder_file import (
 from spectralmoe_jax.weights.formats import DEPTH_FORMATS, EncoderFile, manifest, recognise
 from spectralmoe_jax.weights.hub import HUB
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stored_shapes, stream_tensors
+from spectralmoe_jax.weights.plain_decoder import IGNORED, is_plain_decoder, plain_decoder_rules
 from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 from spectralmoe_jax.weights.released import (
     ADAPTER_RULES,
@@ -58,7 +59,7 @@ from spectralmoe_jax.weights.writing import (
     write_safetensors,
 )
 
-TARGETS = ("safetensors", "released", "hf", "published")
+TARGETS = ("safetensors", "released", "hf", "published", "pmt")
 
 
 def convert(
@@ -109,6 +110,8 @@ def convert(
     _refuse(f"{source} is an encoder's file", {"--config": config})
     if to == "released":
         raise UserError(f"{source}: --to released writes a whole segmenter; give the folder of a run")
+    if to == "pmt":
+        raise UserError(f"{source}: --to pmt writes a run's plain mask decoder; give the folder of a run")
     return _convert_encoder(file, target, format, preset, to or "safetensors")
 
 
@@ -246,16 +249,19 @@ def _native_part(name: str, named: WeightFile) -> Part:
 
 
 def _trained_part(name: str, named: WeightFile) -> Part:
-    """Return adapter, head or pixel statistics in the released layout."""
+    """Return adapter, head or pixel statistics in the released layout, or a published plain decoder."""
     prefix, path = PARTS["adapter"]
+    plain = is_plain_decoder(named)
     rules = {
         "adapter": [rule.under(prefix, path) for rule in ADAPTER_RULES],
-        "head": head_rules(),
+        "head": plain_decoder_rules() if plain else head_rules(),
         "pixels": PIXEL_RULES,
     }[name]
     own = named.renamed(lambda tensor: tensor if part_of(tensor) == name else "")
     shapes = stored_shapes(rules, own)
-    stream = stream_tensors(rules, shapes, own, file=named.spec, constants=SEGMENTER_CONSTANTS)
+    stream = stream_tensors(
+        rules, shapes, own, file=named.spec, constants=SEGMENTER_CONSTANTS, ignored=IGNORED if plain else ()
+    )
     return Part(name, shapes, stream, None)
 
 

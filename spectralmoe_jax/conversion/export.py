@@ -1,5 +1,7 @@
 """Write the best checkpoint of a run: to the authors' code, under native names, or to transformers.
 
+Of a run with the plain mask decoder, the decoder alone can be written as its authors publish it.
+
 Frozen weights are read, and all weights written, leaf by leaf.
 """
 
@@ -17,6 +19,8 @@ import numpy as np
 
 from spectralmoe_jax.checkpoints.store import FOLDER
 from spectralmoe_jax.config.load import read_run_config
+from spectralmoe_jax.config.model import PlainDecoderConfig
+from spectralmoe_jax.errors import bad_value
 from spectralmoe_jax.inference.model import TrainedRun, open_trained
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.positions import stretched_rope
@@ -24,6 +28,7 @@ from spectralmoe_jax.models.segmenter import SegmenterConfig
 from spectralmoe_jax.parameters import leaves
 from spectralmoe_jax.weights.formats import DEPTH_REST, EncoderFile
 from spectralmoe_jax.weights.name_rules import LeafPath, Rule, Shape, write_each, written_shapes
+from spectralmoe_jax.weights.plain_decoder import published_shapes, published_tensors
 from spectralmoe_jax.weights.reading import WeightFile
 from spectralmoe_jax.weights.released import (
     ENCODERS,
@@ -46,7 +51,11 @@ from spectralmoe_jax.weights.writing import (
 )
 
 log = logging.getLogger(__name__)
-SUFFIXES = {"safetensors": (".safetensors",), "released": (".pth", ".safetensors")}
+SUFFIXES = {
+    "safetensors": (".safetensors",),
+    "released": (".pth", ".safetensors"),
+    "pmt": (".bin", ".pth", ".safetensors"),
+}
 _DEFINED_LEAVES = ("bias_mask", "rope_periods")  # some layouts define them instead of storing them
 # ImageNet's mean and deviation, which the depth models were trained with and their code stores as buffers.
 _PIXEL_STATISTICS = {"_mean": (0.485, 0.456, 0.406), "_std": (0.229, 0.224, 0.225)}
@@ -58,8 +67,8 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
     Args:
       workdir: folder of the run.
       target: file or folder to write.
-      to: `safetensors` (native names), `released` (the authors' layout) or `hf` (the visual encoder as a
-        Hugging Face folder).
+      to: `safetensors` (native names), `released` (the authors' layout), `hf` (the visual encoder as a
+        Hugging Face folder) or `pmt` (the plain mask decoder under its published names).
 
     Returns:
       One line that describes what was written.
@@ -72,6 +81,9 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
     config = read_run_config(workdir)
     if to == "released":
         require_released(segmenter_config(config), ("adapter", "head"), "--to released")
+    if to == "pmt" and not isinstance(config.model.head, PlainDecoderConfig):
+        must = f"--to pmt writes a decoder of kind {PlainDecoderConfig.kind!r}: choose another --to"
+        raise bad_value("config.model.head.kind", config.model.head.kind, must)
     trained = open_trained(workdir, config)
     record = _run_record(workdir, trained, to)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves(abstract_segmenter(trained.settings)).items()}
@@ -84,6 +96,10 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
             write_hugging_face_folder(temporary, trained.settings.visual, own, visual, record)
         elif to == "safetensors":
             _write_native(temporary, trained.settings, shapes, stream, record)
+        elif to == "pmt":
+            head = {path: shape for path, shape in shapes.items() if path[0] == "head"}
+            tensors = published_tensors(head, (item for item in stream if item[0] in head))
+            _write_tensors(temporary, target.suffix, published_shapes(head), tensors, record)
         else:
             _write_released(temporary, target.suffix, trained, shapes, stream, record)
     return f"{target}: the checkpoint of step {trained.step} of {workdir}, --to {to}"
@@ -128,18 +144,24 @@ def _write_released(
     """
     config = trained.settings
     depth_rest = _depth_rest_of(trained)
+    names = released_shapes(config, shapes) | {name: value.shape for name, value in depth_rest.items()}
+    # those of the segmenter, then those of the depth encoder that it does not use
+    tensors = itertools.chain(released_tensors(config, stream), depth_rest.items())
+    _write_tensors(path, suffix, names, tensors, record)
+
+
+def _write_tensors(
+    path: Path,
+    suffix: str,
+    shapes: Mapping[str, Shape],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    record: dict[str, Any],
+) -> None:
+    """Write tensors by name to a safetensors file, or to a file of PyTorch with a `state_dict`."""
     if suffix == ".safetensors":
-        names = released_shapes(config, shapes) | {name: value.shape for name, value in depth_rest.items()}
-
-        def tensors() -> Iterator[tuple[str, np.ndarray]]:
-            """Yield the tensors of the segmenter, then those of the depth encoder that it does not use."""
-            yield from released_tensors(config, stream)
-            yield from depth_rest.items()
-
-        write_safetensors(path, names, tensors(), record_metadata(record))
+        write_safetensors(path, shapes, tensors, record_metadata(record))
         return
-    everything = itertools.chain(released_tensors(config, stream), depth_rest.items())
-    save_torch(path, everything, meta={"spectralmoe": json.dumps(record)})
+    save_torch(path, tensors, meta={"spectralmoe": json.dumps(record)})
 
 
 def released_tensors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -153,19 +153,27 @@ class Mask2FormerHead(nnx.Module):
 
 
 class MaskEmbedding(nnx.Module):
-    """Three linear layers with ReLU between them."""
+    """Three linear layers with an activation between them."""
 
-    def __init__(self, width: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        *,
+        activation: Callable[[Array], Array] = relu,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         kwargs = {"param_dtype": param_dtype, "rngs": rngs}
 
         def linear() -> Linear:
             return Linear(width, width, init=torch_uniform, bias_init=torch_bias(width), **kwargs)
 
         self.first, self.second, self.third = linear(), linear(), linear()
+        self.activation = activation
 
     def __call__(self, x: Array) -> Array:
         """(..., D) -> (..., D)."""
-        return self.third(relu(self.second(relu(self.first(x)))))
+        return self.third(self.activation(self.second(self.activation(self.first(x)))))
 
 
 def semantic_scores(class_logits: Array, mask_logits: Array, size: tuple[int, int]) -> Array:

@@ -38,12 +38,15 @@ class Features(NamedTuple):
 
     Attributes:
       maps: refined patch tokens of the chosen layers, (B, h, w, D) each.
+      prefixes: class and storage tokens of the same layers, (B, tokens, D) each; None where the head does not
+        read them.
       queries: (Q, D of the head), linked to the adapter; None where the adapter links none.
       auxiliary_loss: scalar, the mean over layers.
       experts: (L, J, B, N) int32, the strongest expert of every token, visual first; None without experts.
     """
 
     maps: list[Array]
+    prefixes: list[Array] | None
     queries: Array | None
     auxiliary_loss: Array
     experts: Array | None
@@ -67,6 +70,7 @@ class Backbone(nnx.Module):
         kind: str = SpectralMoEConfig.kind,
         out_layers: tuple[int, ...],
         depth_bands: tuple[int, ...],
+        whole_tokens: bool = False,
         remat: str = "none",
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -80,6 +84,7 @@ class Backbone(nnx.Module):
           kind: kind of the adapter.
           out_layers: layers whose tokens become maps, finest map first.
           depth_bands: indices of the bands that the depth encoder sees.
+          whole_tokens: return prefix tokens too, and all tokens after the encoder's last norm.
           remat: `none`, `layer` or `full`, see `SegmenterConfig`.
           param_dtype: of the parameters.
           rngs: draws the weights.
@@ -93,6 +98,7 @@ class Backbone(nnx.Module):
         if self.adapter.chooses_weights():
             train_some(self.visual, self.adapter.trains, trainable_paths(visual))
         self.out_layers, self.depth_bands, self.remat = out_layers, depth_bands, remat
+        self.whole_tokens = whole_tokens
 
     def __call__(self, image: Array, *, key: Array | None = None, noise: Array | None = None) -> Features:
         """Features of a normalised image.
@@ -118,25 +124,34 @@ class Backbone(nnx.Module):
         slots = np.full(self.visual.config.layers, len(chosen))
         slots[chosen] = np.arange(len(chosen))
         inputs, step = self._layers(h, w, key, noise)
-        skip = self.visual.config.prefix_tokens
-        shape = (visual.shape[0], h * w, visual.shape[2])  # (B, N, D)
+        prefix = self.visual.config.prefix_tokens if self.whole_tokens else 0
+        shape = (visual.shape[0], prefix + h * w, visual.shape[2])  # (B, N or T, D)
         maps = constrain(jnp.zeros((len(chosen) + 1, *shape), visual.dtype), None, "batch", None, None)
 
         def visit(carry: Any, layer: tuple[Array, dict]) -> tuple[Any, Any]:
-            """Run one layer and put its patch tokens into their slot: scan body."""
+            """Run one layer and put the tokens that the head reads into their slot: scan body."""
             tokens, maps = carry
             slot, weights = layer
             tokens, extras = step(tokens, weights)
-            places = self.visual.map(tokens[0][:, skip:])  # (B, N, D)
-            maps = jax.lax.dynamic_update_index_in_dim(maps, places, slot, axis=0)
+            maps = jax.lax.dynamic_update_index_in_dim(maps, self._level(tokens[0]), slot, axis=0)
             return (tokens, maps), extras
 
         start = ((visual, depth), maps)
         (_, maps), (auxiliary, strongest) = jax.lax.scan(visit, start, (jnp.asarray(slots), inputs))
 
-        # 3. maps of the chosen layers
-        features = [maps[slots[layer]].reshape(image.shape[0], h, w, -1) for layer in self.out_layers]
-        return Features(features, self.adapter.queries(), jnp.mean(auxiliary), strongest)
+        # 3. maps of the chosen layers, and prefix tokens for a head that reads them
+        levels = [maps[slots[layer]] for layer in self.out_layers]
+        prefixes = [level[:, :prefix] for level in levels] if self.whole_tokens else None
+        features = [level[:, prefix:].reshape(image.shape[0], h, w, -1) for level in levels]
+        return Features(features, prefixes, self.adapter.queries(), jnp.mean(auxiliary), strongest)
+
+    def _level(self, tokens: Array) -> Array:
+        """Tokens of a layer that the head reads: (B, T, D) -> (B, N, D), or with prefix tokens before them."""
+        prefix = self.visual.config.prefix_tokens
+        if self.whole_tokens or self.visual.config.normalise_maps:
+            tokens = self.visual.last_norm(tokens)
+        places = mean_over_groups(tokens[:, prefix:], self.visual.config.tokens_per_place)
+        return jnp.concatenate([tokens[:, :prefix], places], axis=1) if self.whole_tokens else places
 
     def _layers(self, h: int, w: int, key: Array | None, noise: Array | None) -> tuple[dict, Step]:
         """Inputs of the scan, every leaf with a leading axis of L layers, and its step for one layer."""

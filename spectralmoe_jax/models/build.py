@@ -19,6 +19,7 @@ from spectralmoe_jax.config.model import EncoderConfig, VisualConfig
 from spectralmoe_jax.config.presets import FAMILIES
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
+from spectralmoe_jax.layers import Statistic
 from spectralmoe_jax.models.encoders.galileo import channels_of
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import Path, leaves, with_values
@@ -370,7 +371,8 @@ def part_sizes(segmenter: Segmenter, config: SegmenterConfig) -> list[PartSize]:
     sums = {name: [0, 0] for name in PARTS.values()}
     for path, variable in nnx.to_flat_state(nnx.state(segmenter)):
         name = next(part for prefix, part in PARTS.items() if path[: len(prefix)] == prefix)
-        sums[name][0 if isinstance(variable, nnx.Param) else 1] += math.prod(variable.shape)
+        trains = isinstance(variable, nnx.Param) and not isinstance(variable, Statistic)
+        sums[name][0 if trains else 1] += math.prod(variable.shape)
     adapter = config.adapter
     if isinstance(adapter, SpectralMoEConfig):
         unused = max(adapter.ranks) * adapter.num_experts - sum(adapter.ranks)

@@ -11,15 +11,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from spectralmoe_jax.adapters.base import uses_depth
+from spectralmoe_jax.adapters.base import Rule, uses_depth
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
-from spectralmoe_jax.config.model import EncoderConfig, LinearHeadConfig, Mask2FormerConfig, ModelConfig
+from spectralmoe_jax.config.model import (
+    EncoderConfig,
+    LinearHeadConfig,
+    Mask2FormerConfig,
+    ModelConfig,
+    PlainDecoderConfig,
+)
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.layers import Frozen
 from spectralmoe_jax.mask2former.head import Mask2FormerHead, semantic_scores
 from spectralmoe_jax.mask2former.masks import Masks
 from spectralmoe_jax.models.backbone import Backbone, Features
 from spectralmoe_jax.models.linear_head import LinearHead, pixel_scores
+from spectralmoe_jax.models.plain_decoder import PlainDecoder
+from spectralmoe_jax.parameters import Path
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}
 
@@ -32,7 +40,7 @@ class SegmenterConfig:
       visual: the visual encoder.
       depth: the depth encoder, None without the depth modality.
       adapter: settings of the adapter of kind `adapter_kind`.
-      head: settings of Mask2Former, or of the linear head.
+      head: settings of Mask2Former, of the linear head, or of the plain mask decoder.
       depth_bands: indices of the bands that the depth encoder sees: red, green, blue.
       out_layers: the layers whose features go to the head, finest map first; four for Mask2Former.
       dtype: of the computation; parameters are float32, or float64 with `float64`.
@@ -46,7 +54,7 @@ class SegmenterConfig:
     visual: EncoderConfig
     depth: EncoderConfig | None
     adapter: Any
-    head: Mask2FormerConfig | LinearHeadConfig
+    head: Mask2FormerConfig | LinearHeadConfig | PlainDecoderConfig
     depth_bands: tuple[int, ...] = (0, 1, 2)
     out_layers: tuple[int, ...] = (7, 11, 15, 23)
     dtype: str = ModelConfig.dtype
@@ -135,24 +143,26 @@ class SegmenterConfig:
 
 
 class Output(NamedTuple):
-    """Output of a segmenter with the Mask2Former head, K = 1 + decoder layers.
+    """Output of a segmenter whose head predicts masks, K = 1 + decoder layers.
 
     Attributes:
       class_logits: (K, B, Q, C + 1); the last of the K is the one to predict with.
-      masks: masks of the queries, not yet multiplied out.
+      masks: masks of the queries, not yet multiplied out, or mask logits (K, B, Q, h, w).
       auxiliary_loss: see `Features`.
       experts: see `Features`.
+      statistics: values that a training step has to carry along, by path in the segmenter; None for none.
     """
 
     class_logits: Array
-    masks: Masks
+    masks: Masks | Array
     auxiliary_loss: Array
     experts: Array | None
+    statistics: dict[Path, Array] | None = None
 
     @property
     def mask_logits(self) -> Array:
         """Mask logits of all queries, (K, B, Q, h, w)."""
-        return self.masks.logits()
+        return self.masks.logits() if isinstance(self.masks, Masks) else self.masks
 
 
 class PixelOutput(NamedTuple):
@@ -174,7 +184,7 @@ class Segmenter(nnx.Module):
 
     Attributes:
       backbone: encoders and adapter.
-      head: Mask2Former, or the linear head.
+      head: Mask2Former, the linear head, or the plain mask decoder.
       pixel_mean: one value for each band.
       pixel_std: likewise.
     """
@@ -189,6 +199,7 @@ class Segmenter(nnx.Module):
             kind=config.adapter_kind,
             out_layers=config.out_layers,
             depth_bands=config.depth_bands,
+            whole_tokens=config.head.whole_tokens,
             remat=config.remat,
             param_dtype=dtype,
             rngs=rngs,
@@ -214,18 +225,31 @@ class Segmenter(nnx.Module):
         maps, _ = self.backbone.adapter.refine_maps(maps, (1.0,) * len(maps))
         return self.head.join(maps)
 
+    @property
+    def optimizer_rules(self) -> tuple[Rule, ...]:
+        """Parameter groups that come before those of the configuration: of the adapter, then of the head."""
+        return self.backbone.adapter.optimizer_rules + getattr(self.head, "optimizer_rules", ())
+
     def __call__(
-        self, image: Array, *, key: Array | None = None, all_layers: bool = True
+        self,
+        image: Array,
+        *,
+        key: Array | None = None,
+        all_layers: bool = True,
+        progress: Array | float = 0.0,
     ) -> Output | PixelOutput:
         """Logits of a normalised image.
 
         Args:
           image: (B, H, W, C) in the compute dtype.
-          key: draws the adapter's noise in training; None for evaluation.
+          key: draws what training draws, such as the adapter's noise; None for evaluation.
           all_layers: False gives the logits of the last decoder layer alone, K = 1.
+          progress: share of the training that is done; the plain mask decoder alone reads it.
         """
         adapter = self.backbone.adapter
         with _precision(self.config.dtype):
+            if isinstance(self.head, PlainDecoder):
+                return self._plain_output(image, key, all_layers, progress)
             # 1. encoders and adapter
             features = self.backbone(image, key=key)
             rest = (features.auxiliary_loss, features.experts)
@@ -245,6 +269,36 @@ class Segmenter(nnx.Module):
             )
         return Output(class_logits, masks, *rest)
 
+    def _plain_output(
+        self, image: Array, key: Array | None, all_layers: bool, progress: Array | float
+    ) -> Output:
+        """Logits of the plain mask decoder; its queries are its own, whatever the adapter links."""
+        assert isinstance(self.head, PlainDecoder)
+        # 1. encoders and adapter
+        noise_key, head_key = (None, None) if key is None else jax.random.split(key)
+        features = self.backbone(image, key=noise_key)
+        _check_experts(self.config, features.experts)
+        # 2. whole tokens (levels, B, T, D): prefix tokens, then patches
+        maps, _ = self.backbone.adapter.refine_maps(features.maps, (1.0,) * len(features.maps))
+        batch, *grid, width = maps[0].shape
+        assert features.prefixes is not None
+        tokens = jnp.stack([
+            jnp.concatenate([prefix, x.reshape(batch, -1, width)], axis=1)
+            for prefix, x in zip(features.prefixes, maps, strict=True)
+        ])  # fmt: skip
+        # 3. head
+        classes, masks, statistics = self.head(
+            tokens,
+            (grid[0], grid[1]),
+            self.backbone.visual.rope(*grid),
+            all_layers=all_layers,
+            key=head_key,
+            progress=progress,
+        )
+        if statistics is not None:
+            statistics = {("head", *path): value for path, value in statistics.items()}
+        return Output(classes, masks, features.auxiliary_loss, features.experts, statistics)
+
     def scores(self, pixels: Array) -> Array:
         """Class scores (B, H, W, C), float32 and not negative, of raw pixels (B, H, W, C)."""
         return self.scores_and_experts(pixels)[0]
@@ -257,7 +311,9 @@ class Segmenter(nnx.Module):
         return semantic_scores(out.class_logits[-1], out.mask_logits[-1], size), out.experts
 
 
-def _make_head(config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs) -> Mask2FormerHead | LinearHead:
+def _make_head(
+    config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs
+) -> Mask2FormerHead | LinearHead | PlainDecoder:
     """Make the head, with queries of its own where the adapter links none."""
     kwargs: dict[str, Any] = {
         "in_features": config.visual.width,
@@ -267,6 +323,10 @@ def _make_head(config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs) -> M
     }
     if isinstance(config.head, LinearHeadConfig):
         return LinearHead(config.head, maps=len(config.out_layers), **kwargs)
+    kwargs["remat"] = config.remat != "none"
+    if isinstance(config.head, PlainDecoderConfig):
+        sizes: dict[str, Any] = {"levels": len(config.out_layers), "patch_size": config.visual.patch_size}
+        return PlainDecoder(config.head, heads=config.visual.heads, **sizes, **kwargs)
     adapter, shape = backbone.adapter, (config.head.num_queries, config.head.width)
     queries = jax.eval_shape(adapter.queries)
     features = None if queries is None else jax.eval_shape(adapter.query_features, queries)
@@ -276,7 +336,6 @@ def _make_head(config: SegmenterConfig, backbone: Backbone, rngs: nnx.Rngs) -> M
             raise bad_value("config.model.adapter.kind", config.adapter_kind, must)
     return Mask2FormerHead(
         config.head,
-        remat=config.remat != "none",
         own_positions=queries is None,
         own_features=features is None,
         **kwargs,

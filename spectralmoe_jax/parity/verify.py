@@ -14,7 +14,15 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parity import encoder_goldens, galileo_goldens
 from spectralmoe_jax.parity.adapter_goldens import verify_adapter
 from spectralmoe_jax.parity.comparison import Check, read_arrays
+from spectralmoe_jax.parity.pmt_goldens import verify_plain_decoder
 from spectralmoe_jax.parity.segmenter_goldens import verify_segmenter
+
+# What a golden is found by, how it is checked, and the kind of file that has to lie beside it ("" for none).
+GOLDENS = (
+    ("adapter_*.npz", verify_adapter, ""),
+    ("*.json", verify_segmenter, ".npz"),
+    ("decoder.safetensors", verify_plain_decoder, ""),
+)
 
 TEXTS = ("meta", "bands", "visible_groups")  # arrays that may hold text
 # Modules with `is_golden(path, arrays)` and `verify_encoder(path, arrays)`, for the remaining `.npz` files.
@@ -57,10 +65,9 @@ def verify(directory: str | os.PathLike[str]) -> bool:
 
 
 def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
-    """Check every golden file below a folder.
+    """Check every golden file below a folder, each kind by what `GOLDENS` finds it by.
 
-    Files of the adapter are `adapter_*.npz`, segmenters are known by their `.json`, and encoders by the keys
-    of any other `.npz`.
+    Encoders are known by the keys of any other `.npz`.
 
     Raises:
       UserError: the folder does not exist, holds no golden file, or holds a broken one.
@@ -68,18 +75,25 @@ def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give one with golden files, such as tests/goldens")
-    adapters = sorted(root.rglob("adapter_*.npz"))
-    segmenters = sorted(path for path in root.rglob("*.json") if path.with_suffix(".npz").exists())
-    checks = [(path, verify_adapter(path)) for path in adapters]
-    checks += [(path, verify_segmenter(path)) for path in segmenters]
-    taken = {*adapters, *(path.with_suffix(".npz") for path in segmenters)}
+    found = [
+        (path, verify)
+        for pattern, verify, beside in GOLDENS
+        for path in sorted(root.rglob(pattern))
+        if not beside or path.with_suffix(beside).exists()
+    ]
+    checks = [(path, verify(path)) for path, verify in found]
+    taken = {path.with_suffix(".npz") for path, _ in found}
     checks += _check_encoders(path for path in sorted(root.rglob("*.npz")) if path not in taken)
     if not checks:
         raise UserError(
-            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz, nor the .npz of an encoder; "
-            "see goldens/README.md"
+            f"{root}: holds neither adapter_*.npz nor NAME.json with NAME.npz, nor decoder.safetensors, nor "
+            "the .npz of an encoder; see goldens/README.md"
         )
-    return [check._replace(file=str(path.relative_to(root))) for path, of_file in checks for check in of_file]
+    return [
+        check._replace(file=str(path.with_name(check.file).relative_to(root)))
+        for path, of_file in checks
+        for check in of_file
+    ]
 
 
 def _check_encoders(paths: Iterable[Path]) -> Iterator[tuple[Path, list[Check]]]:

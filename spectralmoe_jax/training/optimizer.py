@@ -33,7 +33,7 @@ def make_optimizer(
     Args:
       settings: numbers and rules.
       params: the trainable pytree, or its shapes; only names are read.
-      first: rules that come before those of the settings: an adapter's `optimizer_rules`.
+      first: rules that come before those of the settings: `Segmenter.optimizer_rules`.
 
     Returns:
       An optax transformation whose update equals that of AdamW with decoupled weight decay,

@@ -19,19 +19,27 @@ from spectralmoe_jax.mask2former.loss import mask2former_loss
 from spectralmoe_jax.models.linear_head import pixel_cross_entropy
 from spectralmoe_jax.models.segmenter import PixelOutput, Segmenter
 from spectralmoe_jax.parallel import Layout
-from spectralmoe_jax.parameters import join
+from spectralmoe_jax.parameters import join, replaced
 
 NEVER = -1
 """Value of `TrainState.first_bad_step` while all losses and gradients are finite."""
 
-Metrics = dict[str, jax.Array]
+STATISTICS = "statistics"
+"""Key under which a loss returns the next values, by path, of parameters that training carries along."""
+
+Metrics = dict[str, Any]
 
 
 class LossFunction(Protocol):
     """A loss function that the training step differentiates."""
 
-    def __call__(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Return the loss () and metrics to log (scalars, small arrays); `key` is used by this step alone."""
+    def __call__(
+        self, trainable: Any, frozen: Any, batch: Any, key: jax.Array, step: jax.Array | int = 0
+    ) -> tuple[jax.Array, Metrics]:
+        """Return the loss () and metrics to log (scalars, small arrays), perhaps with `STATISTICS`.
+
+        `key` is used by this step alone, `step` is its number.
+        """
         ...
 
 
@@ -57,12 +65,13 @@ class TrainState:
 TrainStep = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
 
 
-def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
+def make_loss(segmenter: Segmenter, config: LossConfig, steps: int = 1) -> LossFunction:
     """Make the training loss of a segmenter.
 
     Args:
       segmenter: read for its structure only; may be abstract.
       config: weights of the Mask2Former loss and its point sampling.
+      steps: of the whole training, for heads that change while it proceeds.
 
     Returns:
       A function of the two dicts of `parameters.split`, a batch `{"image": (B, H, W, bands) raw pixels,
@@ -71,12 +80,14 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
       With experts it also returns the result of `expert_usage` (L, J, E).
     """
 
-    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_fn(
+        trainable: Any, frozen: Any, batch: Any, key: jax.Array, step: jax.Array | int = 0
+    ) -> tuple[jax.Array, Metrics]:
         """Compute the loss of one batch; see `LossFunction`."""
         # 1. forward pass
         model = join(segmenter, trainable, frozen)
         noise_key, point_key = jax.random.split(key)
-        out = model(model.normalise(batch["image"]), key=noise_key)
+        out = model(model.normalise(batch["image"]), key=noise_key, progress=step / steps)
         labels = batch["label"].astype(jnp.int32)  # (B, H, W)
 
         # 2. the adapter's own terms
@@ -95,28 +106,33 @@ def make_loss(segmenter: Segmenter, config: LossConfig) -> LossFunction:
         }
         # A matching on non-finite costs would go unnoticed: make the loss NaN for the finite check to see.
         total = jnp.where(loss.bad_costs > 0, jnp.nan, loss.total) + out.auxiliary_loss
+        if out.statistics is not None:
+            metrics[STATISTICS] = out.statistics
         return total, metrics | sums
 
     return loss_fn
 
 
-def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig) -> LossFunction:
+def make_stream_loss(segmenters: Mapping[str, Segmenter], config: LossConfig, steps: int = 1) -> LossFunction:
     """Make the training loss of a run on several sensors.
 
     Args:
       segmenters: a segmenter for the bands of each stream.
       config: as in `make_loss`.
+      steps: likewise.
 
     Returns:
       A function as from `make_loss`, for batches `{stream: batch}` of one stream each and frozen weights by
       stream. It is compiled once per stream.
     """
-    losses = {name: make_loss(segmenter, config) for name, segmenter in segmenters.items()}
+    losses = {name: make_loss(segmenter, config, steps) for name, segmenter in segmenters.items()}
 
-    def loss_fn(trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_fn(
+        trainable: Any, frozen: Any, batch: Any, key: jax.Array, step: jax.Array | int = 0
+    ) -> tuple[jax.Array, Metrics]:
         """Compute the loss of one stream's batch; see `LossFunction`."""
         ((name, tiles),) = batch.items()
-        return losses[name](trainable, frozen[name], tiles, key)
+        return losses[name](trainable, frozen[name], tiles, key, step)
 
     return loss_fn
 
@@ -174,11 +190,13 @@ def make_train_step(
         # 1. loss and gradient, of the trainable parameters alone
         step_key = jax.random.fold_in(key, state.step)
         loss_and_gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = loss_and_gradient(state.params, frozen, batch, step_key)
+        (loss, metrics), grads = loss_and_gradient(state.params, frozen, batch, step_key, state.step)
 
-        # 2. update
+        # 2. update; statistics have no gradient, and are those of the global batch
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if statistics := metrics.pop(STATISTICS, None):
+            params = replaced(params, statistics)
 
         # 3. finite check: remember the first bad step; the loop reads it before it logs, evaluates or saves
         grad_norm = optax.tree.norm(grads)

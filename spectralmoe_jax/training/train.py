@@ -139,7 +139,8 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         return interleave(weights, batches_of, start)
 
     several = len(configs) > 1
-    loss = make_stream_loss(structures, config.loss) if several else make_loss(structures[MAIN], config.loss)
+    settings = (config.loss, config.train.steps)
+    loss = make_stream_loss(structures, *settings) if several else make_loss(structures[MAIN], *settings)
 
     # 5. scores on the held-out images, which choose the best checkpoint
     evaluate = make_evaluation(config, splits, structures, frozen_by_stream, layout)
@@ -158,7 +159,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         evaluate=evaluate,
         prepare=prepare,
         selection_metric=config.train.selection,
-        rules=segmenter.backbone.adapter.optimizer_rules,
+        rules=segmenter.optimizer_rules,
         layout=layout,
     )
 

@@ -42,6 +42,12 @@ TRANSFORMS: dict[str, Transform] = {
     "conv": Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
     # torch 1x1 Conv2d (out, in, 1, 1) <-> kernel (in, out)
     "conv1x1": Transform(lambda x: x.squeeze((2, 3)).T, lambda x: x.T[:, :, None, None]),
+    # torch ConvTranspose2d (in, out, h, w) <-> kernel (in, h, w, out)
+    "transposed_conv": Transform(lambda x: x.transpose(0, 2, 3, 1), lambda x: x.transpose(0, 3, 1, 2)),
+    # torch Conv2d of each channel alone (D, 1, h, w) <-> kernel (h, w, D)
+    "depthwise": Transform(
+        lambda x: x.squeeze(1).transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[:, None]
+    ),
     # a leading axis of one, such as a class token (1, 1, D) <-> (1, D)
     "squeeze": Transform(lambda x: x.squeeze(0), lambda x: x[None]),
     # a leading axis of one that the file lacks, such as CLIP's class embedding (D,) <-> (1, D)

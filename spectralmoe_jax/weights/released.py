@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from spectralmoe_jax.config.adapters import SpectralMoEConfig
-from spectralmoe_jax.config.model import EncoderConfig, Mask2FormerConfig
+from spectralmoe_jax.config.model import EncoderConfig, PlainDecoderConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
 from spectralmoe_jax.parameters import fill, leaves
@@ -41,6 +41,7 @@ from spectralmoe_jax.weights.formats import (
     recognise,
 )
 from spectralmoe_jax.weights.name_rules import LeafPath, Rule, Shape, stream_tensors
+from spectralmoe_jax.weights.plain_decoder import IGNORED, as_head, is_plain_decoder, plain_decoder_rules
 from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def _encoder_layout(config: EncoderConfig) -> TensorNames:
 def is_segmenter(file: WeightFile) -> bool:
     """Return whether a file holds a segmenter or parts of one, and not just an encoder."""
     prefixes = ("decode_head.", "backbone.depth_anything.", "backbone.depthmoe.", *_BACKBONE_FILE_PREFIXES)
-    return is_native(file) or any(name.startswith(prefixes) for name in file)
+    return is_native(file) or is_plain_decoder(file) or any(name.startswith(prefixes) for name in file)
 
 
 def is_native(file: WeightFile) -> bool:
@@ -225,6 +226,8 @@ def is_native(file: WeightFile) -> bool:
 def canonical(file: WeightFile) -> WeightFile:
     """Return a segmenter's file under the names of the whole released segmenter; native names stay."""
     prefixes = tuple(prefix for prefix, _ in PARTS.values())
+    if is_plain_decoder(file):
+        return as_head(file)
     if is_native(file) or any(name.startswith(prefixes) for name in file):
         return file
     return file.renamed(lambda name: "backbone." + name)
@@ -299,16 +302,21 @@ def stream_segmenter(
     """
     parts = _used_parts(file, config, parts)
     named = canonical(file)
-    native = is_native(named)
+    native, plain = is_native(named), is_plain_decoder(named)
     # 1. Check adapter, head and encoders as a whole, for a better message than a list of tensors.
-    if not native:
+    if plain:
+        _require_plain_decoder(config, file.spec)
+    elif not native:
         require_released(config, parts & {"adapter", "head"}, file.spec)
     _require_architectures(file, config, parts)
     # 2. Choose tensors, leaves and rules of these parts.
     tensors = named.renamed(lambda name: name if part_of(name) in (*parts, "") else "")
     generated = generated_leaves(config)
     wanted = {p: shape for p, shape in shapes.items() if part_of(p) in parts and p not in generated}
-    rules = native_rules(wanted) if native else segmenter_rules(config.visual, config.depth)
+    if plain:
+        rules = plain_decoder_rules()
+    else:
+        rules = native_rules(wanted) if native else segmenter_rules(config.visual, config.depth)
     # 3. Check every tensor, then read leaf by leaf.
     stream = stream_tensors(
         rules,
@@ -316,7 +324,7 @@ def stream_segmenter(
         tensors,
         file=file.spec,
         constants=SEGMENTER_CONSTANTS,
-        ignored=_ignored(config),
+        ignored=[*_ignored(config), *(IGNORED if plain else ())],
         defaults={} if native else _default_leaves(tensors, config),
         resizer=_SegmenterResizer(config, file.spec),
     )
@@ -347,7 +355,7 @@ def require_released(config: SegmenterConfig, parts: Collection[str], where: str
     """
     kinds = {
         "adapter": (config.adapter_kind, SpectralMoEConfig.kind),
-        "head": ("mask2former" if isinstance(config.head, Mask2FormerConfig) else "linear", "mask2former"),
+        "head": (config.head.kind, "mask2former"),
     }
     for part in sorted(parts):
         kind, released = kinds[part]
@@ -356,6 +364,15 @@ def require_released(config: SegmenterConfig, parts: Collection[str], where: str
                 f"{where}: config.model.{part}.kind = {kind!r} has no released layout: the released "
                 f"code has only {released}; use native names (--to safetensors)"
             )
+
+
+def _require_plain_decoder(config: SegmenterConfig, where: str) -> None:
+    """Raise a UserError where a file holds a plain mask decoder and the model has another head."""
+    if not isinstance(config.head, PlainDecoderConfig):
+        raise UserError(
+            f"{where}: holds a plain mask decoder, but config.model.head.kind = {config.head.kind!r}: set it "
+            f"to {PlainDecoderConfig.kind!r}, or give another file"
+        )
 
 
 def _require_architectures(file: WeightFile, config: SegmenterConfig, parts: Collection[str]) -> None:

@@ -95,7 +95,7 @@ def test_section_that_does_not_fit_names_the_key(change, message):
         ({"model.adapter.kind": 3}, "config.model.adapter.kind = 3: must be a string"),
         (
             {"model.head.kind": "dense"},
-            "config.model.head.kind = 'dense': must be one of mask2former, linear",
+            "config.model.head.kind = 'dense': must be one of mask2former, linear, pmt",
         ),
         ({"model.head.width": 62}, "config.model.head.width = 62: must be a multiple of 4"),
         ({"model.head.scales": (1, 1)}, "config.model.head.scales = (1.0, 1.0): must be 4 positive numbers"),

@@ -32,7 +32,9 @@ SIZES = {
 def tiny_config(data=1, fsdp=1, expert=1, **values) -> RunConfig:
     """The cross-sensor configuration at a tiny size on a mesh, with other values by dotted key."""
     mesh = {"parallel": {"data": data, "fsdp": fsdp, "expert": expert}}
-    return load_config("configs/fbp_cross_sensor.py").replaced(mesh | SIZES | values)
+    other_head = "model.head" in values
+    sizes = {key: size for key, size in SIZES.items() if not (other_head and key.startswith("model.head."))}
+    return load_config("configs/fbp_cross_sensor.py").replaced(mesh | sizes | values)
 
 
 def batch_of(seed=0):
@@ -78,7 +80,8 @@ class Step:
         settings = segmenter_config(config)
         structure = abstract_segmenter(settings)
         trainable, frozen = values_of(settings)
-        self.optimizer = make_optimizer(TrainConfig(steps=10, learning_rate=1e-2), trainable)
+        train = TrainConfig(steps=10, learning_rate=1e-2)
+        self.optimizer = make_optimizer(train, trainable, structure.optimizer_rules)
         self.state = state_of(trainable, self.optimizer, self.layout)
         self.frozen = jax.tree.map(jnp.asarray, frozen) if self.layout is None else self.layout.place(frozen)
         self.batch = batch_of() if self.layout is None else self.layout.place_batch(batch_of())

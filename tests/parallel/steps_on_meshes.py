@@ -2,7 +2,7 @@
 
 usage: steps_on_meshes.py OUT.json PART...
 
-A part is a mesh such as 2x1x4 (data x fsdp x expert), or `dispatch`.
+A part is a mesh such as 2x1x4 (data x fsdp x expert), `dispatch`, or `pmt`.
 """
 
 import json
@@ -18,6 +18,7 @@ from tests.parallel.one_step import Step, tiny_config
 
 TWO_EXPERTS = {"model.adapter.top_k": 2}
 DISPATCH = TWO_EXPERTS | {"model.adapter.strategy": "dispatch"}
+PLAIN_HEAD = {"kind": "pmt", "num_queries": 7, "blocks": 2, "mask_starts": (0, 0.5), "mask_ends": (0.5, 1)}
 
 
 def largest_difference(ours, theirs):
@@ -67,10 +68,20 @@ def dispatch():
     }
 
 
+def plain_decoder():
+    """The plain mask decoder on four devices against one, and its running statistics alone."""
+    values = {"model.head": PLAIN_HEAD}
+    spread = jax.device_get(Step(tiny_config(2, 2, 1, **values), jax.devices()[:4])())
+    alone = on_one_device(values)
+    norms = [found[0].params["head"]["levels"]["norm"] for found in (spread, alone)]
+    return differences(spread, alone) | {"statistics": largest_difference(*norms)}
+
+
 def main(out, *parts):
     wanted = on_one_device({})
+    others = {"dispatch": dispatch, "pmt": plain_decoder}
     found = {
-        part: dispatch() if part == "dispatch" else on_mesh(tuple(map(int, part.split("x"))), wanted)
+        part: others[part]() if part in others else on_mesh(tuple(map(int, part.split("x"))), wanted)
         for part in parts
     }
     Path(out).write_text(json.dumps(found))

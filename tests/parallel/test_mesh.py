@@ -12,8 +12,8 @@ import pytest
 from tests.parallel.one_step import BATCH, SIDE, WIDTH
 
 BY_DEFAULT = ("2x2x2",)  # the mesh with every axis; the others are slow
-SLOW = ("8x1x1", "4x1x2", "1x8x1", "2x1x3", "1x1x6", "dispatch")
-MESHES = [*BY_DEFAULT, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW if mesh != "dispatch")]
+SLOW = ("8x1x1", "4x1x2", "1x8x1", "2x1x3", "1x1x6", "dispatch", "pmt")
+MESHES = [*BY_DEFAULT, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW if "x" in mesh)]
 EXPERTS, RANK, TOKENS = 6, 2, (SIDE // 16) ** 2
 
 
@@ -90,6 +90,14 @@ def test_dispatch_equals_expert_coordinates(found):
     for differences in found("dispatch").values():
         assert differences["metrics"] < 1e-5
         assert differences["params"] < 1e-5
+
+
+@pytest.mark.slow
+def test_running_statistics_are_those_of_the_global_batch(found):
+    """The plain mask decoder on four devices, two of which share the weights, against one device."""
+    assert found("pmt")["statistics"] < 1e-5
+    assert found("pmt")["metrics"] < 1e-5
+    assert found("pmt")["params"] < 1e-5
 
 
 def _size(shape):

@@ -47,7 +47,7 @@ def make_experiment(on_batch=lambda step: None, evaluate=None):
     graph, trainable = nnx.split(Tiny(nnx.Rngs(0)))
     trainable = nnx.to_pure_dict(trainable)
 
-    def loss_fn(trainable, frozen, batch, key):
+    def loss_fn(trainable, frozen, batch, key, step):
         model = nnx.merge(graph, trainable)
         noise = 0.1 * jax.random.normal(key, batch["x"].shape)
         error = model(batch["x"] + noise) * frozen["scale"] - batch["y"]

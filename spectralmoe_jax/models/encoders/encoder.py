@@ -26,6 +26,7 @@ from spectralmoe_jax.layers import (
     trunc_normal,
     wide_type,
 )
+from spectralmoe_jax.models.positions import Rope
 
 
 class ApplyLayer(Protocol):
@@ -76,14 +77,13 @@ class Encoder(nnx.Module):
         """The layers, ready to be scanned over a grid of h x w patches."""
         raise NotImplementedError
 
-    def map(self, patches: Array) -> Array:
-        """Features of the places from the patch tokens of a layer: (B, N G, D) -> (B, N, D).
+    def rope(self, h: int, w: int) -> Rope | None:
+        """Rotary positions of a grid of h x w patches; None in families without."""
+        return None
 
-        G is `config.tokens_per_place`: features are the mean over the tokens of a place.
-        """
-        if self.config.normalise_maps:
-            patches = self.norm(patches)  # type: ignore[attr-defined]
-        return mean_over_groups(patches, self.config.tokens_per_place)
+    def last_norm(self, tokens: Array) -> Array:
+        """Tokens (B, T, D) after the norm that follows the last layer; unchanged in families without."""
+        return tokens
 
 
 def mean_over_groups(patches: Array, groups: int) -> Array:

@@ -244,6 +244,10 @@ class GalileoEncoder(Encoder):
                 )
         return min(h, side), min(w, side)
 
+    def last_norm(self, tokens: Array) -> Array:
+        """Tokens (B, T, D) after the last norm."""
+        return self.norm(tokens)
+
     def stacked(self, h: int, w: int) -> Layers:
         """The blocks, ready to be scanned over a grid of h x w places."""
         graph, weights = nnx.split(self.blocks)

@@ -50,8 +50,8 @@ from spectralmoe_jax.parameters import edited
 class VisionTransformer(Encoder):
     """Patch embedding, prefix tokens, positions and a stack of blocks.
 
-    The final norms and the mask token come with published checkpoints and are kept so that a checkpoint can
-    be written back whole; the features use none of them.
+    The further final norms and the mask token come with published checkpoints and are kept so that a
+    checkpoint can be written back whole; the features use none of them.
 
     Attributes:
       patch_kernel, patch_bias: of the patch embedding. In families with wavelengths `generator` makes them;
@@ -59,7 +59,8 @@ class VisionTransformer(Encoder):
       class_token, storage_tokens: the prefix tokens, (1, D) and (tokens, D).
       position_table: (S*S + 1, D), in families that have one.
       blocks: all layers, stacked on axis 0.
-      norm, cls_norm, local_cls_norm, mask_token: not used.
+      norm: follows the last layer; only heads that read whole tokens use it.
+      cls_norm, local_cls_norm, mask_token: not used.
     """
 
     def __init__(self, config: EncoderConfig, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -166,13 +167,17 @@ class VisionTransformer(Encoder):
         return jnp.pad(image, ((0, 0), (padding, 0), (padding, 0), (0, 0)))[:, :-padding, :-padding]
 
     def rope(self, h: int, w: int) -> Rope | None:
-        """Rotary positions of a patch grid, None in families without."""
+        """Rotary positions of a grid of h x w patches; None in families without."""
         if self.rope_periods is not None:
             return centred_rope(self.rope_periods[...], h, w)
         if self.config.family.rope == "stretched":
             dtype = wide_type(self.class_token[...].dtype)
             return stretched_rope(self.config.head_dim, h, w, dtype)
         return None
+
+    def last_norm(self, tokens: Array) -> Array:
+        """Tokens (B, T, D) after the norm that follows the last layer; unchanged in families without."""
+        return self.norm(tokens) if self.config.family.final_norm else tokens
 
     def stacked(self, h: int, w: int) -> Layers:
         """The blocks, ready to be scanned over a grid of h x w patches."""
