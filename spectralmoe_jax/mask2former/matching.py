@@ -16,7 +16,7 @@ import optax
 from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
-from spectralmoe_jax.mask2former.point_sampling import LabelMap, read_codes, sample_classes
+from spectralmoe_jax.mask2former.point_sampling import LabelMap, labelled_share, read_codes, sample_classes
 from spectralmoe_jax.parallel import by_rows
 from spectralmoe_jax.resampling import corners, sample, with_border
 
@@ -70,6 +70,10 @@ class CostSums(NamedTuple):
       mask: (B, Q), of sigmoids.
       outside: (B, Q), of the cross-entropy with a target of zeros. That with a target t is less by the logit
         times t.
+      weight: (B,), of the points themselves.
+
+    Where unlabelled pixels are excluded, a point weighs as much as the share of labels around it: a factor in
+    the terms of mask and outside, while a target is the share of its class already.
     """
 
     inside: Array
@@ -77,6 +81,7 @@ class CostSums(NamedTuple):
     target: Array
     mask: Array
     outside: Array
+    weight: Array
 
 
 def present_costs(
@@ -85,7 +90,8 @@ def present_costs(
 ) -> Array:  # fmt: skip
     """Compute the matching costs of the present classes.
 
-    The mask cost is the mean cross-entropy over points, the dice cost has eps 1.
+    The mask cost is the mean cross-entropy over points, the dice cost has eps 1. With unlabelled pixels
+    excluded, both are over labelled points alone.
 
     Args:
       labels: (H, W) of the labels.
@@ -100,14 +106,16 @@ def present_costs(
       (B, C, Q), zero for classes that are absent.
     """
     dtype, num_classes = probability.dtype, slots.classes.shape[1]
-    sums = _cost_sums(labels, masks.astype(dtype), points.astype(dtype), codes, slots)
+    excluded = config.excludes_unlabelled
+    sums = _cost_sums(labels, excluded, masks.astype(dtype), points.astype(dtype), codes, slots)
     sums = sums._replace(**{name: getattr(sums, name)[:, :num_classes] for name in CostSums._fields[:3]})
     # 1. costs of all slots
     chosen = jnp.take_along_axis(probability, slots.classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, C, Q)
     area = sums.mask[:, None] + sums.target[..., None] + 1
+    count = jnp.maximum(sums.weight, jnp.finfo(dtype).tiny)[:, None, None] if excluded else points.shape[1]
     costs = (
         config.class_weight * -chosen
-        + config.mask_weight * (sums.outside[:, None] - sums.inside) / points.shape[1]
+        + config.mask_weight * (sums.outside[:, None] - sums.inside) / count
         + config.dice_weight * (1 - (2 * sums.overlap + 1) / area)
     )
     # 2. of the filled ones
@@ -115,13 +123,15 @@ def present_costs(
     return jnp.where(filled[..., None], costs, 0.0)
 
 
-def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Array, slots: Slots) -> CostSums:
+def _cost_sums(
+    labels: tuple[int, int], excluded: bool, masks: Array, points: Array, codes: Array, slots: Slots
+) -> CostSums:
     """Sum over the points of `present_costs`, on a CPU some at a time: what they need stays in its cache.
 
     Slots are filled up to a multiple of `CHUNK`.
     """
     (batch, queries), dtype = masks.shape[:2], masks.dtype
-    size = masks.shape[2:]
+    size, num_classes = masks.shape[2:], slots.classes.shape[1]
     cells = with_border(masks.transpose(0, 2, 3, 1))  # (B, cells, Q)
 
     def add(sums: CostSums, points: Array) -> tuple[CostSums, None]:
@@ -135,6 +145,10 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
         # 2. labels there, read once for all classes
         where = corners(x, y, *labels)
         read = jax.vmap(read_codes)(codes, where)
+        weight, known = jnp.ones_like(x), sigmoid
+        if excluded:
+            weight = labelled_share(read, where, num_classes)
+            known, outside = sigmoid * weight[..., None], outside * weight[..., None]
         read, where = jax.tree.map(lambda part: part[:, None], (read, where))
 
         def step(index: Array, sums: CostSums) -> CostSums:
@@ -146,12 +160,16 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
                 target=_add_to_chunk(sums.target, index, targets.sum(axis=-1)),
             )
 
-        sums = sums._replace(mask=sums.mask + sigmoid.sum(axis=1), outside=sums.outside + outside.sum(axis=1))
+        sums = sums._replace(
+            mask=sums.mask + known.sum(axis=1),
+            outside=sums.outside + outside.sum(axis=1),
+            weight=sums.weight + weight.sum(axis=1),
+        )
         return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, sums), None
 
-    count = -(-slots.classes.shape[1] // CHUNK) * CHUNK
+    count = -(-num_classes // CHUNK) * CHUNK
     of_slots, of_queries = (batch, count, queries), (batch, queries)
-    shapes = (of_slots, of_slots, (batch, count), of_queries, of_queries)
+    shapes = (of_slots, of_slots, (batch, count), of_queries, of_queries, (batch,))
     start = CostSums(*(jnp.zeros(shape, dtype) for shape in shapes))
     pieces = math.gcd(points.shape[1], PIECES)
     split = points.reshape(batch, pieces, -1, 2).swapaxes(0, 1)  # (pieces, B, n, 2)
