@@ -11,7 +11,8 @@ image has, and work is done for these alone (`matching.Slots`).
 
 Pixels without a label are examples of no class, as in the released code, or with `config.unlabelled` =
 "excluded" take part in nothing: points are drawn where labels are, a point between labelled and unlabelled
-pixels counts by the share of the labelled ones, and an image without any label is left out.
+pixels counts by the share of the labelled ones, and an image without any label is left out. What the labels
+say of classes that they do not show: those are not at the labelled pixels (`matching.Slots`).
 """
 
 from __future__ import annotations
@@ -110,8 +111,9 @@ def mask2former_loss(
     class_logits, num_classes = class_logits.astype(dtype), class_logits.shape[-1] - 1
     truth = label_map(labels, num_classes)
     pixels = labelled_pixels(labels, num_classes) if config.excludes_unlabelled else None
-    slots = slots_of(truth)
     layers, batch, queries, _ = class_logits.shape
+    slots = slots_of(truth, pixels, queries)
+    mask_weights = _mask_weights(slots, config, dtype)
     # 1. points; without a key all are given, and nothing is drawn from the one made here
     match_key, draw_key = jax.random.split(jax.random.key(0) if key is None else key)
     if match_points is None:
@@ -123,8 +125,9 @@ def mask2former_loss(
         loss_points = jax.vmap(lambda key: jax.random.split(key, batch))(draw_keys)
     # 2. matching: query and matched (K, B, C), in the order of slots; assignment (K, B, Q)
     query, matched, bad_costs = _match_layers(class_logits, masks, truth, slots, match_points, config)
-    assignment = _targets_of_queries(query, matched, slots.classes, queries)
-    size = Size(truth.size, config)
+    assignment = _targets_of_queries(query, matched & slots.is_present, slots.classes, queries)
+    query_weights = _query_weights(query, matched, assignment, slots, config, dtype)
+    size, given = Size(truth.size, config), Pixels(truth.codes, pixels, mask_weights)
     # 3. the masks that the terms compare: of the slots alone, where these are fewer than the queries
     if isinstance(masks, Masks) and num_classes < queries:
         compared = masks.of_queries(query)  # (K, B, C, h, w)
@@ -135,16 +138,17 @@ def mask2former_loss(
     # 4. terms of one output
     def one_layer(layer: tuple[Array, ...]) -> tuple[Array, Array]:
         """Compute the weighted total and the three weighted terms of one decoder output."""
-        logits, compared, assigned, query, matched, points = layer
-        sums = mask_terms(size, compared, query, matched, slots, Pixels(truth.codes, pixels), points)
-        count = _count(matched, slots, config, dtype)
-        classes = config.class_weight * _class_term(logits, assigned, truth, config)
+        logits, compared, assigned, weights, query, matched, points = layer
+        sums = mask_terms(size, compared, query, matched, slots, given, points)
+        total = jnp.sum(jnp.where(matched, mask_weights, 0))  # the number of masks, if each weighs 1
+        count = jnp.where(total > 0, total, 1)
+        classes = config.class_weight * _class_term(logits, assigned, weights)
         mask, dice = config.mask_weight * sums.mask.sum(), config.dice_weight * sums.dice.sum()
         return classes + sums.total.sum() / count, jnp.stack([classes, mask / count, dice / count])
 
     # 5. all outputs, one at a time
     totals, values = jax.lax.map(
-        one_layer, (class_logits, compared, assignment, query, matched, loss_points)
+        one_layer, (class_logits, compared, assignment, query_weights, query, matched, loss_points)
     )  # (K,), (K, 3)
     values = jax.lax.stop_gradient(values)
     # values of the last output come first, as the names do
@@ -206,32 +210,47 @@ def _onto_labels(points: Array, pixels: LabelledPixels) -> Array:
     return jnp.stack(by_rows(onto_labels, x, y, pixels), axis=-1).swapaxes(0, 1)
 
 
-def _class_term(logits: Array, assigned: Array, truth: LabelMap, config: LossConfig) -> Array:
-    """L_class: weighted cross-entropy over all queries (B, Q, C + 1), divided by the sum of weights.
+def _query_weights(
+    query: Array, matched: Array, assignment: Array, slots: Slots, config: LossConfig, dtype
+) -> Array:
+    """Weights (K, B, Q) of the queries in the class term.
 
-    A query weighs as much as its class, one without a target `no_object_weight`.
+    A query weighs as much as its class, one without a target `no_object_weight`. Where unlabelled pixels are
+    excluded, that of a class without a label weighs the less the less is labelled, and nothing is known of
+    the queries of an image without any label.
+
+    Args:
+      query: of each slot, (K, B, C).
+      matched: whether the slot has one, likewise.
+      assignment: class + 1 of each query, (K, B, Q), 0 for none.
+      slots: the classes of the slots.
+      config: weights of classes and of no object.
+      dtype: of the result.
     """
-    num_classes = logits.shape[-1] - 1
-    target = jnp.where(assigned > 0, assigned - 1, num_classes)
+    num_classes, queries = query.shape[-1], assignment.shape[-1]
     of_classes = config.weight_of_each_class or (1.0,) * num_classes
-    weight = jnp.asarray([*of_classes, config.no_object_weight], logits.dtype)[target]
-    if config.excludes_unlabelled:
-        weight = jnp.where(truth.present.any(axis=-1)[:, None], weight, 0)
+    target = jnp.where(assignment > 0, assignment - 1, num_classes)
+    weights = jnp.asarray([*of_classes, config.no_object_weight], dtype)[target]
+    if slots.unlabelled is None:
+        return weights
+    is_unknown = _targets_of_queries(query, matched & ~slots.is_present, slots.classes, queries) > 0
+    weights = jnp.where(is_unknown, weights * (1 - slots.unlabelled[:, None]).astype(dtype), weights)
+    return jnp.where(slots.present[:, None] > 0, weights, 0)
+
+
+def _class_term(logits: Array, assigned: Array, weights: Array) -> Array:
+    """L_class: weighted cross-entropy over all queries (B, Q, C + 1), divided by the sum of weights."""
+    target = jnp.where(assigned > 0, assigned - 1, logits.shape[-1] - 1)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
-    return -jnp.sum(weight * chosen) / jnp.maximum(jnp.sum(weight), jnp.finfo(logits.dtype).tiny)
+    total = jnp.sum(weights)
+    return -jnp.sum(weights * chosen) / jnp.where(total > 0, total, 1)
 
 
-def _count(matched: Array, slots: Slots, config: LossConfig, dtype) -> Array:
-    """Number of matched masks (B, C), each with the weight of its class: the divisor of their terms."""
-    if config.weight_of_each_class is None:
-        return jnp.maximum(matched.sum(), 1).astype(dtype)
-    weights = jnp.where(matched, _weights_of(slots.classes, config, dtype), 0)
-    return jnp.where(matched.any(), weights.sum(), 1)
-
-
-def _weights_of(classes: Array, config: LossConfig, dtype) -> Array:
-    """Weight of each of some classes, of any shape."""
-    return jnp.asarray(config.weight_of_each_class, dtype)[classes]
+def _mask_weights(slots: Slots, config: LossConfig, dtype) -> Array:
+    """Weight of the mask of every slot, (B, C): that of the slot times that of its class."""
+    weights = slots.weights(dtype)
+    of_classes = config.weight_of_each_class
+    return weights if of_classes is None else weights * jnp.asarray(of_classes, dtype)[slots.classes]
 
 
 # The mask and dice terms. A loop walks the classes that are present, a few at a time, as many of them as the
@@ -259,10 +278,12 @@ class Pixels(NamedTuple):
     Attributes:
       codes: label codes, `LabelMap.codes`.
       labelled: where to draw points; None for everywhere.
+      weights: (B, C), of the mask of every slot.
     """
 
     codes: Array
     labelled: LabelledPixels | None
+    weights: Array
 
 
 class Size(NamedTuple):
@@ -336,7 +357,7 @@ def _walk(
             share = labelled_share(codes, where, num_classes)
             target, weights = target / jnp.maximum(share, jnp.finfo(dtype).tiny), weights * share
         # 3. terms, and their gradient at the points and in the masks
-        factor = 1.0 if config.class_weights is None else _weights_of(classes, config, dtype)
+        factor = chunk_of(pixels.weights, index, CHUNK)  # (B, G)
         given = (logits, target, weights, valid, factor, config)
         (_, terms), slope = jax.value_and_grad(_terms, has_aux=True)(*given)
         if differentiate:
@@ -362,7 +383,7 @@ def _points(
 
 
 def _terms(
-    logits: Array, target: Array, weights: Array, valid: Array, factor: Array | float, config: LossConfig
+    logits: Array, target: Array, weights: Array, valid: Array, factor: Array, config: LossConfig
 ) -> tuple[Array, Terms]:
     """Compute both terms of some masks: (B, G, n) -> the sum of the totals, and sums for every image.
 
@@ -371,14 +392,15 @@ def _terms(
       target: likewise, in [0, 1].
       weights: of the points, likewise.
       valid: (B, G) bool, masks that count.
-      factor: weight of each mask, (B, G), or of all of them.
+      factor: weight of each mask, (B, G).
       config: weights of the terms.
     """
     # inner where: an infinite logit in a slot that is not read must not become a NaN gradient
     logits = jnp.where(valid[..., None], logits, 0.0)
     cross_entropy = jax.nn.softplus(logits) - logits * target
     prediction = jax.nn.sigmoid(logits) * weights
-    points = jnp.maximum(jnp.sum(weights, axis=-1), jnp.finfo(weights.dtype).tiny)  # 0 without any label
+    points = jnp.sum(weights, axis=-1)
+    points = jnp.where(points > 0, points, 1)  # 0 without any label
     overlap = 2 * jnp.sum(prediction * target, axis=-1) + 1
     dice = 1 - overlap / (prediction.sum(axis=-1) + jnp.sum(target * weights, axis=-1) + 1)
     mask = factor * jnp.sum(cross_entropy * weights, axis=-1) / points

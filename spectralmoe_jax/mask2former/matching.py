@@ -16,10 +16,17 @@ import optax
 from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
-from spectralmoe_jax.mask2former.point_sampling import LabelMap, labelled_share, read_codes, sample_classes
+from spectralmoe_jax.mask2former.point_sampling import (
+    LabelledPixels,
+    LabelMap,
+    labelled_share,
+    read_codes,
+    sample_classes,
+)
 from spectralmoe_jax.parallel import by_rows
 from spectralmoe_jax.resampling import corners, sample, with_border
 
+TIE = 100.0  # larger than any cost: what an image without labels would save by giving class c query c
 BAD_COST = 1e5  # in place of a cost that is not finite: worse than any real one
 FEW = 32  # slots that are matched alone where no image fills more
 CHUNK = 8  # classes of an image whose costs are computed together
@@ -29,19 +36,54 @@ PIECES = 16  # parts of the points whose costs are computed one after the other 
 class Slots(NamedTuple):
     """The classes of every image, those that are present first, in an order of their own.
 
+    Where unlabelled pixels are excluded, a class without a label may be in the image all the same. It gets a
+    query, too, which must not cover the labelled pixels; whether it should say "no object" is not known.
+    Such a slot weighs as much as the share of pixels that have no label. The costs of an image with few
+    labels say little: most show one or two classes, which a mask that covers everything fits as well as the
+    right one, so that one query would take all classes. The less is labelled, the more firmly class c is tied
+    to query c.
+
     Attributes:
       classes: (B, C) int32, a permutation of the classes.
-      filled: (B,) int32, the number of classes that are present.
+      filled: (B,) int32, the number of classes that get a query: those that are present, and in an image with
+        unlabelled pixels that are excluded also the others.
+      present: (B,) int32, the number of classes that are present: the first slots.
+      unlabelled: (B,) the share of pixels without a label; None where these are negative.
     """
 
     classes: Array
     filled: Array
+    present: Array
+    unlabelled: Array | None = None
+
+    @property
+    def is_present(self) -> Array:
+        """Which slots hold a class that is present: (B, C) bool."""
+        return jnp.arange(self.classes.shape[1]) < self.present[:, None]
+
+    def weights(self, dtype) -> Array:
+        """Weight of every slot, (B, C): 1, or the share of pixels without a label for a class without one."""
+        if self.unlabelled is None:
+            return jnp.ones(self.classes.shape, dtype)
+        return jnp.where(self.is_present, 1, self.unlabelled[:, None].astype(dtype))
 
 
-def slots_of(truth: LabelMap) -> Slots:
-    """Order the classes of every image: present ones first, each part in the order of classes."""
+def slots_of(truth: LabelMap, pixels: LabelledPixels | None = None, queries: int = 0) -> Slots:
+    """Order the classes of every image: present ones first, each part in the order of classes.
+
+    Args:
+      truth: the labels.
+      pixels: the labelled pixels, where unlabelled ones are excluded.
+      queries: number of queries; classes without a label get some only if all present ones do.
+    """
     order = by_rows(lambda present: jnp.argsort(~present, axis=-1, stable=True), truth.present)
-    return Slots(order.astype(jnp.int32), truth.present.sum(axis=-1, dtype=jnp.int32))
+    order, present = order.astype(jnp.int32), truth.present.sum(axis=-1, dtype=jnp.int32)
+    if pixels is None:
+        return Slots(order, present, present)
+    labelled = pixels.counts.sum(axis=-1)
+    is_partial = (labelled > 0) & (labelled < pixels.places.shape[-1])
+    filled = jnp.where(is_partial, jnp.maximum(present, min(order.shape[1], queries)), present)
+    return Slots(order, filled, present, 1 - labelled / pixels.places.shape[-1])
 
 
 def chunk_of(slots: Array, step: Array, size: int) -> Array:
@@ -51,12 +93,12 @@ def chunk_of(slots: Array, step: Array, size: int) -> Array:
 
 
 def filled_in(slots: Slots, step: Array, size: int) -> Array:
-    """Return which slots of a chunk hold a class that is present: (B, size) bool."""
+    """Return which slots of a chunk get a query: (B, size) bool."""
     return step * size + jnp.arange(size) < slots.filled[:, None]
 
 
 def chunks(slots: Slots, size: int) -> Array:
-    """Return the number of chunks that hold all present classes of these images: a scalar."""
+    """Return the number of chunks that hold all filled slots of these images: a scalar."""
     return -(-jnp.max(slots.filled, initial=0) // size)
 
 
@@ -88,7 +130,7 @@ def present_costs(
     labels: tuple[int, int], config: LossConfig, probability: Array, masks: Array, points: Array,
     codes: Array, slots: Slots,
 ) -> Array:  # fmt: skip
-    """Compute the matching costs of the present classes.
+    """Compute the matching costs of the filled slots, each with its weight.
 
     The mask cost is the mean cross-entropy over points, the dice cost has eps 1. With unlabelled pixels
     excluded, both are over labelled points alone.
@@ -103,7 +145,7 @@ def present_costs(
       slots: the classes of the slots.
 
     Returns:
-      (B, C, Q), zero for classes that are absent.
+      (B, C, Q), zero for slots that are not filled.
     """
     dtype, num_classes = probability.dtype, slots.classes.shape[1]
     excluded = config.excludes_unlabelled
@@ -112,12 +154,17 @@ def present_costs(
     # 1. costs of all slots
     chosen = jnp.take_along_axis(probability, slots.classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, C, Q)
     area = sums.mask[:, None] + sums.target[..., None] + 1
-    count = jnp.maximum(sums.weight, jnp.finfo(dtype).tiny)[:, None, None] if excluded else points.shape[1]
+    weight = jnp.where(sums.weight > 0, sums.weight, 1)[:, None, None]
+    count = weight if excluded else points.shape[1]
     costs = (
         config.class_weight * -chosen
         + config.mask_weight * (sums.outside[:, None] - sums.inside) / count
         + config.dice_weight * (1 - (2 * sums.overlap + 1) / area)
     )
+    if slots.unlabelled is not None:
+        own = slots.classes[..., None] == jnp.arange(costs.shape[-1])  # (B, C, Q)
+        tie = TIE * slots.unlabelled.astype(dtype)[:, None, None]
+        costs = slots.weights(dtype)[..., None] * costs - jnp.where(own, tie, 0)
     # 2. of the filled ones
     filled = jnp.arange(num_classes) < slots.filled[:, None]
     return jnp.where(filled[..., None], costs, 0.0)

@@ -73,4 +73,5 @@ def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Sequence[fl
     if class_weights is None:
         return -jnp.sum(jnp.where(labelled, chosen, 0)) / jnp.maximum(labelled.sum(), 1)
     weight = jnp.where(labelled, jnp.asarray(class_weights, wide.dtype)[truth], 0)
-    return -jnp.sum(weight * chosen) / jnp.maximum(weight.sum(), jnp.finfo(wide.dtype).tiny)
+    total = weight.sum()
+    return -jnp.sum(weight * chosen) / jnp.where(total > 0, total, 1)

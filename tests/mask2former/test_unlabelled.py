@@ -73,46 +73,64 @@ def bilinear(image, points, outside=0.0):
     return np.array(found)
 
 
+def costs_of(class_logits, mask_logits, points, label, config):
+    """Matching costs (C, Q) of one image, each class with its weight: 1, or the unlabelled share."""
+    known = label < CLASSES
+    logits = np.stack([bilinear(mask, points) for mask in mask_logits])
+    sigmoid, softplus = 1 / (1 + np.exp(-logits)), np.logaddexp(0, logits)
+    weight = bilinear(known, points, outside=1.0)
+    probability = scipy.special.softmax(class_logits.astype(float), axis=-1)
+    costs = np.zeros((CLASSES, QUERIES))
+    for c in range(CLASSES):
+        target = bilinear(label == c, points)
+        entropy = (softplus @ weight - logits @ target) / weight.sum()
+        dice = 1 - (2 * sigmoid @ target + 1) / (sigmoid @ weight + target.sum() + 1)
+        factor = 1 if (label == c).any() else 1 - known.mean()
+        costs[c] = factor * (-2 * probability[:, c] + 5 * entropy + 5 * dice)
+        costs[c, c] -= 100 * (1 - known.mean())
+    return costs
+
+
+def mask_terms_of(mask, points, label, c):
+    """Cross-entropy and dice loss of one mask."""
+    logit, target = bilinear(mask, points), bilinear(label == c, points)
+    weight, sigmoid = bilinear(label < CLASSES, points, outside=1.0), 1 / (1 + np.exp(-logit))
+    entropy = (np.logaddexp(0, logit) @ weight - logit @ target) / weight.sum()
+    return np.array([entropy, 1 - (2 * sigmoid @ target + 1) / (sigmoid @ weight + target.sum() + 1)])
+
+
 def reference(class_logits, mask_logits, labels, match_points, loss_points, config):
     """The weighted terms of every output, (K, 3), and the assignment, from the formulas."""
-    known = labels < CLASSES
     of_classes = config.class_weights or (1.0,) * CLASSES
     terms, assigned = [], np.zeros((LAYERS, BATCH, QUERIES), int)
     for k in range(LAYERS):
-        numerators, divisors = np.zeros(3), np.zeros(2)
-        for b in range(BATCH):
-            if not known[b].any():
+        numerators, divisors = np.zeros(3), np.zeros(3)
+        for b, label in enumerate(labels):
+            labelled = (label < CLASSES).mean()
+            if not labelled:
                 continue
-            # 1. matching
-            logits = np.stack([bilinear(mask, match_points[k, b]) for mask in mask_logits[k, b]])
-            sigmoid, softplus = 1 / (1 + np.exp(-logits)), np.logaddexp(0, logits)
-            weight = bilinear(known[b], match_points[k, b], outside=1.0)
-            probability = np.exp(scipy.special.log_softmax(class_logits[k, b].astype(float), axis=-1))
-            present = np.unique(labels[b][known[b]])
-            costs = np.zeros((len(present), QUERIES))
-            for row, c in enumerate(present):
-                target = bilinear(labels[b] == c, match_points[k, b])
-                entropy = (softplus @ weight - logits @ target) / weight.sum()
-                dice = 1 - (2 * sigmoid @ target + 1) / (sigmoid @ weight + target.sum() + 1)
-                costs[row] = -2 * probability[:, c] + 5 * entropy + 5 * dice
+            # 1. a query for each class that is there, or may be there
+            seen = [c for c in range(CLASSES) if (label == c).any()]
+            sought = np.array(seen if labelled == 1 else range(CLASSES))
+            costs = costs_of(class_logits[k, b], mask_logits[k, b], match_points[k, b], label, config)[sought]
             rows, queries = scipy.optimize.linear_sum_assignment(costs)
-            assigned[k, b, queries] = present[rows] + 1
+            class_of = dict(zip(queries.tolist(), sought[rows].tolist(), strict=True))
             # 2. classes
+            log_probability = scipy.special.log_softmax(class_logits[k, b].astype(float), axis=-1)
             for q in range(QUERIES):
-                c = assigned[k, b, q] - 1  # -1, the last one, without a target
-                factor = 0.1 if c < 0 else of_classes[c]
-                numerators[0] -= 2 * factor * np.log(probability[q, c])
+                c = class_of.get(q)
+                is_seen = c in seen
+                factor = of_classes[c] if is_seen else 0.1 if c is None else 0.1 * labelled
+                numerators[0] -= 2 * factor * log_probability[q, c if is_seen else CLASSES]
                 divisors[0] += factor
+                assigned[k, b, q] = c + 1 if is_seen else 0
             # 3. masks
-            for c, q in zip(present[rows], queries, strict=True):
-                points = loss_points[k, b, c]
-                logit, target = bilinear(mask_logits[k, b, q], points), bilinear(labels[b] == c, points)
-                weight, sigmoid = bilinear(known[b], points, outside=1.0), 1 / (1 + np.exp(-logit))
-                entropy = (np.logaddexp(0, logit) @ weight - logit @ target) / weight.sum()
-                dice = 1 - (2 * sigmoid @ target + 1) / (sigmoid @ weight + target.sum() + 1)
-                numerators[1:] += 5 * of_classes[c] * np.array([entropy, dice])
-                divisors[1] += of_classes[c]
-        terms.append(numerators / divisors[[0, 1, 1]])
+            for q, c in class_of.items():
+                factor = of_classes[c] * (1 if c in seen else 1 - labelled)
+                own = mask_terms_of(mask_logits[k, b, q], loss_points[k, b, c], label, c)
+                numerators[1:] += 5 * factor * own
+                divisors[1:] += factor
+        terms.append(numerators / divisors)
     return np.array(terms), assigned
 
 

@@ -2,7 +2,7 @@
 
 usage: steps_on_meshes.py OUT.json PART...
 
-A part is a mesh such as 2x1x4 (data x fsdp x expert), or `dispatch`.
+A part is a mesh such as 2x1x4 (data x fsdp x expert), `dispatch` or `excluded`.
 """
 
 import json
@@ -67,10 +67,18 @@ def dispatch():
     }
 
 
+def excluded():
+    """A loss without unlabelled pixels and with balanced classes, on eight devices against one."""
+    settings = {"loss.unlabelled": "excluded", "loss.class_weights": (0.5, 1.0, 2.0, 0.7, 1.5)}
+    spread = jax.device_get(Step(tiny_config(2, 2, 2, **settings), jax.devices()[:8])())
+    return differences(spread, on_one_device(settings))
+
+
 def main(out, *parts):
     wanted = on_one_device({})
+    others = {"dispatch": dispatch, "excluded": excluded}
     found = {
-        part: dispatch() if part == "dispatch" else on_mesh(tuple(map(int, part.split("x"))), wanted)
+        part: others[part]() if part in others else on_mesh(tuple(map(int, part.split("x"))), wanted)
         for part in parts
     }
     Path(out).write_text(json.dumps(found))
