@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
     config.augment.gain = 0.05
     config.augment.tilt = 0.05
 
+    config.loss.unlabelled = "excluded"  # most pixels have no label
+
     config.model.pixel_mean = tuple(float(value) for value in PIXEL_MEAN.split())
     config.model.pixel_std = tuple(float(value) for value in PIXEL_STD.split())
     config.model.visual.kind = "dofa"

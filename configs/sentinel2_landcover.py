@@ -45,6 +45,8 @@ def get_config(args: str = "") -> ConfigDict:
     config.augment.drop_bands = 0.1
     config.augment.tilt = 0.1
 
+    config.loss.unlabelled = "excluded"
+
     # of the clear dates
     config.model.pixel_mean = (1333, 1037, 885, 670, 944, 2079, 2571, 2517, 2831, 968, 24, 1417, 798)
     config.model.pixel_std = (331, 369, 371, 413, 417, 505, 559, 575, 587, 286, 21, 522, 489)

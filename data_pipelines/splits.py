@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.loader import Batch, Mixture, train_batches
-from data_pipelines.records import Record, Source, examples, split_holdout
+from data_pipelines.records import IGNORE, Record, Source, examples, split_holdout
 from data_pipelines.sources import open_source
+from data_pipelines.tiles.label_grid import label_grid
 from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError, choose
+from spectralmoe_jax.errors import UserError, bad_value, choose
 
 SPLITS = ("train", "holdout", "source", "target")
 
@@ -113,12 +114,17 @@ def training_elements(
     photometric = visible_bands(config.bands, config.sensor) if config.augment.photometric else None
     augment = Augment(config.data.crop, config.augment, photometric)
     source, data = wrap(splits.source), config.data
+    if config.augment.crop_on_labels and label_grid(source) is None:
+        must = f"must be 0, as {type(splits.source).__name__} does not count the pixels of its labels"
+        raise bad_value("config.augment.crop_on_labels", config.augment.crop_on_labels, must)
 
     def index(records: Sequence[Record]) -> TileIndex | ClassBalancedIndex:
         """Index the tiles of some records, by class if `class_temperature` is set."""
         least = data.min_labelled
         if data.class_temperature is None:
-            return TileIndex(source, data.crop, records, min_labelled=least)
+            # the labels of the images are counted if crops are to be placed over them
+            exact = config.augment.crop_on_labels > 0
+            return TileIndex(source, data.crop, records, min_labelled=least, exact=exact)
         temperature = data.class_temperature
         return ClassBalancedIndex(source, data.crop, records, temperature=temperature, min_labelled=least)
 
@@ -130,6 +136,27 @@ def training_elements(
     }
     kept = [(index(records), weight) for records, weight in _weighted(parts, data.weights)]
     return Mixture(*zip(*kept, strict=True)), augment
+
+
+def training_pixels(config: RunConfig, splits: Splits) -> np.ndarray:
+    """Count the labelled pixels of each class in the training images, (K,) int64.
+
+    The labels of a source that does not count them are read once.
+
+    Args:
+      config: the whole configuration.
+      splits: its images.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    grid = label_grid(splits.source, exact=True)
+    if grid is not None:
+        return grid.pixels(splits.train).sum(axis=0)  # (images, K) -> (K,)
+    counts = np.zeros(IGNORE + 1, np.int64)
+    for record in splits.train:
+        counts += np.bincount(splits.source.read_label(record).ravel(), minlength=IGNORE + 1)
+    return counts[: len(config.classes.names)]
 
 
 def _weighted(

@@ -115,6 +115,13 @@ class LabelGrid:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         return np.concatenate(numbers), np.concatenate(areas)
 
+    def labelled_cells(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+        """Return numbers and labelled pixels of the cells of `records` that have any, (n,) int64 both."""
+        indices = [self._indices[record] for record in records]
+        numbers = np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in indices])
+        pixels = self.counts[numbers].sum(axis=1, dtype=np.int64)
+        return numbers[pixels > 0], pixels[pixels > 0]
+
     def locate(self, number: int) -> tuple[Any, Window]:
         """Return the image of a cell and its window there."""
         index = int(np.searchsorted(self._starts, number, side="right")) - 1

@@ -7,6 +7,7 @@ are random access data sources for Grain.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -30,6 +31,7 @@ class Tile:
       cell: the part of the image that this element represents.
       wanted: class that a crop from this tile has to show; None for any label.
       index: the index that it comes from, which knows where labels are; None to place crops blindly.
+      on_label: whether a crop from this tile is placed over a labelled pixel of the cell, of any class.
     """
 
     source: Source[Any]
@@ -37,11 +39,27 @@ class Tile:
     cell: Window
     wanted: int | None = None
     index: TileIndex[Any] | None = field(default=None, repr=False, compare=False)
+    on_label: bool = False
     _pixels: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def draw(self, rng: np.random.Generator) -> Tile:
-        """Return this tile, or another one if no labelled pixel around its cell has data."""
-        return self if self.index is None else self.index.with_data(self, rng)
+    @property
+    def is_targeted(self) -> bool:
+        """Whether every crop from this tile is placed over a pixel that is searched for."""
+        return self.on_label or self.wanted is not None
+
+    def draw(self, rng: np.random.Generator, on_labels: float = 0.0) -> Tile:
+        """Return this tile, or another one if no labelled pixel around its cell has data.
+
+        Args:
+          rng: random generator.
+          on_labels: probability of a tile around a labelled pixel instead, as `TileIndex.draw_labelled`
+            draws it.
+        """
+        if self.index is None:
+            return self
+        if on_labels and rng.random() < on_labels:
+            return self.index.draw_labelled(rng)
+        return self.index.with_data(self, rng)
 
     def find_pixel(self, rng: np.random.Generator, within: Window) -> tuple[int, int] | None:
         """Draw a labelled pixel, of the class `wanted` if set, from the coarse cells around a window.
@@ -166,6 +184,25 @@ class TileIndex(Generic[R]):
             "masks, the files' nodata values and config.sensor"
         )
 
+    def draw_labelled(self, rng: np.random.Generator) -> Tile:
+        """Draw a coarse cell by its number of labelled pixels, as a tile whose crops lie over one of them.
+
+        With a pixel drawn evenly from those of the cell (`Tile.find_pixel`), every labelled pixel of all
+        images is equally likely. The index has to know where labels are.
+        """
+        assert self.grid is not None  # checked when the index was made for such draws
+        numbers, ends = self._labelled_pixels
+        place = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
+        record, cell = self.grid.locate(int(numbers[place]))
+        return Tile(self.source, record, cell, index=self, on_label=True)
+
+    @functools.cached_property
+    def _labelled_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the coarse cells with labels, and sums of labelled pixels up to each, (n,) both."""
+        assert self.grid is not None
+        numbers, pixels = self.grid.labelled_cells(self.records)
+        return numbers, np.cumsum(pixels)
+
     def _labelled_cells(self) -> np.ndarray:
         """Return the numbers of the cells, counted over all images, that touch labels."""
         if self.grid is None:
@@ -222,8 +259,8 @@ class ClassDraw:
 
     index: ClassBalancedIndex[Any]
 
-    def draw(self, rng: np.random.Generator) -> Tile:
-        """Draw a class, and a coarse cell that has it."""
+    def draw(self, rng: np.random.Generator, on_labels: float = 0.0) -> Tile:
+        """Draw a class, and a coarse cell that has it; crops lie over labels whatever `on_labels` is."""
         return self.index.draw(rng)
 
 

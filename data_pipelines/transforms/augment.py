@@ -33,7 +33,7 @@ class Augment:
         """Return image (crop, crop, C) of the source's dtype and label (crop, crop) uint8."""
         settings = self.settings
         example = resized_crop(
-            tile.draw(rng),
+            tile.draw(rng, settings.crop_on_labels),
             rng,
             crop=self.crop,
             scale=settings.scale,

@@ -47,8 +47,8 @@ def resized_crop(
     The first crop is drawn from the share of all positions that belongs to the tile's cell. If one class has
     more than `max_class_share` of its labelled pixels, the next is drawn from the whole image. If no pixel is
     labelled, or the class that the tile wants is missing, the next covers such a pixel (`Tile.find_pixel`),
-    near the cell first; a tile that wants a class starts this way. After ten crops, the last one is used that
-    had what is wanted and only broke `max_class_share`, or else the tenth.
+    near the cell first; a tile that wants a class or a label does so in every crop. After ten crops, the last
+    one is used that had what is wanted and only broke `max_class_share`, or else the tenth.
 
     Args:
       tile: where to draw from.
@@ -66,7 +66,7 @@ def resized_crop(
     factor = _draw_factor(tile, rng, crop, scale, scale_step, max_edge)
     height, width = (max(1, int(side * factor + 0.5)) for side in (record.height, record.width))
     whole = Window(0, 0, record.height, record.width)
-    search, targeted, fallback = cell, tile.wanted is not None, None
+    search, targeted, fallback = cell, tile.is_targeted, None
     for _ in range(_CROP_TRIES):
         # 1. place the crop: over a pixel that is wanted, or anywhere in the cell's share of positions
         pixel = tile.find_pixel(rng, search) if targeted else None
@@ -85,7 +85,7 @@ def resized_crop(
         # 3. else try again in the whole image
         if holds:
             fallback, search = (rows, cols, label), whole
-        cell, targeted = whole, tile.wanted is not None or not holds
+        cell, targeted = whole, tile.is_targeted or not holds
     else:
         rows, cols, label = fallback or (rows, cols, label)
     image = resized_image(tile.read_image, rows, cols)  # (rows.length, cols.length, C)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from spectralmoe_jax.ahead_of_time.program_cost import collectives, product_flops
 from spectralmoe_jax.config.load import Configuration, as_run_config
-from spectralmoe_jax.config.schema import MESH_AXES, RunConfig
+from spectralmoe_jax.config.schema import BALANCED, MESH_AXES, RunConfig
 from spectralmoe_jax.errors import UserError, choose, require
 from spectralmoe_jax.inference.model import make_predict_step
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
@@ -179,7 +179,10 @@ def _trace_train_step(config: RunConfig, layout: Layout) -> Any:
         "label": _abstract_batch(layout, rows, crop, crop),
     }
     key = layout.shapes(jax.eval_shape(lambda: jax.random.key(0)))
-    step = make_train_step(make_loss(structure, config.loss, config.train.steps), optimizer, layout)
+    loss = config.loss
+    if loss.class_weights == BALANCED:  # of unknown pixels: any numbers give the same program
+        loss = loss.balanced([1] * len(config.classes.names))
+    step = make_train_step(make_loss(structure, loss, config.train.steps), optimizer, layout)
     return step.trace(state, frozen, batch, key)  # type: ignore[attr-defined]
 
 

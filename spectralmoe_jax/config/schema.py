@@ -28,6 +28,8 @@ from spectralmoe_jax.errors import UserError, bad_value
 
 MAIN = "main"
 """Name of the stream that a run's own `data` section describes."""
+BALANCED = "balanced"
+"""Value of `config.loss.class_weights` for weights that follow from the numbers of pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +175,12 @@ class AugmentConfig(Section):
     offset: float = option(0.0, "Largest offset of each band, in standard deviations.", at_least(0))
     drop_bands: float = option(0.0, "Probability of dropping each band.", between(0, 1))
     tilt: float = option(0.0, "Largest relative change of gain from the first band to the last, below 1.")
+    crop_on_labels: float = option(
+        0.0,
+        "Probability that a crop is placed over a labelled pixel, drawn uniformly from those of the training "
+        "images; for sparse labels. Crops of `data.class_temperature` are placed over labels in any case.",
+        between(0, 1),
+    )
 
     def __post_init__(self) -> None:
         """Check ranges that a single bound cannot express."""
@@ -208,6 +216,56 @@ class LossConfig(Section):
         "Share of the points taken where the prediction is least certain; the rest is uniform.",
         between(0, 1),
     )
+    unlabelled: str = option(
+        "negative",
+        "Pixels without a label: `excluded` from matching and loss, or `negative`, examples of no class, as "
+        "in the published method. Both are the same where every pixel is labelled. For the linear head they "
+        "are always excluded.",
+        one_of("excluded", "negative"),
+    )
+    class_weights: str | tuple[float, ...] | None = option(
+        None,
+        "Weight of each class: of its pixels in the cross-entropy of the linear head, of its queries and "
+        "masks in Mask2Former. `balanced` for N / (K n) with n of all N labelled training pixels in the "
+        "class, and K classes; none for equal weights.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the weights of the classes."""
+        super().__post_init__()
+        given = self.class_weights
+        holds = given in (None, BALANCED) if not isinstance(given, tuple) else all(w > 0 for w in given)
+        self.require("class_weights", holds, f"must be {BALANCED}, none, or a number above 0 for each class")
+
+    @property
+    def excludes_unlabelled(self) -> bool:
+        """True if pixels without a label take no part in matching and loss."""
+        return self.unlabelled == "excluded"
+
+    def balanced(self, pixels: Sequence[int]) -> LossConfig:
+        """Return a copy with the weights N / (K n) of every class in place of `balanced`.
+
+        A class of n pixels then has n N / (K n) = N / K in all, the same as any other. A class without a
+        pixel gets 1 and does not count among the K.
+
+        Args:
+          pixels: labelled training pixels n of each class; their sum is N.
+        """
+        classes = sum(count > 0 for count in pixels)
+        total = float(sum(pixels))
+        weights = tuple(total / (classes * float(count)) if count else 1.0 for count in pixels)
+        return dataclasses.replace(self, class_weights=weights)
+
+    @property
+    def weight_of_each_class(self) -> tuple[float, ...] | None:
+        """The weights as numbers; None for equal ones.
+
+        Raises:
+          ValueError: they are still to be computed, by `balanced`.
+        """
+        if isinstance(self.class_weights, str):
+            raise ValueError("class weights that are balanced have to be computed: call LossConfig.balanced")
+        return self.class_weights
 
     @property
     def candidates(self) -> int:
@@ -522,6 +580,10 @@ class RunConfig(Section):
                 "config.train.head_first_steps, which trains the head alone at first"
             )
             raise bad_value("config.train.head_start", self.train.head_start, must)
+        weights, classes = self.loss.class_weights, len(self.classes.names)
+        if isinstance(weights, tuple) and len(weights) != classes:
+            must = f"must be one number for each of the {classes} config.classes.names"
+            raise bad_value("config.loss.class_weights", weights, must)
 
     def replaced(self, values: Mapping[str, Any]) -> RunConfig:
         """Return a copy with other values.

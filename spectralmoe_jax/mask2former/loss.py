@@ -8,6 +8,11 @@ time, so that the point samples of all of them never exist together.
 
 Every image has one target slot for each class. Slots are in an order that starts with the classes that the
 image has, and work is done for these alone (`matching.Slots`).
+
+Pixels without a label are examples of no class, as in the released code, or with `config.unlabelled` =
+"excluded" take part in nothing: points are drawn where labels are, a point between labelled and unlabelled
+pixels counts by the share of the labelled ones, and an image without any label is left out. What the labels
+say of classes that they do not show: those are not at the labelled pixels (`matching.Slots`).
 """
 
 from __future__ import annotations
@@ -32,9 +37,13 @@ from spectralmoe_jax.mask2former.matching import (
     slots_of,
 )
 from spectralmoe_jax.mask2former.point_sampling import (
+    LabelledPixels,
     LabelMap,
     candidate_points,
     label_map,
+    labelled_pixels,
+    labelled_share,
+    onto_labels,
     point_weights,
     read_codes,
     sample_classes,
@@ -80,9 +89,10 @@ def mask2former_loss(
     Args:
       class_logits: (K, B, Q, C + 1), the last class "no object".
       masks: masks of the queries, or their logits (K, B, Q, h, w).
-      labels: (B, H, W) integers; values outside 0..C-1, such as 255, are ignored. An image without a labelled
-        pixel teaches its queries "no object" and nothing else.
-      config: weights, and numbers of points.
+      labels: (B, H, W) integers; values outside 0..C-1, such as 255, are no label. An image without a label
+        teaches its queries "no object" and nothing else, or nothing at all if unlabelled pixels are excluded.
+      config: weights, with those of classes as numbers, numbers of points, and the meaning of unlabelled
+        pixels.
       key: draws the points that are not given.
       match_points: (K, B, P, 2), points (x, y) in [0, 1] at which masks are compared for matching.
       loss_points: (K, B, C, P, 2), points of the mask terms, those of class c in slot c; slots of classes
@@ -92,26 +102,32 @@ def mask2former_loss(
       The loss, computed in at least float32.
 
     Raises:
-      ValueError: points are neither given nor to be drawn with `key`.
+      ValueError: points are neither given nor to be drawn with `key`; or weights of classes are yet to be
+        balanced.
     """
     if key is None and (match_points is None or loss_points is None):
         raise ValueError("mask2former_loss needs a key, or both match_points and loss_points")
     dtype = wide_type(jax.tree.leaves(masks)[0].dtype)
     class_logits, num_classes = class_logits.astype(dtype), class_logits.shape[-1] - 1
     truth = label_map(labels, num_classes)
-    slots = slots_of(truth)
+    pixels = labelled_pixels(labels, num_classes) if config.excludes_unlabelled else None
     layers, batch, queries, _ = class_logits.shape
+    slots = slots_of(truth, pixels, queries)
+    mask_weights = _mask_weights(slots, config, dtype)
     # 1. points; without a key all are given, and nothing is drawn from the one made here
     match_key, draw_key = jax.random.split(jax.random.key(0) if key is None else key)
     if match_points is None:
         match_points = jax.random.uniform(match_key, (layers, batch, config.num_points, 2), dtype)
+        if pixels is not None:
+            match_points = _onto_labels(match_points, pixels)
     if loss_points is None:
         draw_keys = jax.random.split(draw_key, layers)  # of each output, then of each image
         loss_points = jax.vmap(lambda key: jax.random.split(key, batch))(draw_keys)
     # 2. matching: query and matched (K, B, C), in the order of slots; assignment (K, B, Q)
     query, matched, bad_costs = _match_layers(class_logits, masks, truth, slots, match_points, config)
-    assignment = _targets_of_queries(query, matched, slots.classes, queries)
-    size = Size(truth.size, config)
+    assignment = _targets_of_queries(query, matched & slots.is_present, slots.classes, queries)
+    query_weights = _query_weights(query, matched, assignment, slots, config, dtype)
+    size, given = Size(truth.size, config), Pixels(truth.codes, pixels, mask_weights)
     # 3. the masks that the terms compare: of the slots alone, where these are fewer than the queries
     if isinstance(masks, Masks) and num_classes < queries:
         compared = masks.of_queries(query)  # (K, B, C, h, w)
@@ -122,16 +138,17 @@ def mask2former_loss(
     # 4. terms of one output
     def one_layer(layer: tuple[Array, ...]) -> tuple[Array, Array]:
         """Compute the weighted total and the three weighted terms of one decoder output."""
-        logits, compared, assigned, query, matched, points = layer
-        sums = mask_terms(size, compared, query, matched, slots, truth.codes, points)
-        count = jnp.maximum(matched.sum(), 1).astype(dtype)
-        classes = config.class_weight * _class_term(logits, assigned, config.no_object_weight)
+        logits, compared, assigned, weights, query, matched, points = layer
+        sums = mask_terms(size, compared, query, matched, slots, given, points)
+        total = jnp.sum(jnp.where(matched, mask_weights, 0))  # the number of masks, if each weighs 1
+        count = jnp.where(total > 0, total, 1)
+        classes = config.class_weight * _class_term(logits, assigned, weights)
         mask, dice = config.mask_weight * sums.mask.sum(), config.dice_weight * sums.dice.sum()
         return classes + sums.total.sum() / count, jnp.stack([classes, mask / count, dice / count])
 
     # 5. all outputs, one at a time
     totals, values = jax.lax.map(
-        one_layer, (class_logits, compared, assignment, query, matched, loss_points)
+        one_layer, (class_logits, compared, assignment, query_weights, query, matched, loss_points)
     )  # (K,), (K, 3)
     values = jax.lax.stop_gradient(values)
     # values of the last output come first, as the names do
@@ -187,13 +204,53 @@ def _targets_of_queries(query: Array, matched: Array, classes: Array, queries: i
     return jnp.sum(jnp.where(owned, codes[..., None], 0), axis=-2)
 
 
-def _class_term(logits: Array, assigned: Array, no_object_weight: float) -> Array:
+def _onto_labels(points: Array, pixels: LabelledPixels) -> Array:
+    """Move uniform points (K, B, P, 2) onto labelled pixels."""
+    x, y = jnp.moveaxis(points, -1, 0).swapaxes(1, 2)  # (B, K, P) each
+    return jnp.stack(by_rows(onto_labels, x, y, pixels), axis=-1).swapaxes(0, 1)
+
+
+def _query_weights(
+    query: Array, matched: Array, assignment: Array, slots: Slots, config: LossConfig, dtype
+) -> Array:
+    """Weights (K, B, Q) of the queries in the class term.
+
+    A query weighs as much as its class, one without a target `no_object_weight`. Where unlabelled pixels are
+    excluded, that of a class without a label weighs the less the less is labelled, and nothing is known of
+    the queries of an image without any label.
+
+    Args:
+      query: of each slot, (K, B, C).
+      matched: whether the slot has one, likewise.
+      assignment: class + 1 of each query, (K, B, Q), 0 for none.
+      slots: the classes of the slots.
+      config: weights of classes and of no object.
+      dtype: of the result.
+    """
+    num_classes, queries = query.shape[-1], assignment.shape[-1]
+    of_classes = config.weight_of_each_class or (1.0,) * num_classes
+    target = jnp.where(assignment > 0, assignment - 1, num_classes)
+    weights = jnp.asarray([*of_classes, config.no_object_weight], dtype)[target]
+    if slots.unlabelled is None:
+        return weights
+    is_unknown = _targets_of_queries(query, matched & ~slots.is_present, slots.classes, queries) > 0
+    weights = jnp.where(is_unknown, weights * (1 - slots.unlabelled[:, None]).astype(dtype), weights)
+    return jnp.where(slots.present[:, None] > 0, weights, 0)
+
+
+def _class_term(logits: Array, assigned: Array, weights: Array) -> Array:
     """L_class: weighted cross-entropy over all queries (B, Q, C + 1), divided by the sum of weights."""
-    num_classes = logits.shape[-1] - 1
-    target = jnp.where(assigned > 0, assigned - 1, num_classes)
-    weight = jnp.where(assigned > 0, 1.0, no_object_weight).astype(logits.dtype)
+    target = jnp.where(assigned > 0, assigned - 1, logits.shape[-1] - 1)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
-    return -jnp.sum(weight * chosen) / jnp.sum(weight)
+    total = jnp.sum(weights)
+    return -jnp.sum(weights * chosen) / jnp.where(total > 0, total, 1)
+
+
+def _mask_weights(slots: Slots, config: LossConfig, dtype) -> Array:
+    """Weight of the mask of every slot, (B, C): that of the slot times that of its class."""
+    weights = slots.weights(dtype)
+    of_classes = config.weight_of_each_class
+    return weights if of_classes is None else weights * jnp.asarray(of_classes, dtype)[slots.classes]
 
 
 # The mask and dice terms. A loop walks the classes that are present, a few at a time, as many of them as the
@@ -215,6 +272,20 @@ class Terms(NamedTuple):
     dice: Array
 
 
+class Pixels(NamedTuple):
+    """What the labels tell the walk.
+
+    Attributes:
+      codes: label codes, `LabelMap.codes`.
+      labelled: where to draw points; None for everywhere.
+      weights: (B, C), of the mask of every slot.
+    """
+
+    codes: Array
+    labelled: LabelledPixels | None
+    weights: Array
+
+
 class Size(NamedTuple):
     """What the walk has to know before it starts.
 
@@ -229,7 +300,7 @@ class Size(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def mask_terms(
-    size: Size, masks: Array, query: Array, matched: Array, slots: Slots, codes: Array, points: Array
+    size: Size, masks: Array, query: Array, matched: Array, slots: Slots, pixels: Pixels, points: Array
 ) -> Terms:
     """Compare the matched masks of one decoder output with the labels, at sampled points.
 
@@ -239,10 +310,10 @@ def mask_terms(
       query: (B, C), the query of every slot.
       matched: (B, C) bool, whether the slot has one.
       slots: the classes of the slots.
-      codes: label codes, `LabelMap.codes`.
+      pixels: the labels.
       points: (B, C, P, 2), points of every class, in the order of classes; or (B,) random keys to draw them.
     """
-    operands = (masks, query, matched, slots, codes, points)
+    operands = (masks, query, matched, slots, pixels, points)
     return by_rows(lambda *operands: _walk(size, *operands, differentiate=False)[0], *operands)
 
 
@@ -259,11 +330,12 @@ mask_terms.defvjp(_forward, _backward)
 
 
 def _walk(
-    size: Size, masks: Array, query: Array, matched: Array, slots: Slots, codes: Array, points: Array,
+    size: Size, masks: Array, query: Array, matched: Array, slots: Slots, pixels: Pixels, points: Array,
     *, differentiate: bool,
 ) -> tuple[Terms, Array]:  # fmt: skip
     """Sum the terms over all chunks; with `differentiate` also their gradient (B, Q, h, w), else zero."""
     config, dtype = size.config, wide_type(masks.dtype)
+    num_classes = slots.classes.shape[1]
     add_rows = jax.vmap(lambda gradient, query, part: gradient.at[query].add(part))
 
     def step(state: tuple[Array, Terms, Array]) -> tuple[Array, Terms, Array]:
@@ -272,16 +344,22 @@ def _walk(
         chosen, classes = (chunk_of(x, index, CHUNK) for x in (query, slots.classes))  # (B, G)
         valid = chunk_of(matched, index, CHUNK) & filled_in(slots, index, CHUNK)
         # 1. points and the logits there
-        x, y, drawn = _points(points, classes, slots.classes.shape[1], config, dtype)  # (B, G, n)
+        x, y, drawn = _points(points, classes, num_classes, config, dtype, pixels.labelled)  # (B, G, n)
         where = corners(x, y, *masks.shape[2:])
         read = jnp.take_along_axis(masks, chosen[..., None, None], axis=1).astype(dtype)  # (B, G, h, w)
         logits, pull = jax.vjp(lambda read: sample_own(read, where), read)
         weights = point_weights(logits, config) if drawn else jnp.ones_like(logits)
         # 2. labels at the points
         where = corners(x, y, *size.labels)
-        target = sample_classes(jax.vmap(read_codes)(codes, where), where, classes)
+        codes = jax.vmap(read_codes)(pixels.codes, where)
+        target = sample_classes(codes, where, classes)
+        if config.excludes_unlabelled:
+            share = labelled_share(codes, where, num_classes)
+            target, weights = target / jnp.maximum(share, jnp.finfo(dtype).tiny), weights * share
         # 3. terms, and their gradient at the points and in the masks
-        (_, terms), slope = jax.value_and_grad(_terms, has_aux=True)(logits, target, weights, valid, config)
+        factor = chunk_of(pixels.weights, index, CHUNK)  # (B, G)
+        given = (logits, target, weights, valid, factor, config)
+        (_, terms), slope = jax.value_and_grad(_terms, has_aux=True)(*given)
         if differentiate:
             gradient = add_rows(gradient, chosen, pull(slope)[0].astype(gradient.dtype))
         return index + 1, jax.tree.map(jnp.add, sums, terms), gradient
@@ -295,27 +373,38 @@ def _walk(
 
 
 def _points(
-    points: Array, classes: Array, num_classes: int, config: LossConfig, dtype
+    points: Array, classes: Array, num_classes: int, config: LossConfig, dtype, pixels: LabelledPixels | None
 ) -> tuple[Array, Array, bool]:
     """Return x and y of the points of some classes, (B, G, n) each, and whether they are drawn here."""
     if jnp.issubdtype(points.dtype, jax.dtypes.prng_key):
-        return *candidate_points(points, classes, num_classes, config, dtype), True
+        return *candidate_points(points, classes, num_classes, config, dtype, pixels), True
     given = jnp.take_along_axis(points, classes[..., None, None], axis=1).astype(dtype)
     return given[..., 0], given[..., 1], False
 
 
 def _terms(
-    logits: Array, target: Array, weights: Array, valid: Array, config: LossConfig
+    logits: Array, target: Array, weights: Array, valid: Array, factor: Array, config: LossConfig
 ) -> tuple[Array, Terms]:
-    """Compute both terms of some masks: (B, G, n) -> the sum of the totals, and sums for every image."""
+    """Compute both terms of some masks: (B, G, n) -> the sum of the totals, and sums for every image.
+
+    Args:
+      logits: at the points, (B, G, n).
+      target: likewise, in [0, 1].
+      weights: of the points, likewise.
+      valid: (B, G) bool, masks that count.
+      factor: weight of each mask, (B, G).
+      config: weights of the terms.
+    """
     # inner where: an infinite logit in a slot that is not read must not become a NaN gradient
     logits = jnp.where(valid[..., None], logits, 0.0)
     cross_entropy = jax.nn.softplus(logits) - logits * target
     prediction = jax.nn.sigmoid(logits) * weights
     points = jnp.sum(weights, axis=-1)
+    points = jnp.where(points > 0, points, 1)  # 0 without any label
     overlap = 2 * jnp.sum(prediction * target, axis=-1) + 1
     dice = 1 - overlap / (prediction.sum(axis=-1) + jnp.sum(target * weights, axis=-1) + 1)
-    mask = jnp.sum(jnp.where(valid, jnp.sum(cross_entropy * weights, axis=-1) / points, 0.0), axis=-1)
-    dice = jnp.sum(jnp.where(valid, dice, 0.0), axis=-1)
+    mask = factor * jnp.sum(cross_entropy * weights, axis=-1) / points
+    mask = jnp.sum(jnp.where(valid, mask, 0.0), axis=-1)
+    dice = jnp.sum(jnp.where(valid, dice * factor, 0.0), axis=-1)
     total = config.mask_weight * mask + config.dice_weight * dice
     return total.sum(), Terms(total, mask, dice)

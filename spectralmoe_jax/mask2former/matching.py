@@ -16,10 +16,17 @@ import optax
 from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
-from spectralmoe_jax.mask2former.point_sampling import LabelMap, read_codes, sample_classes
+from spectralmoe_jax.mask2former.point_sampling import (
+    LabelledPixels,
+    LabelMap,
+    labelled_share,
+    read_codes,
+    sample_classes,
+)
 from spectralmoe_jax.parallel import by_rows
 from spectralmoe_jax.resampling import corners, sample, with_border
 
+TIE = 100.0  # larger than any cost: what an image without labels would save by giving class c query c
 BAD_COST = 1e5  # in place of a cost that is not finite: worse than any real one
 FEW = 32  # slots that are matched alone where no image fills more
 CHUNK = 8  # classes of an image whose costs are computed together
@@ -29,19 +36,54 @@ PIECES = 16  # parts of the points whose costs are computed one after the other 
 class Slots(NamedTuple):
     """The classes of every image, those that are present first, in an order of their own.
 
+    Where unlabelled pixels are excluded, a class without a label may be in the image all the same. It gets a
+    query, too, which must not cover the labelled pixels; whether it should say "no object" is not known.
+    Such a slot weighs as much as the share of pixels that have no label. The costs of an image with few
+    labels say little: most show one or two classes, which a mask that covers everything fits as well as the
+    right one, so that one query would take all classes. The less is labelled, the more firmly class c is tied
+    to query c.
+
     Attributes:
       classes: (B, C) int32, a permutation of the classes.
-      filled: (B,) int32, the number of classes that are present.
+      filled: (B,) int32, the number of classes that get a query: those that are present, and in an image with
+        unlabelled pixels that are excluded also the others.
+      present: (B,) int32, the number of classes that are present: the first slots.
+      unlabelled: (B,) the share of pixels without a label; None where these are negative.
     """
 
     classes: Array
     filled: Array
+    present: Array
+    unlabelled: Array | None = None
+
+    @property
+    def is_present(self) -> Array:
+        """Which slots hold a class that is present: (B, C) bool."""
+        return jnp.arange(self.classes.shape[1]) < self.present[:, None]
+
+    def weights(self, dtype) -> Array:
+        """Weight of every slot, (B, C): 1, or the share of pixels without a label for a class without one."""
+        if self.unlabelled is None:
+            return jnp.ones(self.classes.shape, dtype)
+        return jnp.where(self.is_present, 1, self.unlabelled[:, None].astype(dtype))
 
 
-def slots_of(truth: LabelMap) -> Slots:
-    """Order the classes of every image: present ones first, each part in the order of classes."""
+def slots_of(truth: LabelMap, pixels: LabelledPixels | None = None, queries: int = 0) -> Slots:
+    """Order the classes of every image: present ones first, each part in the order of classes.
+
+    Args:
+      truth: the labels.
+      pixels: the labelled pixels, where unlabelled ones are excluded.
+      queries: number of queries; classes without a label get some only if all present ones do.
+    """
     order = by_rows(lambda present: jnp.argsort(~present, axis=-1, stable=True), truth.present)
-    return Slots(order.astype(jnp.int32), truth.present.sum(axis=-1, dtype=jnp.int32))
+    order, present = order.astype(jnp.int32), truth.present.sum(axis=-1, dtype=jnp.int32)
+    if pixels is None:
+        return Slots(order, present, present)
+    labelled = pixels.counts.sum(axis=-1)
+    is_partial = (labelled > 0) & (labelled < pixels.places.shape[-1])
+    filled = jnp.where(is_partial, jnp.maximum(present, min(order.shape[1], queries)), present)
+    return Slots(order, filled, present, 1 - labelled / pixels.places.shape[-1])
 
 
 def chunk_of(slots: Array, step: Array, size: int) -> Array:
@@ -51,12 +93,12 @@ def chunk_of(slots: Array, step: Array, size: int) -> Array:
 
 
 def filled_in(slots: Slots, step: Array, size: int) -> Array:
-    """Return which slots of a chunk hold a class that is present: (B, size) bool."""
+    """Return which slots of a chunk get a query: (B, size) bool."""
     return step * size + jnp.arange(size) < slots.filled[:, None]
 
 
 def chunks(slots: Slots, size: int) -> Array:
-    """Return the number of chunks that hold all present classes of these images: a scalar."""
+    """Return the number of chunks that hold all filled slots of these images: a scalar."""
     return -(-jnp.max(slots.filled, initial=0) // size)
 
 
@@ -70,6 +112,10 @@ class CostSums(NamedTuple):
       mask: (B, Q), of sigmoids.
       outside: (B, Q), of the cross-entropy with a target of zeros. That with a target t is less by the logit
         times t.
+      weight: (B,), of the points themselves.
+
+    Where unlabelled pixels are excluded, a point weighs as much as the share of labels around it: a factor in
+    the terms of mask and outside, while a target is the share of its class already.
     """
 
     inside: Array
@@ -77,15 +123,17 @@ class CostSums(NamedTuple):
     target: Array
     mask: Array
     outside: Array
+    weight: Array
 
 
 def present_costs(
     labels: tuple[int, int], config: LossConfig, probability: Array, masks: Array, points: Array,
     codes: Array, slots: Slots,
 ) -> Array:  # fmt: skip
-    """Compute the matching costs of the present classes.
+    """Compute the matching costs of the filled slots, each with its weight.
 
-    The mask cost is the mean cross-entropy over points, the dice cost has eps 1.
+    The mask cost is the mean cross-entropy over points, the dice cost has eps 1. With unlabelled pixels
+    excluded, both are over labelled points alone.
 
     Args:
       labels: (H, W) of the labels.
@@ -97,31 +145,40 @@ def present_costs(
       slots: the classes of the slots.
 
     Returns:
-      (B, C, Q), zero for classes that are absent.
+      (B, C, Q), zero for slots that are not filled.
     """
     dtype, num_classes = probability.dtype, slots.classes.shape[1]
-    sums = _cost_sums(labels, masks.astype(dtype), points.astype(dtype), codes, slots)
+    excluded = config.excludes_unlabelled
+    sums = _cost_sums(labels, excluded, masks.astype(dtype), points.astype(dtype), codes, slots)
     sums = sums._replace(**{name: getattr(sums, name)[:, :num_classes] for name in CostSums._fields[:3]})
     # 1. costs of all slots
     chosen = jnp.take_along_axis(probability, slots.classes[:, None, :], axis=2).swapaxes(1, 2)  # (B, C, Q)
     area = sums.mask[:, None] + sums.target[..., None] + 1
+    weight = jnp.where(sums.weight > 0, sums.weight, 1)[:, None, None]
+    count = weight if excluded else points.shape[1]
     costs = (
         config.class_weight * -chosen
-        + config.mask_weight * (sums.outside[:, None] - sums.inside) / points.shape[1]
+        + config.mask_weight * (sums.outside[:, None] - sums.inside) / count
         + config.dice_weight * (1 - (2 * sums.overlap + 1) / area)
     )
+    if slots.unlabelled is not None:
+        own = slots.classes[..., None] == jnp.arange(costs.shape[-1])  # (B, C, Q)
+        tie = TIE * slots.unlabelled.astype(dtype)[:, None, None]
+        costs = slots.weights(dtype)[..., None] * costs - jnp.where(own, tie, 0)
     # 2. of the filled ones
     filled = jnp.arange(num_classes) < slots.filled[:, None]
     return jnp.where(filled[..., None], costs, 0.0)
 
 
-def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Array, slots: Slots) -> CostSums:
+def _cost_sums(
+    labels: tuple[int, int], excluded: bool, masks: Array, points: Array, codes: Array, slots: Slots
+) -> CostSums:
     """Sum over the points of `present_costs`, on a CPU some at a time: what they need stays in its cache.
 
     Slots are filled up to a multiple of `CHUNK`.
     """
     (batch, queries), dtype = masks.shape[:2], masks.dtype
-    size = masks.shape[2:]
+    size, num_classes = masks.shape[2:], slots.classes.shape[1]
     cells = with_border(masks.transpose(0, 2, 3, 1))  # (B, cells, Q)
 
     def add(sums: CostSums, points: Array) -> tuple[CostSums, None]:
@@ -135,6 +192,10 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
         # 2. labels there, read once for all classes
         where = corners(x, y, *labels)
         read = jax.vmap(read_codes)(codes, where)
+        weight, known = jnp.ones_like(x), sigmoid
+        if excluded:
+            weight = labelled_share(read, where, num_classes)
+            known, outside = sigmoid * weight[..., None], outside * weight[..., None]
         read, where = jax.tree.map(lambda part: part[:, None], (read, where))
 
         def step(index: Array, sums: CostSums) -> CostSums:
@@ -146,12 +207,16 @@ def _cost_sums(labels: tuple[int, int], masks: Array, points: Array, codes: Arra
                 target=_add_to_chunk(sums.target, index, targets.sum(axis=-1)),
             )
 
-        sums = sums._replace(mask=sums.mask + sigmoid.sum(axis=1), outside=sums.outside + outside.sum(axis=1))
+        sums = sums._replace(
+            mask=sums.mask + known.sum(axis=1),
+            outside=sums.outside + outside.sum(axis=1),
+            weight=sums.weight + weight.sum(axis=1),
+        )
         return jax.lax.fori_loop(0, chunks(slots, CHUNK), step, sums), None
 
-    count = -(-slots.classes.shape[1] // CHUNK) * CHUNK
+    count = -(-num_classes // CHUNK) * CHUNK
     of_slots, of_queries = (batch, count, queries), (batch, queries)
-    shapes = (of_slots, of_slots, (batch, count), of_queries, of_queries)
+    shapes = (of_slots, of_slots, (batch, count), of_queries, of_queries, (batch,))
     start = CostSums(*(jnp.zeros(shape, dtype) for shape in shapes))
     pieces = math.gcd(points.shape[1], PIECES)
     split = points.reshape(batch, pieces, -1, 2).swapaxes(0, 1)  # (pieces, B, n, 2)

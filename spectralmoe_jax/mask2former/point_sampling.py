@@ -15,15 +15,31 @@ import jax.numpy as jnp
 from jax import Array
 
 from spectralmoe_jax.config.schema import LossConfig
+from spectralmoe_jax.parallel import by_rows
 from spectralmoe_jax.resampling import Corners, sample, with_border
+
+
+class LabelledPixels(NamedTuple):
+    """The labelled pixels of B images, in tables to draw from.
+
+    Attributes:
+      places: (B, H * W) int32, the numbers row * W + column of an image's labelled pixels, in order; zero
+        beyond them.
+      starts: (B, H) int32, the number of labelled pixels in the rows above each row.
+      counts: (B, H) int32, the number of labelled pixels in each row.
+    """
+
+    places: Array
+    starts: Array
+    counts: Array
 
 
 class LabelMap(NamedTuple):
     """Labels of B images, ready for sampling.
 
     Attributes:
-      codes: (B, (H + 2) * (W + 2)), label + 1 of every pixel, with a border; 0 for the border and for pixels
-        that are ignored.
+      codes: (B, (H + 2) * (W + 2)), label + 1 of every pixel, C + 1 for one without a label, and a border of
+        zeros.
       present: (B, C) bool, the classes that any pixel of the image has.
       size: (H, W).
     """
@@ -34,13 +50,71 @@ class LabelMap(NamedTuple):
 
 
 def label_map(labels: Array, num_classes: int) -> LabelMap:
-    """Prepare labels (B, H, W) of any integer type; values outside 0..C-1, such as 255, are ignored."""
+    """Prepare labels (B, H, W) of any integer type; values outside 0..C-1, such as 255, are no label."""
     labels = labels.astype(jnp.int32)
-    known = (labels >= 0) & (labels < num_classes)
-    codes = jnp.where(known, labels + 1, 0)
-    found = jax.vmap(lambda codes: jnp.zeros(num_classes + 1, bool).at[codes.ravel()].set(True))(codes)
+    codes = jnp.where(_is_label(labels, num_classes), labels, num_classes) + 1
+    found = jax.vmap(lambda codes: jnp.zeros(num_classes + 2, bool).at[codes.ravel()].set(True))(codes)
     codes = codes.astype(jnp.uint8 if num_classes < 255 else jnp.int32)
-    return LabelMap(with_border(codes[..., None])[..., 0], found[:, 1:], (labels.shape[1], labels.shape[2]))
+    size = (labels.shape[1], labels.shape[2])
+    return LabelMap(with_border(codes[..., None])[..., 0], found[:, 1:-1], size)
+
+
+def labelled_pixels(labels: Array, num_classes: int) -> LabelledPixels:
+    """List the labelled pixels of labels (B, H, W)."""
+    return by_rows(jax.vmap(_list_pixels), _is_label(labels.astype(jnp.int32), num_classes))
+
+
+def _is_label(labels: Array, num_classes: int) -> Array:
+    return (labels >= 0) & (labels < num_classes)
+
+
+def _list_pixels(labelled: Array) -> LabelledPixels:
+    """List the pixels of one image in which (H, W) bool is true."""
+    size = labelled.size
+    counts = labelled.sum(axis=1, dtype=jnp.int32)
+    starts = jnp.cumsum(counts) - counts
+    ranks = starts[:, None] + jnp.cumsum(labelled, axis=1, dtype=jnp.int32) - 1  # (H, W)
+    ranks = jnp.where(labelled, ranks, size).ravel()  # out of bounds where there is no label
+    places = jnp.zeros(size, jnp.int32).at[ranks].set(jnp.arange(size, dtype=jnp.int32), mode="drop")
+    return LabelledPixels(places, starts, counts)
+
+
+def onto_labels(x: Array, y: Array, pixels: LabelledPixels) -> tuple[Array, Array]:
+    """Map uniform points of an image to uniform points of its labelled pixels.
+
+    The inverse of the distribution function, rows first: y chooses a row by its number of labelled pixels, x
+    one of them, and what is left of each is the place within the pixel. Where all pixels are labelled, points
+    stay as they are. Without a label they go to the first pixel.
+
+    Args:
+      x: (B, ...) in [0, 1).
+      y: likewise.
+      pixels: of the B images.
+
+    Returns:
+      x and y of the new points.
+    """
+    return jax.vmap(_onto_labels)(x, y, pixels)
+
+
+def _onto_labels(x: Array, y: Array, pixels: LabelledPixels) -> tuple[Array, Array]:
+    """Map the points of one image, of any shape."""
+    height = pixels.counts.shape[0]
+    width = pixels.places.shape[0] // height
+    total = pixels.counts.sum()
+    # 1. the row: that of pixel y * total in order
+    place = y * total
+    row = pixels.places.at[place.astype(jnp.int32)].get(mode="clip") // width
+    start, count = pixels.starts[row], pixels.counts[row]
+    down = (place - start) / jnp.maximum(count, 1)
+    # 2. the pixel of this row
+    place = x * count
+    rank = place.astype(jnp.int32)
+    column = pixels.places.at[start + rank].get(mode="clip") - row * width
+    # 3. the point in the pixel
+    is_full = total == pixels.places.shape[0]
+    right = jnp.where(is_full, x, (column + (place - rank)) / width)
+    return right, jnp.where(is_full, y, (row + down) / height)
 
 
 def sample_classes(read: tuple[Array, ...], where: Corners, classes: Array) -> Array:
@@ -56,6 +130,16 @@ def sample_classes(read: tuple[Array, ...], where: Corners, classes: Array) -> A
     """
     code = (classes + 1).astype(read[0].dtype)[..., None]
     shares = (jnp.where(found == code, weight, 0) for found, weight in zip(read, where.weights, strict=True))
+    return functools.reduce(operator.add, shares)
+
+
+def labelled_share(read: tuple[Array, ...], where: Corners, num_classes: int) -> Array:
+    """Sample where there are labels, from codes read as for `sample_classes`: (..., n) in [0, 1].
+
+    What lies outside of the image does not count as unlabelled: masks are zero there, too.
+    """
+    without = num_classes + 1
+    shares = (jnp.where(found != without, w, 0) for found, w in zip(read, where.weights, strict=True))
     return functools.reduce(operator.add, shares)
 
 
@@ -179,7 +263,7 @@ def least_certain(logits: Array, count: int) -> Array:
 
 
 def candidate_points(
-    keys: Array, slots: Array, num_slots: int, config: LossConfig, dtype
+    keys: Array, slots: Array, num_slots: int, config: LossConfig, dtype, pixels: LabelledPixels | None = None
 ) -> tuple[Array, Array]:
     """Draw the candidates of some slots, then the points that are used in any case.
 
@@ -189,6 +273,7 @@ def candidate_points(
       num_slots: number of all slots.
       config: numbers of points.
       dtype: of the points.
+      pixels: the labelled pixels, to draw from these alone; None to draw from the whole image.
 
     Returns:
       x and y, each (B, G, n); the first `config.candidates` are candidates if any point is chosen by
@@ -200,7 +285,7 @@ def candidate_points(
     if config.uncertain_points:
         parts.insert(0, draw_points(draw, slots, num_slots, config.candidates, dtype))
     x, y = (jnp.concatenate(axis, axis=-1) for axis in zip(*parts, strict=True))
-    return x, y
+    return (x, y) if pixels is None else onto_labels(x, y, pixels)
 
 
 def point_weights(logits: Array, config: LossConfig) -> Array:

@@ -146,7 +146,7 @@ class Backbone(nnx.Module):
         return Features(features, prefixes, self.adapter.queries(), jnp.mean(auxiliary), strongest)
 
     def _level(self, tokens: Array) -> Array:
-        """Tokens of a layer that the head reads: (B, T, D) -> (B, N, D), or with prefix tokens before them."""
+        """Tokens of a layer that the head reads: (B, T, D) -> (B, N, D), or (B, prefix + N, D)."""
         prefix = self.visual.config.prefix_tokens
         if self.whole_tokens or self.visual.config.normalise_maps:
             tokens = self.visual.last_norm(tokens)

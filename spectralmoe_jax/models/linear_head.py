@@ -2,7 +2,7 @@
 
 A 1x1 convolution on the maps side by side, so that one matrix is learned besides the adapter: the cheap
 baseline. Its logits are resized to the image bilinearly, and its loss is the cross-entropy over labelled
-pixels.
+pixels; pixels without a label take no part.
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ def pixel_scores(logits: Array, size: tuple[int, int]) -> Array:
     return jax.nn.softmax(resize_bilinear(logits, size), axis=-1).astype(jnp.float32)
 
 
-def pixel_cross_entropy(logits: Array, labels: Array) -> Array:
+def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Sequence[float] | None = None) -> Array:
     """Mean cross-entropy over the labelled pixels of the batch, a scalar in at least float32; 0 without any.
 
     Args:
       logits: (B, h, w, C), resized to the labels bilinearly.
       labels: (B, H, W) integers; values outside 0..C-1, such as 255, are ignored.
+      class_weights: C weights of a pixel by its class, for a weighted mean; None for equal ones.
     """
     classes = logits.shape[-1]
     wide = logits.astype(wide_type(logits.dtype))
@@ -72,4 +73,8 @@ def pixel_cross_entropy(logits: Array, labels: Array) -> Array:
     labelled = (labels >= 0) & (labels < classes)
     truth = jnp.where(labelled, labels, 0)
     chosen = jnp.take_along_axis(probabilities, truth[..., None], axis=-1)[..., 0]  # (B, H, W)
-    return -jnp.sum(jnp.where(labelled, chosen, 0)) / jnp.maximum(labelled.sum(), 1)
+    if class_weights is None:
+        return -jnp.sum(jnp.where(labelled, chosen, 0)) / jnp.maximum(labelled.sum(), 1)
+    weight = jnp.where(labelled, jnp.asarray(class_weights, wide.dtype)[truth], 0)
+    total = weight.sum()
+    return -jnp.sum(weight * chosen) / jnp.where(total > 0, total, 1)

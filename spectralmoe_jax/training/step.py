@@ -70,7 +70,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig, steps: int = 1) -> LossF
 
     Args:
       segmenter: read for its structure only; may be abstract.
-      config: weights of the Mask2Former loss and its point sampling.
+      config: weights of the Mask2Former loss and its point sampling, and weights of classes, as numbers.
       steps: of the whole training, for heads that change while it proceeds.
 
     Returns:
@@ -97,7 +97,7 @@ def make_loss(segmenter: Segmenter, config: LossConfig, steps: int = 1) -> LossF
 
         # 3. segmentation loss
         if isinstance(out, PixelOutput):
-            entropy = pixel_cross_entropy(out.logits, labels)
+            entropy = pixel_cross_entropy(out.logits, labels, config.weight_of_each_class)
             return entropy + out.auxiliary_loss, metrics | {"loss_cls": entropy}
         loss = mask2former_loss(out.class_logits, out.masks, labels, config=config, key=point_key)
         sums = {

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.loader import interleave
 from data_pipelines.sources import resolve_run_wavelengths
-from data_pipelines.splits import Splits, open_splits, training_batches
+from data_pipelines.splits import Splits, open_splits, training_batches, training_pixels
 from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part
 from spectralmoe_jax.config.load import (
     CONFIG_FILE,
@@ -30,7 +30,7 @@ from spectralmoe_jax.config.load import (
     save_config,
 )
 from spectralmoe_jax.config.model import Mask2FormerConfig
-from spectralmoe_jax.config.schema import MAIN, RunConfig, TrainConfig
+from spectralmoe_jax.config.schema import BALANCED, MAIN, RunConfig, TrainConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.evaluation.metrics import Tally, held_out_scores, tally_split
 from spectralmoe_jax.host_memory import keep_freed_memory
@@ -138,9 +138,13 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         weights = {name: stream.weight for name, stream in configs.items()}
         return interleave(weights, batches_of, start)
 
+    settings = config.loss
+    if settings.class_weights == BALANCED:
+        pixels = [training_pixels(configs[name], splits[name]).tolist() for name in configs]
+        settings = settings.balanced([sum(of_class) for of_class in zip(*pixels, strict=True)])
     several = len(configs) > 1
-    settings = (config.loss, config.train.steps)
-    loss = make_stream_loss(structures, *settings) if several else make_loss(structures[MAIN], *settings)
+    terms = (settings, config.train.steps)
+    loss = make_stream_loss(structures, *terms) if several else make_loss(structures[MAIN], *terms)
 
     # 5. scores on the held-out images, which choose the best checkpoint
     evaluate = make_evaluation(config, splits, structures, frozen_by_stream, layout)

@@ -227,6 +227,23 @@ def test_cross_entropy_of_labelled_pixels():
     assert pixel_cross_entropy(jnp.asarray(logits), jnp.full((2, 6, 8), 255)) == 0
 
 
+def test_cross_entropy_with_weights_of_classes():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(2, 6, 8, 3)).astype(np.float32)
+    labels = rng.integers(0, 3, (2, 6, 8))
+    labels[0, :2], weights = 255, (0.2, 3.0, 1.5)
+    wanted = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).movedim(-1, 1), torch.tensor(labels), torch.tensor(weights), ignore_index=255
+    )
+    found, gradient = jax.value_and_grad(pixel_cross_entropy)(
+        jnp.asarray(logits), jnp.asarray(labels), weights
+    )
+    np.testing.assert_allclose(found, wanted.item(), rtol=1e-6)
+    assert not np.asarray(gradient)[labels == 255].any()
+    assert pixel_cross_entropy(jnp.asarray(logits), jnp.full((2, 6, 8), 255), weights) == 0
+
+
 LINKED = ("rein", "depthforge", "set", "fada")
 SMALL = {
     "lora": {"lora_rank": 2}, "adaptformer": {"bottleneck": 3}, "vpt": {"num_prompts": 2},

@@ -68,6 +68,7 @@ _ENCODER = {
 _ENCODERS = ("visual", "depth")
 NEWER = {
     **{f"segmenter.{encoder}.{key}": value for encoder in _ENCODERS for key, value in _ENCODER.items()},
+    "augment.crop_on_labels": 0.0, "loss.unlabelled": "negative", "loss.class_weights": None,
     "segmenter.adapter.token_groups": "mean", "segmenter.adapter.zero_start": False,
     "train.schedule": "poly", "train.lr_factors.visual": 1.0, "train.lr_factors.adapter": 1.0,
     "train.lr_factors.head": 1.0, "train.head_first_steps": 0, "train.head_start": "random",

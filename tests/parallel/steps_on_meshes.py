@@ -2,7 +2,7 @@
 
 usage: steps_on_meshes.py OUT.json PART...
 
-A part is a mesh such as 2x1x4 (data x fsdp x expert), `dispatch`, or `pmt`.
+A part is a mesh such as 2x1x4 (data x fsdp x expert), `dispatch`, `pmt` or `excluded`.
 """
 
 import json
@@ -77,9 +77,16 @@ def plain_decoder():
     return differences(spread, alone) | {"statistics": largest_difference(*norms)}
 
 
+def excluded():
+    """A loss without unlabelled pixels and with balanced classes, on eight devices against one."""
+    settings = {"loss.unlabelled": "excluded", "loss.class_weights": (0.5, 1.0, 2.0, 0.7, 1.5)}
+    spread = jax.device_get(Step(tiny_config(2, 2, 2, **settings), jax.devices()[:8])())
+    return differences(spread, on_one_device(settings))
+
+
 def main(out, *parts):
     wanted = on_one_device({})
-    others = {"dispatch": dispatch, "pmt": plain_decoder}
+    others = {"dispatch": dispatch, "pmt": plain_decoder, "excluded": excluded}
     found = {
         part: others[part]() if part in others else on_mesh(tuple(map(int, part.split("x"))), wanted)
         for part in parts

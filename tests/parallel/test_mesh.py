@@ -12,8 +12,9 @@ import pytest
 from tests.parallel.one_step import BATCH, SIDE, WIDTH
 
 BY_DEFAULT = ("2x2x2",)  # the mesh with every axis; the others are slow
-SLOW = ("8x1x1", "4x1x2", "1x8x1", "2x1x3", "1x1x6", "dispatch", "pmt")
-MESHES = [*BY_DEFAULT, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SLOW if "x" in mesh)]
+OTHERS = ("8x1x1", "4x1x2", "1x8x1", "2x1x3", "1x1x6")
+SLOW = (*OTHERS, "dispatch", "pmt", "excluded")
+MESHES = [*BY_DEFAULT, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in OTHERS)]
 EXPERTS, RANK, TOKENS = 6, 2, (SIDE // 16) ** 2
 
 
@@ -98,6 +99,11 @@ def test_running_statistics_are_those_of_the_global_batch(found):
     assert found("pmt")["statistics"] < 1e-5
     assert found("pmt")["metrics"] < 1e-5
     assert found("pmt")["params"] < 1e-5
+
+
+def test_a_step_without_unlabelled_pixels_equals_that_of_one_device(found):
+    assert found("excluded")["metrics"] < 1e-5
+    assert found("excluded")["params"] < 1e-5
 
 
 def _size(shape):

@@ -169,7 +169,7 @@ def test_the_class_share_rule_stops_after_ten_tries():
     reads = []
 
     class Counting:
-        wanted = None
+        wanted, is_targeted = None, False
         record, cell, read_image = index[0].record, index[0].cell, staticmethod(index[0].read_image)
 
         def read_label(self, window):
