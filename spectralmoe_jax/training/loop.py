@@ -162,7 +162,7 @@ def fit(
                     store.save(step, state.params, state.opt_state, held_out=held_out)
                     store.wait()
                     raise
-                held_out = held_out.after(scores.get(experiment.selection_metric, math.nan))
+                held_out = held_out.after(float(scores.get(experiment.selection_metric, math.nan)))
                 log.write(step, "evaluate", scores)
                 shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
                 progress.print(f"step {step}: {shown}")

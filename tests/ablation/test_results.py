@@ -133,6 +133,9 @@ def test_a_run_evaluated_before_its_end_is_not_done(grid, found):
     finish(found[1], 0.9, trained=steps)
     assert [is_done(run) for run in found[:3]] == [False, True, False]
     assert ["miou" in run for run in collect(grid, found)["variants"]["full"]["runs"]] == [False, True, False]
+    stored = found[0].folder / EVALUATION_FILE
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"complete": True}))  # by patience
+    assert is_done(found[0])
 
 
 def test_a_grid_without_finished_runs(grid, found, tmp_path):
