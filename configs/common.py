@@ -249,7 +249,6 @@ def use_galileo(config: ConfigDict) -> None:
     config.model.visual.weights = "hf://nasaharvest/galileo/models/nano"
     config.model.visual.patch_size = 4
     config.model.visual.window = 8
-    config.model.visual.month = 6  # of the images, where it is known
     config.model.visual.trainable = False
     config.model.out_layers = (3,)  # the last one, after the last norm
     del config.model.pixel_mean  # the encoder has its own statistics

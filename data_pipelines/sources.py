@@ -27,6 +27,7 @@ KINDS = {
 
 _WAVELENGTHS = {"geotiff": "data_pipelines.readers.from_config:read_wavelengths"}
 _BANDWIDTHS = {"geotiff": "data_pipelines.readers.from_config:read_bandwidths"}
+_ACQUISITION = {"geotiff": "data_pipelines.readers.from_config:read_acquisition"}
 _KEY = "config.data.kind"
 _METHODS = ("read_image", "read_label")
 
@@ -106,7 +107,8 @@ def resolve_run_wavelengths(config: RunConfig) -> RunConfig:
 def resolve_stream_wavelengths(config: RunConfig, domains: Sequence[str]) -> RunConfig:
     """Return a configuration with the wavelengths that the files of some domains state for its bands.
 
-    Their bandwidths are added if the encoder takes them and the files state them for all bands.
+    For an encoder that takes them, month and ground resolution of the files take the place of keys that are
+    not given. Their bandwidths are added if the encoder takes them and the files state them for all bands.
 
     The configuration is returned unchanged if its encoder takes no wavelengths or has its own, if data of
     this kind states none, or if no file states them for all bands; those of `config.sensor` then hold.
@@ -118,6 +120,7 @@ def resolve_stream_wavelengths(config: RunConfig, domains: Sequence[str]) -> Run
     Raises:
       UserError: two files differ by more than 1 nm, or a file cannot be read.
     """
+    config = _with_acquisition(config, domains)
     visual, kind = config.model.visual, config.data.kind
     given = visual.wavelengths or config.wavelengths_of_files
     if kind not in _WAVELENGTHS or given or not visual.takes_wavelengths:
@@ -127,3 +130,13 @@ def resolve_stream_wavelengths(config: RunConfig, domains: Sequence[str]) -> Run
         return config
     widths = visual.family.bandwidths and _built_in(_BANDWIDTHS[kind])(config, domains)
     return config.with_wavelengths_of_files(found, widths or ())
+
+
+def _with_acquisition(config: RunConfig, domains: Sequence[str]) -> RunConfig:
+    """Return a configuration with month and ground resolution that the files of some domains state."""
+    visual, kind = config.model.visual, config.data.kind
+    if kind not in _ACQUISITION or not visual.takes_acquisition or (visual.month and visual.resolution):
+        return config
+    month, resolution = _built_in(_ACQUISITION[kind])(config, domains)
+    stated = {"month": visual.month or month, "resolution": visual.resolution or resolution}
+    return config.replaced({f"model.visual.{key}": value for key, value in stated.items() if value})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data_pipelines.readers.file_records import find_channels
 from data_pipelines.readers.file_search import find_images
 from data_pipelines.readers.image_files import GeoTiffTiles, ImageFolder
@@ -165,6 +167,25 @@ def read_bandwidths(config: RunConfig, domains: Sequence[str]) -> tuple[float, .
     """
     stating = _stating_files(config, domains, stated_bandwidths)
     return stating[0][1] if stating else None
+
+
+def read_acquisition(config: RunConfig, domains: Sequence[str]) -> tuple[int | None, float | None]:
+    """Read month and ground resolution of the files of some domains; opens files, but reads no pixels.
+
+    Returns:
+      The most frequent month of those that files state, and the median resolution in metres of those that
+      are georeferenced; None for what no file states.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    data = config.data
+    found = find_images(Path(data.needs("root")), data.needs("image_glob"), tuple(domains))
+    headers = [h for h in map_files(lambda file: read_header(file[1]), found, data.corrupt) if h is not None]
+    months = [header.month for header in headers if header.month is not None]
+    resolutions = [header.resolution for header in headers if header.resolution is not None]
+    month = max(sorted(set(months)), key=months.count) if months else None
+    return month, float(np.median(resolutions)) if resolutions else None
 
 
 def _stating_files(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ _PER_MICROMETRE = {
     "nanometer": 1000.0,
     "nm": 1000.0,
 }
+_DATE_TAGS = (
+    "acquisitiondatetime", "acquisition_date", "acquisition_datetime", "acquisition_time", "date_acquired",
+    "sensing_time", "datatake_sensing_start", "product_start_time", "start_time", "datetime",
+)  # fmt: skip
+_DATE = re.compile(r"\s*(19|20)\d\d[-:/.]?(?P<month>\d\d)[-:/.]?\d\d")
 _REMEDY = "give config.model.visual.{key}s in micrometres"
 _IMAGERY = {"wavelength": "CENTRAL_WAVELENGTH_UM", "fwhm": "FWHM_UM"}  # GDAL's own items, in micrometres
 _JPEG, _JPEG_END, _SCAN = b"\xff\xd8\xff", b"\xff\xd9", 0xDA
@@ -66,6 +72,7 @@ class Header:
       transform: affine transform from pixels to coordinates; the identity without georeference.
       states_wavelengths: the tags of at least one band state its wavelength.
       platforms: values of the tags that name a satellite or sensor.
+      month: month of the acquisition, 1 to 12; None if no tag states its date.
     """
 
     height: int
@@ -80,6 +87,15 @@ class Header:
     transform: Any
     states_wavelengths: bool
     platforms: tuple[str, ...]
+    month: int | None
+
+    @property
+    def resolution(self) -> float | None:
+        """Metres on the ground along a pixel's edge; None without a projected coordinate system."""
+        if self.crs is None or not self.crs.is_projected:
+            return None
+        factor = self.crs.linear_units_factor[1]  # metres in a unit
+        return float(np.sqrt(abs(self.transform.determinant))) * factor
 
 
 def read_header(path: Path) -> Header:
@@ -104,6 +120,7 @@ def read_header(path: Path) -> Header:
             transform=dataset.transform,
             states_wavelengths=any("wavelength" in band_tags(dataset, band) for band in dataset.indexes),
             platforms=stated_platforms(dataset),
+            month=stated_month(dataset),
         )
 
 
@@ -115,6 +132,20 @@ def _common_type(dtypes: Iterable[str]) -> np.dtype:
 def stated_platforms(dataset: Any) -> tuple[str, ...]:
     """Return the values of an open file's tags that name a satellite or sensor, such as "LANDSAT_8"."""
     return tuple(value for key, value in dataset.tags().items() if key.lower() in _PLATFORM_TAGS)
+
+
+def stated_month(dataset: Any) -> int | None:
+    """Return the month in an open file's tags of the acquisition, 1 to 12; None if there is none.
+
+    TIFF's own date is left out, since it is that of writing.
+    """
+    tags = {key.lower(): value for key, value in dataset.tags().items()}
+    tags |= {key.lower(): value for key, value in dataset.tags(ns="IMAGERY").items()}
+    for key in _DATE_TAGS:
+        found = _DATE.match(tags.get(key, ""))
+        if found and 1 <= int(found["month"]) <= 12:
+            return int(found["month"])
+    return None
 
 
 def wavelengths_of_file(path: str | os.PathLike[str]) -> tuple[float, ...]:

@@ -113,11 +113,16 @@ class EncoderConfig(Section):
         "`unit` (0 to 1), as `x10000`, or as `x10000+1000`, as Sentinel-2 products from 2022 on (galileo).",
         one_of("sensor", "unit", "x10000", "x10000+1000"),
     )
-    month: int = option(6, "Month of the images, 1 to 12 (galileo).", between(1, 12))
+    month: int = option(
+        0,
+        "Month of the images, 1 to 12. 0: that of the acquisition in the source files' tags, or else June "
+        "(galileo).",
+        between(0, 12),
+    )
     resolution: float = option(
         0.0,
-        "Metres on the ground along a pixel's edge. 0: those of `config.sensor` (galileo), or unknown "
-        "(copernicus_fm).",
+        "Metres on the ground along a pixel's edge. 0: those of the source files, or else of "
+        "`config.sensor` (galileo), or unknown (copernicus_fm).",
         at_least(0),
     )
     ndvi: bool = option(True, "Add the vegetation index as a group of its own (galileo).")
@@ -236,6 +241,11 @@ class EncoderConfig(Section):
         if self.family.bands and self.band_names:
             return tuple(self.family.bands.index(name) for name in self.band_names)
         return tuple(range(self.in_channels))
+
+    @property
+    def takes_acquisition(self) -> bool:
+        """True if the encoder reads the month and the ground resolution of the images."""
+        return self.kind == "galileo"
 
     @property
     def head_dim(self) -> int:

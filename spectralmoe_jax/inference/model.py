@@ -64,7 +64,7 @@ def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmen
     """
     settings = segmenter_config(config)
     if settings.visual.kind == "galileo":
-        log.info(describe_inputs(settings.visual))
+        log.info(describe_inputs(settings.visual, is_month_known=bool(config.model.visual.month)))
     abstract = abstract_segmenter(settings)
     opened = open_weights(config, settings, _shapes(abstract))
     stream = _every_leaf(config, settings, abstract, opened, layout=layout)

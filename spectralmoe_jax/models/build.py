@@ -32,6 +32,7 @@ from spectralmoe_jax.sensors import (
     wavelengths,
 )
 
+DEFAULT_MONTH = 6  # of images whose month is not known
 # Scale and offset of reflectance by the name of `config.model.visual.stored_as`; a sensor has its own.
 STORED_AS = {"unit": (1.0, 0.0), "x10000": (1e-4, 0.0), "x10000+1000": (1e-4, -0.1)}
 
@@ -85,7 +86,12 @@ def _visual(config: RunConfig) -> EncoderConfig:
     if not resolution:
         must = f"give the metres along a pixel's edge: they are not known for config.sensor = {config.sensor}"
         raise bad_value(f"{visual.place}.resolution", visual.resolution, must)
-    found = visual.encoder(bands, channels=channels_of(bands, config.sensor), resolution=resolution)
+    found = visual.encoder(
+        bands,
+        channels=channels_of(bands, config.sensor),
+        month=visual.month or DEFAULT_MONTH,
+        resolution=resolution,
+    )
     if not found.groups:
         raise UserError(
             f"config.bands = {', '.join(bands)}: galileo needs all bands of one of its groups: blue, green "

@@ -61,7 +61,7 @@ GRIDS = (
     "top_k",
 )
 _ENCODER = {
-    "normalise_maps": False, "stored_as": "sensor", "month": 6, "resolution": 0.0, "ndvi": True,
+    "normalise_maps": False, "stored_as": "sensor", "month": 0, "resolution": 0.0, "ndvi": True,
     "channels": [], "bandwidths": [], "location": None, "days": None, "eight_bit": False,
     "generator_width": 128,
 }  # fmt: skip

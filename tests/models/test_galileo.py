@@ -142,7 +142,7 @@ def test_groups_with_a_missing_band_are_dropped():
     without_red = tuple(name for name in SIX if name != "B4")
     config = encoder_of(without_red).config
     assert config.groups == ("S2_NIR_10m", "S2_SWIR")
-    assert describe_inputs(config) == (
+    assert describe_inputs(config, is_month_known=True) == (
         "galileo sees S2_NIR_10m, S2_SWIR; left out, for lack of bands: S2_RGB (B4), "
         "S2_Red_Edge (B5, B6, B7), S2_NIR_20m (B8A), NDVI (B4); month 4, pixels of 10 m"
     )
@@ -289,7 +289,7 @@ def test_the_same_image_under_another_sensor_scores_the_same():
     ("overrides", "message"),
     [
         ({"model.visual.patch_size": 9}, r"patch_size = 9: must be at most 8"),
-        ({"model.visual.month": 13}, r"month = 13: must be between 1 and 12"),
+        ({"model.visual.month": 13}, r"month = 13: must be between 0 and 12"),
         ({"model.visual.width": 16}, r"width = 16: must be a multiple of 32"),
         ({"model.visual.stored_as": "uint8"}, r"stored_as = 'uint8': must be one of sensor, unit"),
         ({"model.pixel_mean": (0.0,) * 6}, r"pixel_std and pixel_statistics: galileo has its own statistics"),

@@ -87,7 +87,7 @@ def channels_of(bands: Sequence[str], sensor: str | None) -> tuple[str, ...]:
     return tuple(name if name in STATISTICS else "" for name in found)
 
 
-def describe_inputs(config: EncoderConfig) -> str:
+def describe_inputs(config: EncoderConfig, *, is_month_known: bool) -> str:
     """Say in one line what the encoder sees of the images: groups, those left out and why, month, pixels."""
     lacking = {
         group: [name for name in channels if name not in config.channels]
@@ -97,8 +97,8 @@ def describe_inputs(config: EncoderConfig) -> str:
     reasons = [f"{group} ({', '.join(names) or 'ndvi is False'})" for group, names in lacking.items()]
     left_out = f"; left out, for lack of bands: {', '.join(reasons)}" if reasons else ""
     return (
-        f"galileo sees {', '.join(config.groups)}{left_out}; month {config.month}, pixels of "
-        f"{config.resolution:g} m"
+        f"galileo sees {', '.join(config.groups)}{left_out}; month {config.month}"
+        f"{'' if is_month_known else ' (not known)'}, pixels of {config.resolution:g} m"
     )
 
 
