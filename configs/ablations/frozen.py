@@ -5,9 +5,7 @@ Both readings of SpectralMoE, the peers that are used most, and the frozen encod
   spectralmoe ablate configs/ablations/frozen.py --workdir runs/frozen --config.data.root=PATH/cloudshadow
 """
 
-from spectralmoe_jax.ablation import Grid
-
-KINDS = {"frozen": "none", "LoRA": "lora", "Rein": "rein"}
+from spectralmoe_jax.ablation import PAPER, Grid
 
 
 def get_grid(base: str = "configs/cloud_shadow.py:galileo") -> Grid:
@@ -15,9 +13,12 @@ def get_grid(base: str = "configs/cloud_shadow.py:galileo") -> Grid:
         title="Adapters of a frozen foundation model",
         base=base,
         variants={
-            "SpectralMoE, paper": {"model.adapter.preset": "paper"},
+            "SpectralMoE, paper": PAPER,
             "SpectralMoE, released": {"model.adapter.preset": "released"},
-            **{name: {"model.adapter.kind": kind} for name, kind in KINDS.items()},
+            "frozen": {"model.adapter.kind": "none"},
+            "LoRA": {"model.adapter.kind": "lora"},
+            # starts at no change of the features, as the others do
+            "Rein": {"model.adapter.kind": "rein", "model.adapter.scale_init": 0.0},
         },
         reference="SpectralMoE, paper",
         seeds=(0, 1, 2, 3, 4),
