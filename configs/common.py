@@ -237,12 +237,13 @@ def use_galileo(config: ConfigDict) -> None:
     Its weights (MIT, 4 MB) come from the Hugging Face hub, or from a folder with config.json and encoder.pt
     given as `config.model.visual.weights`. A run adds `stored_as`, how its files store reflectance.
 
-    The encoder attends within windows of 8 x 8 patches of 4 pixels, as in pretraining; crops and windows are
-    twice as large, and windows overlap by half of an encoder's window, so that no place is always at an edge.
+    The encoder attends within windows of 8 x 8 patches of 4 pixels, as in pretraining; crops are one such
+    window, since a linear head needs no more, and windows overlap by half.
     """
-    config.data.crop = 64
-    config.evaluate.window = 64
+    config.data.crop = 32
+    config.evaluate.window = 32
     config.evaluate.overlap = 16
+    config.evaluate.batch_size = 32
 
     config.model.visual = ConfigDict()
     config.model.visual.preset = "galileo_nano"
@@ -260,12 +261,13 @@ def use_galileo(config: ConfigDict) -> None:
     config.model.head.kind = "linear"
     config.model.adapter.zero_start = True
     config.train.head_start = "probe"
-    config.train.probe_tiles = 64
+    config.train.probe_tiles = 256
     config.train.probe_penalty = 3e-3
     config.train.lr_factors = ConfigDict()
     config.train.lr_factors.head = 0.1
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
-    config.train.steps = 150
-    config.train.evaluate_every = 50
-    config.train.checkpoint_every = 50
+    config.train.warmup_steps = 10
+    config.train.steps = 100
+    config.train.evaluate_every = 25
+    config.train.checkpoint_every = 25

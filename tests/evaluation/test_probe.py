@@ -104,6 +104,7 @@ def test_windows_have_whole_patches():
         FeatureExtractor(segmenter, EvaluateConfig(window=16, overlap=4, batch_size=2))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     """A table, a picture and a file; scores repeat, and nothing is computed twice."""
     options = [

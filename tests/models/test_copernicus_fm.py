@@ -138,6 +138,7 @@ def test_grids_that_are_not_square(encoder, image):
     np.testing.assert_array_equal(positions[:1], table[:1])
 
 
+@pytest.mark.slow
 def test_metadata_of_the_configuration(encoder, image):
     """What is not given is replaced by the learned token; what is given has its code, for all tokens."""
     plain = encoder().embed(image)
@@ -187,6 +188,7 @@ def test_bad_settings(settings, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_one_model_on_two_sensors():
     """The same parameters on three and on four bands; runs on both share checkpoints."""
     config, other = tiny_copernicus(), tiny_copernicus(("B02", "B03", "B04", "B08"))

@@ -149,7 +149,8 @@ def test_a_step_trains_every_weight_and_carries_the_statistics(family):
             np.testing.assert_allclose(after[leaf][level], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_other_data_types_and_rematerialisation(dtype):
     """The loss, its gradients and the statistics are at least float32."""
     with jax.enable_x64(dtype == "float64"):

@@ -59,6 +59,7 @@ def test_the_probability_is_that_of_the_crops(source):
     assert balanced[0].draw(np.random.default_rng(1), on_labels=1.0).wanted is not None
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_after_a_restart_and_with_workers(source):
     index, augment = TileIndex(source, CROP, exact=True), Augment(CROP, AugmentConfig(crop_on_labels=0.7))
 
