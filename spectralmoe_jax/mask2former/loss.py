@@ -32,6 +32,7 @@ from spectralmoe_jax.mask2former.matching import (
     chunk_of,
     chunks,
     filled_in,
+    mask_weights,
     match_filled,
     present_costs,
     slots_of,
@@ -113,13 +114,14 @@ def mask2former_loss(
     pixels = labelled_pixels(labels, num_classes) if config.excludes_unlabelled else None
     layers, batch, queries, _ = class_logits.shape
     slots = slots_of(truth, pixels, queries)
-    mask_weights = _mask_weights(slots, config, dtype)
+    of_masks = mask_weights(slots, config, dtype)
     # 1. points; without a key all are given, and nothing is drawn from the one made here
     match_key, draw_key = jax.random.split(jax.random.key(0) if key is None else key)
     if match_points is None:
         match_points = jax.random.uniform(match_key, (layers, batch, config.num_points, 2), dtype)
         if pixels is not None:
-            match_points = _onto_labels(match_points, pixels)
+            x, y = jnp.moveaxis(match_points, -1, 0).swapaxes(1, 2)  # (B, K, P) each
+            match_points = jnp.stack(by_rows(onto_labels, x, y, pixels), axis=-1).swapaxes(0, 1)
     if loss_points is None:
         draw_keys = jax.random.split(draw_key, layers)  # of each output, then of each image
         loss_points = jax.vmap(lambda key: jax.random.split(key, batch))(draw_keys)
@@ -127,7 +129,7 @@ def mask2former_loss(
     query, matched, bad_costs = _match_layers(class_logits, masks, truth, slots, match_points, config)
     assignment = _targets_of_queries(query, matched & slots.is_present, slots.classes, queries)
     query_weights = _query_weights(query, matched, assignment, slots, config, dtype)
-    size, given = Size(truth.size, config), Pixels(truth.codes, pixels, mask_weights)
+    size, given = Size(truth.size, config), Pixels(truth.codes, pixels, of_masks)
     # 3. the masks that the terms compare: of the slots alone, where these are fewer than the queries
     if isinstance(masks, Masks) and num_classes < queries:
         compared = masks.of_queries(query)  # (K, B, C, h, w)
@@ -140,7 +142,7 @@ def mask2former_loss(
         """Compute the weighted total and the three weighted terms of one decoder output."""
         logits, compared, assigned, weights, query, matched, points = layer
         sums = mask_terms(size, compared, query, matched, slots, given, points)
-        total = jnp.sum(jnp.where(matched, mask_weights, 0))  # the number of masks, if each weighs 1
+        total = jnp.sum(jnp.where(matched, of_masks, 0))  # the number of masks, if each weighs 1
         count = jnp.where(total > 0, total, 1)
         classes = config.class_weight * _class_term(logits, assigned, weights)
         mask, dice = config.mask_weight * sums.mask.sum(), config.dice_weight * sums.dice.sum()
@@ -204,12 +206,6 @@ def _targets_of_queries(query: Array, matched: Array, classes: Array, queries: i
     return jnp.sum(jnp.where(owned, codes[..., None], 0), axis=-2)
 
 
-def _onto_labels(points: Array, pixels: LabelledPixels) -> Array:
-    """Move uniform points (K, B, P, 2) onto labelled pixels."""
-    x, y = jnp.moveaxis(points, -1, 0).swapaxes(1, 2)  # (B, K, P) each
-    return jnp.stack(by_rows(onto_labels, x, y, pixels), axis=-1).swapaxes(0, 1)
-
-
 def _query_weights(
     query: Array, matched: Array, assignment: Array, slots: Slots, config: LossConfig, dtype
 ) -> Array:
@@ -244,13 +240,6 @@ def _class_term(logits: Array, assigned: Array, weights: Array) -> Array:
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
     total = jnp.sum(weights)
     return -jnp.sum(weights * chosen) / jnp.where(total > 0, total, 1)
-
-
-def _mask_weights(slots: Slots, config: LossConfig, dtype) -> Array:
-    """Weight of the mask of every slot, (B, C): that of the slot times that of its class."""
-    weights = slots.weights(dtype)
-    of_classes = config.weight_of_each_class
-    return weights if of_classes is None else weights * jnp.asarray(of_classes, dtype)[slots.classes]
 
 
 # The mask and dice terms. A loop walks the classes that are present, a few at a time, as many of them as the
