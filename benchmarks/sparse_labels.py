@@ -7,9 +7,10 @@ digitise. Held-out and target images keep all labels, for scoring. No checkpoint
 scored.
 
   generated   the simulated benchmark of configs/quickstart.py, with smaller crops
-  sentinel2   configs/sentinel2_landcover.py, where the labels of one place hold for every date; beside
-              scikit-learn's HistGradientBoostingClassifier with its default settings on the same pixels, with
-              the features of benchmarks/dubai_baseline.py
+  sentinel2   configs/sentinel2_landcover.py, where the labels of one place hold for every date
+
+Beside them, scikit-learn's HistGradientBoostingClassifier learns with its default settings from the same
+pixels, with the features of benchmarks/dubai_baseline.py.
 
   python benchmarks/sparse_labels.py --workdir runs/sparse --sentinel2 PATH/sentinel2 --seeds 2
 
@@ -239,8 +240,7 @@ def benchmark(configs: Mapping[str, RunConfig], seeds: int, folder: Path) -> Ite
     for seed in range(seeds):
         for name, config in configs.items():
             for method in _ORDER:
-                if method != _TREES or name == "sentinel2":
-                    yield name, method, run(name, config, method, seed, folder)
+                yield name, method, run(name, config, method, seed, folder)
 
 
 def print_results(results: Sequence[tuple[str, str, dict]], console: Console) -> None:

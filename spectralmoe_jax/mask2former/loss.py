@@ -32,6 +32,7 @@ from spectralmoe_jax.mask2former.matching import (
     chunk_of,
     chunks,
     filled_in,
+    mask_weights,
     match_filled,
     present_costs,
     slots_of,
@@ -113,21 +114,24 @@ def mask2former_loss(
     pixels = labelled_pixels(labels, num_classes) if config.excludes_unlabelled else None
     layers, batch, queries, _ = class_logits.shape
     slots = slots_of(truth, pixels, queries)
-    mask_weights = _mask_weights(slots, config, dtype)
+    of_masks = mask_weights(slots, config, dtype)
     # 1. points; without a key all are given, and nothing is drawn from the one made here
     match_key, draw_key = jax.random.split(jax.random.key(0) if key is None else key)
     if match_points is None:
         match_points = jax.random.uniform(match_key, (layers, batch, config.num_points, 2), dtype)
         if pixels is not None:
-            match_points = _onto_labels(match_points, pixels)
+            x, y = jnp.moveaxis(match_points, -1, 0).swapaxes(1, 2)  # (B, K, P) each
+            match_points = jnp.stack(by_rows(onto_labels, x, y, pixels), axis=-1).swapaxes(0, 1)
     if loss_points is None:
         draw_keys = jax.random.split(draw_key, layers)  # of each output, then of each image
         loss_points = jax.vmap(lambda key: jax.random.split(key, batch))(draw_keys)
     # 2. matching: query and matched (K, B, C), in the order of slots; assignment (K, B, Q)
     query, matched, bad_costs = _match_layers(class_logits, masks, truth, slots, match_points, config)
     assignment = _targets_of_queries(query, matched & slots.is_present, slots.classes, queries)
-    query_weights = _query_weights(query, matched, assignment, slots, config, dtype)
-    size, given = Size(truth.size, config), Pixels(truth.codes, pixels, mask_weights)
+    unseen = None
+    if pixels is not None:
+        unseen = _targets_of_queries(query, matched & ~slots.is_present, slots.classes, queries) > 0
+    size, given = Size(truth.size, config), Pixels(truth.codes, pixels, of_masks)
     # 3. the masks that the terms compare: of the slots alone, where these are fewer than the queries
     if isinstance(masks, Masks) and num_classes < queries:
         compared = masks.of_queries(query)  # (K, B, C, h, w)
@@ -138,17 +142,17 @@ def mask2former_loss(
     # 4. terms of one output
     def one_layer(layer: tuple[Array, ...]) -> tuple[Array, Array]:
         """Compute the weighted total and the three weighted terms of one decoder output."""
-        logits, compared, assigned, weights, query, matched, points = layer
+        logits, compared, assigned, unseen, query, matched, points = layer
         sums = mask_terms(size, compared, query, matched, slots, given, points)
-        total = jnp.sum(jnp.where(matched, mask_weights, 0))  # the number of masks, if each weighs 1
+        total = jnp.sum(jnp.where(matched, of_masks, 0))  # the number of masks, if each weighs 1
         count = jnp.where(total > 0, total, 1)
-        classes = config.class_weight * _class_term(logits, assigned, weights)
+        classes = config.class_weight * _class_term(logits, assigned, unseen, slots, config)
         mask, dice = config.mask_weight * sums.mask.sum(), config.dice_weight * sums.dice.sum()
         return classes + sums.total.sum() / count, jnp.stack([classes, mask / count, dice / count])
 
     # 5. all outputs, one at a time
     totals, values = jax.lax.map(
-        one_layer, (class_logits, compared, assignment, query_weights, query, matched, loss_points)
+        one_layer, (class_logits, compared, assignment, unseen, query, matched, loss_points)
     )  # (K,), (K, 3)
     values = jax.lax.stop_gradient(values)
     # values of the last output come first, as the names do
@@ -204,53 +208,35 @@ def _targets_of_queries(query: Array, matched: Array, classes: Array, queries: i
     return jnp.sum(jnp.where(owned, codes[..., None], 0), axis=-2)
 
 
-def _onto_labels(points: Array, pixels: LabelledPixels) -> Array:
-    """Move uniform points (K, B, P, 2) onto labelled pixels."""
-    x, y = jnp.moveaxis(points, -1, 0).swapaxes(1, 2)  # (B, K, P) each
-    return jnp.stack(by_rows(onto_labels, x, y, pixels), axis=-1).swapaxes(0, 1)
-
-
-def _query_weights(
-    query: Array, matched: Array, assignment: Array, slots: Slots, config: LossConfig, dtype
+def _class_term(
+    logits: Array, assigned: Array, unseen: Array | None, slots: Slots, config: LossConfig
 ) -> Array:
-    """Weights (K, B, Q) of the queries in the class term.
+    """L_class: weighted cross-entropy over all queries (B, Q, C + 1), divided by the sum of weights.
 
     A query weighs as much as its class, one without a target `no_object_weight`. Where unlabelled pixels are
     excluded, that of a class without a label weighs the less the less is labelled, and nothing is known of
     the queries of an image without any label.
 
     Args:
-      query: of each slot, (K, B, C).
-      matched: whether the slot has one, likewise.
-      assignment: class + 1 of each query, (K, B, Q), 0 for none.
+      logits: class logits.
+      assigned: class + 1 of each query, (B, Q), 0 for none.
+      unseen: whether it is that of a class without a label, (B, Q); None where unlabelled ones are negative.
       slots: the classes of the slots.
       config: weights of classes and of no object.
-      dtype: of the result.
     """
-    num_classes, queries = query.shape[-1], assignment.shape[-1]
-    of_classes = config.weight_of_each_class or (1.0,) * num_classes
-    target = jnp.where(assignment > 0, assignment - 1, num_classes)
-    weights = jnp.asarray([*of_classes, config.no_object_weight], dtype)[target]
-    if slots.unlabelled is None:
-        return weights
-    is_unknown = _targets_of_queries(query, matched & ~slots.is_present, slots.classes, queries) > 0
-    weights = jnp.where(is_unknown, weights * (1 - slots.unlabelled[:, None]).astype(dtype), weights)
-    return jnp.where(slots.present[:, None] > 0, weights, 0)
-
-
-def _class_term(logits: Array, assigned: Array, weights: Array) -> Array:
-    """L_class: weighted cross-entropy over all queries (B, Q, C + 1), divided by the sum of weights."""
-    target = jnp.where(assigned > 0, assigned - 1, logits.shape[-1] - 1)
+    num_classes, of_classes = logits.shape[-1] - 1, config.weight_of_each_class
+    target = jnp.where(assigned > 0, assigned - 1, num_classes)
+    if of_classes is None:
+        weight = jnp.where(assigned > 0, 1.0, config.no_object_weight).astype(logits.dtype)
+    else:
+        weight = jnp.asarray([*of_classes, config.no_object_weight], logits.dtype)[target]
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), target[..., None], axis=-1)[..., 0]
-    total = jnp.sum(weights)
-    return -jnp.sum(weights * chosen) / jnp.where(total > 0, total, 1)
-
-
-def _mask_weights(slots: Slots, config: LossConfig, dtype) -> Array:
-    """Weight of the mask of every slot, (B, C): that of the slot times that of its class."""
-    weights = slots.weights(dtype)
-    of_classes = config.weight_of_each_class
-    return weights if of_classes is None else weights * jnp.asarray(of_classes, dtype)[slots.classes]
+    if unseen is None or slots.unlabelled is None:
+        return -jnp.sum(weight * chosen) / jnp.sum(weight)
+    weight = jnp.where(unseen, weight * (1 - slots.unlabelled[:, None]).astype(logits.dtype), weight)
+    weight = jnp.where(slots.present[:, None] > 0, weight, 0)
+    total = jnp.sum(weight)
+    return -jnp.sum(weight * chosen) / jnp.where(total > 0, total, 1)
 
 
 # The mask and dice terms. A loop walks the classes that are present, a few at a time, as many of them as the

@@ -86,6 +86,13 @@ def slots_of(truth: LabelMap, pixels: LabelledPixels | None = None, queries: int
     return Slots(order, filled, present, 1 - labelled / pixels.places.shape[-1])
 
 
+def mask_weights(slots: Slots, config: LossConfig, dtype) -> Array:
+    """Weight of the mask of every slot, (B, C): that of the slot times that of its class."""
+    weights = slots.weights(dtype)
+    of_classes = config.weight_of_each_class
+    return weights if of_classes is None else weights * jnp.asarray(of_classes, dtype)[slots.classes]
+
+
 def chunk_of(slots: Array, step: Array, size: int) -> Array:
     """Return slots `step * size` and following of (B, C): (B, size); beyond the end the last is repeated."""
     places = jnp.minimum(step * size + jnp.arange(size), slots.shape[1] - 1)

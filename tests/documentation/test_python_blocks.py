@@ -46,6 +46,12 @@ def geotiffs(text: str) -> None:
     assert config.data.label_values == (1, 2, (3, 4))
 
 
+def sparse_labels(text: str) -> None:
+    config = run_configuration(text, "dubai")
+    assert config.loss.excludes_unlabelled
+    assert config.augment.crop_on_labels == 1
+
+
 def streams(text: str) -> None:
     base = "config.bands = ('red', 'green', 'blue', 'nir')\n"
     base += "config.model.pixel_mean = config.model.pixel_std = (1.0,) * 4\n"
@@ -172,6 +178,7 @@ def train_from_python(text: str) -> None:
 EXECUTED = {
     'config.data.kind = "prepared"': prepared_tiles,
     'config.data.kind = "geotiff"': geotiffs,
+    "config.loss.unlabelled": sparse_labels,
     "config.streams = ": streams,
     '"kind": "dinov2"': another_encoder,
     'config.train.head_start = "probe"': little_data,
