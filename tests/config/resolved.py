@@ -52,6 +52,7 @@ GRIDS = (
     "depth_encoders",
     "dubai_size",
     "experts",
+    "frozen",
     "gating",
     "peers",
     "rank",
@@ -106,8 +107,9 @@ def resolved(config: RunConfig) -> Values:
     segmenter = dataclasses.asdict(segmenter_config(config))
     # numbers are floats now; the snapshot has whole ones as they were written
     for key in ("pixel_mean", "pixel_std"):
-        assert segmenter[key] == config.given["model"][key]
-        segmenter[key] = config.given["model"][key]
+        if key in config.given["model"]:
+            assert segmenter[key] == config.given["model"][key]
+            segmenter[key] = config.given["model"][key]
     sections = {
         "segmenter": segmenter,
         "data": data,

@@ -50,6 +50,7 @@ DOFA = {"dofa_b": (768, 12, 12), "dofa_l": (1024, 24, 16)}
 # values of the published files: all 175 tensors of SoftCon's, and of Copernicus-FM's 201 the 177 that serve
 # bands with wavelengths; the whole file has 139,451,008
 FILES = {"softcon_s": 22_381_824, "softcon_b": 87_230_976, "copernicus_fm_b": 139_451_008 - 26_366_336}
+GALILEO = {"galileo_nano": (128, 4, 8), "galileo_tiny": (192, 12, 3), "galileo_base": (768, 12, 12)}
 # millions, as the model cards of the weights at 224 pixels give them; these count a final norm
 EVA02_CARDS = {"eva02_b": 85.8, "eva02_l": 303.3}
 
@@ -92,6 +93,8 @@ def modules(name: str) -> list:
             **sized(*size), mlp_dim=4 * size[0], global_attn_indexes=everywhere
         )
         return [transformers.SamVisionModel(config)]
+    if name in GALILEO:
+        return galileo(*GALILEO[name])
     return eva02(*EVA02[name]) if name in EVA02 else dofa(*DOFA[name])
 
 
@@ -109,6 +112,16 @@ def eva02(width, layers, hidden) -> list:
         linear(hidden, width),
     ]  # fmt: skip
     return stem + layers * block
+
+
+def galileo(width, layers, heads) -> list:
+    """Galileo: kernels of 8 x 8 pixels for each group of channels, linear layers for data without pixels,
+    tables of a quarter of the width, of which those of dates and months are no parameters there."""
+    kernels = [torch.nn.Conv2d(channels, width, 8) for channels in (2, 3, 3, 1, 1, 2, 1, 2, 9, 5)]
+    linear = [torch.nn.Linear(channels, width) for channels in (2, 3, 1, 1, 3, 9, 5)]
+    tables = [tokens(rows, width // 4) for rows in (7, 3, 3, 4, 24, 12)]
+    block = torch.nn.TransformerEncoderLayer(width, heads, 4 * width)
+    return [*kernels, *linear, *tables, *layers * [block], torch.nn.LayerNorm(width)]
 
 
 def dofa(width, layers, heads) -> list:
