@@ -77,11 +77,6 @@ def groups_of_bands(text: str) -> None:
     assert config.pixel_std == (10000.0,) * 13
 
 
-def sparse_labels(text: str) -> None:
-    config = run_configuration(text, "dubai")
-    assert (config.loss.unlabelled, config.augment.crop_on_labels) == ("excluded", 1.0)
-
-
 def published_statistics(text: str) -> None:
     """An encoder with its publishers' statistics, on all bands of Sentinel-2."""
     text += "\nconfig.model.pixel_mean = config.model.pixel_std = ()"
@@ -183,7 +178,6 @@ EXECUTED = {
     '"kind": "dinov2"': another_encoder,
     'config.train.head_start = "probe"': little_data,
     "config.model.pixel_statistics": published_statistics,
-    'config.loss.unlabelled = "excluded"': sparse_labels,
     "config.model.visual.stored_as": groups_of_bands,
     "class NpzTiles": own_source,
     '"npz_tiles.py:open_tiles"': own_source,
