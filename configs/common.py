@@ -255,17 +255,16 @@ def use_galileo(config: ConfigDict) -> None:
     del config.model.pixel_mean  # the encoder has its own statistics
     del config.model.pixel_std
 
-    # a linear head that starts fitted to the frozen features, and an adapter that starts at no change and is
-    # trained slowly: docs/frozen_encoders.md
+    # a linear head that starts fitted to the frozen features and is trained slowly, and an adapter that
+    # starts at no change: docs/frozen_encoders.md
     config.model.head = ConfigDict()
     config.model.head.kind = "linear"
     config.model.adapter.zero_start = True
     config.train.head_start = "probe"
     config.train.probe_tiles = 256
-    config.train.probe_penalty = 3e-3
     config.train.lr_factors = ConfigDict()
-    config.train.lr_factors.head = 0.1
-    config.train.learning_rate = 1e-3
+    config.train.lr_factors.head = 0.1  # it starts at its optimum
+    config.train.learning_rate = 5e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 10
     config.train.steps = 100

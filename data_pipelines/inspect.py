@@ -16,7 +16,7 @@ from rich.table import Table
 
 from data_pipelines.loader import Batch, Mixture
 from data_pipelines.records import IGNORE, Record, Source, Window
-from data_pipelines.sensors import find_sensor, names_in_files
+from data_pipelines.sensors import find_sensor, names_in_files, stored_reflectance
 from data_pipelines.sheet import QUIET, Sheet, chequers, coloured, display_bands, short, stretched
 from data_pipelines.splits import SPLITS, Splits, open_splits, training_batches, training_elements
 from data_pipelines.transforms import normalise
@@ -84,7 +84,9 @@ def inspect_batches(config: RunConfig, batches: int) -> Inspection:
     counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:classes]
     pixels = images.reshape(-1, images.shape[-1])
     pixels = pixels[pixels.any(axis=1)]
-    mean, std = config.model.statistics(names_in_files(config.bands, config.sensor))
+    mean, std = config.model.statistics(
+        names_in_files(config.bands, config.sensor), stored_reflectance(config.sensor)
+    )
     return Inspection(
         batches=drawn,
         contents=_contents(splits),
@@ -229,8 +231,11 @@ def remarks(config: RunConfig, found: Inspection) -> list[str]:
     """List what looks wrong, in one line each: unfit statistics, missing classes, too few labels."""
     lines, wrong = [], []
     published = config.model.pixel_statistics is not None
+    is_reflectance = config.model.visual.kind == "galileo"
     keys = "pixel_statistics" if published else "pixel_mean and config.model.pixel_std"
-    smallest = 0.01 if published else 0.1  # those are of many places, and some map four deviations to one
+    keys = "visual.stored_as" if is_reflectance else keys
+    # published ones are of many places, and some map four deviations to one; reflectance varies by 0.05 or so
+    smallest = 0.01 if published or is_reflectance else 0.1
     for name, (mean, std) in zip(config.bands, found.normalised, strict=True):
         if abs(mean) > 2 or not smallest < std < 10:
             wrong.append(f"{name} (mean {mean:.2f}, std {std:.2f})")

@@ -98,17 +98,20 @@ def resolve_run_wavelengths(config: RunConfig) -> RunConfig:
     result = resolve_stream_wavelengths(config, config.data.source)
     for name, stream in config.streams.items():
         resolved = resolve_stream_wavelengths(stream, stream.data.source)
+        stated = {}
         if resolved.wavelengths_of_files is not None:
-            stated = {f"streams.{name}.stated_wavelengths": resolved.given["stated_wavelengths"]}
-            result = result.replaced(stated)
+            stated["stated_wavelengths"] = resolved.given["stated_wavelengths"]
+        if resolved.acquisition_of_files is not None:
+            stated["stated_acquisition"] = resolved.given["stated_acquisition"]
+        result = result.replaced({f"streams.{name}.{key}": section for key, section in stated.items()})
     return result
 
 
 def resolve_stream_wavelengths(config: RunConfig, domains: Sequence[str]) -> RunConfig:
     """Return a configuration with the wavelengths that the files of some domains state for its bands.
 
-    For an encoder that takes them, month and ground resolution of the files take the place of keys that are
-    not given. Their bandwidths are added if the encoder takes them and the files state them for all bands.
+    Their bandwidths are added if the encoder takes them and the files state them for all bands; month and
+    ground resolution likewise.
 
     The configuration is returned unchanged if its encoder takes no wavelengths or has its own, if data of
     this kind states none, or if no file states them for all bands; those of `config.sensor` then hold.
@@ -135,8 +138,8 @@ def resolve_stream_wavelengths(config: RunConfig, domains: Sequence[str]) -> Run
 def _with_acquisition(config: RunConfig, domains: Sequence[str]) -> RunConfig:
     """Return a configuration with month and ground resolution that the files of some domains state."""
     visual, kind = config.model.visual, config.data.kind
-    if kind not in _ACQUISITION or not visual.takes_acquisition or (visual.month and visual.resolution):
+    given = (visual.month and visual.resolution) or config.acquisition_of_files is not None
+    if kind not in _ACQUISITION or given or not visual.takes_acquisition:
         return config
-    month, resolution = _built_in(_ACQUISITION[kind])(config, domains)
-    stated = {"month": visual.month or month, "resolution": visual.resolution or resolution}
-    return config.replaced({f"model.visual.{key}": value for key, value in stated.items() if value})
+    found = _built_in(_ACQUISITION[kind])(config, domains)
+    return config.with_acquisition_of_files(*found) if any(found) else config

@@ -7,6 +7,7 @@ from spectralmoe_jax.sensors import (
     Sensor,
     find_sensor,
     names_in_files,
+    stored_reflectance,
     visible,
     wavelengths,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "find_sensor",
     "names_in_files",
     "select_bands",
+    "stored_reflectance",
     "visible",
     "wavelengths",
 ]

@@ -36,13 +36,14 @@ PARENT_LOST = 75
 _LOCK_FILE = ".running"
 _LOCK_SECONDS = 20.0
 # Settings that may change between two starts of a grid: where data is and how fast it is read, how the same
-# function is computed, and wavelengths that the files state.
+# function is computed, and what the files state.
 _MAY_CHANGE = (
     "data.root",
     "data.workers",
     "data.threads",
     "data.cache_bytes",
     "stated_wavelengths",
+    "stated_acquisition",
     "parallel",
     "model.remat",
     "model.adapter.strategy",

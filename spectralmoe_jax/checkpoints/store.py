@@ -53,6 +53,8 @@ _SENSOR_KEYS = (
     "model.visual.stored_as",
     "model.visual.resolution",
     "model.visual.month",
+    "model.visual.location",
+    "model.visual.days",
     "model.visual.bandwidths",
     "model.depth.bands",
 )

@@ -21,10 +21,12 @@ from spectralmoe_jax.config.fields import (
 )
 from spectralmoe_jax.config.pixel_statistics import STATISTICS, PixelStatistics, published_statistics
 from spectralmoe_jax.config.presets import FAMILIES, GALILEO_GROUPS, KINDS, Family, preset
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 
 WAVELENGTH_RANGE = (0.3, 15.0)  # micrometres: ultraviolet to thermal infrared
 RADAR_RANGE = (1e4, 1e6)  # micrometres: 1 cm to 1 m
+STORED_AS = {"unit": (1.0, 0.0), "x10000": (1e-4, 0.0), "x10000+1000": (1e-4, -0.1)}
+"""Scale and offset of reflectance by the name of `config.model.visual.stored_as`; a sensor has its own."""
 TOKEN_AREA_RANGE = (1e-3, 5.1e8)  # square kilometres that a token may have, up to the surface of the earth
 UNTIED_NORMS = ("cls_norm", "local_cls_norm")
 
@@ -111,7 +113,7 @@ class EncoderConfig(Section):
         "sensor",
         "How files store reflectance, which the encoder needs: with scale and offset of `config.sensor`, as "
         "`unit` (0 to 1), as `x10000`, or as `x10000+1000`, as Sentinel-2 products from 2022 on (galileo).",
-        one_of("sensor", "unit", "x10000", "x10000+1000"),
+        one_of("sensor", *STORED_AS),
     )
     month: int = option(
         0,
@@ -145,8 +147,8 @@ class EncoderConfig(Section):
         if self.family.rope:
             must = f"must leave width / heads a multiple of 4 for rotary positions; width = {self.width}"
             self.require("heads", self.head_dim % 4 == 0, must)
-        has_norm = self.kind != "sam" and self.family.final_norm
-        self.require("normalise_maps", has_norm or not self.normalise_maps, f"{self.kind} has no last norm")
+        fits = self.has_norm or not self.normalise_maps
+        self.require("normalise_maps", fits, f"must be False: {self.kind} has no last norm")
         if self.family.metadata:
             self._check_metadata()
         if self.family.bands and self.band_names:
@@ -241,6 +243,11 @@ class EncoderConfig(Section):
         if self.family.bands and self.band_names:
             return tuple(self.family.bands.index(name) for name in self.band_names)
         return tuple(range(self.in_channels))
+
+    @property
+    def has_norm(self) -> bool:
+        """True if the encoder's weights hold a norm after the last layer."""
+        return self.kind != "sam" and self.family.final_norm
 
     @property
     def takes_acquisition(self) -> bool:
@@ -490,21 +497,42 @@ class ModelConfig(Section):
         twice = self.pixel_statistics is not None and (self.pixel_mean or self.pixel_std)
         self.require("pixel_statistics", not twice, must)
 
-    def statistics(self, bands: Sequence[str]) -> PixelStatistics:
+    def statistics(
+        self, bands: Sequence[str], stored: tuple[float | None, float] = (None, 0.0)
+    ) -> PixelStatistics:
         """Return the statistics that normalise the pixels, given or published.
+
+        For galileo they turn stored values into reflectance; its own statistics follow in the encoder.
 
         Args:
           bands: names of the bands; for published statistics, those of Sentinel-2's files.
+          stored: scale and offset of reflectance in the sensor's files; no scale if it is not known.
 
         Raises:
-          UserError: the statistics are missing, or published ones lack a band.
+          UserError: the statistics are missing, or published ones lack a band; or they are given beside
+            galileo's, or it is not known how reflectance is stored.
         """
+        if self.visual.kind == "galileo":
+            return self._to_reflectance(len(bands), stored)
         if self.pixel_statistics is not None:
             return published_statistics(self.pixel_statistics, bands)
         for key in ("pixel_mean", "pixel_std"):
             if not getattr(self, key):
                 raise UserError(f"{self.place}.{key} is missing: give one value for each band")
         return PixelStatistics(self.pixel_mean, self.pixel_std)
+
+    def _to_reflectance(self, bands: int, of_sensor: tuple[float | None, float]) -> PixelStatistics:
+        """Return the statistics that turn stored values into reflectance."""
+        if self.pixel_mean or self.pixel_std or self.pixel_statistics:
+            raise UserError(
+                f"{self.place}.pixel_mean, pixel_std and pixel_statistics: galileo has its own statistics: "
+                f"leave them out, and say how files store reflectance with {self.place}.visual.stored_as"
+            )
+        scale, offset = STORED_AS.get(self.visual.stored_as, of_sensor)
+        if scale is None:
+            must = f"say how files store reflectance, which config.sensor does not: {', '.join(STORED_AS)}"
+            raise bad_value(f"{self.place}.visual.stored_as", self.visual.stored_as, must)
+        return PixelStatistics((-offset / scale,) * bands, (1 / scale,) * bands)
 
     @property
     def weight_files(self) -> tuple[str, ...]:

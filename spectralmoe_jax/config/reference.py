@@ -28,6 +28,7 @@ from spectralmoe_jax.config.schema import (
     ParallelConfig,
     PartRates,
     RunConfig,
+    StatedAcquisition,
     StatedWavelengths,
     TrainConfig,
 )
@@ -136,6 +137,7 @@ _LATER: tuple[tuple[str, str, type], ...] = (
     ("config.evaluate", "Evaluation and prediction", EvaluateConfig),
     ("config.parallel", "Several devices", ParallelConfig),
     ("config.stated_wavelengths", "Stated wavelengths", StatedWavelengths),
+    ("config.stated_acquisition", "Stated acquisition", StatedAcquisition),
 )
 
 _STREAMS = """## Several sensors in one run: `config.streams`

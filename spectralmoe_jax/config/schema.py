@@ -507,6 +507,21 @@ class StatedWavelengths(Section):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class StatedAcquisition(Section):
+    """`config.stated_acquisition`: month and resolution of a run's files, recorded by the training itself.
+
+    As `config.stated_wavelengths`, the section names the bands and the sensor that it applies to.
+    """
+
+    place: ClassVar[str] = "config.stated_acquisition"
+
+    bands: tuple[str, ...] = required("The bands of the files.")
+    sensor: str | None = option(None, "The sensor of the files.")
+    month: int | None = option(None, "Most frequent month of the acquisitions, 1 to 12.", between(1, 12))
+    resolution: float | None = option(None, "Metres on the ground along a pixel's edge.", above(0))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
     """A complete configuration, read once, with every default filled in.
@@ -546,6 +561,9 @@ class RunConfig(Section):
     stated_wavelengths: StatedWavelengths | None = option(
         None, "Wavelengths stated in the files, recorded by the training itself."
     )
+    stated_acquisition: StatedAcquisition | None = option(
+        None, "Month and ground resolution of the files, recorded by the training itself."
+    )
     given: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, compare=False, repr=False, metadata={"derived": True}
     )
@@ -568,7 +586,8 @@ class RunConfig(Section):
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         """Return the configuration without optional sections that are given as none."""
-        return {k: v for k, v in given.items() if not (k in ("parallel", "stated_wavelengths") and not v)}
+        optional = ("parallel", "stated_wavelengths", "stated_acquisition")
+        return {k: v for k, v in given.items() if not (k in optional and not v)}
 
     def __post_init__(self) -> None:
         """Check constraints that belong to no single section."""
@@ -623,14 +642,36 @@ class RunConfig(Section):
             section["bandwidths"] = tuple(bandwidths)
         return self.replaced({"stated_wavelengths": section})
 
-    def with_wavelengths_of_run(self, run: RunConfig) -> RunConfig:
-        """Return a copy with the wavelengths that a run's files stated for the same bands on the same sensor.
+    @property
+    def acquisition_of_files(self) -> StatedAcquisition | None:
+        """What the files stated of month and resolution, for these bands on this sensor, or None."""
+        stated = self.stated_acquisition
+        same = stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor)
+        return stated if same else None
 
-        The configuration itself is returned if it has such wavelengths already or the run has none for it.
+    def with_acquisition_of_files(self, month: int | None, resolution: float | None) -> RunConfig:
+        """Return a copy that stores month and resolution of its files for its bands."""
+        section = {"bands": self.bands, "sensor": self.sensor, "month": month, "resolution": resolution}
+        return self.replaced({"stated_acquisition": section})
+
+    def with_statements_of_run(self, run: RunConfig) -> RunConfig:
+        """Return a copy with what a run's files stated for the same bands on the same sensor.
+
+        These are wavelengths, and month and resolution. Each is left as it is if the configuration has it
+        already or the run has none for it.
 
         Args:
           run: the configuration stored with the run.
         """
+        result = self._with_wavelengths_of_run(run)
+        if self.acquisition_of_files is None:
+            for stream in (run, *run.streams.values()):
+                stated = stream.stated_acquisition
+                if stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor):
+                    return result.with_acquisition_of_files(stated.month, stated.resolution)
+        return result
+
+    def _with_wavelengths_of_run(self, run: RunConfig) -> RunConfig:
         if self.wavelengths_of_files is None:
             for stream in (run, *run.streams.values()):
                 stated = stream.stated_wavelengths

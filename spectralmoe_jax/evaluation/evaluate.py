@@ -133,5 +133,5 @@ def _open_run(workdir: str | os.PathLike[str], config: RunConfig, split: str) ->
 def _resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:
     """Add the wavelengths that the run's files stated, else those that the split's files state."""
     if (Path(workdir) / CONFIG_FILE).is_file():
-        config = config.with_wavelengths_of_run(read_run_config(workdir))
+        config = config.with_statements_of_run(read_run_config(workdir))
     return resolve_stream_wavelengths(config, config.data.target if split == "target" else config.data.source)

@@ -22,7 +22,7 @@ import numpy as np
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
-from spectralmoe_jax.inference.model import check_pixels
+from spectralmoe_jax.inference.model import checked
 from spectralmoe_jax.inference.sliding_window import padded_tile, predict_tiles, window_starts
 from spectralmoe_jax.models.encoders.encoder import Encoder, every_layer, mean_over_groups
 from spectralmoe_jax.models.segmenter import Segmenter
@@ -35,7 +35,7 @@ EncodeTiles = Callable[[np.ndarray], np.ndarray]
 def stage_names(encoder: Encoder) -> list[str]:
     """Return the names of an encoder's stages, in order."""
     blocks = [f"block {layer}" for layer in range(encoder.config.layers)]
-    return ["embedding", *blocks, *(["last norm"] if hasattr(encoder, "norm") else [])]
+    return ["embedding", *blocks, *(["last norm"] if encoder.config.has_norm else [])]
 
 
 class FeatureExtractor:
@@ -124,18 +124,14 @@ def make_encode(segmenter: Segmenter) -> EncodeTiles:
             embedded = encoder.embed(image)  # (B, T, D)
             blocks = every_layer(encoder, embedded, h, w)  # (L, B, T, D)
             stages = jnp.concatenate([embedded[None], blocks])
-            if hasattr(encoder, "norm"):
-                stages = jnp.concatenate([stages, encoder.norm(blocks[-1])[None]])
+            if encoder.config.has_norm:
+                stages = jnp.concatenate([stages, encoder.last_norm(blocks[-1])[None]])
         places = jax.vmap(lambda tokens: mean_over_groups(tokens[:, skip:], groups))(stages)  # (S, B, N, D)
         features = places.reshape(*places.shape[:2], h, w, -1)
         return jnp.moveaxis(features, 0, 3).astype(jnp.float32)
 
-    def checked(pixels: np.ndarray) -> np.ndarray:
-        """Check the pixels and encode them."""
-        check_pixels(segmenter.config, pixels)
-        return np.asarray(encode(trainable, frozen, pixels))
-
-    return checked
+    step = checked(encode, segmenter.config)
+    return lambda pixels: np.asarray(step(trainable, frozen, pixels))
 
 
 def _digest_of(segmenter: Segmenter, settings: EvaluateConfig) -> bytes:

@@ -30,7 +30,6 @@ from spectralmoe_jax.inference.model import initial_segmenter
 from spectralmoe_jax.resampling import resize_bilinear
 
 SPLITS = ("holdout", "target")
-CLASSIFIERS = {"logistic regression": fit_logistic, "nearest centroid": fit_centroids}
 TOKENS = 60_000  # most tokens that a classifier is fitted to, drawn from all of the source
 RESULTS, PLOT = "probe.json", "probe.png"
 
@@ -58,6 +57,8 @@ def probe(
     config = as_run_config(config)
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be at least 1")
+    if penalty <= 0:
+        raise UserError(f"--penalty {penalty}: must be above 0")
     config = resolve_stream_wavelengths(config, config.data.source)
     workdir = Path(workdir)
     extract = FeatureExtractor(initial_segmenter(config), config.evaluate, workdir / "features")
@@ -67,7 +68,8 @@ def probe(
         for seed in range(first, first + seeds)
     ]
     scores = {
-        name: {split: [run[name][split] for run in runs] for split in runs[0][name]} for name in CLASSIFIERS
+        name: {split: [run[name][split] for run in runs] for split in of_split}
+        for name, of_split in runs[0].items()
     }
     report = {"name": config.name, "stages": extract.stages, "seeds": seeds, "miou": scores}
     workdir.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,9 @@ def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmen
     """
     settings = segmenter_config(config)
     if settings.visual.kind == "galileo":
-        log.info(describe_inputs(settings.visual, is_month_known=bool(config.model.visual.month)))
+        stated = config.acquisition_of_files
+        is_known = bool(config.model.visual.month or (stated and stated.month))
+        log.info(describe_inputs(settings.visual, is_month_known=is_known))
     abstract = abstract_segmenter(settings)
     opened = open_weights(config, settings, _shapes(abstract))
     stream = _every_leaf(config, settings, abstract, opened, layout=layout)
@@ -118,7 +120,7 @@ def open_trained(
     """
     # 1. the structure
     if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
-        config = config.with_wavelengths_of_run(read_run_config(workdir))
+        config = config.with_statements_of_run(read_run_config(workdir))
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
     trainable, _ = split(abstract)
@@ -195,7 +197,7 @@ def make_scores(
 def _spread(step: Any, layout: Layout | None, settings: SegmenterConfig) -> Any:
     """Wrap a step so that it checks its tiles and shards them over a layout, padded with the last tile."""
     if layout is None:
-        return _checked(step, settings)
+        return checked(step, settings)
     sharding, parts = layout.sharding(("batch", None, None, None)), layout.size("batch")
 
     def padded(trainable: Any, frozen: Any, pixels: np.ndarray) -> Any:
@@ -204,10 +206,10 @@ def _spread(step: Any, layout: Layout | None, settings: SegmenterConfig) -> Any:
         filled = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
         return step(trainable, frozen, put(filled, sharding))
 
-    return _checked(padded, settings)
+    return checked(padded, settings)
 
 
-def _checked(step: Any, settings: SegmenterConfig) -> Any:
+def checked(step: Any, settings: SegmenterConfig) -> Any:
     """Wrap a step so that its first tiles with data are checked to be what the encoder needs."""
     told = False
 

@@ -28,13 +28,12 @@ from spectralmoe_jax.sensors import (
     find_sensor,
     names_in_files,
     place_of,
+    stored_reflectance,
     visible,
     wavelengths,
 )
 
 DEFAULT_MONTH = 6  # of images whose month is not known
-# Scale and offset of reflectance by the name of `config.model.visual.stored_as`; a sensor has its own.
-STORED_AS = {"unit": (1.0, 0.0), "x10000": (1e-4, 0.0), "x10000+1000": (1e-4, -0.1)}
 
 
 def segmenter_config(config: RunConfig) -> SegmenterConfig:
@@ -53,7 +52,9 @@ def segmenter_config(config: RunConfig) -> SegmenterConfig:
     adapter = _adapter(model.adapter)
     visual = _visual(config)
     _check_encoder(visual, model.adapter.kind)
-    pixel_mean, pixel_std = _pixel_statistics(config)
+    pixel_mean, pixel_std = model.statistics(
+        names_in_files(bands, config.sensor), stored_reflectance(config.sensor)
+    )
     return SegmenterConfig(
         visual=visual,
         depth=depth,
@@ -82,14 +83,18 @@ def _visual(config: RunConfig) -> EncoderConfig:
             wavelengths=_wavelengths(config),
             bandwidths=_bandwidths(config),
         )
-    resolution = visual.resolution or (find_sensor(config.sensor).resolution if config.sensor else None)
+    stated = config.acquisition_of_files
+    month = visual.month or (stated and stated.month) or DEFAULT_MONTH
+    resolution = visual.resolution or (stated and stated.resolution)
+    if not resolution and config.sensor:
+        resolution = find_sensor(config.sensor).resolution
     if not resolution:
         must = f"give the metres along a pixel's edge: they are not known for config.sensor = {config.sensor}"
         raise bad_value(f"{visual.place}.resolution", visual.resolution, must)
     found = visual.encoder(
         bands,
         channels=channels_of(bands, config.sensor),
-        month=visual.month or DEFAULT_MONTH,
+        month=month,
         resolution=resolution,
     )
     if not found.groups:
@@ -98,36 +103,6 @@ def _visual(config: RunConfig) -> EncoderConfig:
             "and red; B05, B06 and B07; nir; B8A; or swir16 and swir22 (names of Sentinel-2)"
         )
     return found
-
-
-def _pixel_statistics(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of each band, in raw pixel units.
-
-    For galileo they turn stored values into reflectance; its own statistics follow in the encoder.
-
-    Raises:
-      UserError: they are missing, or given beside galileo's, or it is not known how reflectance is stored.
-    """
-    model, visual = config.model, config.model.visual
-    if visual.kind != "galileo":
-        return model.statistics(names_in_files(config.bands, config.sensor))
-    if model.pixel_mean or model.pixel_std or model.pixel_statistics:
-        raise UserError(
-            "config.model.pixel_mean, pixel_std and pixel_statistics: galileo has its own statistics: leave "
-            "them out, and say how files store reflectance with config.model.visual.stored_as"
-        )
-    scale, offset = STORED_AS.get(visual.stored_as, (None, 0.0))
-    if scale is None and config.sensor:
-        sensor = find_sensor(config.sensor)
-        scale, offset = sensor.scale, sensor.offset
-    if scale is None:
-        must = (
-            f"say how files store reflectance, which config.sensor = {config.sensor} does not: "
-            f"{', '.join(STORED_AS)}"
-        )
-        raise bad_value(f"{visual.place}.stored_as", visual.stored_as, must)
-    count = len(config.bands)
-    return (-offset / scale,) * count, (1 / scale,) * count
 
 
 def _band_names(encoder: VisualConfig, bands: tuple[str, ...], sensor: str | None) -> tuple[str, ...]:
@@ -196,7 +171,7 @@ def _check_encoder(visual: EncoderConfig, kind: str) -> None:
       UserError: it does not; names the key.
     """
     adapter = adapter_class(kind)
-    if adapter.adds_tokens and visual.kind == "sam":
+    if adapter.adds_tokens and visual.kind in ("sam", "galileo"):
         raise UserError(
             f"config.model.adapter.kind = {kind!r} adds tokens, for which the windows of "
             f"config.model.visual.kind = {visual.kind!r} have no place: choose another of the two"
@@ -307,7 +282,7 @@ def for_sensor(segmenter: Segmenter, settings: SegmenterConfig) -> Segmenter:
     """Make the segmenter for another sensor from the same parameters, which are shared, not copied.
 
     Args:
-      segmenter: segmenter whose visual encoder takes any bands (dofa, galileo).
+      segmenter: segmenter whose visual encoder takes any bands (dofa, copernicus_fm, galileo).
       settings: its settings on the other sensor.
 
     Raises:

@@ -47,7 +47,11 @@ class Fit(NamedTuple):
 
 
 def fit_linear(
-    examples: Sequence[Example], classes: int, penalty: float, layout: Layout | None = None
+    examples: Sequence[Example],
+    classes: int,
+    penalty: float,
+    layout: Layout | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> Fit:
     """Fit a linear classifier to features, with its logits resized to the labels as in training.
 
@@ -56,6 +60,7 @@ def fit_linear(
       classes: C.
       penalty: factor of half the squared weights for standardised features; the bias is not penalised.
       layout: mesh that the batches are sharded over; the result is replicated. None for one device.
+      class_weights: C weights of a pixel by its class, as in the training loss; None for equal ones.
     """
 
     def fit(examples: Sequence[Example]) -> Fit:
@@ -73,7 +78,10 @@ def fit_linear(
             kernel, bias = classifier(weights)
             # features in the type of the kernel: rounded to theirs, it would make the loss a staircase
             logits = [project(x.astype(wide), kernel, wide, HIGHEST) + bias for x, _ in examples]
-            losses = [pixel_cross_entropy(x, labels) for x, (_, labels) in zip(logits, examples, strict=True)]
+            losses = [
+                pixel_cross_entropy(x, labels, class_weights)
+                for x, (_, labels) in zip(logits, examples, strict=True)
+            ]
             return jnp.stack(losses).mean()
 
         def objective(weights: tuple[Array, Array]) -> Array:

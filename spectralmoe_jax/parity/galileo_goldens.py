@@ -13,7 +13,8 @@ from flax import nnx
 
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.encoders.encoder import every_layer
-from spectralmoe_jax.models.encoders.galileo import STATISTICS, UNITS, GalileoEncoder, kernel_resize
+from spectralmoe_jax.models.encoders.galileo import KERNEL, STATISTICS, UNITS, GalileoEncoder
+from spectralmoe_jax.models.positions import patch_matrix
 from spectralmoe_jax.parity.comparison import Check, compare, raise_problems, require_arrays
 from spectralmoe_jax.weights.encoder_file import fill_encoder, infer_config
 from spectralmoe_jax.weights.formats import recognise
@@ -106,7 +107,7 @@ def _check_kernels(path: Path, arrays: Mapping[str, np.ndarray], weights: Path) 
         name, _, patch = key.rpartition("_p")
         if name not in ("pinv", "kernel_rgb"):
             continue
-        resize = kernel_resize(int(patch))
+        resize = patch_matrix(KERNEL, int(patch))
         ours = np.kron(resize, resize)  # (p^2, 64)
         if name == "kernel_rgb":
             ours = np.einsum("pi,qj,dcij->dcpq", resize, resize, stored)

@@ -30,8 +30,8 @@ from spectralmoe_jax.sensors.band_tables import (
 )
 
 __all__ = [
-    "SENSORS", "Band", "Sensor", "bandwidths", "find_sensor", "names_in_files", "place_of", "visible",
-    "wavelengths",
+    "SENSORS", "Band", "Sensor", "bandwidths", "find_sensor", "names_in_files", "place_of",
+    "stored_reflectance", "visible", "wavelengths",
 ]  # fmt: skip
 
 _LANDSAT = (LANDSAT5, LANDSAT7, LANDSAT8, LANDSAT9)
@@ -123,3 +123,11 @@ def _bands_of(names: Sequence[str], sensor: str, what: str) -> list[Band]:
                 f"(it has {known}): give config.sensor, or config.model.visual.{what}s in micrometres"
             )
     return [bands[known_as[name.lower()]] for name in names]
+
+
+def stored_reflectance(sensor: str | None) -> tuple[float | None, float]:
+    """Return scale and offset of reflectance in a sensor's files; no scale if it is not known."""
+    if sensor is None:
+        return None, 0.0
+    found = find_sensor(sensor)
+    return found.scale, found.offset

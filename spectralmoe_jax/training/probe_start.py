@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ def make_probe_start(
     make_batches: Callable[[int], Iterator[Mapping[str, Any]]],
     settings: TrainConfig,
     layout: Layout | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> Callable[[Any], Any]:
     """Make a function from trainable parameters to the same with a fitted head.
 
@@ -37,6 +38,7 @@ def make_probe_start(
       make_batches: function from a first step to this process's part of the batches, `{stream: batch}`.
       settings: size of a batch, number of tiles, and penalty.
       layout: mesh that parameters and batches are sharded over; None for one device.
+      class_weights: weights of a pixel by its class, as in the loss; None for equal ones.
     """
     features = {name: _make_features(structure, layout) for name, structure in structures.items()}
     classes = next(iter(structures.values())).config.head.num_classes
@@ -53,7 +55,7 @@ def make_probe_start(
                 examples.append((features[name](trainable, frozen[name], tiles["image"]), tiles["label"]))
 
         # 2. fit, and report
-        found = fit_linear(examples, classes, settings.probe_penalty, layout)
+        found = fit_linear(examples, classes, settings.probe_penalty, layout, class_weights)
         if jax.process_index() == 0:
             tiles, entropy = count * settings.batch_size, f"{float(found.loss):.4f}"
             print(f"head fitted to {tiles} tiles, cross-entropy {entropy}", flush=True)

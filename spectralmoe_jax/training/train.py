@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from data_pipelines.loader import interleave
@@ -40,7 +41,7 @@ from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.distributed import require_agreement
 from spectralmoe_jax.parallel.mesh import print_devices, training_layout
-from spectralmoe_jax.parameters import split
+from spectralmoe_jax.parameters import leaves, split
 from spectralmoe_jax.training.loop import Experiment, fit, prefetch
 from spectralmoe_jax.training.probe_start import make_probe_start
 from spectralmoe_jax.training.step import make_loss, make_stream_loss
@@ -122,8 +123,12 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     segmenter = initial_segmenter(config, layout)
     trainable, frozen = split(segmenter)
     frozen_by_stream = {MAIN: frozen}
+    trained = traverse_util.flatten_dict(trainable)
     for name, stream in config.streams.items():
-        frozen_by_stream[name] = split(_segmenter_of(segmenter, name, stream))[1]
+        # a group of bands that only this stream has is frozen, although its kind trains
+        own = leaves(_segmenter_of(segmenter, name, stream))
+        rest = {path: leaf for path, leaf in own.items() if path not in trained}
+        frozen_by_stream[name] = traverse_util.unflatten_dict(rest)
 
     # 4. batches and loss
     shard = (0, 1) if layout is None else layout.process_shard()
@@ -152,7 +157,10 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     # 6. start of the head
     prepare = None
     if config.train.head_start == "probe":
-        prepare = make_probe_start(structures, frozen_by_stream, mixed_batches, config.train, layout)
+        weights = settings.weight_of_each_class
+        prepare = make_probe_start(
+            structures, frozen_by_stream, mixed_batches, config.train, layout, class_weights=weights
+        )
 
     return Experiment(
         trainable=trainable,
@@ -178,8 +186,11 @@ def _check_selection(settings: TrainConfig, splits: Mapping[str, Splits]) -> Non
         must = "needs held-out images: set config.data.holdout or config.data.holdout_domains"
         raise bad_value("config.train.patience", settings.patience, must)
     domains = {(name, record.domain) for name, part in splits.items() for record in part.holdout}
-    if settings.selection == "mean_miou" and len(domains) < 2:
-        must = f"needs held-out images of several source domains, not of {len(domains)}: choose miou"
+    if settings.selection == "mean_miou" and (len(domains) < 2 or not splits[MAIN].holdout):
+        must = (
+            f"needs held-out images of several source domains, not of {len(domains)}, and of the run's own "
+            "stream: choose miou, or set config.data.holdout"
+        )
         raise bad_value("config.train.selection", settings.selection, must)
 
 
@@ -198,6 +209,10 @@ def check_sizes(config: RunConfig) -> None:
     ):
         if side % patch:
             must = f"must be a multiple of config.model.visual.patch_size = {patch}"
+            raise bad_value(key, side, must)
+        window = config.model.visual.window
+        if config.model.visual.kind == "galileo" and side // patch > window and side // patch % window:
+            must = f"must be at most {window * patch}, a window of config.model.visual, or a multiple of it"
             raise bad_value(key, side, must)
         if int(side // patch * coarsest) < 1:  # as `resize_by_scale` computes it
             least = next(n for n in itertools.count(1) if int(n * coarsest) >= 1)

@@ -125,5 +125,7 @@ def test_the_command(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()} == times
 
 
-def test_seeds_have_to_be_positive(tmp_path):
-    assert main(["probe", "configs/quickstart.py", "--workdir", str(tmp_path), "--seeds", "0"]) == 2
+@pytest.mark.parametrize(("option", "value"), [("--seeds", "0"), ("--penalty", "-1")])
+def test_numbers_that_cannot_be(tmp_path, capsys, option, value):
+    assert main(["probe", "configs/quickstart.py", "--workdir", str(tmp_path), option, value]) == 2
+    assert f"error: {option} {value}" in capsys.readouterr().err

@@ -295,7 +295,7 @@ def test_the_same_image_under_another_sensor_scores_the_same():
         ({"sensor": None}, r"resolution = 0\.0: give the metres along a pixel's edge"),
         (
             {"sensor": "generic", "model.visual.resolution": 10.0, "model.visual.stored_as": "sensor"},
-            r"stored_as = 'sensor': say how files store reflectance",
+            r"stored_as = 'sensor': say how files store",
         ),
     ],
 )
@@ -303,6 +303,16 @@ def test_settings_that_cannot_be(overrides, message):
     with pytest.raises(UserError, match=message) as caught:
         segmenter_config(tiny_galileo(**overrides))
     assert "\n" not in str(caught.value)
+
+
+def test_the_input_is_inspected_as_reflectance(tmp_path, capsys, shared_data):
+    """`spectralmoe data` shows reflectance, and names the key where values cannot be that."""
+    command = ["data", "--config", "configs/cloud_shadow.py:galileo", "--output", str(tmp_path / "sheet.png")]
+    command += [f"--config.data.root={shared_data / 'cloudshadow'}", "--batches", "1"]
+    assert main(command) == 0
+    assert "stored_as" not in capsys.readouterr().out
+    assert main([*command, "--config.model.visual.stored_as=x10000"]) == 0
+    assert "check config.model.visual.stored_as" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_crop_has_whole_windows():

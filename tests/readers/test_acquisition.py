@@ -6,7 +6,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from data_pipelines.readers.raster_header import read_header
-from data_pipelines.sources import resolve_stream_wavelengths
+from data_pipelines.sources import resolve_run_wavelengths, resolve_stream_wavelengths
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.models.build import segmenter_config
 
@@ -44,6 +44,21 @@ def test_month_of_the_acquisition(tmp_path, tags, imagery, month):
 def test_metres_of_a_pixel(tmp_path, crs, side, metres):
     found = read_header(write(tmp_path / "a.tif", crs=crs, side=side)).resolution
     assert found == (None if metres is None else pytest.approx(metres, rel=1e-4))
+
+
+def test_each_stream_has_its_own(tmp_path):
+    """A stream on other files is not given what those of the main stream state."""
+    write(tmp_path / "a" / "1.tif", side=20.0, tags={"start_time": "2022-09-24"})
+    write(tmp_path / "c" / "1.tif", side=60.0)
+    config = galileo(tmp_path, "--config.model.visual.resolution=0").replaced({
+        "streams": {"other": {"sensor": "landsat7", "data": {"source": ("c",)}}}
+    })  # fmt: skip
+    run = resolve_run_wavelengths(config)
+    found = [segmenter_config(stream).visual for stream in run.every_stream.values()]
+    assert [(visual.month, visual.resolution) for visual in found] == [(9, 20.0), (6, 60.0)]
+    # a run that is stored has the same without its files
+    again = config.with_statements_of_run(run)
+    assert segmenter_config(again).visual == found[0]
 
 
 def galileo(root, *overrides):

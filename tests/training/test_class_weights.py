@@ -12,7 +12,7 @@ def test_balanced_weights_are_of_the_training_pixels(monkeypatch):
     overrides = [*SIZES, "model.out_layers=(0,1,2,3)", "loss.class_weights=balanced"]
     config = load_config("configs/quickstart.py", [f"--config.{value}" for value in overrides])
     given = []
-    monkeypatch.setattr(train, "make_loss", lambda structure, settings: given.append(settings))
+    monkeypatch.setattr(train, "make_loss", lambda structure, settings, steps: given.append(settings))
     train.build_experiment(config)
     labels = np.concatenate([label.ravel() for *_, label in open_splits(config).examples("train")])
     pixels = np.bincount(labels, minlength=6)

@@ -28,7 +28,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.layers import Frozen, LayerNorm, VariableType, contract, trunc_normal, wide_type
 from spectralmoe_jax.models.encoders.encoder import Encoder, Layers, embed_patches
 from spectralmoe_jax.models.encoders.vit import Block
-from spectralmoe_jax.models.positions import bicubic_matrix
+from spectralmoe_jax.models.positions import patch_matrix
 from spectralmoe_jax.parameters import edited
 from spectralmoe_jax.sensors import SENSORS, find_sensor
 
@@ -176,7 +176,7 @@ class GalileoEncoder(Encoder):
 
     def embed_groups(self, image: Array) -> Array:
         """Patch embeddings of every group, without encodings: (B, H, W, C) -> (B, N, G, D)."""
-        resize = jnp.asarray(kernel_resize(self.config.patch_size))  # (p, 8)
+        resize = jnp.asarray(patch_matrix(KERNEL, self.config.patch_size))  # (p, 8)
         tokens = []
         for group in self.config.groups:
             embedding = getattr(self.space_time_embed, group)  # type: ignore[attr-defined]
@@ -307,15 +307,3 @@ def _months(width: int) -> np.ndarray:
     """Encodings of the months: one sine, then one cosine of the year, repeated; (12, width) float64."""
     angles = 2 * math.pi * np.arange(MONTHS) / MONTHS
     return np.repeat(np.stack([np.sin(angles), np.cos(angles)], axis=1), width // 2, axis=1)
-
-
-def kernel_resize(patch: int) -> np.ndarray:
-    """Matrix that resizes a side of the stored kernels to `patch` pixels, (p, 8) float64.
-
-    The pseudo-inverse of the antialiased bicubic resizing from 8 to p: a patch that is resized to 8 x 8
-    pixels and then embedded gives what the resized kernel gives (FlexiViT, arXiv 2212.08013, section 3.4).
-    """
-    if patch == KERNEL:
-        return np.eye(KERNEL)
-    matrix = bicubic_matrix(KERNEL, patch, antialias=True)  # (p, 8)
-    return np.linalg.pinv(matrix.T)
