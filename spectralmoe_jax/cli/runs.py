@@ -157,9 +157,9 @@ class Probe:
         parser.add_argument(
             "--penalty",
             type=float,
-            default=1.0,
             metavar="P",
-            help="weight of the squared coefficients of the logistic regression; default: 1",
+            help="weight of the squared coefficients of the logistic regression; default: chosen for each "
+            "layer on held-out source images",
         )
 
     @staticmethod

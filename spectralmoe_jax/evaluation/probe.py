@@ -7,9 +7,10 @@ no head takes part: what a linear classifier finds is already in the encoder.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ from spectralmoe_jax.resampling import resize_bilinear
 
 SPLITS = ("holdout", "target")
 TOKENS = 60_000  # most tokens that a classifier is fitted to, drawn from all of the source
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 RESULTS, PLOT = "probe.json", "probe.png"
 
 
 def probe(
-    config: Configuration, workdir: str | os.PathLike[str], *, seeds: int = 1, penalty: float = 1.0
+    config: Configuration, workdir: str | os.PathLike[str], *, seeds: int = 1, penalty: float | None = None
 ) -> dict[str, Any]:
     """Score classifiers on the frozen features of each stage; write `probe.json`, `probe.png` and a table.
 
@@ -46,10 +48,11 @@ def probe(
       config: in any form of `config.load.Configuration`.
       workdir: folder for results and features.
       seeds: number of held-out splits and draws of tokens, with seeds from `config.data.holdout_seed` on.
-      penalty: of the squared weights of the logistic regression.
+      penalty: of the squared weights of the logistic regression; None for `choose_penalties`.
 
     Returns:
-      `stages`, and for every classifier and split the mIoU of each seed and stage, (seeds, S).
+      `stages`, the `penalty` of each, and for every classifier and split the mIoU of each seed and stage,
+      (seeds, S).
 
     Raises:
       UserError: names the file or key that is wrong.
@@ -57,21 +60,49 @@ def probe(
     config = as_run_config(config)
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be at least 1")
-    if penalty <= 0:
+    if penalty is not None and penalty <= 0:
         raise UserError(f"--penalty {penalty}: must be above 0")
     config = resolve_stream_wavelengths(config, config.data.source)
     workdir = Path(workdir)
     extract = FeatureExtractor(initial_segmenter(config), config.evaluate, workdir / "features")
     first = config.data.holdout_seed
-    runs = [
-        _probe_once(config.replaced({"data.holdout_seed": seed}), extract, penalty, seed)
+    parts = [
+        _Part(config.replaced({"data.holdout_seed": seed}), extract, seed)
         for seed in range(first, first + seeds)
     ]
-    scores = {
-        name: {split: [run[name][split] for run in runs] for split in of_split}
-        for name, of_split in runs[0].items()
-    }
-    report = {"name": config.name, "stages": extract.stages, "seeds": seeds, "miou": scores}
+    # 1. the penalty of each stage, by the held-out source alone
+    penalties = PENALTIES if penalty is None else (penalty,)
+    regressions = [
+        [part.fit(functools.partial(fit_logistic, penalty=p)) for p in penalties] for part in parts
+    ]
+    held_out = None
+    if all(part.has_holdout for part in parts):
+        held_out = np.array(
+            [
+                [part.score("holdout", of) for of in found]
+                for part, found in zip(parts, regressions, strict=True)
+            ]
+        )  # (seeds, penalties, S)
+    elif len(penalties) > 1:
+        raise UserError(
+            "config.data.holdout is 0: hold images out to choose the penalty by, or give --penalty"
+        )
+    chosen = [0] * len(extract.stages) if held_out is None else choose_penalties(held_out)
+    # 2. scores of the chosen ones, and of the centroids
+    scores: dict[str, dict[str, list[list[float]]]] = {}
+    for part, found in zip(parts, regressions, strict=True):
+        fitted = {
+            "logistic regression": [found[choice][stage] for stage, choice in enumerate(chosen)],
+            "nearest centroid": part.fit(fit_centroids),
+        }
+        for name, classifiers in fitted.items():
+            for split in SPLITS if part.has_holdout else ("target",):
+                of_seed = part.score(split, classifiers)
+                scores.setdefault(name, {}).setdefault(split, []).append(of_seed)
+    report = {
+        "name": config.name, "stages": extract.stages, "seeds": seeds,
+        "penalty": [penalties[choice] for choice in chosen], "miou": scores,
+    }  # fmt: skip
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_write(workdir / RESULTS) as aside:
         aside.write_text(json.dumps(report, indent=2) + "\n")
@@ -80,21 +111,49 @@ def probe(
     return report
 
 
-def _probe_once(
-    config: RunConfig, extract: FeatureExtractor, penalty: float, seed: int
-) -> dict[str, dict[str, list[float]]]:
-    """Fit on one training split and score: mIoU by classifier, split and stage."""
-    splits, classes = open_splits(config), len(config.classes.names)
-    features, labels = _training_tokens(splits, extract, classes, seed)
-    fitted = {
-        "logistic regression": [fit_logistic(x, labels, classes, penalty=penalty) for x in features],
-        "nearest centroid": [fit_centroids(x, labels, classes) for x in features],
-    }
-    wanted = [split for split in SPLITS if split == "target" or splits.holdout]
-    return {
-        name: {split: _score(splits, split, extract, classifiers, classes) for split in wanted}
-        for name, classifiers in fitted.items()
-    }
+def choose_penalties(scores: np.ndarray) -> list[int]:
+    """Choose a penalty for each stage: the largest within one standard error of the best.
+
+    The usual rule for a penalty that the scores hardly distinguish (Breiman et al., Classification and
+    Regression Trees, 1984, section 3.4.3): of classifiers that do equally well, the simplest.
+
+    Args:
+      scores: held-out scores (seeds, penalties, S), penalties in rising order.
+
+    Returns:
+      The number of the penalty of each stage.
+    """
+    mean = scores.mean(axis=0)  # (penalties, S)
+    error = scores.std(axis=0, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else np.zeros_like(mean)
+    best = mean.argmax(axis=0)
+    stages = np.arange(mean.shape[1])
+    enough = mean >= mean[best, stages] - error[best, stages]
+    return [int(np.flatnonzero(enough[:, stage])[-1]) for stage in stages]
+
+
+class _Part:
+    """One held-out split, with the training tokens to fit classifiers to.
+
+    Attributes:
+      has_holdout: whether images are held out.
+    """
+
+    def __init__(self, config: RunConfig, extract: FeatureExtractor, seed: int):
+        self._splits, self._extract = open_splits(config), extract
+        self._classes = len(config.classes.names)
+        self.has_holdout = bool(self._splits.holdout)
+        # (S, n, D), (n,)
+        self._features, self._labels = _training_tokens(self._splits, extract, self._classes, seed)
+
+    def fit(
+        self, method: Callable[[np.ndarray, np.ndarray, int], LinearClassifier]
+    ) -> list[LinearClassifier]:
+        """Fit a classifier to the features of every stage."""
+        return [method(features, self._labels, self._classes) for features in self._features]
+
+    def score(self, split: str, classifiers: list[LinearClassifier]) -> list[float]:
+        """Return the mIoU of a split in per cent, one classifier for each stage."""
+        return _score(self._splits, split, self._extract, classifiers, self._classes)
 
 
 def _training_tokens(
@@ -165,6 +224,7 @@ def _print(report: dict[str, Any]) -> None:
     """Print a table: one row for each stage."""
     table = Table(box=None, header_style="bold", title=f"{report['name']}: mIoU of frozen features, %")
     table.add_column("stage")
+    table.add_column("penalty", justify="right")
     columns = [(name, split) for name, splits in report["miou"].items() for split in splits]
     for name, split in columns:
         table.add_column(f"{name}\n{'held-out source' if split == 'holdout' else split}", justify="right")
@@ -173,7 +233,7 @@ def _print(report: dict[str, Any]) -> None:
         for name, split in columns:
             mean, deviation = _mean_and_deviation(report["miou"][name][split], stage)
             cells.append(f"{mean:.1f}" + (f" ± {deviation:.1f}" if report["seeds"] > 1 else ""))
-        table.add_row(label, *cells)
+        table.add_row(label, f"{report['penalty'][stage]:g}", *cells)
     console = Console()
     console.width = max(console.width, 120)
     console.print(table)

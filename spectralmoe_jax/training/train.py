@@ -186,11 +186,11 @@ def _check_selection(settings: TrainConfig, splits: Mapping[str, Splits]) -> Non
         must = "needs held-out images: set config.data.holdout or config.data.holdout_domains"
         raise bad_value("config.train.patience", settings.patience, must)
     domains = {(name, record.domain) for name, part in splits.items() for record in part.holdout}
-    if settings.selection == "mean_miou" and (len(domains) < 2 or not splits[MAIN].holdout):
-        must = (
-            f"needs held-out images of several source domains, not of {len(domains)}, and of the run's own "
-            "stream: choose miou, or set config.data.holdout"
-        )
+    if settings.selection == "mean_miou" and len(domains) < 2:
+        must = f"needs held-out images of several source domains, not of {len(domains)}: choose miou"
+        raise bad_value("config.train.selection", settings.selection, must)
+    if settings.selection == "mean_miou" and not splits[MAIN].holdout:
+        must = "needs held-out images of the run's own stream: set config.data.holdout, or choose miou"
         raise bad_value("config.train.selection", settings.selection, must)
 
 

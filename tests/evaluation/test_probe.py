@@ -13,7 +13,7 @@ from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.features import FeatureExtractor
 from spectralmoe_jax.evaluation.logistic_regression import fit_centroids, fit_logistic
-from spectralmoe_jax.evaluation.probe import _token_classes
+from spectralmoe_jax.evaluation.probe import _token_classes, choose_penalties
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.models.encoders.encoder import all_layers
 from tests.models.test_segmenter import tiny
@@ -63,6 +63,13 @@ def test_a_class_without_samples_is_never_chosen(samples):
     features, labels = samples
     for fit in (fit_centroids, fit_logistic):
         assert 3 not in fit(features, labels, 4)(features).argmax(axis=1)
+
+
+def test_penalties_by_the_one_standard_error_rule():
+    # stage 0: the best is 80 +- 1, so 79.5 is as good and 78 is not; stage 1: all the same
+    scores = np.array([[[79, 5], [81, 5], [80.5, 5], [79, 5]], [[78, 5], [79, 5], [78.5, 5], [77, 5]]])
+    assert choose_penalties(scores) == [2, 3]
+    assert choose_penalties(scores[:1]) == [1, 3]  # one seed has no error
 
 
 def test_classes_of_places():

@@ -307,7 +307,7 @@ def test_settings_that_cannot_be(overrides, message):
 
 def test_the_input_is_inspected_as_reflectance(tmp_path, capsys, shared_data):
     """`spectralmoe data` shows reflectance, and names the key where values cannot be that."""
-    command = ["data", "--config", "configs/cloud_shadow.py:galileo", "--output", str(tmp_path / "sheet.png")]
+    command = ["data", "configs/cloud_shadow.py:galileo", "--output", str(tmp_path / "sheet.png")]
     command += [f"--config.data.root={shared_data / 'cloudshadow'}", "--batches", "1"]
     assert main(command) == 0
     assert "stored_as" not in capsys.readouterr().out

@@ -118,9 +118,8 @@ def test_training_ends_as_the_inference_form():
     np.testing.assert_allclose(late.mask_logits[-1:], once.mask_logits, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    "family", [name if name == "dinov3" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_trains_every_weight_and_carries_the_statistics(family):
     """Adam's first moment is the gradient: only the statistics have none. These are those of the tokens."""
     model = random_segmenter(settings(FAMILIES[family]))

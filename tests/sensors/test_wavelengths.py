@@ -58,7 +58,7 @@ def test_the_model_uses_the_wavelengths_of_enmap_files(shared_data, tmp_path):
     assert fed(resolved) != fed(config) == wavelengths(config.bands, "enmap")
     save_config(resolved, tmp_path / "config.json")
     run = read_config(tmp_path / "config.json")
-    assert fed(run) == fed(resolved) == fed(config.with_wavelengths_of_run(run))
+    assert fed(run) == fed(resolved) == fed(config.with_statements_of_run(run))
     assert config.wavelengths_of_files is None
     assert fed(read_config(tmp_path / "config.json", ["--config.data.crop=16"])) == fed(resolved)
 
@@ -81,7 +81,7 @@ def test_the_model_uses_the_bandwidths_of_enmap_files(shared_data, tmp_path):
     np.testing.assert_allclose(widths(config), tags, rtol=0, atol=6e-5)  # the table has tenths of nanometres
     save_config(resolved, tmp_path / "config.json")
     run = read_config(tmp_path / "config.json")
-    assert widths(run) == widths(resolved) == widths(config.with_wavelengths_of_run(run))
+    assert widths(run) == widths(resolved) == widths(config.with_statements_of_run(run))
     dofa = resolve_run_wavelengths(config.replaced({"model.visual.kind": "dofa"}))
     assert dofa.stated_wavelengths.bandwidths == ()
 
@@ -104,7 +104,7 @@ def test_other_sensors_or_bands_do_not_use_them(write, tmp_path):
     other = run.replaced({"bands": ("band 3", "band 8", "band 21")})
     assert fed(other) == wavelengths(("band 3", "band 8", "band 21"), "enmap")
     other = run.replaced({"bands": BANDS, "sensor": "orbita_ohs"})
-    assert fed(other) == fed(other.with_wavelengths_of_run(run)) == (0.5, 0.58, 0.76)
+    assert fed(other) == fed(other.with_statements_of_run(run)) == (0.5, 0.58, 0.76)
 
 
 def test_files_must_agree_to_a_nanometre(write, tmp_path):
@@ -173,7 +173,7 @@ def test_each_stream_has_its_own(write, tmp_path):
     assert fed(resolved.stream("main")) == (0.43, 0.456, 0.511)
     assert fed(resolved.stream("ohs")) == (0.5004, 0.58, 0.76)
     alone = config.stream("ohs")
-    assert fed(alone.with_wavelengths_of_run(resolved)) == (0.5004, 0.58, 0.76)
+    assert fed(alone.with_statements_of_run(resolved)) == (0.5004, 0.58, 0.76)
 
 
 def test_evaluation_on_another_band_grid_reads_its_wavelengths(write, tmp_path):
