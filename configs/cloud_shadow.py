@@ -6,8 +6,10 @@ bands, in whatever order, can be a target too; for Landsat 8, the image is
 PATH/cloudshadow/landsat8_image.tif and the labels are landsat8_label.tif.
 
 Source: our own, on the test data of DLR's ukis-csmask (Apache-2.0).
-Score: none published; full runs not measured, smaller ones in docs/results.md.
-Cost: not measured; designed for two CPU cores.
+Arguments: `small` (the default), an encoder trained on the source, or `galileo`, a frozen foundation model.
+
+Score: none published; ours with `galileo`, and of smaller runs without, in docs/results.md.
+Cost: with `galileo` about 80 seconds of one CPU core; without not measured.
 
   spectralmoe train --config configs/cloud_shadow.py:galileo --config.data.root=PATH/cloudshadow \
     --workdir runs/clouds

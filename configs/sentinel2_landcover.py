@@ -11,6 +11,7 @@ Cost: not measured; designed for two CPU cores.
 
   spectralmoe train --config configs/sentinel2_landcover.py --config.data.root=DIR --workdir runs/s2
   spectralmoe train --config configs/sentinel2_landcover.py:polygons ...
+  spectralmoe train --config configs/sentinel2_landcover.py:galileo ...   # a frozen foundation model
 """
 
 from ml_collections import ConfigDict
@@ -65,5 +66,4 @@ def get_config(args: str = "") -> ConfigDict:
     if given.encoder == "galileo":
         common.use_galileo(config)
         config.model.visual.stored_as = "x10000"
-        config.augment.drop_bands = 0.0  # a band of zeros is no reflectance that the encoder knows
     return config

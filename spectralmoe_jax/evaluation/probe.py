@@ -267,7 +267,7 @@ def _plot(report: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("mIoU, %")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, handlelength=4)
     axes.set_title(f"{report['name']}: linear classifiers on frozen features")
     with atomic_write(path) as aside:
         figure.savefig(aside, dpi=150)
