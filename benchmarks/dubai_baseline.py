@@ -24,6 +24,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -96,13 +97,33 @@ def score_target(classify: Classify, splits: Splits, num_classes: int) -> Scores
 def boosted(splits: Splits, *, pixels: int, seed: int, class_weight: str | None) -> Classify:
     """Train a classifier of single pixels on the source."""
     model = HistGradientBoostingClassifier(random_state=seed, class_weight=class_weight)
-    model.fit(*sample_pixels(splits, pixels, seed))
+    return by_pixel(model.fit(*sample_pixels(splits, pixels, seed)))
+
+
+def by_pixel(model: Any, features: Callable[[np.ndarray], np.ndarray] = pixel_features) -> Classify:
+    """Return a fitted classifier of single pixels as one of whole images.
+
+    Args:
+      model: scikit-learn's.
+      features: from an image (H, W, C) to the features (H, W, F) that it was fitted to.
+    """
 
     def classify(image: np.ndarray) -> np.ndarray:
-        features = pixel_features(image)
-        return model.predict(features.reshape(-1, features.shape[-1])).reshape(image.shape[:2])
+        found = features(image)
+        return model.predict(found.reshape(-1, found.shape[-1])).reshape(image.shape[:2])
 
     return classify
+
+
+def labelled_pixels(
+    splits: Splits, features: Callable[[np.ndarray], np.ndarray] = pixel_features
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (n, F) and class ids (n,) of all labelled training pixels; for small sources."""
+    examples = [(image, label, label != 255) for *_, image, label in splits.examples("train")]
+    return (
+        np.concatenate([features(image)[known] for image, _, known in examples]),
+        np.concatenate([label[known] for _, label, known in examples]),
+    )
 
 
 def trained(workdir: Path, config: RunConfig) -> Classify:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dubai_baseline import pixel_features
+from dubai_baseline import Classify, by_pixel, labelled_pixels, pixel_features
 from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -56,20 +56,16 @@ METHODS: dict[str, tuple[Callable[[int], Any], Features]] = {
 
 def training_pixels(splits: Splits, features: Features, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw labelled training pixels uniformly: features (n, F) and class ids (n,)."""
-    rng = np.random.default_rng(seed)
-    examples = [(image, label, label != 255) for *_, image, label in splits.examples("train")]
-    x = np.concatenate([features(image)[known] for image, _, known in examples])
-    y = np.concatenate([label[known] for _, label, known in examples])
-    chosen = rng.choice(len(y), min(len(y), PIXELS), replace=False)
+    x, y = labelled_pixels(splits, features)
+    chosen = np.random.default_rng(seed).choice(len(y), min(len(y), PIXELS), replace=False)
     return x[chosen], y[chosen]
 
 
-def score(model: Any, splits: Splits, split: str, features: Features, classes: int) -> float:
-    """Return the mIoU in per cent of a fitted classifier on a split."""
+def score(classify: Classify, splits: Splits, split: str, classes: int) -> float:
+    """Return the mIoU in per cent of a classifier on a split."""
     matrix = ConfusionMatrix(classes)
     for *_, image, label in splits.examples(split):
-        x = features(image)
-        matrix.add(label, model.predict(x.reshape(-1, x.shape[-1])).reshape(label.shape))
+        matrix.add(label, classify(image))
     return 100 * matrix.miou
 
 
@@ -80,8 +76,8 @@ def benchmark(config: RunConfig, seeds: int) -> dict[str, np.ndarray]:
         rows = []
         for seed in range(seeds):
             splits = open_splits(config.replaced({"data.holdout_seed": seed}))
-            model = make(seed).fit(*training_pixels(splits, features, seed))
-            rows.append([score(model, splits, split, features, classes) for split in ("holdout", "target")])
+            classify = by_pixel(make(seed).fit(*training_pixels(splits, features, seed)), features)
+            rows.append([score(classify, splits, split, classes) for split in ("holdout", "target")])
         found[name] = np.array(rows)
     return found
 

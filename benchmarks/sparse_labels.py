@@ -28,7 +28,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from dubai_baseline import Classify, pixel_features
+from dubai_baseline import Classify, by_pixel, labelled_pixels
 from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -174,18 +174,8 @@ def sparse(config: RunConfig, name: str, seed: int) -> RunConfig:
 
 def trees(splits: Splits, seed: int) -> Classify:
     """Train a classifier of single pixels on the labelled training pixels."""
-    features, labels = [], []
-    for _, _, image, label in splits.examples("train"):
-        features.append(pixel_features(image)[label != IGNORE])
-        labels.append(label[label != IGNORE])
     model = HistGradientBoostingClassifier(random_state=seed)
-    model.fit(np.concatenate(features), np.concatenate(labels))
-
-    def classify(image: np.ndarray) -> np.ndarray:
-        found = pixel_features(image)
-        return model.predict(found.reshape(-1, found.shape[-1])).reshape(image.shape[:2])
-
-    return classify
+    return by_pixel(model.fit(*labelled_pixels(splits)))
 
 
 def trained(config: RunConfig, workdir: Path) -> Classify:

@@ -44,7 +44,7 @@ class Tile:
 
     @property
     def is_targeted(self) -> bool:
-        """Whether every crop from this tile is placed over a pixel that is searched for."""
+        """True if every crop from this tile is placed over a pixel that is searched for."""
         return self.on_label or self.wanted is not None
 
     def draw(self, rng: np.random.Generator, on_labels: float = 0.0) -> Tile:

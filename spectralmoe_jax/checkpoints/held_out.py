@@ -1,4 +1,4 @@
-"""What a run knows of its held-out scores: the best so far, and how long ago that was.
+"""Record of a run's held-out scores: the best so far, and how long ago that was.
 
 Every checkpoint stores it, so that a resumed run counts on where it stopped, on all hosts alike.
 """

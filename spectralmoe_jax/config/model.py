@@ -27,6 +27,8 @@ WAVELENGTH_RANGE = (0.3, 15.0)  # micrometres: ultraviolet to thermal infrared
 RADAR_RANGE = (1e4, 1e6)  # micrometres: 1 cm to 1 m
 STORED_AS = {"unit": (1.0, 0.0), "x10000": (1e-4, 0.0), "x10000+1000": (1e-4, -0.1)}
 """Scale and offset of reflectance by the name of `config.model.visual.stored_as`; a sensor has its own."""
+DEFAULT_MONTH = 6
+"""Month of images whose month is not known."""
 TOKEN_AREA_RANGE = (1e-3, 5.1e8)  # square kilometres that a token may have, up to the surface of the earth
 UNTIED_NORMS = ("cls_norm", "local_cls_norm")
 

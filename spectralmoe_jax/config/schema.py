@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from spectralmoe_jax.config.fields import (
     Section,
@@ -622,10 +622,11 @@ class RunConfig(Section):
     @property
     def wavelengths_of_files(self) -> tuple[float, ...] | None:
         """Wavelengths in micrometres that the files stated for these bands on this sensor, or None."""
-        stated = self.stated_wavelengths
-        if stated is None or (stated.bands, stated.sensor) != (self.bands, self.sensor):
-            return None
-        return stated.micrometres
+        return self.stated_wavelengths.micrometres if self._is_of_these(self.stated_wavelengths) else None
+
+    def _is_of_these(self, stated: StatedWavelengths | StatedAcquisition | None) -> TypeGuard[Any]:
+        """Return whether a section about files is there, and about these bands of this sensor."""
+        return stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor)
 
     @property
     def bandwidths_of_files(self) -> tuple[float, ...]:
@@ -644,10 +645,8 @@ class RunConfig(Section):
 
     @property
     def acquisition_of_files(self) -> StatedAcquisition | None:
-        """What the files stated of month and resolution, for these bands on this sensor, or None."""
-        stated = self.stated_acquisition
-        same = stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor)
-        return stated if same else None
+        """Month and resolution that the files stated for these bands on this sensor, or None."""
+        return self.stated_acquisition if self._is_of_these(self.stated_acquisition) else None
 
     def with_acquisition_of_files(self, month: int | None, resolution: float | None) -> RunConfig:
         """Return a copy that stores month and resolution of its files for its bands."""
@@ -663,21 +662,14 @@ class RunConfig(Section):
         Args:
           run: the configuration stored with the run.
         """
-        result = self._with_wavelengths_of_run(run)
-        if self.acquisition_of_files is None:
-            for stream in (run, *run.streams.values()):
-                stated = stream.stated_acquisition
-                if stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor):
-                    return result.with_acquisition_of_files(stated.month, stated.resolution)
+        result, streams = self, (run, *run.streams.values())
+        wavelengths = (s.stated_wavelengths for s in streams if self._is_of_these(s.stated_wavelengths))
+        if self.wavelengths_of_files is None and (stated := next(wavelengths, None)):
+            result = result.with_wavelengths_of_files(stated.micrometres, stated.bandwidths)
+        acquisitions = (s.stated_acquisition for s in streams if self._is_of_these(s.stated_acquisition))
+        if self.acquisition_of_files is None and (found := next(acquisitions, None)):
+            result = result.with_acquisition_of_files(found.month, found.resolution)
         return result
-
-    def _with_wavelengths_of_run(self, run: RunConfig) -> RunConfig:
-        if self.wavelengths_of_files is None:
-            for stream in (run, *run.streams.values()):
-                stated = stream.stated_wavelengths
-                if stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor):
-                    return self.with_wavelengths_of_files(stated.micrometres, stated.bandwidths)
-        return self
 
     @property
     def every_stream(self) -> dict[str, RunConfig]:

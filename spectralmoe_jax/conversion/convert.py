@@ -30,7 +30,7 @@ from spectralmoe_jax.weights.encoder_file import (
 from spectralmoe_jax.weights.formats import DEPTH_FORMATS, EncoderFile, manifest, recognise
 from spectralmoe_jax.weights.hub import HUB
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stored_shapes, stream_tensors
-from spectralmoe_jax.weights.plain_decoder import IGNORED, is_plain_decoder, plain_decoder_rules
+from spectralmoe_jax.weights.pmt_files import IGNORED, is_plain_decoder, plain_decoder_rules
 from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 from spectralmoe_jax.weights.released import (
     ADAPTER_RULES,

@@ -8,7 +8,6 @@ Frozen weights are read, and all weights written, leaf by leaf.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +27,7 @@ from spectralmoe_jax.models.segmenter import SegmenterConfig
 from spectralmoe_jax.parameters import leaves
 from spectralmoe_jax.weights.formats import DEPTH_REST, EncoderFile
 from spectralmoe_jax.weights.name_rules import LeafPath, Rule, Shape, write_each, written_shapes
-from spectralmoe_jax.weights.plain_decoder import published_shapes, published_tensors
+from spectralmoe_jax.weights.pmt_files import published_shapes, published_tensors
 from spectralmoe_jax.weights.reading import WeightFile
 from spectralmoe_jax.weights.released import (
     ENCODERS,
@@ -45,9 +44,9 @@ from spectralmoe_jax.weights.writing import (
     folder_sha256,
     record_metadata,
     require_suffix,
-    save_torch,
     write_hugging_face_folder,
     write_safetensors,
+    write_tensors_file,
 )
 
 log = logging.getLogger(__name__)
@@ -99,9 +98,9 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
         elif to == "pmt":
             head = {path: shape for path, shape in shapes.items() if path[0] == "head"}
             tensors = published_tensors(head, (item for item in stream if item[0] in head))
-            _write_tensors(temporary, target.suffix, published_shapes(head), tensors, record)
+            write_tensors_file(temporary, published_shapes(head), tensors, record)
         else:
-            _write_released(temporary, target.suffix, trained, shapes, stream, record)
+            _write_released(temporary, trained, shapes, stream, record)
     return f"{target}: the checkpoint of step {trained.step} of {workdir}, --to {to}"
 
 
@@ -132,7 +131,6 @@ def _write_native(
 
 def _write_released(
     path: Path,
-    suffix: str,
     trained: TrainedRun,
     shapes: Mapping[LeafPath, Shape],
     stream: Iterator[tuple[LeafPath, np.ndarray]],
@@ -147,21 +145,7 @@ def _write_released(
     names = released_shapes(config, shapes) | {name: value.shape for name, value in depth_rest.items()}
     # those of the segmenter, then those of the depth encoder that it does not use
     tensors = itertools.chain(released_tensors(config, stream), depth_rest.items())
-    _write_tensors(path, suffix, names, tensors, record)
-
-
-def _write_tensors(
-    path: Path,
-    suffix: str,
-    shapes: Mapping[str, Shape],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    record: dict[str, Any],
-) -> None:
-    """Write tensors by name to a safetensors file, or to a file of PyTorch with a `state_dict`."""
-    if suffix == ".safetensors":
-        write_safetensors(path, shapes, tensors, record_metadata(record))
-        return
-    save_torch(path, tensors, meta={"spectralmoe": json.dumps(record)})
+    write_tensors_file(path, names, tensors, record)
 
 
 def released_tensors(

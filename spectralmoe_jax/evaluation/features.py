@@ -23,7 +23,7 @@ from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.model import checked
-from spectralmoe_jax.inference.sliding_window import padded_tile, predict_tiles, window_starts
+from spectralmoe_jax.inference.sliding_window import overlapping_tiles, predict_tiles
 from spectralmoe_jax.models.encoders.encoder import Encoder, every_layer, mean_over_groups
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parameters import join, leaves, split
@@ -83,18 +83,13 @@ class FeatureExtractor:
 
     def _compute(self, image: np.ndarray) -> np.ndarray:
         self.computed += 1
-        window, patch = self._settings.window, self.patch
+        patch = self.patch
         # 1. whole patches: a remainder is mirrored, as windows are at the edges
         missing = [-side % patch for side in image.shape[:2]]
         image = np.pad(image, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="symmetric")
-        height, width = image.shape[:2]
-        tiles = (
-            ((row, column), padded_tile(image, row, column, window))
-            for row in window_starts(height, window, self._settings.overlap)
-            for column in window_starts(width, window, self._settings.overlap)
-        )
         # 2. mean over the windows
-        h, w = height // patch, width // patch
+        h, w = image.shape[0] // patch, image.shape[1] // patch
+        tiles = overlapping_tiles(image, self._settings)
         total, count = None, np.zeros((h, w, 1, 1), np.float32)
         for (row, column), found in predict_tiles(tiles, self._encode, self._settings.batch_size):
             if total is None:

@@ -53,15 +53,24 @@ def fit_logistic(
     Returns:
       The classifier for features as they are, standardisation folded in.
     """
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1)
+    x, mean, deviation = _standardised(features)
     sample = np.ones(len(labels)) if weights is None else np.asarray(weights)
-    x = jnp.asarray((features - mean) / deviation, jnp.float32)
     w, b = _fit(
-        x, jnp.asarray(labels), jnp.asarray(sample, jnp.float32), jnp.asarray(penalty, jnp.float32), classes
+        jnp.asarray(x, jnp.float32),
+        jnp.asarray(labels),
+        jnp.asarray(sample, jnp.float32),
+        jnp.asarray(penalty, jnp.float32),
+        classes,
     )
     w = np.asarray(w) / deviation[:, None]
     return LinearClassifier(w, np.asarray(b) - mean @ w)
+
+
+def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Standardised features (n, D), and the mean and deviation (D,) that were used; 1 for a constant one."""
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    deviation = np.where(deviation > 0, deviation, 1)
+    return (features - mean) / deviation, mean, deviation
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -92,9 +101,7 @@ def fit_centroids(features: np.ndarray, labels: np.ndarray, classes: int) -> Lin
       labels: (n,) integers in 0..classes-1.
       classes: number of classes C.
     """
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1)
-    x = (features - mean) / deviation
+    x, mean, deviation = _standardised(features)
     counts = np.bincount(labels, minlength=classes)
     sums = np.stack([x[labels == label].sum(axis=0) for label in range(classes)])
     centroids = sums / np.maximum(counts, 1)[:, None]  # (C, D)

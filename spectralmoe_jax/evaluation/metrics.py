@@ -25,10 +25,9 @@ from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
     RoutedStep,
-    padded_tile,
+    overlapping_tiles,
     predict_image,
     require_finite,
-    window_starts,
 )
 
 
@@ -304,11 +303,9 @@ class Tally:
 
 def _label_windows(label: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
     """Cut a label (H, W) into the windows of `predict_image`: (windows, S, S), 255 beyond the image."""
-    size = settings.window
-    rows, columns = (window_starts(length, size, settings.overlap) for length in label.shape)
-    missing = [(0, max(0, size - length)) for length in label.shape]
+    missing = [(0, max(0, settings.window - length)) for length in label.shape]
     filled = np.pad(label, missing, constant_values=IGNORE)[..., None]
-    return np.stack([padded_tile(filled, row, column, size)[..., 0] for row in rows for column in columns])
+    return np.stack([tile[..., 0] for _, tile in overlapping_tiles(filled, settings)])
 
 
 def tally_split(

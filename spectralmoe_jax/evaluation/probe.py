@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.model import initial_segmenter
 from spectralmoe_jax.resampling import resize_bilinear
 
-SPLITS = ("holdout", "target")
+SPLITS = {"holdout": "held-out source", "target": "target"}
+"""The splits that are scored, and their names in the table and the plot."""
 TOKENS = 60_000  # most tokens that a classifier is fitted to, drawn from all of the source
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 RESULTS, PLOT = "probe.json", "probe.png"
@@ -70,24 +71,19 @@ def probe(
         _Part(config.replaced({"data.holdout_seed": seed}), extract, seed)
         for seed in range(first, first + seeds)
     ]
+    if penalty is None and not all(part.has_holdout for part in parts):
+        raise UserError(
+            "config.data.holdout is 0: hold images out to choose the penalty by, or give --penalty"
+        )
     # 1. the penalty of each stage, by the held-out source alone
     penalties = PENALTIES if penalty is None else (penalty,)
     regressions = [
         [part.fit(functools.partial(fit_logistic, penalty=p)) for p in penalties] for part in parts
-    ]
-    held_out = None
-    if all(part.has_holdout for part in parts):
-        held_out = np.array(
-            [
-                [part.score("holdout", of) for of in found]
-                for part, found in zip(parts, regressions, strict=True)
-            ]
-        )  # (seeds, penalties, S)
-    elif len(penalties) > 1:
-        raise UserError(
-            "config.data.holdout is 0: hold images out to choose the penalty by, or give --penalty"
-        )
-    chosen = [0] * len(extract.stages) if held_out is None else choose_penalties(held_out)
+    ]  # by seed, penalty and stage
+    chosen = [0] * len(extract.stages)
+    if len(penalties) > 1:
+        pairs = zip(parts, regressions, strict=True)
+        chosen = choose_penalties(np.array([part.score("holdout", found) for part, found in pairs]))
     # 2. scores of the chosen ones, and of the centroids
     scores: dict[str, dict[str, list[list[float]]]] = {}
     for part, found in zip(parts, regressions, strict=True):
@@ -95,10 +91,10 @@ def probe(
             "logistic regression": [found[choice][stage] for stage, choice in enumerate(chosen)],
             "nearest centroid": part.fit(fit_centroids),
         }
-        for name, classifiers in fitted.items():
-            for split in SPLITS if part.has_holdout else ("target",):
-                of_seed = part.score(split, classifiers)
-                scores.setdefault(name, {}).setdefault(split, []).append(of_seed)
+        for split in SPLITS if part.has_holdout else ("target",):
+            of_seed = part.score(split, list(fitted.values()))
+            for name, of_classifier in zip(fitted, of_seed, strict=True):
+                scores.setdefault(name, {}).setdefault(split, []).append(of_classifier)
     report = {
         "name": config.name, "stages": extract.stages, "seeds": seeds,
         "penalty": [penalties[choice] for choice in chosen], "miou": scores,
@@ -151,9 +147,33 @@ class _Part:
         """Fit a classifier to the features of every stage."""
         return [method(features, self._labels, self._classes) for features in self._features]
 
-    def score(self, split: str, classifiers: list[LinearClassifier]) -> list[float]:
-        """Return the mIoU of a split in per cent, one classifier for each stage."""
-        return _score(self._splits, split, self._extract, classifiers, self._classes)
+    def score(self, split: str, classifiers: list[list[LinearClassifier]]) -> list[list[float]]:
+        """Score several classifiers of every stage in one pass over the images of a split.
+
+        Logits are resized to the pixels bilinearly.
+
+        Args:
+          split: name of the split.
+          classifiers: each a list of one for every stage.
+
+        Returns:
+          The mIoU in per cent of each, by stage.
+        """
+        matrices = [[ConfusionMatrix(self._classes) for _ in of_stages] for of_stages in classifiers]
+        for _, _, image, label in self._splits.examples(split):
+            features = self._extract(image)  # (h, w, S, D)
+            for of_stages, counts in zip(classifiers, matrices, strict=True):
+                for stage, (classify, matrix) in enumerate(zip(of_stages, counts, strict=True)):
+                    predicted = _predict(classify, features[:, :, stage], self._extract.patch)
+                    matrix.add(label, predicted[: label.shape[0], : label.shape[1]])
+        return [[100 * matrix.miou for matrix in counts] for counts in matrices]
+
+
+def _predict(classify: LinearClassifier, features: np.ndarray, patch: int) -> np.ndarray:
+    """Classes (h * patch, w * patch) of features (h, w, D)."""
+    logits = np.maximum(classify(features), -1e6).astype(np.float32)  # -inf would spread by interpolation
+    size = (features.shape[0] * patch, features.shape[1] * patch)
+    return np.asarray(resize_bilinear(logits[None], size))[0].argmax(axis=-1)
 
 
 def _training_tokens(
@@ -193,28 +213,6 @@ def _token_classes(label: np.ndarray, patch: int, classes: int) -> np.ndarray:
     return patch_classes(strips, 1, classes).reshape(rows, columns)
 
 
-def _score(
-    splits: Splits, split: str, extract: FeatureExtractor, classifiers: list[LinearClassifier], classes: int
-) -> list[float]:
-    """MIoU in per cent of one classifier for each stage, by pixel: logits are resized bilinearly."""
-    matrices = [ConfusionMatrix(classes) for _ in classifiers]
-    for label, found in _examples(splits, split, extract):
-        height, width = found.shape[0] * extract.patch, found.shape[1] * extract.patch
-        for stage, (classify, matrix) in enumerate(zip(classifiers, matrices, strict=True)):
-            logits = np.maximum(classify(found[:, :, stage]), -1e6)  # -inf would spread by interpolation
-            resized = np.asarray(resize_bilinear(logits[None].astype(np.float32), (height, width)))[0]
-            predicted = resized.argmax(axis=-1)[: label.shape[0], : label.shape[1]]
-            matrix.add(label, predicted)
-    return [100 * matrix.miou for matrix in matrices]
-
-
-def _examples(
-    splits: Splits, split: str, extract: FeatureExtractor
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for _, _, image, label in splits.examples(split):
-        yield label, extract(image)
-
-
 def _mean_and_deviation(seeds: list[list[float]], stage: int) -> tuple[float, float]:
     values = np.array([scores[stage] for scores in seeds])
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
@@ -227,7 +225,7 @@ def _print(report: dict[str, Any]) -> None:
     table.add_column("penalty", justify="right")
     columns = [(name, split) for name, splits in report["miou"].items() for split in splits]
     for name, split in columns:
-        table.add_column(f"{name}\n{'held-out source' if split == 'holdout' else split}", justify="right")
+        table.add_column(f"{name}\n{SPLITS[split]}", justify="right")
     for stage, label in enumerate(report["stages"]):
         cells = []
         for name, split in columns:
@@ -251,7 +249,7 @@ def _plot(report: dict[str, Any], path: Path) -> None:
     for colour, (name, splits) in zip(("C0", "C1"), report["miou"].items(), strict=True):
         for split, seeds in splits.items():
             stats = np.array([_mean_and_deviation(seeds, stage) for stage in range(len(places))])
-            label = f"{name}, {'held-out source' if split == 'holdout' else split}"
+            label = f"{name}, {SPLITS[split]}"
             style = "--" if split == "holdout" else "-"
             axes.errorbar(
                 places,

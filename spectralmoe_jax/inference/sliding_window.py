@@ -43,11 +43,7 @@ def predict_image(image: np.ndarray, predict: Predict, settings: EvaluateConfig)
     height, width = image.shape[:2]
     size = settings.window
     weight = blending_weight(size)[..., None]
-    tiles = (
-        ((row, column), padded_tile(image, row, column, size))
-        for row in window_starts(height, size, settings.overlap)
-        for column in window_starts(width, size, settings.overlap)
-    )
+    tiles = overlapping_tiles(image, settings)
     total: np.ndarray | None = None
     for (row, column), scores in predict_tiles(tiles, predict, settings.batch_size):
         if total is None:
@@ -105,6 +101,13 @@ def window_starts(length: int, window: int, overlap: int) -> list[int]:
         return [0]
     starts = list(range(0, length - window, window - overlap))
     return [*starts, length - window]
+
+
+def overlapping_tiles(image: np.ndarray, settings: EvaluateConfig) -> Iterator[Tile]:
+    """Yield the overlapping windows that cover an image (H, W, bands), row by row."""
+    for row in window_starts(image.shape[0], settings.window, settings.overlap):
+        for column in window_starts(image.shape[1], settings.window, settings.overlap):
+            yield (row, column), padded_tile(image, row, column, settings.window)
 
 
 def padded_tile(image: np.ndarray, row: int, column: int, window: int) -> np.ndarray:

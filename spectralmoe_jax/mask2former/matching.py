@@ -58,7 +58,7 @@ class Slots(NamedTuple):
 
     @property
     def is_present(self) -> Array:
-        """Which slots hold a class that is present: (B, C) bool."""
+        """True for slots that hold a class that is present: (B, C)."""
         return jnp.arange(self.classes.shape[1]) < self.present[:, None]
 
     def weights(self, dtype) -> Array:

@@ -19,7 +19,7 @@ from jax import Array
 
 from spectralmoe_jax.adapters.base import Adapter, Grid, LayerOutput, uses_depth
 from spectralmoe_jax.adapters.registry import adapter_class
-from spectralmoe_jax.config.adapters import SpectralMoEConfig
+from spectralmoe_jax.config.adapters import AdapterSection, SpectralMoEConfig
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.models.encoders.copernicus_fm import CopernicusFM
 from spectralmoe_jax.models.encoders.encoder import Encoder, mean_over_groups, patch_grid
@@ -210,7 +210,7 @@ class Backbone(nnx.Module):
         groups = self.visual.config.tokens_per_place
         if groups == 1:
             return self.adapter.layer(weights, visual, depth, noise, grid)
-        if getattr(self.adapter.config, "token_groups", "mean") == "mean":
+        if getattr(self.adapter.config, "token_groups", AdapterSection.token_groups) == "mean":
             mean = mean_over_groups(visual, groups)  # (B, N, D)
             out = self.adapter.layer(weights, mean, depth, noise, grid)
             return out._replace(tokens=visual + jnp.repeat(out.tokens - mean, groups, axis=1))

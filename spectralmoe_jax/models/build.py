@@ -15,7 +15,7 @@ from spectralmoe_jax.adapters.registry import adapter_class
 from spectralmoe_jax.config.adapters import OwnAdapterConfig, SpectralMoEConfig
 from spectralmoe_jax.config.fields import build
 from spectralmoe_jax.config.load import Configuration, as_run_config
-from spectralmoe_jax.config.model import EncoderConfig, VisualConfig
+from spectralmoe_jax.config.model import DEFAULT_MONTH, EncoderConfig, VisualConfig
 from spectralmoe_jax.config.presets import FAMILIES
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
@@ -32,8 +32,6 @@ from spectralmoe_jax.sensors import (
     visible,
     wavelengths,
 )
-
-DEFAULT_MONTH = 6  # of images whose month is not known
 
 
 def segmenter_config(config: RunConfig) -> SegmenterConfig:

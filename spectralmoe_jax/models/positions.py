@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from jax import Array
 
-from spectralmoe_jax.layers import wide_type
+from spectralmoe_jax.layers import contract, wide_type
 
 EVA_SIDE = 16  # patches along one edge of EVA-02's pretraining grid, to which every grid is stretched
 EVA_BASE = 10000.0
@@ -161,6 +161,17 @@ def patch_matrix(size_in: int, size_out: int) -> np.ndarray:
     (FlexiViT, arXiv 2212.08013, section 3.4). For both axes of a kernel the pseudo-inverse separates.
     """
     return np.linalg.pinv(bicubic_matrix(size_in, size_out, antialias=True).T)
+
+
+def resize_kernel(kernel: Array, size: int) -> Array:
+    """Resize a patch kernel (p, p, C, D) to (size, size, C, D) by `patch_matrix`, for rows and columns alike.
+
+    A kernel that has this size is returned as it is.
+    """
+    if kernel.shape[0] == size:
+        return kernel
+    matrix = jnp.asarray(patch_matrix(kernel.shape[0], size), kernel.dtype)  # (size, p)
+    return contract("qj,pjcd->pqcd", matrix, contract("pi,ijcd->pjcd", matrix, kernel))
 
 
 def linear_matrix(size_in: int, size_out: int) -> np.ndarray:

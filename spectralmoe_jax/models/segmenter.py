@@ -219,7 +219,7 @@ class Segmenter(nnx.Module):
             return self.backbone(image, key=key, noise=noise)
 
     def head_features(self, image: Array) -> Array:
-        """What the linear head classifies of a normalised image (B, H, W, C): (B, h, w, maps * D)."""
+        """Inputs of the linear head for a normalised image (B, H, W, C): (B, h, w, maps * D)."""
         assert isinstance(self.head, LinearHead)
         maps = self.features(image).maps
         maps, _ = self.backbone.adapter.refine_maps(maps, (1.0,) * len(maps))

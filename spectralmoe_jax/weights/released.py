@@ -41,7 +41,7 @@ from spectralmoe_jax.weights.formats import (
     recognise,
 )
 from spectralmoe_jax.weights.name_rules import LeafPath, Rule, Shape, stream_tensors
-from spectralmoe_jax.weights.plain_decoder import IGNORED, as_head, is_plain_decoder, plain_decoder_rules
+from spectralmoe_jax.weights.pmt_files import IGNORED, as_head, is_plain_decoder, plain_decoder_rules
 from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
 
 log = logging.getLogger(__name__)

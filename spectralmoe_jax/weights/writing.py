@@ -173,26 +173,42 @@ def write_published(
     defined = default_leaves(published, config).keys() - {rule.path for rule in rules}
     wanted = {leaf_path: shape for leaf_path, shape in shapes.items() if leaf_path not in defined}
     tensors = write_each(rules, ((leaf_path, leaf) for leaf_path, leaf in leaves if leaf_path in wanted))
-    if path.suffix == ".safetensors":
-        write_safetensors(path, written_shapes(rules, wanted), tensors, record_metadata(record))
-    else:
-        save_torch(path, tensors)
+    write_tensors_file(path, written_shapes(rules, wanted), tensors, record, plain=True)
 
 
-def save_torch(path: Path, tensors: Iterable[tuple[str, np.ndarray]], **beside: Any) -> None:
-    """Write tensors with `torch.save`: as a plain dictionary, or as `state_dict` beside other values.
+def write_tensors_file(
+    path: Path,
+    shapes: Mapping[str, Shape],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    record: Mapping[str, Any],
+    *,
+    plain: bool = False,
+) -> None:
+    """Write tensors by name as safetensors or, with another suffix, as `torch.save` does.
+
+    Args:
+      path: file to write; its suffix tells the format.
+      shapes: shapes of the tensors.
+      tensors: name and array of each.
+      record: record of origin, for the header or beside the tensors.
+      plain: whether a file of PyTorch is a plain dictionary of the tensors, without the record; else they are
+        its `state_dict`.
 
     Raises:
-      UserError: PyTorch is not installed.
+      UserError: PyTorch is needed and not installed.
     """
+    if path.suffix == ".safetensors":
+        write_safetensors(path, shapes, tensors, record_metadata(record))
+        return
     try:
         import torch
     except ImportError:
         raise UserError(
-            "writing a .pth file needs PyTorch: pip install torch (or give .safetensors)"
+            f"writing a {path.suffix} file needs PyTorch: pip install torch (or give .safetensors)"
         ) from None
     state = {name: torch.from_numpy(tensor) for name, tensor in tensors}
-    torch.save({**beside, "state_dict": state} if beside else state, path)
+    beside = {"meta": record_metadata(record), "state_dict": state}
+    torch.save(state if plain else beside, path)
 
 
 # Hugging Face folders

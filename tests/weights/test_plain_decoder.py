@@ -13,7 +13,7 @@ from spectralmoe_jax.models.build import abstract_segmenter
 from spectralmoe_jax.parameters import leaves
 from spectralmoe_jax.parity.comparison import read_arrays
 from spectralmoe_jax.parity.pmt_goldens import LEVELS, golden_segmenter
-from spectralmoe_jax.weights.plain_decoder import published_shapes, published_tensors
+from spectralmoe_jax.weights.pmt_files import published_shapes, published_tensors
 from spectralmoe_jax.weights.reading import open_weight_file
 from spectralmoe_jax.weights.released import is_segmenter, parts_of, stream_segmenter
 

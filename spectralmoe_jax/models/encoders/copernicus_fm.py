@@ -20,10 +20,10 @@ from jax import Array
 
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.layers import Frozen, Linear, VariableType, contract, trunc_normal
+from spectralmoe_jax.layers import Frozen, Linear, VariableType, trunc_normal
 from spectralmoe_jax.models.encoders.dofa import NANOMETRES, Generated, KernelGenerator
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
-from spectralmoe_jax.models.positions import patch_matrix
+from spectralmoe_jax.models.positions import resize_kernel
 
 BASE_PATCH = 16  # side of the generated kernels in pixels
 # Shortest and longest wavelength of the codes, in the units of what is encoded.
@@ -36,7 +36,7 @@ KINDS = ("location", "area", "date")  # of metadata
 
 
 class Metadata(NamedTuple):
-    """What is known of the images of a batch, B or 1 of each; None is unknown for all of them.
+    """Metadata of the images of a batch, B or 1 of each; None is unknown for all of them.
 
     Attributes:
       location: longitude and latitude in degrees, (B, 2).
@@ -136,12 +136,7 @@ class SpectralGenerator(KernelGenerator):
     def made_of(self, wavelengths: Sequence[float], bandwidths: Sequence[float]) -> Generated:
         """Generate from bands, with the steps before it; the kernel has the size of the patches."""
         made = self.generate(self.codes(wavelengths, bandwidths))
-        if self.resized == BASE_PATCH:
-            return made
-        # the same matrix for rows and columns, (p, 16)
-        resize = jnp.asarray(patch_matrix(BASE_PATCH, self.resized), made.kernel.dtype)
-        rows = contract("pi,ijcd->pjcd", resize, made.kernel)
-        return made._replace(kernel=contract("qj,pjcd->pqcd", resize, rows))
+        return made._replace(kernel=resize_kernel(made.kernel, self.resized))
 
     def codes(self, wavelengths: Sequence[float], bandwidths: Sequence[float]) -> Array:
         """Code of each band, (C, W)."""
@@ -163,7 +158,7 @@ class MetadataTokens(nnx.Module):
             setattr(self, name, MetadataToken(width, kind, param_dtype, rngs))
 
     def inputs(self, codes: Mapping[str, np.ndarray | None]) -> dict[str, Array]:
-        """What the linear layers get, (B or 1, D) for each kind: the code, or the token of the unknown."""
+        """Inputs of the linear layers, (B or 1, D) for each kind: the code, or the token of the unknown."""
         modules = {name: getattr(self, name) for name in KINDS}
         return {
             name: module.token[...] if codes[name] is None else jnp.asarray(codes[name], module.token.dtype)
@@ -171,7 +166,7 @@ class MetadataTokens(nnx.Module):
         }
 
     def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What the linear layers make of it, (B or 1, D) for each kind."""
+        """Outputs of the linear layers, (B or 1, D) for each kind."""
         with jax.default_matmul_precision("highest"):
             return {name: getattr(self, name).linear(x) for name, x in inputs.items()}
 

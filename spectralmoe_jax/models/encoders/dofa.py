@@ -26,7 +26,7 @@ NANOMETRES = 1000.0  # in a micrometre: wavelengths are encoded in nanometres
 
 
 class Generated(NamedTuple):
-    """What a generator makes of bands, with the steps before it; W is the width of the generator.
+    """Output of a generator for some bands, with the steps before it; W is the width of the generator.
 
     Attributes:
       bands: one token for each band, (C, W).

@@ -25,10 +25,10 @@ from spectralmoe_jax.adapters.base import Beside, Edit
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.presets import GALILEO_GROUPS
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.layers import Frozen, LayerNorm, VariableType, contract, trunc_normal, wide_type
+from spectralmoe_jax.layers import Frozen, LayerNorm, VariableType, trunc_normal, wide_type
 from spectralmoe_jax.models.encoders.encoder import Encoder, Layers, embed_patches
 from spectralmoe_jax.models.encoders.vit import Block
-from spectralmoe_jax.models.positions import patch_matrix
+from spectralmoe_jax.models.positions import resize_kernel
 from spectralmoe_jax.parameters import edited
 from spectralmoe_jax.sensors import SENSORS, find_sensor
 
@@ -176,14 +176,10 @@ class GalileoEncoder(Encoder):
 
     def embed_groups(self, image: Array) -> Array:
         """Patch embeddings of every group, without encodings: (B, H, W, C) -> (B, N, G, D)."""
-        resize = jnp.asarray(patch_matrix(KERNEL, self.config.patch_size))  # (p, 8)
         tokens = []
         for group in self.config.groups:
             embedding = getattr(self.space_time_embed, group)  # type: ignore[attr-defined]
-            stored = embedding.kernel[...]  # (8, 8, channels, D)
-            # the pseudo-inverse acts on rows and on columns alike
-            rows = contract("pi,ijcd->pjcd", resize.astype(stored.dtype), stored)
-            kernel = contract("qj,pjcd->pqcd", resize.astype(stored.dtype), rows)
+            kernel = resize_kernel(embedding.kernel[...], self.config.patch_size)  # (p, p, channels, D)
             tokens.append(embed_patches(self._group_pixels(image, group), kernel, embedding.bias[...]))
         return jnp.stack(tokens, axis=2)
 
