@@ -101,6 +101,7 @@ def test_running_statistics_are_those_of_the_global_batch(found):
     assert found("pmt")["params"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_step_without_unlabelled_pixels_equals_that_of_one_device(found):
     assert found("excluded")["metrics"] < 1e-5
     assert found("excluded")["params"] < 1e-5
