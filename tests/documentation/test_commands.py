@@ -7,6 +7,7 @@ the page, with further overrides that make the model and the run tiny.
 
 import importlib
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -16,16 +17,22 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
+from flax import nnx
 from huggingface_hub import constants
 from rasterio.transform import from_origin
 
 from spectralmoe_jax.ablation.grid import grid_runs, load_grid
 from spectralmoe_jax.cli.main import COMMANDS, main
 from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.conversion.export import released_tensors
+from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.build import make_segmenter, segmenter_config
 from spectralmoe_jax.parameters import leaves
+from spectralmoe_jax.weights.format_tables import GALILEO, encoder_rules
+from spectralmoe_jax.weights.name_rules import write_tensors
 from tests.datasets import lookalikes
 from tests.documentation import pages
 from tests.documentation.pages import PAGES, Call
@@ -59,6 +66,10 @@ TINIER = {
     },
     "dubai": TINY | {"data.crop": 60, "evaluate.window": 60},
     "cloud_shadow": TINY,
+    "cloud_shadow:galileo": {
+        "train.steps": 2, "train.batch_size": 2, "train.warmup_steps": 0, "train.probe_tiles": 4,
+        "train.evaluate_every": 2, "train.checkpoint_every": 2,
+    },
     "loveda": TINY | OF_PUBLISHED_SIZE,
     "fbp_cross_sensor": TINY | OF_PUBLISHED_SIZE,
 }  # fmt: skip
@@ -237,6 +248,23 @@ def put_on_the_hub(hub: Path, repository: str) -> None:
     transformers.DINOv3ViTModel(config).save_pretrained(root / "snapshots" / "c0ffee")
 
 
+def put_galileo_on_the_hub(hub: Path) -> None:
+    """Galileo-nano's folder in the hub's local cache, with random weights."""
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    values = preset("galileo_nano", "")
+    channels = ("B2", "B3", "B4", "B8", "B11", "B12")
+    config = EncoderConfig(**values, channels=channels, in_channels=len(channels), month=6, resolution=10.0)
+    encoder = make_encoder(config, rngs=nnx.Rngs(0))
+    state = write_tensors(encoder_rules(GALILEO, config), leaves(encoder))
+    root = hub / "models--nasaharvest--galileo"
+    folder = root / "snapshots" / "c0ffee" / "models" / "nano"
+    folder.mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("c0ffee")
+    (folder / "config.json").write_text(json.dumps({"model": {"encoder": {"num_heads": config.heads}}}))
+    torch.save({name: torch.tensor(np.array(value)) for name, value in state.items()}, folder / "encoder.pt")
+
+
 def run_example(call: Call) -> None:
     """Runs a command in this process, at a tiny size.
 
@@ -261,10 +289,17 @@ def run_example(call: Call) -> None:
     assert status == (1 if "--check" in given else 0), f"{call.line}: {call.text}"
 
 
+def sizes_of(named: str) -> dict[str, object]:
+    """Settings that make a configuration small, by its path and argument."""
+    path, _, argument = named.partition(":")
+    stem = Path(path).stem
+    return TINIER.get(f"{stem}:{argument}", TINIER[stem])
+
+
 def tinier(given: list[str]) -> list[str]:
     """Overrides that make a run of the configuration in a command line tiny."""
     named = [word for word in given if word.startswith("configs/")] or ["quickstart"]
-    values = TINIER[Path(named[0].partition(":")[0]).stem] | ONE_DEVICE
+    values = sizes_of(named[0]) | ONE_DEVICE
     kinds = [word.partition("=")[2] for word in given if word.startswith("--config.model.adapter.kind=")]
     if kinds and kinds != ["rein"]:  # which has the same keys
         values = {key: value for key, value in values.items() if not key.startswith("model.adapter.")}
@@ -274,7 +309,7 @@ def tinier(given: list[str]) -> list[str]:
 def tinier_grid(given: list[str]) -> list[str]:
     """The same for a grid, but for what its variants differ in."""
     base = given[given.index("--base") + 1] if "--base" in given else given[0].partition(":")[2]
-    values = TINIER[Path(base or "quickstart").stem]
+    values = sizes_of(base or load_grid(given[0]).base)
     if Path(given[0]).stem in ("components", "peers"):  # which get a depth encoder of the base's size
         values = values | {key.replace("visual", "depth"): values[key] for key in values if ".visual." in key}
     varied = {key for settings in load_grid(given[0]).variants.values() for key in settings}
@@ -283,6 +318,8 @@ def tinier_grid(given: list[str]) -> list[str]:
 
 def prerequisites(page: str, hub: Path) -> None:
     """What a page takes for granted: downloads, and what another page has the reader make."""
+    if page in ("README.md", "docs/frozen_encoders.md", "docs/results.md"):
+        put_galileo_on_the_hub(hub)
     if page == "README.md":
         put_on_the_hub(hub, "facebook/dinov3-vitl16-pretrain-lvd1689m")
     if page in ("README.md", "docs/adding_an_adapter.md", "docs/scaling.md"):
