@@ -104,6 +104,11 @@ class EncoderConfig(Section):
         one_of("modulo", "mean", "zero"),
     )
     window: int = option(14, "Side of an attention window in patches (sam, galileo).", at_least(1))
+    window_overlap: int = option(
+        0,
+        "Patches by which windows overlap; features are averaged there (galileo).",
+        at_least(0),
+    )
     global_every: int = option(3, "Every n-th layer attends globally (sam).")
     neck_width: int = option(
         256, "Channels of the neck that comes with the weights; features do not use it (sam)."
@@ -164,6 +169,12 @@ class EncoderConfig(Section):
         elif self.kind == "galileo":
             self.require("patch_size", self.patch_size <= 8, "must be at most 8")
             self.require("width", self.width % 32 == 0, "must be a multiple of 32, for its encodings")
+        fits = self.window_overlap < self.window and (not self.window_overlap or self.kind == "galileo")
+        self.require(
+            "window_overlap",
+            fits,
+            f"must be below window = {self.window}, and 0 for encoders other than galileo",
+        )
 
     def _check_wavelengths(self) -> None:
         must = f"must be one wavelength for each of the {self.in_channels} bands, in micrometres"

@@ -10,6 +10,7 @@ Letters of shapes here: S stages, h, w grid of patches of a whole image, D width
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,8 @@ class FeatureExtractor:
 
     Args:
       segmenter: segmenter with weights.
-      settings: side and overlap of the windows, windows in a call.
+      settings: side and overlap of the windows, windows in a call. An encoder whose own windows overlap
+        (`config.model.visual.window_overlap`) has windows of its own side and overlap.
       cache: folder that keeps the features of each image, or None. Their file is named by a digest of the
         pixels, the weights and the settings, so that it never fits anything else.
 
@@ -55,6 +57,11 @@ class FeatureExtractor:
     def __init__(self, segmenter: Segmenter, settings: EvaluateConfig, cache: Path | None = None):
         encoder = segmenter.backbone.visual
         self.patch = encoder.config.patch_size
+        if encoder.config.window_overlap:
+            inner = {"window": encoder.config.window, "overlap": encoder.config.window_overlap}
+            sides = {name: patches * self.patch for name, patches in inner.items()}
+            share = (settings.window // sides["window"]) ** 2  # as many pixels in a call
+            settings = dataclasses.replace(settings, batch_size=settings.batch_size * max(share, 1), **sides)
         for name in ("window", "overlap"):
             if getattr(settings, name) % self.patch:
                 raise UserError(

@@ -197,14 +197,21 @@ def _depth_pictures(segmenter: Segmenter, tiles: np.ndarray, side: int) -> tuple
         depth = model.backbone.depth
         assert depth is not None
         bands = np.asarray(model.backbone.depth_bands)
-        stacked = depth.stacked(side, side)
+        image, windows = model.normalise(pixels)[..., bands], model.backbone.windows(pixels.shape)
+        rows, columns = (side, side) if windows is None else windows.shape
+        stacked = depth.stacked(rows, columns)
 
         def layer(carry: jax.Array, weights: Any) -> tuple[jax.Array, jax.Array]:
             """Apply one layer; keep its patch tokens."""
             out = stacked.apply(carry, weights)
             return out, out[:, depth.config.prefix_tokens :]
 
-        return jax.lax.scan(layer, depth.embed(model.normalise(pixels)[..., bands]), stacked.weights)[1]
+        seen = image if windows is None else windows.cut(image)
+        found = jax.lax.scan(layer, depth.embed(seen), stacked.weights)[1]
+        if windows is None:
+            return found
+        maps = found.reshape(*found.shape[:2], rows, columns, -1)
+        return jax.vmap(windows.mean)(maps).reshape(len(found), len(pixels), side * side, -1)
 
     found = np.asarray(tokens(trainable, frozen, tiles), np.float32)[layers - 1]  # (layers, B, N, D)
     pictures = [principal_colours(one).reshape(len(tiles), side, side, 3) for one in found]

@@ -26,6 +26,7 @@ from spectralmoe_jax.models.encoders.encoder import Encoder, mean_over_groups, p
 from spectralmoe_jax.models.encoders.galileo import GalileoEncoder
 from spectralmoe_jax.models.encoders.sam import SamEncoder
 from spectralmoe_jax.models.encoders.vit import VisionTransformer
+from spectralmoe_jax.models.windows import OverlappingWindows
 from spectralmoe_jax.parallel import constrain
 from spectralmoe_jax.parallel.expert_parallel import gather_weights, remat_gathered_weights
 from spectralmoe_jax.parameters import Path, train_some
@@ -43,6 +44,7 @@ class Features(NamedTuple):
       queries: (Q, D of the head), linked to the adapter; None where the adapter links none.
       auxiliary_loss: scalar, the mean over layers.
       experts: (L, J, B, N) int32, the strongest expert of every token, visual first; None without experts.
+        Of a place in several overlapping windows, that in the first of them.
     """
 
     maps: list[Array]
@@ -106,8 +108,31 @@ class Backbone(nnx.Module):
         Args:
           image: (B, H, W, C) in the compute dtype.
           key: draws the router's noise in training; None for evaluation.
-          noise: (L, J, B, N, E) standard normal draws to use in place of those of `key`.
+          noise: (L, J, B, N, E) standard normal draws to use in place of those of `key`; B counts windows
+            where the encoder's windows overlap.
         """
+        windows = self.windows(image.shape)
+        if windows is None:
+            return self._whole(image, key, noise)
+        found = self._whole(windows.cut(image), key, noise)
+        maps = [constrain(windows.mean(level), "batch", None, None, None) for level in found.maps]
+        prefixes = found.prefixes
+        if prefixes is not None:
+            of_image = [rearrange(x, "(b n) t d -> b n t d", n=windows.count) for x in prefixes]
+            prefixes = [x.mean(axis=1) for x in of_image]
+        experts = None if found.experts is None else windows.pick(found.experts)
+        return found._replace(maps=maps, prefixes=prefixes, experts=experts)
+
+    def windows(self, shape: tuple[int, ...]) -> OverlappingWindows | None:
+        """Return the overlapping windows of images (B, H, W, C), None if the encoders see them whole."""
+        config = self.visual.config
+        if not config.window_overlap:
+            return None
+        grid = self.visual.grid(shape)
+        return OverlappingWindows(grid, config.window, config.window_overlap, config.patch_size)
+
+    def _whole(self, image: Array, key: Array | None, noise: Array | None) -> Features:
+        """Features of images that the encoders see whole."""
         # 1. embed: tokens (B, T, D) before the first layer; maps cover the image, so no pixel is dropped
         patch_grid(image.shape, self.visual.config.patch_size)
         h, w = self.visual.grid(image.shape)

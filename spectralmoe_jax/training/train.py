@@ -210,8 +210,9 @@ def check_sizes(config: RunConfig) -> None:
         if side % patch:
             must = f"must be a multiple of config.model.visual.patch_size = {patch}"
             raise bad_value(key, side, must)
-        window = config.model.visual.window
-        if config.model.visual.kind == "galileo" and side // patch > window and side // patch % window:
+        visual, window = config.model.visual, config.model.visual.window
+        divides = visual.window_overlap or side // patch <= window or side // patch % window == 0
+        if visual.kind == "galileo" and not divides:
             must = f"must be at most {window * patch}, a window of config.model.visual, or a multiple of it"
             raise bad_value(key, side, must)
         if int(side // patch * coarsest) < 1:  # as `resize_by_scale` computes it

@@ -63,7 +63,7 @@ GRIDS = (
 )
 _ENCODER = {
     "normalise_maps": False, "stored_as": "sensor", "month": 0, "resolution": 0.0, "ndvi": True,
-    "channels": [], "bandwidths": [], "location": None, "days": None, "eight_bit": False,
+    "window_overlap": 0, "channels": [], "bandwidths": [], "location": None, "days": None, "eight_bit": False,
     "generator_width": 128,
 }  # fmt: skip
 _ENCODERS = ("visual", "depth")

@@ -16,6 +16,7 @@ from spectralmoe_jax.evaluation.logistic_regression import fit_centroids, fit_lo
 from spectralmoe_jax.evaluation.probe import _token_classes, choose_penalties
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.models.encoders.encoder import all_layers
+from tests.models.test_galileo import tiny_galileo
 from tests.models.test_segmenter import tiny
 from tests.random_weights import random_segmenter
 
@@ -103,6 +104,21 @@ def test_features_are_the_mean_over_windows(tmp_path):
     FeatureExtractor(segmenter, EvaluateConfig(window=16, overlap=0, batch_size=2), tmp_path)(image)
     extract(image + np.uint8(1))
     assert len(list(tmp_path.glob("*.npy"))) == 4
+
+
+def test_windows_of_the_encoder(tmp_path):
+    """An encoder whose windows overlap is probed with those, whatever the windows of the evaluation."""
+    sides = {"model.visual.window_overlap": 2}
+    inside = FeatureExtractor(
+        random_segmenter(segmenter_config(tiny_galileo(**sides))),
+        EvaluateConfig(window=32, overlap=0, batch_size=2),
+    )
+    outside = FeatureExtractor(
+        random_segmenter(segmenter_config(tiny_galileo())),
+        EvaluateConfig(window=16, overlap=8, batch_size=2),
+    )
+    image = np.random.default_rng(0).uniform(0, 0.6, (28, 20, 6)).astype(np.float32)
+    np.testing.assert_allclose(inside(image), outside(image), atol=1e-5)
 
 
 def test_windows_have_whole_patches():

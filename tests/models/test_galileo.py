@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
@@ -15,7 +16,7 @@ from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.build import for_sensor, segmenter_config
+from spectralmoe_jax.models.build import for_sensor, make_segmenter, segmenter_config
 from spectralmoe_jax.models.encoders.encoder import all_layers, every_layer
 from spectralmoe_jax.models.encoders.galileo import (
     GalileoEncoder,
@@ -23,10 +24,12 @@ from spectralmoe_jax.models.encoders.galileo import (
     describe_inputs,
     require_reflectance,
 )
+from spectralmoe_jax.models.windows import OverlappingWindows
 from spectralmoe_jax.parameters import fill, leaves
 from spectralmoe_jax.parity.comparison import read_arrays
 from spectralmoe_jax.parity.galileo_goldens import verify_encoder
 from spectralmoe_jax.parity.verify import check_folder
+from spectralmoe_jax.training.train import check_sizes
 from spectralmoe_jax.weights.encoder_file import fill_encoder, infer_config
 from spectralmoe_jax.weights.format_tables import GALILEO, encoder_rules
 from spectralmoe_jax.weights.formats import recognise
@@ -267,6 +270,69 @@ def test_the_experts_of_every_layer_learn(remat):
         assert all(float(jnp.abs(layer).max()) > 0 for layer in slope)
 
 
+def test_features_are_the_mean_over_overlapping_windows():
+    """An image of 7 x 5 patches, in windows of 4 that overlap by 2: the mean of windows computed alone."""
+    settings = segmenter_config(tiny_galileo(**{"model.visual.window_overlap": 2}))
+    segmenter = random_segmenter(settings)
+    alone = for_sensor(segmenter, segmenter_config(tiny_galileo()))
+    pixels = jnp.asarray(reflectance(2, 28, 20, 6))
+    found = segmenter.features(pixels)
+    total, count = np.zeros((2, 7, 5, 32)), np.zeros((7, 5, 1))
+    layers, modalities = found.experts.shape[:2]
+    experts = np.full((layers, modalities, 2, 7, 5), -1)
+    for top in (0, 2, 3):
+        for left in (0, 1):
+            window = pixels[:, 4 * top : 4 * top + 16, 4 * left : 4 * left + 16]
+            inside = np.s_[..., top : top + 4, left : left + 4]
+            one = alone.features(window)
+            total[:, top : top + 4, left : left + 4] += one.maps[-1]
+            count[top : top + 4, left : left + 4] += 1
+            own = np.reshape(one.experts, (layers, modalities, 2, 4, 4))
+            experts[inside] = np.where(experts[inside] < 0, own, experts[inside])  # of the first window
+    np.testing.assert_allclose(found.maps[-1], total / count, atol=1e-5)
+    np.testing.assert_array_equal(found.experts, experts.reshape(layers, modalities, 2, 35))
+    assert len(np.unique(experts)) > 1
+
+
+def test_windows_of_other_grids():
+    """A grid that is shorter than a window, on one side or both; features of places are places."""
+    for grid, windows in {(3, 9): 3, (4, 4): 1, (2, 3): 1, (9, 5): 6}.items():
+        cut = OverlappingWindows(grid, 4, 1, patch=2)
+        assert cut.count == windows
+        places = np.arange(grid[0] * grid[1]).reshape(1, *grid, 1)
+        pixels = places.repeat(2, axis=1).repeat(2, axis=2)
+        found = cut.cut(jnp.asarray(pixels))
+        assert found.shape == (windows, 2 * min(grid[0], 4), 2 * min(grid[1], 4), 1)
+        maps = found[:, ::2, ::2]
+        np.testing.assert_array_equal(cut.mean(maps.astype(jnp.float32)), places)
+        picked = cut.pick(maps.reshape(windows, -1))
+        np.testing.assert_array_equal(picked, places.reshape(1, -1))
+
+
+@pytest.mark.parametrize("head", ["linear", "pmt"])
+def test_gradients_pass_through_overlapping_windows(head):
+    """With each head, rematerialised: those of the features, against finite differences."""
+    settings = segmenter_config(tiny_galileo(**{
+        "model.visual.window_overlap": 2, "model.remat": "layer", "model.adapter.zero_start": False,
+        "model.head": {"kind": head},
+    }))  # fmt: skip
+    segmenter = make_segmenter(settings, seed=0)
+    pixels = jnp.asarray(reflectance(1, 32, 24, 6))
+    graph, trainable, rest = nnx.split(segmenter, nnx.Param, ...)
+
+    def objective(trainable):
+        out = nnx.merge(graph, trainable, rest)(segmenter.normalise(pixels))
+        logits = out.logits if head == "linear" else out.mask_logits[-1]
+        return jnp.mean(jnp.sin(logits))
+
+    gradient = jax.jit(jax.grad(objective))(trainable)
+    norm = optax.tree.norm(gradient)
+    step = 1e-2 / norm**2
+    ahead = objective(jax.tree.map(lambda x, g: x + step * g, trainable, gradient))
+    behind = objective(jax.tree.map(lambda x, g: x - step * g, trainable, gradient))
+    assert float((ahead - behind) / (2e-2)) == pytest.approx(1, rel=0.02)
+
+
 def test_the_same_image_under_another_sensor_scores_the_same():
     """Other order of bands, other scale, other names: the segmenter of another sensor with its weights."""
     first = random_segmenter(segmenter_config(tiny_galileo()))
@@ -288,6 +354,7 @@ def test_the_same_image_under_another_sensor_scores_the_same():
     [
         ({"model.visual.patch_size": 9}, r"patch_size = 9: must be at most 8"),
         ({"model.visual.month": 13}, r"month = 13: must be between 0 and 12"),
+        ({"model.visual.window_overlap": 4}, r"window_overlap = 4: must be below window = 4"),
         ({"model.visual.width": 16}, r"width = 16: must be a multiple of 32"),
         ({"model.visual.stored_as": "uint8"}, r"stored_as = 'uint8': must be one of sensor, unit"),
         ({"model.pixel_mean": (0.0,) * 6}, r"pixel_std and pixel_statistics: galileo has its own statistics"),
@@ -319,6 +386,12 @@ def test_a_crop_has_whole_windows():
     encoder = encoder_of(SIX, patch=4, window=4)
     with pytest.raises(UserError, match=r"8x6 patches does not divide into windows of 4: .* multiple of 16"):
         encoder.embed(jnp.zeros((1, 32, 24, 6)))
+    with pytest.raises(UserError, match=r"window_overlap = 1: must .* 0 for encoders other than galileo"):
+        EncoderConfig(**preset("sam_b", ""), window_overlap=1)
+    given = {"data.crop": 24, "evaluate.window": 32, "evaluate.overlap": 0}
+    with pytest.raises(UserError, match=r"data\.crop = 24: must be at most 16, a window of .* multiple"):
+        check_sizes(tiny_galileo(**given))
+    check_sizes(tiny_galileo(**given, **{"model.visual.window_overlap": 2}))
 
 
 @pytest.mark.parametrize(
