@@ -22,4 +22,5 @@ def get_grid(base: str = "configs/cloud_shadow.py:galileo") -> Grid:
         },
         reference="SpectralMoE, paper",
         seeds=(0, 1, 2, 3, 4),
+        seeded=("data.holdout_seed",),
     )

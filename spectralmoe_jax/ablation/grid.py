@@ -50,6 +50,8 @@ class Grid:
       common: settings of all variants; a variant's own win over them.
       seeds: seeds of the runs of each variant.
       title: title of the table, one line.
+      seeded: further keys that get the run's seed, such as `data.holdout_seed`, so that the spread over seeds
+        includes the choice of held-out images. They win over the command line.
     """
 
     base: str
@@ -58,6 +60,7 @@ class Grid:
     common: Settings = dataclasses.field(default_factory=dict)
     seeds: Sequence[int] = (0, 1, 2)
     title: str = ""
+    seeded: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         require(bool(self.variants), "variants", "a grid needs at least one")
@@ -84,7 +87,8 @@ class Grid:
         """
         try:
             given = apply_overrides(apply_settings(load_given(self.base), self.common), overrides)
-            given = apply_settings(given, {**self.variants[variant], "seed": seed})
+            seeds = dict.fromkeys(("seed", *self.seeded), seed)
+            given = apply_settings(given, {**self.variants[variant], **seeds})
             return RunConfig.from_given(given)
         except UserError as problem:
             raise UserError(f"variant {variant!r}: {problem}") from None

@@ -1,7 +1,7 @@
 """From the runs of a grid to `results.json`: scores, means over seeds, and differences with their intervals.
 
 Nothing in it depends on when, where or how often the runs were started. The interval of a difference is the
-paired bootstrap over the target's images: how far it may be chance of the choice of images.
+paired bootstrap over the target's images and the seeds: how far it may be due to their choice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from spectralmoe_jax.ablation.run import ATTEMPTS_FILE, failure_of, is_done
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.evaluation.metrics import ImageCounts, read_images
+from spectralmoe_jax.training.logging import read_metrics
 
 Results = dict[str, Any]
 """JSON values; see `collect`."""
@@ -33,7 +34,8 @@ def collect(grid: Grid, runs: Sequence[GridRun]) -> Results:
       JSON values. For each variant its settings, its runs (`seed` with scores, or `error`, or neither where
       it has not run), mean and sample standard deviation of `miou` and of each class's IoU over the seeds,
       and `difference` to the reference: the mean over the seeds that both have, and the paired bootstrap
-      interval over the target's images.
+      interval over the target's images and the seeds. `held_out` is the mIoU over held-out source
+      images of the checkpoint that is scored.
 
     Raises:
       UserError: runs were evaluated on different images.
@@ -48,6 +50,7 @@ def collect(grid: Grid, runs: Sequence[GridRun]) -> Results:
             "settings": {key: _plain(value) for key, value in grid.variants[name].items()},
             "runs": own,
             "miou": _over_seeds([run.get("miou") for run in own]),
+            "held_out": _over_seeds([run.get("held_out") for run in own]),
             "iou": {each: _over_seeds([run.get("iou", {}).get(each) for run in own]) for each in classes},
             "difference": _difference(grid, name, images) if name != grid.reference else None,
         }
@@ -58,7 +61,7 @@ def collect(grid: Grid, runs: Sequence[GridRun]) -> Results:
         "seeds": list(grid.seeds),
         "classes": classes,
         "images": max((len(found) for found in images.values()), default=0),
-        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
+        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "over": ["images", "seeds"]},
         "variants": variants,
     }
 
@@ -73,6 +76,7 @@ def _scores(run: GridRun) -> Results:
         "seed": run.seed,
         "miou": stored["miou"],
         "mean_miou": stored["mean_miou"],
+        "held_out": _held_out(run, stored["step"]),
         "overall_accuracy": stored["all"]["overall_accuracy"],
         "iou": stored["all"]["iou"],
         "domains": {name: scores["miou"] for name, scores in stored["domains"].items()},
@@ -82,6 +86,12 @@ def _scores(run: GridRun) -> Results:
             {key: entry[key] for key in ("layer", "modality", "nmi")} for entry in stored.get("routing", ())
         ],
     }
+
+
+def _held_out(run: GridRun, step: int | None) -> float | None:
+    """Return the mIoU over held-out source images of a run's best checkpoint; None without any."""
+    records = read_metrics(run.folder).get("evaluate", [])
+    return next((record.get("miou") for record in records if record["step"] == step), None)
 
 
 def _over_seeds(values: Sequence[float | None]) -> Results:
@@ -153,15 +163,16 @@ def paired_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Compute the percentile interval of a difference in mIoU under resampled images (Efron 1979).
+    """Compute the percentile interval of a difference in mIoU under resampled images and runs (Efron 1979).
 
-    In each draw both variants and all their runs see the same images, so what is common to an image cancels.
-    Draws do not cover the chance in training; several seeds do.
+    In each draw both variants and all their runs see the same images, so what is common to an image cancels;
+    and runs are drawn in pairs of one seed, so that the interval covers the chance in training as far as the
+    seeds show it.
 
     Args:
       ours: one entry for each run, (I, C, C) int, the confusion matrix of every image.
       theirs: the same of the other variant, paired with `ours`.
-      resamples: draws of I images with replacement.
+      resamples: draws of I images, and of as many runs as there are, with replacement.
       level: of the interval, in 0..1.
       seed: of the draws.
 
@@ -172,13 +183,14 @@ def paired_interval(
     if images < 2:
         return None
     # float64 holds these sums of whole numbers exactly, in any order of summation
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
-    weights = drawn.astype(np.float64)
+    rng, runs = np.random.default_rng(seed), len(ours)
+    weights = rng.multinomial(images, np.full(images, 1 / images), resamples).astype(np.float64)
+    shares = rng.multinomial(runs, np.full(runs, 1 / runs), resamples) / runs  # (resamples, runs)
     by_run = [
         mean_iou(_resampled(weights, one)) - mean_iou(_resampled(weights, other))
         for one, other in zip(ours, theirs, strict=True)
     ]
-    differences = np.mean(by_run, axis=0)  # (resamples,)
+    differences = np.einsum("dr,rd->d", shares, np.stack(by_run))
     tail = (1 - level) / 2
     known = differences[~np.isnan(differences)]
     low, high = np.quantile(known, (tail, 1 - tail)) if len(known) else (np.nan, np.nan)

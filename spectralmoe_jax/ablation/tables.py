@@ -36,7 +36,20 @@ def header(results: Results) -> list[str]:
     domains = domains_of(results)
     shown = [f"mIoU {domain}" for domain in domains] if len(domains) > 1 else []
     level = f"{100 * results['bootstrap']['level']:g} %"
-    return ["variant", "trainable", "runs", "mIoU", "± std", *shown, "difference", f"{level} interval"]
+    held_out = ["held-out"] if _has_held_out(results) else []
+    return [
+        "variant", "trainable", "runs", *held_out, "mIoU", "± std", *shown, "difference", f"{level} interval"
+    ]  # fmt: skip
+
+
+def _has_held_out(results: Results) -> bool:
+    """Return whether any run was scored on held-out source images."""
+    return any(_held_out(variant) is not None for variant in results["variants"].values())
+
+
+def _held_out(variant: Results) -> float | None:
+    """Return the mean held-out score of a variant; results of earlier versions have none."""
+    return variant.get("held_out", {}).get("mean")
 
 
 def domains_of(results: Results) -> list[str]:
@@ -58,6 +71,7 @@ def rows(results: Results) -> list[Row]:
             name,
             f"{done[0]['trainable']:,}" if done else MISSING,
             f"{len(done)}/{len(variant['runs'])}",
+            *([percent(_held_out(variant))] if _has_held_out(results) else []),
             percent(variant["miou"]["mean"]),
             percent(variant["miou"]["std"]),
             *([percent(value) for value in shown] if len(domains) > 1 else []),
@@ -96,10 +110,12 @@ def markdown_table(results: Results) -> str:
 def caption(results: Results) -> str:
     """Return a caption that explains the numbers of the table."""
     seeds = ", ".join(map(str, results["seeds"]))
+    over = " and ".join(results["bootstrap"].get("over", ["images"]))
+    held_out = "held-out: mIoU on held-out source images; " if _has_held_out(results) else ""
     return (
-        f"{results['title'] or 'Ablation'}. {results['base']}, seeds {seeds}; mIoU on the target's "
+        f"{results['title'] or 'Ablation'}. {results['base']}, seeds {seeds}; {held_out}mIoU on the target's "
         f"{results['images']} images in %, mean and sample standard deviation over seeds; difference to "
-        f"{results['reference']} in points, with the paired bootstrap interval over the images."
+        f"{results['reference']} in points, with the paired bootstrap interval over {over}."
     )
 
 
@@ -145,6 +161,7 @@ def csv_of_runs(results: Results) -> str:
             "trainable",
             "miou",
             "mean_miou",
+            "held_out",
             "overall_accuracy",
             *(f"miou {domain}" for domain in domains),
             *(f"iou {name}" for name in classes),
@@ -153,7 +170,8 @@ def csv_of_runs(results: Results) -> str:
     )
     for name, variant in results["variants"].items():
         for run in variant["runs"]:
-            values: list[Any] = [run.get(k) for k in ("trainable", "miou", "mean_miou", "overall_accuracy")]
+            known = ("trainable", "miou", "mean_miou", "held_out", "overall_accuracy")
+            values: list[Any] = [run.get(key) for key in known]
             values += [run.get("domains", {}).get(domain) for domain in domains]
             values += [run.get("iou", {}).get(each) for each in classes]
             writer.writerow([name, run["seed"], *values, run.get("error")])

@@ -32,7 +32,7 @@ from spectralmoe_jax.reporting.svg import (
     stacked_chart,
     thin,
 )
-from spectralmoe_jax.training.logging import METRICS_FILE
+from spectralmoe_jax.training.logging import read_metrics
 
 LOSSES = {
     "loss": "loss",
@@ -91,15 +91,8 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
       UserError: the folder holds no run.
     """
     config = read_run_config(folder)
-    metrics: dict[str, list[dict[str, Any]]] = {}
-    path = folder / METRICS_FILE
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a killed run may leave its last line unfinished
-        metrics.setdefault(record["kind"], []).append(record)
-    return RunRecord(name or config.name, config, metrics, read_evaluation(folder), read_pictures(folder))
+    name = name or config.name
+    return RunRecord(name, config, read_metrics(folder), read_evaluation(folder), read_pictures(folder))
 
 
 def read_grid(folder: Path) -> GridRecord:

@@ -23,6 +23,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spectralmoe_jax.files import atomic_write, naming_file
 
 METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the records of a run's `metrics.jsonl` by kind; none if there is no file."""
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    path = folder / METRICS_FILE
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # a killed run may leave its last line unfinished
+        metrics.setdefault(record["kind"], []).append(record)
+    return metrics
+
+
 TENSORBOARD_FOLDER = "tensorboard"
 HEARTBEAT_FOLDER = "heartbeat"
 HEARTBEAT_SECONDS = 10.0

@@ -1,6 +1,7 @@
 """From runs to tables, on handwritten runs."""
 
 import csv
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -18,6 +19,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
 from spectralmoe_jax.evaluation.score_table import make_report, write_report
+from spectralmoe_jax.training.logging import METRICS_FILE
 
 NAMES = ["field", "wood & water"]
 SKILL = {"full": (0.9, 0.8, 0.85), "one_expert": (0.6, 0.5), "50 % less": ()}
@@ -124,6 +126,35 @@ def test_written_files(grid, found, tmp_path):
     assert body[2].startswith(r"one\_expert & 1,234 & 2/3 & ")
     assert body[3].startswith(r"50 \% less & - & 0/3")
     assert "$-" in body[2]
+
+
+def test_held_out_scores_stand_beside_the_targets(grid, found):
+    """Those of the checkpoint that is scored, step 9, as the run logged them."""
+    for run, score in zip(found[:2], (0.75, 0.65), strict=True):
+        finish(run, 0.9)
+        records = [
+            {"step": 6, "kind": "evaluate", "miou": 0.1},
+            {"step": 9, "kind": "train", "loss": 1.0},
+            {"step": 9, "kind": "evaluate", "miou": score},
+            {"step": 12, "kind": "evaluate", "miou": 0.5},
+        ]
+        (run.folder / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    finish(found[2], 0.9)  # which held nothing out
+    results = collect(grid, found)
+    assert results["variants"]["full"]["held_out"] == {
+        "mean": pytest.approx(0.7), "std": pytest.approx(statistics.stdev((0.75, 0.65))), "runs": 2
+    }  # fmt: skip
+    lines = markdown_table(results).splitlines()
+    assert "| runs | held-out | mIoU |" in lines[2]
+    assert "| 3/3 | 70.00 |" in lines[4]
+
+
+def test_a_seed_of_the_held_out_images(grid):
+    """`seeded` keys differ between runs as the seed does, whatever the base says."""
+    several = dataclasses.replace(grid, seeded=("data.holdout_seed",))
+    configs = [several.config("full", seed, ["--config.data.holdout_seed=7"]) for seed in (0, 4)]
+    assert [(config.seed, config.data.holdout_seed) for config in configs] == [(0, 0), (4, 4)]
+    assert grid.config("full", 4).data.holdout_seed == 0
 
 
 def test_a_run_evaluated_before_its_end_is_not_done(grid, found):
