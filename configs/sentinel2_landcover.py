@@ -6,7 +6,7 @@ atmosphere, not of place; it is a small example of real files, not a benchmark. 
 same land cover as polygons.
 
 Source: our own, on the eo-learn project's example data (MIT; contains modified Copernicus Sentinel data).
-Score: none published, none measured.
+Score: none published; classifiers on frozen features, with other halves and dates, in docs/results.md.
 Cost: not measured; designed for two CPU cores.
 
   spectralmoe train --config configs/sentinel2_landcover.py --config.data.root=DIR --workdir runs/s2
