@@ -149,6 +149,20 @@ def test_held_out_scores_stand_beside_the_targets(grid, found):
     assert "| 3/3 | 70.00 |" in lines[4]
 
 
+def test_results_of_earlier_versions_are_still_shown(grid, found):
+    """They have no held-out scores, and intervals over images alone."""
+    for run in found[:4]:
+        finish(run, 0.9 - 0.1 * run.number)
+    results = collect(grid, found)
+    assert "interval over images and seeds." in markdown_table(results)
+    del results["bootstrap"]["over"]
+    for variant in results["variants"].values():
+        del variant["held_out"]
+    shown = markdown_table(results)
+    assert "interval over images." in shown
+    assert "held-out" not in shown
+
+
 def test_a_seed_of_the_held_out_images(grid):
     """`seeded` keys differ between runs as the seed does, whatever the base says."""
     several = dataclasses.replace(grid, seeded=("data.holdout_seed",))
