@@ -42,7 +42,8 @@ from timing import OURS, TORCH, compare, interleave, print_heading, print_row
 from torch_model import TorchSegmenter, TorchStep
 
 from spectralmoe_jax.config.schema import EvaluateConfig
-from spectralmoe_jax.inference.sliding_window import predict_image, window_starts
+from spectralmoe_jax.inference.sliding_window import predict_image
+from spectralmoe_jax.models.windows import window_starts
 
 PARTS = ("step", "stages", "prediction", "layer", "deformable")
 

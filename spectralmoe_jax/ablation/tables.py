@@ -60,7 +60,7 @@ def domains_of(results: Results) -> list[str]:
 
 def rows(results: Results) -> list[Row]:
     """Return one row for each variant."""
-    domains = domains_of(results)
+    domains, has_held_out = domains_of(results), _has_held_out(results)
     found = []
     for name, variant in results["variants"].items():
         done = [run for run in variant["runs"] if "miou" in run]
@@ -71,7 +71,7 @@ def rows(results: Results) -> list[Row]:
             name,
             f"{done[0]['trainable']:,}" if done else MISSING,
             f"{len(done)}/{len(variant['runs'])}",
-            *([percent(_held_out(variant))] if _has_held_out(results) else []),
+            *([percent(_held_out(variant))] if has_held_out else []),
             percent(variant["miou"]["mean"]),
             percent(variant["miou"]["std"]),
             *([percent(value) for value in shown] if len(domains) > 1 else []),

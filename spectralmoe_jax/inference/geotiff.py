@@ -32,8 +32,8 @@ from spectralmoe_jax.inference.sliding_window import (
     blending_weight,
     padded_tile,
     predict_tiles,
-    window_starts,
 )
+from spectralmoe_jax.models.windows import window_starts
 from spectralmoe_jax.parallel.mesh import inference_layout
 
 _BLOCK = 256  # pixels, side of a block of the GeoTIFF

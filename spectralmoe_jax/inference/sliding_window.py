@@ -17,6 +17,7 @@ from einops import rearrange
 
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.windows import window_starts
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """Raw tiles (B, S, S, bands) -> scores (B, S, S, C)."""
@@ -89,18 +90,6 @@ def expert_maps(step: RoutedStep, image: np.ndarray, *, window: int, batch_size:
     patch = window // side
     whole = rearrange(experts, "(r c) l j (h w) -> l j (r h) (c w)", r=rows, h=side)
     return whole[:, :, : math.ceil(height / patch), : math.ceil(width / patch)]
-
-
-def window_starts(length: int, window: int, overlap: int) -> list[int]:
-    """Return the first pixels of windows that cover `length` pixels.
-
-    Windows are `window - overlap` apart; the last one is moved to end with the image. An image smaller than a
-    window gets one window, at 0.
-    """
-    if length <= window:
-        return [0]
-    starts = list(range(0, length - window, window - overlap))
-    return [*starts, length - window]
 
 
 def overlapping_tiles(image: np.ndarray, settings: EvaluateConfig) -> Iterator[Tile]:

@@ -17,6 +17,16 @@ from jax import Array
 from spectralmoe_jax.layers import wide_type
 
 
+def window_starts(length: int, window: int, overlap: int) -> list[int]:
+    """Return where windows that cover an axis start, in pixels or patches.
+
+    Windows are `window - overlap` apart; the last one is moved to end with the axis. An axis shorter than a
+    window gets one window, at 0.
+    """
+    last = max(length - window, 0)
+    return [*range(0, last, window - overlap), last]
+
+
 class OverlappingWindows:
     """Windows that cover a grid of patches; the last of a row or column is moved to end with the grid.
 
@@ -30,7 +40,7 @@ class OverlappingWindows:
     def __init__(self, grid: tuple[int, int], side: int, overlap: int, patch: int):
         self.grid, self.patch = grid, patch
         self.shape = (min(side, grid[0]), min(side, grid[1]))
-        self.starts = tuple(_starts(length, side, side - overlap) for length in grid)
+        self.starts = tuple(window_starts(length, side, overlap) for length in grid)
 
     @property
     def count(self) -> int:
@@ -76,9 +86,3 @@ class OverlappingWindows:
         places, starts = np.arange(self.grid[axis]), np.array(self.starts[axis])
         window = np.searchsorted(starts + self.shape[axis], places, side="right")
         return window, places - starts[window]
-
-
-def _starts(length: int, side: int, step: int) -> list[int]:
-    """Return the first patch of every window along an axis."""
-    last = max(length - side, 0)
-    return [*range(0, last, step), last]

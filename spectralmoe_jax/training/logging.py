@@ -23,6 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spectralmoe_jax.files import atomic_write, naming_file
 
 METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+HEARTBEAT_FOLDER = "heartbeat"
+HEARTBEAT_SECONDS = 10.0
 
 
 def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -36,11 +39,6 @@ def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
             continue  # a killed run may leave its last line unfinished
         metrics.setdefault(record["kind"], []).append(record)
     return metrics
-
-
-TENSORBOARD_FOLDER = "tensorboard"
-HEARTBEAT_FOLDER = "heartbeat"
-HEARTBEAT_SECONDS = 10.0
 
 
 class MetricsLog:

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 
+from tests.benchmarks.scripts import imported
 from tests.rasters import PLACE, write_raster
 
 pytest.importorskip("sklearn")
@@ -16,14 +16,8 @@ BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "
 
 @pytest.fixture(scope="module")
 def script():
-    folder = str(Path(__file__).resolve().parents[2] / "benchmarks")  # as where the script itself runs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        import real_sensors
-
-        yield real_sensors
-    for name in ("real_sensors", "pixel_baselines", "dubai_baseline"):
-        sys.modules.pop(name, None)
+    with imported("real_sensors") as module:
+        yield module
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """The choice of labels of the benchmark on sparse labels, against SciPy."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from data_pipelines.records import IGNORE
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.config.load import load_config
+from tests.benchmarks.scripts import imported
 
 ndimage = pytest.importorskip("scipy.ndimage")
 pytest.importorskip("sklearn")
@@ -19,14 +17,8 @@ EIGHT = np.ones((3, 3))  # neighbours of a pixel
 
 @pytest.fixture(scope="module")
 def script():
-    folder = str(Path(__file__).resolve().parents[2] / "benchmarks")  # as where the script itself runs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        import sparse_labels
-
-        yield sparse_labels
-    for name in ("sparse_labels", "dubai_baseline"):
-        sys.modules.pop(name, None)
+    with imported("sparse_labels") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from spectralmoe_jax.inference.sliding_window import (
     blending_weight,
     predict_image,
     predict_tiles,
-    window_starts,
 )
+from spectralmoe_jax.models.windows import window_starts
 
 
 @st.composite
