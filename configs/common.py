@@ -263,6 +263,7 @@ def use_galileo(config: ConfigDict) -> None:
     # starts at no change: docs/frozen_encoders.md
     config.model.head = ConfigDict()
     config.model.head.kind = "linear"
+    config.model.head.labels = "patches"  # as `spectralmoe probe`
     config.model.adapter.zero_start = True
     config.train.head_start = "probe"
     config.train.probe_tiles = 256

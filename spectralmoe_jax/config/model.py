@@ -394,7 +394,7 @@ class Mask2FormerConfig(HeadSection):
 
 @dataclasses.dataclass(frozen=True)
 class LinearHeadConfig(HeadSection):
-    """A linear classifier of every patch; it has no settings.
+    """A linear classifier of every patch.
 
     Attributes:
       num_classes: classes of the pixels.
@@ -402,6 +402,12 @@ class LinearHeadConfig(HeadSection):
 
     kind: ClassVar[str] = "linear"
 
+    labels: str = option(
+        "pixels",
+        "What the head learns: the class of `pixels`, with logits resized to them, or that of `patches`, the "
+        "most frequent among their labelled pixels, as in `spectralmoe probe`.",
+        one_of("pixels", "patches"),
+    )
     num_classes: int = derived(1)
 
 

@@ -2,7 +2,7 @@
 
 A 1x1 convolution on the maps side by side, so that one matrix is learned besides the adapter: the cheap
 baseline. Its logits are resized to the image bilinearly, and its loss is the cross-entropy over labelled
-pixels; pixels without a label take no part.
+pixels, or over patches with their most frequent class; pixels without a label take no part.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import reduce
 from flax import nnx
 from jax import Array
 
@@ -57,6 +58,25 @@ class LinearHead(nnx.Module):
 def pixel_scores(logits: Array, size: tuple[int, int]) -> Array:
     """Class probabilities (B, H, W, C) float32 of logits (B, h, w, C) that are resized to (H, W)."""
     return jax.nn.softmax(resize_bilinear(logits, size), axis=-1).astype(jnp.float32)
+
+
+def labels_to_learn(labels: Array, grid: Sequence[int], config: LinearHeadConfig) -> Array:
+    """Return the labels that the head learns, by `config.labels`.
+
+    Args:
+      labels: (B, H, W) integers; values outside 0..C-1 are no label.
+      grid: height h and width w of the head's logits; they divide H and W.
+      config: of the head.
+
+    Returns:
+      The labels themselves, or for patches (B, h, w) the most frequent class of each, the first of several,
+      and C where no pixel is labelled.
+    """
+    if config.labels == "pixels":
+        return labels
+    ones = jax.nn.one_hot(labels, config.num_classes, dtype=jnp.int32)  # (B, H, W, C); zeros without a label
+    counts = reduce(ones, "b (h y) (w x) c -> b h w c", "sum", h=grid[0], w=grid[1])
+    return jnp.where(counts.any(axis=-1), counts.argmax(axis=-1), config.num_classes)
 
 
 def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Sequence[float] | None = None) -> Array:

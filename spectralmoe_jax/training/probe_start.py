@@ -14,7 +14,9 @@ from typing import Any
 import jax
 from jax import Array
 
+from spectralmoe_jax.config.model import LinearHeadConfig
 from spectralmoe_jax.config.schema import TrainConfig
+from spectralmoe_jax.models.linear_head import labels_to_learn
 from spectralmoe_jax.models.linear_probe import Example, fit_linear
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout
@@ -41,7 +43,8 @@ def make_probe_start(
       class_weights: weights of a pixel by its class, as in the loss; None for equal ones.
     """
     features = {name: _make_features(structure, layout) for name, structure in structures.items()}
-    classes = next(iter(structures.values())).config.head.num_classes
+    head = next(iter(structures.values())).config.head
+    assert isinstance(head, LinearHeadConfig)  # other heads have no such start
     place = jax.device_put if layout is None else layout.place_batch
     count = -(-settings.probe_tiles // settings.batch_size)
 
@@ -52,17 +55,18 @@ def make_probe_start(
         with contextlib.closing(prefetch(make_batches(0), ahead=1, place=place)) as batches:
             for batch in itertools.islice(batches, count):
                 ((name, tiles),) = batch.items()
-                examples.append((features[name](trainable, frozen[name], tiles["image"]), tiles["label"]))
+                found = features[name](trainable, frozen[name], tiles["image"])  # (B, h, w, F)
+                examples.append((found, labels_to_learn(tiles["label"], found.shape[1:3], head)))
 
         # 2. fit, and report
-        found = fit_linear(examples, classes, settings.probe_penalty, layout, class_weights)
+        fit = fit_linear(examples, head.num_classes, settings.probe_penalty, layout, class_weights)
         if jax.process_index() == 0:
-            tiles, entropy = count * settings.batch_size, f"{float(found.loss):.4f}"
+            tiles, entropy = count * settings.batch_size, f"{float(fit.loss):.4f}"
             print(f"head fitted to {tiles} tiles, cross-entropy {entropy}", flush=True)
 
         # 3. the head's leaves
         before = trainable["head"]["classifier"]
-        fitted = {"kernel": found.kernel, "bias": found.bias}
+        fitted = {"kernel": fit.kernel, "bias": fit.bias}
         placed = {
             name: jax.device_put(value.astype(before[name].dtype), before[name].sharding)
             for name, value in fitted.items()

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from spectralmoe_jax.config.model import LinearHeadConfig
 from spectralmoe_jax.config.schema import LossConfig
 from spectralmoe_jax.mask2former.loss import mask2former_loss
-from spectralmoe_jax.models.linear_head import pixel_cross_entropy
+from spectralmoe_jax.models.linear_head import labels_to_learn, pixel_cross_entropy
 from spectralmoe_jax.models.segmenter import PixelOutput, Segmenter
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parameters import join, replaced
@@ -97,7 +98,10 @@ def make_loss(segmenter: Segmenter, config: LossConfig, steps: int = 1) -> LossF
 
         # 3. segmentation loss
         if isinstance(out, PixelOutput):
-            entropy = pixel_cross_entropy(out.logits, labels, config.weight_of_each_class)
+            head = segmenter.config.head
+            assert isinstance(head, LinearHeadConfig)  # the only one with logits of pixels
+            wanted = labels_to_learn(labels, out.logits.shape[1:3], head)
+            entropy = pixel_cross_entropy(out.logits, wanted, config.weight_of_each_class)
             return entropy + out.auxiliary_loss, metrics | {"loss_cls": entropy}
         loss = mask2former_loss(out.class_logits, out.masks, labels, config=config, key=point_key)
         sums = {
