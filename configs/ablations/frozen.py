@@ -1,11 +1,21 @@
 """What an adapter adds to a frozen foundation model: the same encoder, head, start and steps for all.
 
-Both readings of SpectralMoE, the peers that are used most, and the frozen encoder with the same head.
+Both readings of SpectralMoE, the peers that are used most, and the frozen encoder with the same head and with
+each other one. Those have no fitted start: they are trained from random weights, with the learning rate, the
+steps and the sizes of the small runs.
 
   spectralmoe ablate configs/ablations/frozen.py --workdir runs/frozen --config.data.root=PATH/cloudshadow
 """
 
 from spectralmoe_jax.ablation import PAPER, Grid
+from spectralmoe_jax.configs import common
+
+MASK_HEAD = {
+    "model.adapter.kind": "none", "model.out_layers": (0, 1, 2, 3), "train.head_start": "random",
+    "train.lr_factors.head": 1.0, "train.schedule": "poly", "train.steps": 300, "train.evaluate_every": 75,
+    "train.checkpoint_every": 75,
+    **{f"train.{key}": common.small("").train[key] for key in ("learning_rate", "warmup_steps")},
+}  # fmt: skip
 
 
 def get_grid(base: str = "configs/cloud_shadow.py:galileo") -> Grid:
@@ -17,6 +27,17 @@ def get_grid(base: str = "configs/cloud_shadow.py:galileo") -> Grid:
             "SpectralMoE, released": {"model.adapter.preset": "released"},
             "frozen": {"model.adapter.kind": "none"},
             "LoRA": {"model.adapter.kind": "lora"},
+            "frozen, Mask2Former": {**MASK_HEAD, "model.head": common.small("").model.head.to_dict()},
+            "frozen, plain mask decoder": {
+                **MASK_HEAD,
+                "model.head": {
+                    "kind": "pmt",
+                    "num_queries": 12,
+                    "blocks": 2,
+                    "mask_starts": (0.0, 0.3),
+                    "mask_ends": (0.15, 0.5),
+                },
+            },
             # starts at no change of the features, as the others do
             "Rein": {"model.adapter.kind": "rein", "model.adapter.scale_init": 0.0},
         },

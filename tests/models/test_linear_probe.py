@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectralmoe_jax.models.linear_head import pixel_cross_entropy
+from spectralmoe_jax.config.model import LinearHeadConfig
+from spectralmoe_jax.evaluation.metrics import patch_classes
+from spectralmoe_jax.models.linear_head import labels_to_learn, pixel_cross_entropy
 from spectralmoe_jax.models.linear_probe import TOLERANCE, fit_linear
 
 CLASSES, PENALTY = 3, 0.02
@@ -60,3 +62,24 @@ def test_the_same_bits_again():
     example = tuple(map(jnp.asarray, draw(side=12)))
     first, second = (fit_linear([example], CLASSES, PENALTY) for _ in range(2))
     assert np.asarray(first.kernel).tobytes() == np.asarray(second.kernel).tobytes()
+
+
+@pytest.mark.parametrize("side", [3, 6])
+def test_labels_of_patches_as_in_the_probe(side):
+    """Against the histogram of every patch in NumPy, which `spectralmoe probe` fits to."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, CLASSES, (4, 12, 12)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.6] = 255
+    labels[0, :4, :4] = 255  # a patch without any label
+    found = labels_to_learn(
+        jnp.asarray(labels), (side, side), LinearHeadConfig(num_classes=CLASSES, labels="patches")
+    )
+    wanted = patch_classes(labels, side, CLASSES)
+    assert len(np.unique(wanted)) == CLASSES + 1  # every class, and -1 without a label
+    np.testing.assert_array_equal(found, np.where(wanted < 0, CLASSES, wanted))
+
+
+def test_labels_of_pixels_stay_as_they_are():
+    labels = jnp.asarray(np.random.default_rng(3).integers(0, CLASSES, (1, 8, 8)))
+    found = labels_to_learn(labels, (2, 2), LinearHeadConfig(num_classes=CLASSES))
+    np.testing.assert_array_equal(found, labels)

@@ -25,9 +25,10 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def config():
-    return load_config("configs/quickstart.py", [f"--config.{value}" for value in TINY])
+@pytest.fixture(scope="module", params=["pixels", "patches"])
+def config(request):
+    given = [*TINY, f"model.head.labels={request.param}"]
+    return load_config("configs/quickstart.py", [f"--config.{value}" for value in given])
 
 
 @pytest.fixture(scope="module")
