@@ -9,12 +9,13 @@ scored.
   generated   the simulated benchmark of configs/quickstart.py, with smaller crops
   sentinel2   configs/sentinel2_landcover.py, where the labels of one place hold for every date
 
-Beside them, scikit-learn's HistGradientBoostingClassifier learns with its default settings from the same
-pixels, with the features of benchmarks/dubai_baseline.py.
+Beside them, the same with a frozen foundation model (`:galileo` of the same configurations), where --weights
+says where it is, and scikit-learn's HistGradientBoostingClassifier, which learns with its default settings
+from the same pixels, with the features of benchmarks/dubai_baseline.py.
 
-  python benchmarks/sparse_labels.py --workdir runs/sparse --sentinel2 PATH/sentinel2 --seeds 2
+  python benchmarks/sparse_labels.py --workdir runs/sparse --sentinel2 PATH/sentinel2 --seeds 2 --weights hub
 
-Scores below the folder are kept, and interrupted runs continue. A run takes about 90 seconds of one core.
+Scores below the folder are kept, and interrupted runs continue. A run takes one to four minutes of one core.
 """
 
 from __future__ import annotations
@@ -49,11 +50,24 @@ _SIZES: dict[str, dict[str, Any]] = {
     "generated": {"data.crop": 64, "evaluate.window": 64, "evaluate.overlap": 16},
     "sentinel2": {"train.steps": 180, "train.evaluate_every": 180, "train.checkpoint_every": 90},
 }
-_DENSE, _TREES = "dense", "boosted trees"
+# scenes with objects of a few pixels need small patches; crops and windows stay 8 x 8 patches
+_FROZEN_SIZES: dict[str, dict[str, Any]] = {
+    "generated": {
+        "model.visual.patch_size": 2, "data.crop": 16, "train.batch_size": 16, "train.probe_tiles": 1024,
+        "train.evaluate_every": 100, "evaluate.window": 16, "evaluate.overlap": 8, "evaluate.batch_size": 128,
+    },
+    "sentinel2": {"train.evaluate_every": 100},
+}  # fmt: skip
+_DENSE, _FROZEN, _TREES = "dense", "frozen, dense", "boosted trees"
+_ON_LABELS = {"loss.unlabelled": "excluded", "augment.crop_on_labels": 1.0}
+# few labels are often parts of patches, whose most frequent class they do not tell
+_OF_PIXELS = {"model.head.labels": "pixels"}
 _METHODS: dict[str, dict[str, Any]] = {
     _DENSE: {},
     "negative": {"loss.unlabelled": "negative"},
-    "excluded": {"loss.unlabelled": "excluded", "augment.crop_on_labels": 1.0},
+    "excluded": _ON_LABELS,
+    _FROZEN: _OF_PIXELS,
+    "frozen, excluded": _ON_LABELS | _OF_PIXELS,
 }
 _ORDER = (*_METHODS, _TREES)
 _LATTICE = {"generated": None, "sentinel2": 8}  # side of its cells in pixels
@@ -207,12 +221,13 @@ def scores_of(classify: Classify, splits: Splits, classes: int) -> dict[str, flo
 
 def run(name: str, config: RunConfig, method: str, seed: int, folder: Path) -> dict[str, Any]:
     """Return the scores of one method on one data set with one seed, from its file if it is there."""
-    place = folder / f"{name}_{method.replace(' ', '_')}_{seed}"
+    place = folder / f"{name}_{method.replace(', ', '_').replace(' ', '_')}_{seed}"
     file = place.with_suffix(".json")
     if file.exists():
         return json.loads(file.read_text())
-    config = config.replaced({"seed": seed, **_SIZES[name], **_METHODS.get(method, {})})
-    if method != _DENSE:
+    sizes = _FROZEN_SIZES if is_frozen(method) else _SIZES
+    config = config.replaced({"seed": seed, **sizes[name], **_METHODS.get(method, {})})
+    if method not in (_DENSE, _FROZEN):
         config = sparse(config, name, seed)
     splits, classes = open_splits(config), len(config.classes.names)
     labels = [label for _, _, _, label in splits.examples("train")]
@@ -225,16 +240,44 @@ def run(name: str, config: RunConfig, method: str, seed: int, folder: Path) -> d
     return result
 
 
-def benchmark(configs: Mapping[str, RunConfig], seeds: int, folder: Path) -> Iterator[tuple[str, str, dict]]:
+def is_frozen(method: str) -> bool:
+    """Whether a method adapts the frozen foundation model."""
+    return method.startswith("frozen")
+
+
+def open_configs(sentinel2: str | None, weights: str | None) -> dict[tuple[str, bool], RunConfig]:
+    """Load the configurations, by name of the data set and whether the encoder is frozen.
+
+    Args:
+      sentinel2: folder of the real images; None to leave them out.
+      weights: folder of Galileo-nano, or `hub`; None to leave the frozen encoder out.
+    """
+    configs = {}
+    for name, file in _CONFIGS.items():
+        given = [] if name == "generated" else [f"--config.data.root={sentinel2}"]
+        if name == "sentinel2" and sentinel2 is None:
+            continue
+        path = str(_HERE.parent.parent / "configs" / file)
+        configs[name, False] = load_config(path, given)
+        if weights is not None:
+            own = [] if weights == "hub" else [f"--config.model.visual.weights={weights}"]
+            configs[name, True] = load_config(f"{path}:galileo", [*given, *own])
+    return configs
+
+
+def benchmark(
+    configs: Mapping[tuple[str, bool], RunConfig], methods: Sequence[str], seeds: int, folder: Path
+) -> Iterator[tuple[str, str, dict]]:
     """Yield (data set, method, scores) of every run, all methods of a seed before the next seed."""
     for seed in range(seeds):
-        for name, config in configs.items():
-            for method in _ORDER:
-                yield name, method, run(name, config, method, seed, folder)
+        for (name, frozen), config in configs.items():
+            for method in methods:
+                if is_frozen(method) == frozen:
+                    yield name, method, run(name, config, method, seed, folder)
 
 
 def print_results(results: Sequence[tuple[str, str, dict]], console: Console) -> None:
-    """Print means over seeds, with each seed's held-out score, and the share of the dense score."""
+    """Print means over seeds, each seed's held-out score, and the share of the same encoder's dense score."""
     table = Table(box=None, header_style="bold")
     for heading in ("data set", "labels", "labelled, %", "held-out mIoU", "of dense", "target mIoU", "seeds"):
         table.add_column(heading, justify="left" if heading in ("data set", "labels") else "right")
@@ -243,7 +286,7 @@ def print_results(results: Sequence[tuple[str, str, dict]], console: Console) ->
         rows.setdefault((name, method), []).append(scores)
     means = {key: {k: float(np.mean([s[k] for s in all_])) for k in all_[0]} for key, all_ in rows.items()}
     for (name, method), mean in means.items():
-        dense = means[name, _DENSE]["holdout"]
+        dense = means.get((name, _FROZEN if is_frozen(method) else _DENSE), {"holdout": np.nan})["holdout"]
         each = " ".join(f"{100 * scores['holdout']:.1f}" for scores in rows[name, method])
         values = (mean["labelled"], mean["holdout"], mean["holdout"] / dense, mean["target"])
         table.add_row(name, method, *(f"{100 * value:.1f}" for value in values), each)
@@ -259,20 +302,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workdir", type=Path, required=True, metavar="DIR", help="folder of runs and scores"
     )
     parser.add_argument("--sentinel2", metavar="DIR", help="folder with scene_0.tif; none to leave it out")
+    parser.add_argument(
+        "--weights", metavar="DIR", help="Galileo-nano's folder, or hub; none to leave it out"
+    )
+    parser.add_argument("--methods", nargs="+", default=_ORDER, choices=_ORDER, help="all without")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="number of seeds, from 0")
-    arguments = parser.parse_args(argv)
+    given = parser.parse_args(argv)
     console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
-    roots = {"generated": "", "sentinel2": arguments.sentinel2}
     results = []
     try:
-        configs = {
-            name: load_config(str(_HERE.parent.parent / "configs" / file))
-            for name, file in _CONFIGS.items()
-            if roots[name] is not None
-        }
-        if "sentinel2" in configs:
-            configs["sentinel2"] = configs["sentinel2"].replaced({"data.root": arguments.sentinel2})
-        for name, method, scores in benchmark(configs, arguments.seeds, arguments.workdir):
+        configs = open_configs(given.sentinel2, given.weights)
+        for name, method, scores in benchmark(configs, given.methods, given.seeds, given.workdir):
             console.print(f"{name}, {method}: held-out mIoU {100 * scores['holdout']:.2f}")
             results.append((name, method, scores))
     except UserError as error:

@@ -1,6 +1,7 @@
 """The simulated two-sensor benchmark: train on one sensor, test on another. Needs no data.
 
 Source: our own; `spectralmoe quickstart` runs it.
+Arguments: `small` (the default), an encoder trained on the source, or `galileo`, a frozen foundation model.
 Score: 80 % mIoU on held-out scenes of the source and 60 % on the target, measured; none published. The best
 constant prediction reaches 5 %.
 Cost: about three minutes on two CPU cores (Xeon, 2.1 GHz), measured; memory not measured.
@@ -11,7 +12,8 @@ from ml_collections import ConfigDict
 from spectralmoe_jax.configs import common
 
 
-def get_config() -> ConfigDict:
+def get_config(args: str = "") -> ConfigDict:
+    given = common.arguments(args, encoder=("small", "galileo"))
     config = common.small("quickstart")
     config.bands = ("blue", "green", "red", "nir")
     config.classes.names = ("field", "woodland", "water", "road", "building", "bare soil")
@@ -50,4 +52,9 @@ def get_config() -> ConfigDict:
 
     config.evaluate.window = 96
     config.evaluate.overlap = 32
+
+    if given.encoder == "galileo":
+        common.use_galileo(config)
+        config.model.visual.stored_as = "x10000"
+        config.model.visual.resolution = 10.0
     return config
