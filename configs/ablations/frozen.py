@@ -1,8 +1,8 @@
 """What an adapter adds to a frozen foundation model: the same encoder, head, start and steps for all.
 
 Both readings of SpectralMoE, the peers that are used most, and the frozen encoder with the same head and with
-each other one. Those have no fitted start: they are trained from random weights, with the learning rate, the
-steps and the sizes of the small runs.
+the two others. Those have no fitted start: they are trained from random weights, for half as many steps more,
+with the learning rate and the sizes of the small runs.
 
   spectralmoe ablate configs/ablations/frozen.py --workdir runs/frozen --config.data.root=PATH/cloudshadow
 """
@@ -12,8 +12,8 @@ from spectralmoe_jax.configs import common
 
 MASK_HEAD = {
     "model.adapter.kind": "none", "model.out_layers": (0, 1, 2, 3), "train.head_start": "random",
-    "train.lr_factors.head": 1.0, "train.schedule": "poly", "train.steps": 300, "train.evaluate_every": 75,
-    "train.checkpoint_every": 75,
+    "train.lr_factors.head": 1.0, "train.schedule": "poly", "train.steps": 150, "train.evaluate_every": 50,
+    "train.checkpoint_every": 50,
     **{f"train.{key}": common.small("").train[key] for key in ("learning_rate", "warmup_steps")},
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Other adapters for the same frozen encoder, and the encoder trained fully or not at all.
 
-The encoder is frozen in all variants but `full`, so on a base without pretrained weights all others adapt a
-random encoder. A base without a depth encoder gets one with random weights for the two variants that use it;
-see `depth_encoder`.
+The encoder is frozen in all variants but `full`, which trains it at a tenth of the learning rate. On a base
+without pretrained weights all others therefore adapt a random encoder. A base without a depth encoder gets one
+with random weights for the two variants that use it; see `depth_encoder`.
 
   spectralmoe ablate configs/ablations/peers.py --workdir runs/peers
 """
@@ -20,6 +20,7 @@ def get_grid(base: str = "configs/quickstart.py") -> Grid:
         common=depth_encoder(base_config(base)) | {"model.visual.trainable": False},
         variants={
             **{kind: {"model.adapter.kind": kind} for kind in KINDS},
+            "full": {"model.adapter.kind": "full", "train.lr_factors.visual": 0.1},
             "none, linear head": {"model.adapter.kind": "none", "model.head.kind": "linear"},
         },
         reference="spectral_moe",
