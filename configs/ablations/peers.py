@@ -1,8 +1,8 @@
 """Other adapters for the same frozen encoder, and the encoder trained fully or not at all.
 
 The encoder is frozen in all variants but `full`, which trains it at a tenth of the learning rate. On a base
-without pretrained weights all others therefore adapt a random encoder. A base without a depth encoder gets one
-with random weights for the two variants that use it; see `depth_encoder`.
+without pretrained weights all others therefore adapt a random encoder. A base without a depth encoder gets
+one with random weights for the two variants that use it; see `depth_encoder`.
 
   spectralmoe ablate configs/ablations/peers.py --workdir runs/peers
 """
