@@ -7,7 +7,8 @@
                   (configs/sentinel2_landcover.py:galileo); the last third of the training half is held out
 
 Parts: classifiers of single pixels, `spectralmoe probe`, and the grids of configs/ablations, of which the
-dates have only `frozen`, on scene_2-west. Everything is kept below the folder, and the same command continues
+dates have only `frozen`, on scene_2-west; after `frozen`, `routing` draws the expert that each token of the
+target is sent to. Everything is kept below the folder, and the same command continues
 what was interrupted; --pairs and --parts choose.
 
   python benchmarks/real_sensors.py --workdir runs/real --clouds CLOUDSHADOW --sentinel2 SENTINEL2
@@ -34,18 +35,28 @@ from rasterio.windows import Window
 from rich.console import Console
 from rich.table import Table
 
+from data_pipelines.sources import resolve_run_wavelengths
+from data_pipelines.splits import open_splits
+from data_pipelines.transforms.augment import visible_bands
+from spectralmoe_jax.ablation.grid import folder_of
 from spectralmoe_jax.cli.main import main as spectralmoe
-from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.errors import UserError, choose
 from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.inference.model import load_trained, make_predict, make_routed_step
+from spectralmoe_jax.inference.preview import write_panel
+from spectralmoe_jax.inference.sliding_window import expert_maps, predict_image
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GRIDS = {"frozen": 5, "components": 3, "peers": 3, "switches": 3}  # number of seeds
-PARTS = ("trees", "probe", *GRIDS)
+PARTS = ("trees", "probe", *GRIDS, "routing")
+READINGS = ("SpectralMoE, paper", "SpectralMoE, released")
 DATES = ("scene_0", "scene_1", "scene_2", "scene_3")
 FOLDS = ("west", "east")  # the half that is trained on
 SEEDS = 5  # of classifiers
 DONE = "done.json"  # time of a part and its settings
+PICTURE = "routing.png"
+_WHOLE = {"data.tile": None, "data.holdout": 0.0}  # of a scene, which then is one image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +98,11 @@ def date_pairs(root: Path, folder: Path) -> dict[str, Pair]:
             "data.source": ",".join([*(f"{other}_train" for other in others), *heldout]),
             "data.holdout_domains": ",".join(heldout), "data.target": f"{date}_test",
         }  # fmt: skip
-        parts = ("trees", "probe", "frozen") if (date, fold) == ("scene_2", "west") else ("trees", "probe")
+        parts = (
+            ("trees", "probe", "frozen", "routing")
+            if (date, fold) == ("scene_2", "west")
+            else ("trees", "probe")
+        )
         given = tuple(f"--config.{key}={value}" for key, value in overrides.items())
         pairs[f"{date}-{fold}"] = Pair(f"{CONFIGS / 'sentinel2_landcover.py'}:galileo", given, parts)
     return pairs
@@ -137,6 +152,8 @@ def measure(part: str, pair: Pair, folder: Path, weights: Sequence[str], side_by
         (folder / part).mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / part / "scores.json") as aside:
             aside.write_text(json.dumps({name: scores.tolist() for name, scores in found.items()}))
+    elif part == "routing":
+        draw_routing(folder / "frozen", folder / part / PICTURE)
     elif part == "probe":
         _run(["probe", pair.config, *workdir, "--seeds", str(SEEDS), *overrides])
     else:
@@ -147,6 +164,37 @@ def measure(part: str, pair: Pair, folder: Path, weights: Sequence[str], side_by
     with atomic_write(done) as aside:
         seconds = round(time.monotonic() - began)
         aside.write_text(json.dumps({"seconds": seconds, "overrides": overrides}))
+
+
+def draw_routing(grid: Path, path: Path) -> None:
+    """Draw the target with the expert of every token by layer, from the first seed of both readings.
+
+    Args:
+      grid: folder of the grid `frozen`.
+      path: of the picture, a PNG.
+
+    Raises:
+      UserError: a run is not there.
+    """
+    images, truths, predictions, experts = [], [], [], []
+    for reading in READINGS:
+        run = grid / "runs" / folder_of(reading) / "seed0"
+        config = resolve_run_wavelengths(read_run_config(run).replaced(_WHOLE))
+        segmenter, settings = load_trained(run, config), config.evaluate
+        _, _, image, label = next(open_splits(config).examples("target"))
+        maps = expert_maps(
+            make_routed_step(segmenter), image, window=settings.window, batch_size=settings.batch_size
+        )  # (layers, modalities, h, w)
+        images.append(image)
+        truths.append(label)
+        predictions.append(predict_image(image, make_predict(segmenter), settings).argmax(axis=-1))
+        experts.append({f"expert, layer {layer}": of_layer[0] for layer, of_layer in enumerate(maps, 1)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_panel(
+        path, images, truths, predictions, experts, titles=READINGS, names=config.classes.names,
+        palette=config.classes.palette, expert_count=config.model.adapter.num_experts,
+        rgb_bands=visible_bands(config.bands, config.sensor),
+    )  # fmt: skip
 
 
 def _run(command: list[str]) -> None:
@@ -161,6 +209,8 @@ def _run(command: list[str]) -> None:
 
 def scores_of(part: str, folder: Path) -> dict[str, tuple[np.ndarray, ...]]:
     """Return target and held-out mIoU of each classifier or variant, (seeds,) in per cent."""
+    if part == "routing":
+        return {}
     if part == "trees":
         stored = json.loads((folder / part / "scores.json").read_text())
         return {name: (np.array(x)[:, 1], np.array(x)[:, 0]) for name, x in stored.items()}
