@@ -6,10 +6,10 @@
   scene_D-HALF    land cover: three dates, one half of the place, to date D in the other half
                   (configs/sentinel2_landcover.py:galileo); the last third of the training half is held out
 
-Parts: classifiers of single pixels, `spectralmoe probe`, and the grids of configs/ablations, of which the
-dates have only `frozen`, on scene_2-west; after `frozen`, `routing` draws the expert that each token of the
-target is sent to. Everything is kept below the folder, and the same command continues
-what was interrupted; --pairs and --parts choose.
+Parts: classifiers of single pixels, `spectralmoe probe`, and the grids of configs/ablations; after `frozen`,
+`routing` draws the expert that each token of the target is sent to. Of the grids, the dates have `frozen`:
+all of it on scene_2-west, elsewhere two variants and two seeds. Everything is kept below the folder, and the
+same command continues what was interrupted; --pairs and --parts choose.
 
   python benchmarks/real_sensors.py --workdir runs/real --clouds CLOUDSHADOW --sentinel2 SENTINEL2
 
@@ -50,6 +50,7 @@ from spectralmoe_jax.inference.sliding_window import expert_maps, predict_image
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GRIDS = {"frozen": 5, "components": 3, "peers": 3, "switches": 3}  # number of seeds
 PARTS = ("trees", "probe", *GRIDS, "routing")
+SHORT, SHORT_SEEDS = ("SpectralMoE, paper", "frozen"), 2
 READINGS = ("SpectralMoE, paper", "SpectralMoE, released")
 DATES = ("scene_0", "scene_1", "scene_2", "scene_3")
 FOLDS = ("west", "east")  # the half that is trained on
@@ -67,11 +68,13 @@ class Pair:
       config: the configuration.
       overrides: overrides that set source and target.
       parts: what is measured on the pair.
+      short: whether of a grid only `SHORT` is run.
     """
 
     config: str
     overrides: tuple[str, ...]
     parts: tuple[str, ...] = PARTS
+    short: bool = False
 
 
 def cloud_pairs(root: Path) -> dict[str, Pair]:
@@ -85,7 +88,7 @@ def cloud_pairs(root: Path) -> dict[str, Pair]:
 def date_pairs(root: Path, folder: Path) -> dict[str, Pair]:
     """Cut the dates of one place into halves, and return a pair for every date and half.
 
-    Grids run on one of them: `scene_2`, a clear date, trained on the western half of the others.
+    A whole grid runs on one of them: `scene_2`, a clear date, trained on the western half of the others.
     """
     for fold in FOLDS:
         _cut(root, folder / fold, fold)
@@ -98,13 +101,9 @@ def date_pairs(root: Path, folder: Path) -> dict[str, Pair]:
             "data.source": ",".join([*(f"{other}_train" for other in others), *heldout]),
             "data.holdout_domains": ",".join(heldout), "data.target": f"{date}_test",
         }  # fmt: skip
-        parts = (
-            ("trees", "probe", "frozen", "routing")
-            if (date, fold) == ("scene_2", "west")
-            else ("trees", "probe")
-        )
         given = tuple(f"--config.{key}={value}" for key, value in overrides.items())
-        pairs[f"{date}-{fold}"] = Pair(f"{CONFIGS / 'sentinel2_landcover.py'}:galileo", given, parts)
+        config, short = f"{CONFIGS / 'sentinel2_landcover.py'}:galileo", (date, fold) != ("scene_2", "west")
+        pairs[f"{date}-{fold}"] = Pair(config, given, ("trees", "probe", "frozen"), short)
     return pairs
 
 
@@ -158,8 +157,10 @@ def measure(part: str, pair: Pair, folder: Path, weights: Sequence[str], side_by
         _run(["probe", pair.config, *workdir, "--seeds", str(SEEDS), *overrides])
     else:
         grid = str(CONFIGS / "ablations" / f"{part}.py")
-        seeds = ["--seeds", str(GRIDS[part]), "--side-by-side", str(side_by_side)]
-        _run(["ablate", grid, "--base", pair.config, *workdir, *seeds, *overrides])
+        seeds, variants = (SHORT_SEEDS, SHORT) if pair.short else (GRIDS[part], ())
+        only = [word for variant in variants for word in ("--only", variant)]
+        settings = ["--seeds", str(seeds), *only, "--side-by-side", str(side_by_side)]
+        _run(["ablate", grid, "--base", pair.config, *workdir, *settings, *overrides])
     # an interrupted part counts from its last start
     with atomic_write(done) as aside:
         seconds = round(time.monotonic() - began)
@@ -225,6 +226,7 @@ def scores_of(part: str, folder: Path) -> dict[str, tuple[np.ndarray, ...]]:
             100 * np.array([run[key] for run in own["runs"]]) for key in ("miou", "held_out")
         )
         for name, own in stored["variants"].items()
+        if own["runs"]
     }
 
 

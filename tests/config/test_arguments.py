@@ -1,5 +1,6 @@
 """The arguments of a configuration after the colon."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from spectralmoe_jax.config.load import load_config, shipped_files
 from spectralmoe_jax.configs import common
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.models.build import segmenter_config
 
 
 def test_defaults_numbers_and_words():
@@ -44,3 +46,14 @@ def test_a_copy_runs_from_anywhere(tmp_path, monkeypatch):
     for file in shipped_files("configs").values():
         copy = shutil.copy(file, tmp_path / f"my_{file.name}")
         assert load_config(str(copy)) == load_config(file.name)
+
+
+@pytest.mark.parametrize("file", ["cloud_shadow", "quickstart", "sentinel2_landcover"])
+def test_a_frozen_foundation_model_in_place_of_the_small_encoder(file):
+    """The same data and classes; one window of the encoder is a crop."""
+    small, config = load_config(f"configs/{file}.py"), load_config(f"configs/{file}.py:galileo")
+    model = segmenter_config(config)
+    assert (model.visual.kind, model.visual.trainable, model.head.kind) == ("galileo", False, "linear")
+    assert model.visual.window * model.visual.patch_size == config.data.crop == config.evaluate.window
+    assert (config.bands, config.classes) == (small.bands, small.classes)
+    assert dataclasses.replace(config.data, crop=small.data.crop) == small.data
