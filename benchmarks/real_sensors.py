@@ -38,7 +38,7 @@ from rich.table import Table
 from data_pipelines.sources import resolve_run_wavelengths
 from data_pipelines.splits import open_splits
 from data_pipelines.transforms.augment import visible_bands
-from spectralmoe_jax.ablation.grid import folder_of
+from spectralmoe_jax.ablation.grid import folder_of, load_grid
 from spectralmoe_jax.cli.main import main as spectralmoe
 from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.errors import UserError, choose
@@ -136,14 +136,22 @@ def _write_window(image: Any, window: Window, path: Path) -> None:
 def measure(part: str, pair: Pair, folder: Path, weights: Sequence[str], side_by_side: int) -> None:
     """Measure one part of a pair, unless its result is there; note its time.
 
+    A grid that has more runs than before does those that are missing.
+
     Raises:
       UserError: it failed, or was measured with other settings.
     """
-    done, overrides = folder / part / DONE, [*pair.overrides, *weights]
+    done, overrides, earlier = folder / part / DONE, [*pair.overrides, *weights], 0
+    grid = str(CONFIGS / "ablations" / f"{part}.py")
+    seeds, variants = (SHORT_SEEDS, SHORT) if pair.short else (GRIDS.get(part, SEEDS), ())
+    runs = [list(variants or load_grid(grid, pair.config).variants), seeds] if part in GRIDS else []
     if done.exists():
-        if json.loads(done.read_text())["overrides"] != overrides:
+        stored = json.loads(done.read_text())
+        if stored["overrides"] != overrides:
             raise UserError(f"{done}: measured with other settings; choose another --workdir")
-        return
+        if stored.get("runs") == runs:
+            return
+        earlier = stored["seconds"]
     began = time.monotonic()
     workdir = ["--workdir", str(folder / part)]
     if part == "trees":
@@ -156,15 +164,13 @@ def measure(part: str, pair: Pair, folder: Path, weights: Sequence[str], side_by
     elif part == "probe":
         _run(["probe", pair.config, *workdir, "--seeds", str(SEEDS), *overrides])
     else:
-        grid = str(CONFIGS / "ablations" / f"{part}.py")
-        seeds, variants = (SHORT_SEEDS, SHORT) if pair.short else (GRIDS[part], ())
         only = [word for variant in variants for word in ("--only", variant)]
         settings = ["--seeds", str(seeds), *only, "--side-by-side", str(side_by_side)]
         _run(["ablate", grid, "--base", pair.config, *workdir, *settings, *overrides])
     # an interrupted part counts from its last start
     with atomic_write(done) as aside:
-        seconds = round(time.monotonic() - began)
-        aside.write_text(json.dumps({"seconds": seconds, "overrides": overrides}))
+        seconds = earlier + round(time.monotonic() - began)
+        aside.write_text(json.dumps({"seconds": seconds, "overrides": overrides, "runs": runs}))
 
 
 def draw_routing(grid: Path, path: Path) -> None:
@@ -180,6 +186,8 @@ def draw_routing(grid: Path, path: Path) -> None:
     images, truths, predictions, experts = [], [], [], []
     for reading in READINGS:
         run = grid / "runs" / folder_of(reading) / "seed0"
+        if not run.exists():
+            raise UserError(f"{run}: no run to draw; measure --parts frozen first")
         config = resolve_run_wavelengths(read_run_config(run).replaced(_WHOLE))
         segmenter, settings = load_trained(run, config), config.evaluate
         _, _, image, label = next(open_splits(config).examples("target"))
@@ -221,12 +229,13 @@ def scores_of(part: str, folder: Path) -> dict[str, tuple[np.ndarray, ...]]:
         last = len(stored["stages"]) - 1
         return {"probe, last norm": tuple(np.array(splits[s])[:, last] for s in ("target", "holdout"))}
     stored = json.loads((folder / part / "results.json").read_text())
+    finished = {
+        name: [run for run in own["runs"] if "miou" in run] for name, own in stored["variants"].items()
+    }
     return {
-        f"{part}: {name}": tuple(
-            100 * np.array([run[key] for run in own["runs"]]) for key in ("miou", "held_out")
-        )
-        for name, own in stored["variants"].items()
-        if own["runs"]
+        f"{part}: {name}": tuple(100 * np.array([run[key] for run in runs]) for key in ("miou", "held_out"))
+        for name, runs in finished.items()
+        if runs
     }
 
 
@@ -257,9 +266,9 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--clouds", type=Path, help="folder of configs/cloud_shadow.py")
     parser.add_argument("--sentinel2", type=Path, help="folder of configs/sentinel2_landcover.py")
-    parser.add_argument("--weights", help="Galileo-nano's folder; the hub without")
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--pairs", nargs="+", help="landsat5-7, landsat7-5, scene_0-west, ...; all without")
+    parser.add_argument("--weights", help="Galileo-nano's folder; default: from the hub")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="default: all")
+    parser.add_argument("--pairs", nargs="+", help="landsat5-7, landsat7-5, scene_0-west, ...; default: all")
     parser.add_argument("--side-by-side", type=int, default=2, help="runs of a grid at a time")
     given = parser.parse_args()
     weights = [f"--config.model.visual.weights={given.weights}"] if given.weights else []

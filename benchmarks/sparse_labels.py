@@ -50,14 +50,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "generated": {"data.crop": 64, "evaluate.window": 64, "evaluate.overlap": 16},
     "sentinel2": {"train.steps": 180, "train.evaluate_every": 180, "train.checkpoint_every": 90},
 }
-# scenes with objects of a few pixels need small patches; crops and windows stay 8 x 8 patches
-_FROZEN_SIZES: dict[str, dict[str, Any]] = {
-    "generated": {
-        "model.visual.patch_size": 2, "data.crop": 16, "train.batch_size": 16, "train.probe_tiles": 1024,
-        "train.evaluate_every": 100, "evaluate.window": 16, "evaluate.overlap": 8, "evaluate.batch_size": 128,
-    },
-    "sentinel2": {"train.evaluate_every": 100},
-}  # fmt: skip
+_FROZEN_SIZES: dict[str, Any] = {"train.evaluate_every": 100}
 _DENSE, _FROZEN, _TREES = "dense", "frozen, dense", "boosted trees"
 _ON_LABELS = {"loss.unlabelled": "excluded", "augment.crop_on_labels": 1.0}
 # few labels are often parts of patches, whose most frequent class they do not tell
@@ -225,8 +218,8 @@ def run(name: str, config: RunConfig, method: str, seed: int, folder: Path) -> d
     file = place.with_suffix(".json")
     if file.exists():
         return json.loads(file.read_text())
-    sizes = _FROZEN_SIZES if is_frozen(method) else _SIZES
-    config = config.replaced({"seed": seed, **sizes[name], **_METHODS.get(method, {})})
+    sizes = _FROZEN_SIZES if is_frozen(method) else _SIZES[name]
+    config = config.replaced({"seed": seed, **sizes, **_METHODS.get(method, {})})
     if method not in (_DENSE, _FROZEN):
         config = sparse(config, name, seed)
     splits, classes = open_splits(config), len(config.classes.names)
@@ -277,7 +270,10 @@ def benchmark(
 
 
 def print_results(results: Sequence[tuple[str, str, dict]], console: Console) -> None:
-    """Print means over seeds, each seed's held-out score, and the share of the same encoder's dense score."""
+    """Print means over seeds, each seed's held-out score, and its share of that with dense labels.
+
+    The dense score is that of the frozen encoder for the methods that use it, else of the small one.
+    """
     table = Table(box=None, header_style="bold")
     for heading in ("data set", "labels", "labelled, %", "held-out mIoU", "of dense", "target mIoU", "seeds"):
         table.add_column(heading, justify="left" if heading in ("data set", "labels") else "right")
@@ -286,10 +282,16 @@ def print_results(results: Sequence[tuple[str, str, dict]], console: Console) ->
         rows.setdefault((name, method), []).append(scores)
     means = {key: {k: float(np.mean([s[k] for s in all_])) for k in all_[0]} for key, all_ in rows.items()}
     for (name, method), mean in means.items():
-        dense = means.get((name, _FROZEN if is_frozen(method) else _DENSE), {"holdout": np.nan})["holdout"]
+        dense = means.get((name, _FROZEN if is_frozen(method) else _DENSE), {}).get("holdout")
         each = " ".join(f"{100 * scores['holdout']:.1f}" for scores in rows[name, method])
-        values = (mean["labelled"], mean["holdout"], mean["holdout"] / dense, mean["target"])
-        table.add_row(name, method, *(f"{100 * value:.1f}" for value in values), each)
+        values = (
+            mean["labelled"],
+            mean["holdout"],
+            mean["holdout"] / dense if dense else None,
+            mean["target"],
+        )
+        cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+        table.add_row(name, method, *cells, each)
     console.print(table)
 
 
@@ -305,14 +307,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", metavar="DIR", help="Galileo-nano's folder, or hub; none to leave it out"
     )
-    parser.add_argument("--methods", nargs="+", default=_ORDER, choices=_ORDER, help="all without")
+    parser.add_argument("--methods", nargs="+", choices=_ORDER, help="default: all")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="number of seeds, from 0")
     given = parser.parse_args(argv)
     console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
     results = []
     try:
+        methods = given.methods or _ORDER
+        if given.methods and given.weights is None and any(map(is_frozen, methods)):
+            raise UserError("--methods: the frozen encoder needs --weights, its folder or hub")
         configs = open_configs(given.sentinel2, given.weights)
-        for name, method, scores in benchmark(configs, given.methods, given.seeds, given.workdir):
+        for name, method, scores in benchmark(configs, methods, given.seeds, given.workdir):
             console.print(f"{name}, {method}: held-out mIoU {100 * scores['holdout']:.2f}")
             results.append((name, method, scores))
     except UserError as error:

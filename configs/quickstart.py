@@ -57,4 +57,12 @@ def get_config(args: str = "") -> ConfigDict:
         common.use_galileo(config)
         config.model.visual.stored_as = "x10000"
         config.model.visual.resolution = 10.0
+        # roads are a few pixels wide: smaller patches, as many of them, and a head that learns pixels
+        config.model.visual.patch_size = 2
+        config.model.head.labels = "pixels"
+        config.data.crop = config.evaluate.window = 16
+        config.evaluate.overlap = 8
+        config.evaluate.batch_size = 128
+        config.train.batch_size = 16
+        config.train.probe_tiles = 1024
     return config

@@ -1,8 +1,8 @@
-"""What an adapter adds to a frozen foundation model: the same encoder, head, start and steps for all.
+"""What an adapter adds to a frozen foundation model.
 
-Both readings of SpectralMoE, the peers that are used most, and the frozen encoder with the same head and with
-the two others. Those have no fitted start: they are trained from random weights, for half as many steps more,
-with the learning rate and the sizes of the small runs.
+Both readings of SpectralMoE, the peers that are used most, and the frozen encoder alone, all with the same
+head, start and steps. The last two variants have another head and no adapter. Such heads have no fitted
+start: they have 150 steps instead of 100, with the learning rate and the sizes of the small runs.
 
   spectralmoe ablate configs/ablations/frozen.py --workdir runs/frozen --config.data.root=PATH/cloudshadow
 """
@@ -27,6 +27,8 @@ def get_grid(base: str = "configs/cloud_shadow.py:galileo") -> Grid:
             "SpectralMoE, released": {"model.adapter.preset": "released"},
             "frozen": {"model.adapter.kind": "none"},
             "LoRA": {"model.adapter.kind": "lora"},
+            # starts at no change of the features, as the others do
+            "Rein": {"model.adapter.kind": "rein", "model.adapter.scale_init": 0.0},
             "frozen, Mask2Former": {**MASK_HEAD, "model.head": common.small("").model.head.to_dict()},
             "frozen, plain mask decoder": {
                 **MASK_HEAD,
@@ -38,8 +40,6 @@ def get_grid(base: str = "configs/cloud_shadow.py:galileo") -> Grid:
                     "mask_ends": (0.15, 0.5),
                 },
             },
-            # starts at no change of the features, as the others do
-            "Rein": {"model.adapter.kind": "rein", "model.adapter.scale_init": 0.0},
         },
         reference="SpectralMoE, paper",
         seeds=(0, 1, 2, 3, 4),

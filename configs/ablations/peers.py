@@ -1,8 +1,8 @@
 """Other adapters for the same frozen encoder, and the encoder trained fully or not at all.
 
 The encoder is frozen in all variants but `full`, which trains it at a tenth of the learning rate. On a base
-without pretrained weights all others therefore adapt a random encoder. A base without a depth encoder gets
-one with random weights for the two variants that use it; see `depth_encoder`.
+without pretrained weights the others adapt a random encoder. A base without a depth encoder gets one with
+random weights for the two variants that use it; see `depth_encoder`.
 
   spectralmoe ablate configs/ablations/peers.py --workdir runs/peers
 """
@@ -11,6 +11,7 @@ from spectralmoe_jax.ablation import Grid, base_config, depth_encoder
 
 KINDS = ("spectral_moe", "none", "full", "rein", "depthforge", "set", "fada", "lora", "adaptformer", "vpt",
          "bitfit")  # fmt: skip
+OWN = {"full": {"train.lr_factors.visual": 0.1}}
 
 
 def get_grid(base: str = "configs/quickstart.py") -> Grid:
@@ -19,8 +20,7 @@ def get_grid(base: str = "configs/quickstart.py") -> Grid:
         base=base,
         common=depth_encoder(base_config(base)) | {"model.visual.trainable": False},
         variants={
-            **{kind: {"model.adapter.kind": kind} for kind in KINDS},
-            "full": {"model.adapter.kind": "full", "train.lr_factors.visual": 0.1},
+            **{kind: {"model.adapter.kind": kind} | OWN.get(kind, {}) for kind in KINDS},
             "none, linear head": {"model.adapter.kind": "none", "model.head.kind": "linear"},
         },
         reference="spectral_moe",

@@ -225,9 +225,9 @@ class LossConfig(Section):
     )
     class_weights: str | tuple[float, ...] | None = option(
         None,
-        "Weight of each class: of its pixels in the cross-entropy of the linear head, of its queries and "
-        "masks in Mask2Former. `balanced` for N / (K n) with n of all N labelled training pixels in the "
-        "class, and K classes; none for equal weights.",
+        "Weight of each class: of its pixels or patches in the cross-entropy of the linear head, of its "
+        "queries and masks in Mask2Former. `balanced` for N / (K n) with n of all N labelled training pixels "
+        "in the class, and K classes; none for equal weights.",
     )
 
     def __post_init__(self) -> None:

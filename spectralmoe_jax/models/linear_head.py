@@ -65,7 +65,8 @@ def labels_to_learn(labels: Array, grid: Sequence[int], config: LinearHeadConfig
 
     Args:
       labels: (B, H, W) integers; values outside 0..C-1 are no label.
-      grid: height h and width w of the head's logits; they divide H and W.
+      grid: height h and width w of the head's logits, which divide H and W: of patches, unless an adapter
+        makes finer maps.
       config: of the head.
 
     Returns:
@@ -84,7 +85,7 @@ def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Sequence[fl
 
     Args:
       logits: (B, h, w, C), resized to the labels bilinearly.
-      labels: (B, H, W) integers; values outside 0..C-1, such as 255, are ignored.
+      labels: (B, H, W) integers of pixels, or from `labels_to_learn`; values outside 0..C-1 are ignored.
       class_weights: C weights of a pixel by its class, for a weighted mean; None for equal ones.
     """
     classes = logits.shape[-1]

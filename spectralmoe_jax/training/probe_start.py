@@ -42,6 +42,7 @@ def make_probe_start(
       layout: mesh that parameters and batches are sharded over; None for one device.
       class_weights: weights of a pixel by its class, as in the loss; None for equal ones.
     """
+    learnt = jax.jit(labels_to_learn, static_argnums=(1, 2))
     features = {name: _make_features(structure, layout) for name, structure in structures.items()}
     head = next(iter(structures.values())).config.head
     assert isinstance(head, LinearHeadConfig)  # other heads have no such start
@@ -56,7 +57,7 @@ def make_probe_start(
             for batch in itertools.islice(batches, count):
                 ((name, tiles),) = batch.items()
                 found = features[name](trainable, frozen[name], tiles["image"])  # (B, h, w, F)
-                examples.append((found, labels_to_learn(tiles["label"], found.shape[1:3], head)))
+                examples.append((found, learnt(tiles["label"], found.shape[1:3], head)))
 
         # 2. fit, and report
         fit = fit_linear(examples, head.num_classes, settings.probe_penalty, layout, class_weights)

@@ -1,5 +1,6 @@
 """The measurements on real sensors: halves of a place, resumption, and the parts that need no weights."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from spectralmoe_jax.errors import UserError
 from tests.benchmarks.scripts import imported
 from tests.rasters import PLACE, write_raster
 
@@ -85,3 +87,30 @@ def test_classifiers_are_measured_once(script, dates, tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", [*command[:-1], "scene_9-west"])
     assert script.main() == 2
     assert "--pairs = 'scene_9-west': must be one of scene_0-west" in capsys.readouterr().err
+
+
+def test_variants_of_a_grid_that_were_not_run_have_no_scores(script, tmp_path):
+    """As `spectralmoe ablate --only` leaves them."""
+    runs = {"done": [{"seed": 0, "miou": 0.5, "held_out": 0.75}, {"seed": 1}], "left out": [{"seed": 0}]}
+    (tmp_path / "frozen").mkdir()
+    stored = {"variants": {name: {"runs": of_variant} for name, of_variant in runs.items()}}
+    (tmp_path / "frozen" / "results.json").write_text(json.dumps(stored))
+    assert script.scores_of("frozen", tmp_path) == {"frozen: done": (np.array([50.0]), np.array([75.0]))}
+
+
+def test_a_longer_grid_adds_to_a_shorter_one(script, tmp_path, monkeypatch):
+    """The runs that are there are not the ones that are asked for: `ablate` is called, which skips them."""
+    commands = []
+    (tmp_path / "frozen").mkdir()
+    monkeypatch.setattr(script, "spectralmoe", lambda command: commands.append(command) or 0)
+    pair = script.cloud_pairs(tmp_path)["landsat5-7"]
+    for short, calls in ((True, 1), (True, 1), (False, 2), (False, 2)):
+        script.measure("frozen", dataclasses.replace(pair, short=short), tmp_path, [], 1)
+        assert len(commands) == calls
+    assert commands[0].count("--only") == len(script.SHORT)
+    assert "--only" not in commands[1]
+
+
+def test_nothing_to_draw(script, tmp_path):
+    with pytest.raises(UserError, match="no run to draw; measure --parts frozen first"):
+        script.draw_routing(tmp_path / "frozen", tmp_path / "routing.png")

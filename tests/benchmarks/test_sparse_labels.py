@@ -75,3 +75,17 @@ def test_training_images_alone_lose_labels(script):
             assert ((some != IGNORE).mean() < 0.1) == (split == "train")
     labelled = [label[label != IGNORE] for *_, label in few.examples("source")]
     assert few.source.class_pixels.sum() == sum(map(len, labelled))
+
+
+def test_the_frozen_encoder_needs_weights(script, tmp_path, capsys):
+    command = ["--workdir", str(tmp_path), "--seeds", "1"]
+    assert script.main([*command, "--methods", "frozen, dense"]) == 2
+    assert "--methods: the frozen encoder needs --weights" in capsys.readouterr().err
+
+
+def test_the_configurations_of_both_encoders(script, tmp_path):
+    configs = script.open_configs(str(tmp_path), str(tmp_path / "galileo"))
+    assert set(configs) == {(name, frozen) for name in ("generated", "sentinel2") for frozen in (True, False)}
+    for (_, frozen), config in configs.items():
+        assert (config.model.head.kind == "linear") == frozen
+    assert set(script.open_configs(None, None)) == {("generated", False)}

@@ -11,8 +11,11 @@ import pytest
 
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.parameters import named_leaves
+from spectralmoe_jax.evaluation.metrics import patch_classes
+from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
+from spectralmoe_jax.parameters import join, named_leaves
 from spectralmoe_jax.training.train import build_experiment, run_experiment, train
+from tests.adapters import peer_formulas
 from tests.tiny_run import SIZES
 from tests.training.fake_experiment import make_config, make_experiment
 from tests.training.test_resume import saved
@@ -70,6 +73,22 @@ def test_the_training_loss_starts_at_its_minimum(experiment, started):
     assert fitted < 0.8 * random
     assert jnp.abs(gradient["bias"]).max() < 1e-4 < 1e-2 < jnp.abs(steep["bias"]).max()
     assert jnp.sum(gradient["kernel"] * started["head"]["classifier"]["kernel"]) < 0
+
+
+def test_the_training_loss_is_that_of_pixels_or_patches(config, experiment):
+    """Against the mean over them in NumPy."""
+    batch, classes = next(experiment.make_batches(0)), len(config.classes.names)
+    model = join(abstract_segmenter(segmenter_config(config)), experiment.trainable, experiment.frozen)
+    logits = np.asarray(model(model.normalise(batch["image"])).logits, np.float64)
+    labels = np.asarray(batch["label"])
+    if config.model.head.labels == "patches":
+        labels = patch_classes(labels, logits.shape[1], classes)
+    else:
+        logits = np.stack([peer_formulas.bilinear(x, labels.shape[1:]) for x in logits])
+    known = (labels >= 0) & (labels < classes)
+    wanted = -np.log(peer_formulas.softmax(logits)[known, labels[known]]).mean()
+    terms = experiment.loss_fn(experiment.trainable, experiment.frozen, batch, jax.random.key(0))[1]
+    np.testing.assert_allclose(terms["loss_cls"], wanted, rtol=1e-5)
 
 
 def test_the_start_depends_on_the_seed_alone(config, experiment, started):
