@@ -2,7 +2,7 @@
 
 Source: our own; `spectralmoe quickstart` runs it.
 Arguments: `small` (the default), an encoder trained on the source, or `galileo`, a frozen foundation model.
-Score: none published; measured with `small`: 80 % mIoU on held-out scenes of the source and 60 % on the target,
+Score: none published; measured with `small`: 80 % mIoU on held-out source scenes and 60 % on the target,
 with `galileo` (two seeds) 86 % and 51 %. The best constant prediction reaches 5 %.
 Cost: about three minutes on two CPU cores (Xeon, 2.1 GHz), measured; memory not measured.
 """
