@@ -142,9 +142,7 @@ def measure(part: str, pair: Pair, folder: Path, weights: Sequence[str], side_by
       UserError: it failed, or was measured with other settings.
     """
     done, overrides, earlier = folder / part / DONE, [*pair.overrides, *weights], 0
-    grid = str(CONFIGS / "ablations" / f"{part}.py")
-    seeds, variants = (SHORT_SEEDS, SHORT) if pair.short else (GRIDS.get(part, SEEDS), ())
-    runs = [list(variants or load_grid(grid, pair.config).variants), seeds] if part in GRIDS else []
+    runs = _runs(part, pair)
     if done.exists():
         stored = json.loads(done.read_text())
         if stored["overrides"] != overrides:
@@ -164,13 +162,28 @@ def measure(part: str, pair: Pair, folder: Path, weights: Sequence[str], side_by
     elif part == "probe":
         _run(["probe", pair.config, *workdir, "--seeds", str(SEEDS), *overrides])
     else:
-        only = [word for variant in variants for word in ("--only", variant)]
+        variants, seeds = runs
+        only = [word for variant in variants for word in ("--only", variant)] if pair.short else []
         settings = ["--seeds", str(seeds), *only, "--side-by-side", str(side_by_side)]
-        _run(["ablate", grid, "--base", pair.config, *workdir, *settings, *overrides])
+        _run(["ablate", _grid(part), "--base", pair.config, *workdir, *settings, *overrides])
     # an interrupted part counts from its last start
     with atomic_write(done) as aside:
         seconds = earlier + round(time.monotonic() - began)
         aside.write_text(json.dumps({"seconds": seconds, "overrides": overrides, "runs": runs}))
+
+
+def _grid(part: str) -> str:
+    """Return the path of a grid."""
+    return str(CONFIGS / "ablations" / f"{part}.py")
+
+
+def _runs(part: str, pair: Pair) -> list[Any]:
+    """Return the variants of a grid and the number of seeds, as JSON has them; nothing for other parts."""
+    if part not in GRIDS:
+        return []
+    if pair.short:
+        return [list(SHORT), SHORT_SEEDS]
+    return [list(load_grid(_grid(part), pair.config).variants), GRIDS[part]]
 
 
 def draw_routing(grid: Path, path: Path) -> None:

@@ -234,7 +234,7 @@ def run(name: str, config: RunConfig, method: str, seed: int, folder: Path) -> d
 
 
 def is_frozen(method: str) -> bool:
-    """Whether a method adapts the frozen foundation model."""
+    """Return whether a method adapts the frozen foundation model."""
     return method.startswith("frozen")
 
 

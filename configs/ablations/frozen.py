@@ -10,11 +10,12 @@ start: they have 150 steps instead of 100, with the learning rate and the sizes 
 from spectralmoe_jax.ablation import PAPER, Grid
 from spectralmoe_jax.configs import common
 
+SMALL = common.small("")
 MASK_HEAD = {
     "model.adapter.kind": "none", "model.out_layers": (0, 1, 2, 3), "train.head_start": "random",
     "train.lr_factors.head": 1.0, "train.schedule": "poly", "train.steps": 150, "train.evaluate_every": 50,
     "train.checkpoint_every": 50,
-    **{f"train.{key}": common.small("").train[key] for key in ("learning_rate", "warmup_steps")},
+    **{f"train.{key}": SMALL.train[key] for key in ("learning_rate", "warmup_steps")},
 }  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def get_grid(base: str = "configs/cloud_shadow.py:galileo") -> Grid:
             "LoRA": {"model.adapter.kind": "lora"},
             # starts at no change of the features, as the others do
             "Rein": {"model.adapter.kind": "rein", "model.adapter.scale_init": 0.0},
-            "frozen, Mask2Former": {**MASK_HEAD, "model.head": common.small("").model.head.to_dict()},
+            "frozen, Mask2Former": {**MASK_HEAD, "model.head": SMALL.model.head.to_dict()},
             "frozen, plain mask decoder": {
                 **MASK_HEAD,
                 "model.head": {
