@@ -239,16 +239,19 @@ def test_adapter_refines_the_mean_or_each_token():
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16 * 4, 32)), jnp.float32)
     grouped = tokens.reshape(2, 16, 4, 32)
 
-    change = backbone._refine(weights, tokens, None, None, (4, 4)).tokens.reshape(grouped.shape) - grouped
-    alone = backbone.adapter.layer(weights, grouped.mean(axis=2), None, None, (4, 4)).tokens
+    refine = jax.jit(backbone._refine, static_argnums=4)
+    layer = jax.jit(backbone.adapter.layer, static_argnums=4)
+    change = refine(weights, tokens, None, None, (4, 4)).tokens.reshape(grouped.shape) - grouped
+    alone = layer(weights, grouped.mean(axis=2), None, None, (4, 4)).tokens
     wanted = (alone - grouped.mean(axis=2))[:, :, None]
     np.testing.assert_allclose(change, jnp.broadcast_to(wanted, change.shape), atol=1e-5)
     assert float(jnp.abs(wanted).max()) > 1e-2
 
     each = segmenter_config(tiny_galileo(**{"model.adapter.token_groups": "each"}))
-    out = random_segmenter(each).backbone._refine(weights, tokens, None, None, (4, 4))
+    refine = jax.jit(random_segmenter(each).backbone._refine, static_argnums=4)
+    out = refine(weights, tokens, None, None, (4, 4))
     for group in range(4):
-        alone = backbone.adapter.layer(weights, grouped[:, :, group], None, None, (4, 4))
+        alone = layer(weights, grouped[:, :, group], None, None, (4, 4))
         np.testing.assert_allclose(out.tokens.reshape(grouped.shape)[:, :, group], alone.tokens, atol=1e-5)
     assert out.experts.shape == (1, 2, 16)
 
@@ -276,7 +279,7 @@ def test_features_are_the_mean_over_overlapping_windows():
     segmenter = random_segmenter(settings)
     alone = for_sensor(segmenter, segmenter_config(tiny_galileo()))
     pixels = jnp.asarray(reflectance(2, 28, 20, 6))
-    found = segmenter.features(pixels)
+    found, encode = jax.jit(segmenter.features)(pixels), jax.jit(alone.features)
     total, count = np.zeros((2, 7, 5, 32)), np.zeros((7, 5, 1))
     layers, modalities = found.experts.shape[:2]
     experts = np.full((layers, modalities, 2, 7, 5), -1)
@@ -284,7 +287,7 @@ def test_features_are_the_mean_over_overlapping_windows():
         for left in (0, 1):
             window = pixels[:, 4 * top : 4 * top + 16, 4 * left : 4 * left + 16]
             inside = np.s_[..., top : top + 4, left : left + 4]
-            one = alone.features(window)
+            one = encode(window)
             total[:, top : top + 4, left : left + 4] += one.maps[-1]
             count[top : top + 4, left : left + 4] += 1
             own = np.reshape(one.experts, (layers, modalities, 2, 4, 4))
@@ -320,6 +323,7 @@ def test_gradients_pass_through_overlapping_windows(head):
     pixels = jnp.asarray(reflectance(1, 32, 24, 6))
     graph, trainable, rest = nnx.split(segmenter, nnx.Param, ...)
 
+    @jax.jit
     def objective(trainable):
         out = nnx.merge(graph, trainable, rest)(segmenter.normalise(pixels))
         logits = out.logits if head == "linear" else out.mask_logits[-1]
@@ -335,17 +339,19 @@ def test_gradients_pass_through_overlapping_windows(head):
 
 def test_the_same_image_under_another_sensor_scores_the_same():
     """Other order of bands, other scale, other names: the segmenter of another sensor with its weights."""
-    first = random_segmenter(segmenter_config(tiny_galileo()))
+    linear = {"model.head": {"kind": "linear"}}
+    first = random_segmenter(segmenter_config(tiny_galileo(**linear)))
     order = [5, 3, 0, 1, 4, 2]
     names = tuple(("B02", "B03", "B04", "B08", "B11", "B12")[index] for index in order)
     settings = segmenter_config(tiny_galileo(
-        names, "sentinel2", **{"model.visual.stored_as": "x10000+1000", "model.visual.resolution": 30.0}
+        names, "sentinel2",
+        **linear, **{"model.visual.stored_as": "x10000+1000", "model.visual.resolution": 30.0},
     ))  # fmt: skip
     second = for_sensor(first, settings)
     pixels = reflectance(1, 32, 32, 6)
     stored = (pixels[..., order] * 10000 + 1000).astype(np.float32)
     np.testing.assert_allclose(
-        second.scores(jnp.asarray(stored)), first.scores(jnp.asarray(pixels)), atol=1e-4
+        jax.jit(second.scores)(jnp.asarray(stored)), jax.jit(first.scores)(jnp.asarray(pixels)), atol=1e-4
     )
 
 

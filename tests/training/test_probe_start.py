@@ -28,7 +28,8 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["pixels", "patches"])
+# patches, which tests/models/test_linear_probe.py compares quickly
+@pytest.fixture(scope="module", params=["pixels", pytest.param("patches", marks=pytest.mark.slow)])
 def config(request):
     given = [*TINY, f"model.head.labels={request.param}"]
     return load_config("configs/quickstart.py", [f"--config.{value}" for value in given])
