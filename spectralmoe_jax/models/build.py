@@ -169,10 +169,10 @@ def _check_encoder(visual: EncoderConfig, kind: str) -> None:
       UserError: it does not; names the key.
     """
     adapter = adapter_class(kind)
-    if adapter.adds_tokens and visual.kind in ("sam", "galileo"):
+    if adapter.adds_tokens and visual.kind == "sam":
         raise UserError(
             f"config.model.adapter.kind = {kind!r} adds tokens, for which the windows of "
-            f"config.model.visual.kind = {visual.kind!r} have no place: choose another of the two"
+            "config.model.visual.kind = 'sam' have no place: choose another of the two"
         )
     if adapter.chooses_weights() and visual.trainable and kind != "full":
         must = f"set it to False, for config.model.adapter.kind = {kind!r} chooses the weights that train"

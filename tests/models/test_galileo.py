@@ -256,6 +256,22 @@ def test_adapter_refines_the_mean_or_each_token():
     assert out.experts.shape == (1, 2, 16)
 
 
+def test_prompts_are_part_of_every_window():
+    """An image of two windows with prompts: each window with the prompts is what it is alone."""
+    settings = segmenter_config(tiny_galileo(**{
+        "model.adapter": {"kind": "vpt", "num_prompts": 3}, "model.head": {"kind": "linear"},
+    }))  # fmt: skip
+    encode = jax.jit(random_segmenter(settings).features)
+    pixels = jnp.asarray(reflectance(2, 32, 16, 6))
+    both, plain = encode(pixels), random_segmenter(settings)
+    for first in (0, 4):
+        alone = encode(pixels[:, 4 * first : 4 * first + 16])
+        np.testing.assert_allclose(both.maps[-1][:, first : first + 4], alone.maps[-1], atol=1e-5)
+    plain.backbone.adapter.prompts[...] = 0.0 * plain.backbone.adapter.prompts[...]
+    without = jax.jit(plain.features)(pixels).maps[-1]
+    assert float(jnp.abs(both.maps[-1] - without).max()) > 1e-2
+
+
 @pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_the_experts_of_every_layer_learn(remat):
     settings = segmenter_config(tiny_galileo(**{"model.remat": remat}))

@@ -252,14 +252,22 @@ class GalileoEncoder(Encoder):
         whole = (h, w) == (rows, columns)
 
         def apply(x: Array, layer: Any, edit: Edit | None = None, beside: Beside | None = None) -> Array:
-            """Run one block on every window."""
+            """Run one block on every window. Tokens before those of the places are part of each window."""
             block = nnx.merge(graph, edited(layer, edit))
             if whole:
                 return block(x, None, beside)
-            sizes["r"] = h // rows
-            x = rearrange(x, "b (r y c x g) d -> (b r c) (y x g) d", c=w // columns, **sizes)
-            y = block(x, None, beside)
-            return rearrange(y, "(b r c) (y x g) d -> b (r y c x g) d", c=w // columns, **sizes)
+            count = (h // rows) * (w // columns)
+            extra = x.shape[1] - h * w * sizes["g"]
+            prompts, places = x[:, :extra], x[:, extra:]
+            places = rearrange(
+                places, "b (r y c x g) d -> (b r c) (y x g) d", r=h // rows, c=w // columns, **sizes
+            )
+            y = block(jnp.concatenate([jnp.repeat(prompts, count, axis=0), places], axis=1), None, beside)
+            prompts = rearrange(y[:, :extra], "(b n) p d -> b n p d", n=count).mean(axis=1)
+            places = rearrange(
+                y[:, extra:], "(b r c) (y x g) d -> b (r y c x g) d", r=h // rows, c=w // columns, **sizes
+            )
+            return jnp.concatenate([prompts, places], axis=1)
 
         return Layers(weights, apply)
 
