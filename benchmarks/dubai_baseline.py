@@ -133,7 +133,8 @@ def trained(workdir: Path, config: RunConfig) -> Classify:
       UserError: the run was not trained on this benchmark's source, bands or classes.
     """
     # imports JAX, which the classifier alone does not need
-    from spectralmoe_jax.inference.model import load_trained, make_predict
+    from spectralmoe_jax.inference.predict_step import make_predict
+    from spectralmoe_jax.inference.segmenter_weights import load_trained
 
     run = read_run_config(workdir)
     for key in ("bands", "classes", "data.source", "data.holdout"):

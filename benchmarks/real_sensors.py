@@ -43,8 +43,9 @@ from spectralmoe_jax.cli.main import main as spectralmoe
 from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.errors import UserError, choose
 from spectralmoe_jax.files import atomic_write
-from spectralmoe_jax.inference.model import load_trained, make_predict, make_routed_step
+from spectralmoe_jax.inference.predict_step import make_predict, make_routed_step
 from spectralmoe_jax.inference.preview import write_panel
+from spectralmoe_jax.inference.segmenter_weights import load_trained
 from spectralmoe_jax.inference.sliding_window import expert_maps, predict_image
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -192,7 +192,8 @@ def trained(config: RunConfig, workdir: Path) -> Classify:
       UserError: the run was stopped on request.
     """
     # imports JAX, which the trees do not need
-    from spectralmoe_jax.inference.model import load_trained, make_predict
+    from spectralmoe_jax.inference.predict_step import make_predict
+    from spectralmoe_jax.inference.segmenter_weights import load_trained
     from spectralmoe_jax.training.train import train
 
     if train(config, workdir)["step"] < config.train.steps:

@@ -16,9 +16,10 @@ from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import EvaluateConfig, RunConfig
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 from spectralmoe_jax.evaluation.score_table import print_table, score, write_report
-from spectralmoe_jax.inference.geotiff import predict as write_map
-from spectralmoe_jax.inference.model import load_trained, make_predict, make_routed_step
+from spectralmoe_jax.inference.model import Model
+from spectralmoe_jax.inference.predict_step import make_predict, make_routed_step
 from spectralmoe_jax.inference.preview import write_panel
+from spectralmoe_jax.inference.segmenter_weights import load_trained
 from spectralmoe_jax.inference.sliding_window import expert_maps, predict_image
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.training.train import train
@@ -63,7 +64,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     data = config.data
     benchmark = SyntheticDataset(data.scene_seed, data.scenes_source, data.scenes_target, data.scene_size)
     scenes = benchmark.write(workdir, "target")
-    write_map(workdir, config, input=scenes[0], output=workdir / "map.tif", preview=workdir / "map.png")
+    Model(segmenter, config).map(scenes[0], workdir / "map.tif", preview=workdir / "map.png")
     _write_panel(workdir / "panel.png", config, splits, segmenter, settings)
 
     # 4. summary

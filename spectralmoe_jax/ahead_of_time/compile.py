@@ -24,7 +24,7 @@ from spectralmoe_jax.ahead_of_time.program_cost import collectives, product_flop
 from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import BALANCED, MESH_AXES, RunConfig
 from spectralmoe_jax.errors import UserError, choose, require
-from spectralmoe_jax.inference.model import make_predict_step
+from spectralmoe_jax.inference.predict_step import make_predict_step
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import check_layout

@@ -28,13 +28,12 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from spectralmoe_jax.checkpoints.held_out import NOTHING_YET, HeldOut
-from spectralmoe_jax.config.load import CHOICES, flatten
+from spectralmoe_jax.config.load import CHECKPOINTS, CHOICES, flatten
 from spectralmoe_jax.config.presets import FAMILIES, kind_of
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
-FOLDER = "checkpoints"
 TRAINABLE, OPTIMIZER = "trainable", "optimizer"
 _HELD_OUT = "held_out"
 
@@ -106,7 +105,7 @@ class CheckpointStore:
     def __init__(self, workdir: str | os.PathLike[str], config: RunConfig, metric: str | None = None):
         self._given = config.given
         self._metric = metric or config.train.selection
-        self._folder = (Path(workdir) / FOLDER).absolute()
+        self._folder = (Path(workdir) / CHECKPOINTS).absolute()
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._saving: ocp.AsyncResponse[bool] | None = None
         self._step = 0  # step of the save under way

@@ -3,12 +3,12 @@
 import argparse
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
-from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.model_files import config_of_model, weight_specs
+from spectralmoe_jax.weights.hub import fetch_first
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +80,29 @@ def add_config(parser: argparse.ArgumentParser, example: str = "configs/dubai.py
     )
 
 
+def add_model(parser: argparse.ArgumentParser, *, workdir: bool = False) -> None:
+    """Add the options `--checkpoint`, perhaps with an alias, and `--config` of a trained model.
+
+    Args:
+      parser: the subcommand's.
+      workdir: whether `--workdir` means the same.
+    """
+    model = parser.add_mutually_exclusive_group(required=True)
+    what = "folder of a run, whose best checkpoint is used; or weight files, separated by commas"
+    if workdir:
+        model.add_argument("--workdir", metavar="RUN", help=what + ", or hf://owner/name")
+    model.add_argument(
+        "--checkpoint",
+        metavar="RUN",
+        help="the same as --workdir" if workdir else what + ", or hf://owner/name",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:args]",
+        help="configuration to use instead of the model's own; needed for weights that carry none",
+    )
+
+
 def add_stream(parser: argparse.ArgumentParser) -> None:
     """Add the option `--stream`, which selects one sensor of a run on several."""
     parser.add_argument(
@@ -89,16 +112,17 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_of_run(
-    workdir: Path, overrides: Sequence[str], stream: str | None, file: str | None = None
+def open_config(
+    model: str, overrides: Sequence[str], stream: str | None, file: str | None = None
 ) -> RunConfig:
-    """Read the configuration of a trained run.
+    """Read the configuration of a trained model, and fetch what it names on the hub.
 
     Args:
-      workdir: folder of the run.
+      model: as `spectralmoe_jax.load` takes it.
       overrides: from `split_overrides`.
       stream: in a run on several sensors, the one to use, or None.
-      file: `FILE[:args]` of a configuration instead of the one stored in the folder, or None.
+      file: `FILE[:args]` of a configuration instead of the model's own, or None.
     """
-    config = load_config(file, overrides) if file else read_run_config(workdir, overrides)
+    fetch_first(weight_specs(model))
+    config = config_of_model(model, overrides, file)
     return config.stream(stream) if stream else config

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import spectralmoe_jax
-from spectralmoe_jax.cli.arguments import add_config, add_stream, config_of_run, refuse_overrides
+from spectralmoe_jax.cli.arguments import add_config, add_model, add_stream, open_config, refuse_overrides
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import fetch_first
@@ -18,7 +18,7 @@ class Predict:
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
-        parser.add_argument("--checkpoint", required=True, metavar="DIR", type=Path, help="folder of a run")
+        add_model(parser)
         parser.add_argument("--input", required=True, metavar="SCENE.tif", type=Path, help="scene to map")
         parser.add_argument("--output", required=True, metavar="MAP.tif", type=Path, help="map to write")
         parser.add_argument("--confidence", action="store_true", help="also write MAP_confidence.tif")
@@ -32,7 +32,7 @@ class Predict:
         """Run the subcommand and return its exit status."""
         spectralmoe_jax.predict(
             arguments.checkpoint,
-            config_of_run(arguments.checkpoint, overrides, arguments.stream),
+            open_config(arguments.checkpoint, overrides, arguments.stream, arguments.config),
             input=arguments.input,
             output=arguments.output,
             confidence=arguments.confidence,

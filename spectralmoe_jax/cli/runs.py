@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import spectralmoe_jax
-from spectralmoe_jax.cli.arguments import add_config, add_stream, config_of_run, refuse_overrides
+from spectralmoe_jax.cli.arguments import add_config, add_model, add_stream, open_config, refuse_overrides
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.weights.hub import fetch_first
 
@@ -96,14 +96,7 @@ class Evaluate:
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
-        folder = parser.add_mutually_exclusive_group(required=True)
-        folder.add_argument("--workdir", metavar="DIR", help="folder of a run; its best checkpoint is used")
-        folder.add_argument("--checkpoint", metavar="DIR", help="alias of --workdir")
-        parser.add_argument(
-            "--config",
-            metavar="FILE[:args]",
-            help="configuration to use instead of the one stored in the run",
-        )
+        add_model(parser, workdir=True)
         parser.add_argument(
             "--split",
             choices=("target", "source", "holdout"),
@@ -120,11 +113,11 @@ class Evaluate:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        workdir = Path(arguments.workdir or arguments.checkpoint)
-        config = config_of_run(workdir, overrides, arguments.stream, arguments.config)
+        model = arguments.workdir or arguments.checkpoint
+        config = open_config(model, overrides, arguments.stream, arguments.config)
         with all_processes(arguments):
             spectralmoe_jax.evaluate(
-                workdir,
+                model,
                 config,
                 split=arguments.split,
                 output=arguments.output,

@@ -93,7 +93,7 @@ def load_given(spec: str, overrides: Sequence[str] = ()) -> Given:
 
 def given_of(config: ConfigDict) -> Given:
     """Convert a ConfigDict to nested dictionaries."""
-    return _frozen(config.to_dict())
+    return as_given(config.to_dict())
 
 
 def config_dict(given: Mapping[str, Any]) -> ConfigDict:
@@ -103,12 +103,12 @@ def config_dict(given: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(dict(given)).lock()
 
 
-def _frozen(value: Any) -> Any:
-    """Convert lists in nested values to tuples, and paths to strings."""
+def as_given(value: Any) -> Any:
+    """Return nested values as a configuration has them: lists as tuples, and paths as strings."""
     if isinstance(value, dict):
-        return {key: _frozen(item) for key, item in value.items()}
+        return {key: as_given(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_frozen(item) for item in value)
+        return tuple(as_given(item) for item in value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -158,7 +158,7 @@ def apply_settings(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Giv
     for key, value in settings.items():
         if isinstance(value, Mapping):
             _require_place(result, key)
-            assign(result, key.split("."), _frozen(dict(value)))
+            assign(result, key.split("."), as_given(dict(value)))
     single = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
     return apply_overrides(result, [f"--config.{key}={_text(value)}" for key, value in single.items()])
 
@@ -292,7 +292,7 @@ def _parse(text: str, kind: type, name: str) -> Any:
             return kind(text)
         except ValueError:
             raise bad_value(name, text, f"must be {type_name(kind)}") from None
-    value = _frozen(_literal(text))
+    value = as_given(_literal(text))
     if kind is tuple and not isinstance(value, tuple):
         return tuple(_literal(part.strip()) for part in text.split(",") if part.strip())
     return value
@@ -308,7 +308,7 @@ def _parse_as(text: str, hint: Any, name: str) -> Any:
         return text
     if len(only) == 1 and only[0] in (bool, int, float):
         return checked(_parse(text, only[0], name), hint, name)
-    value = _frozen(_literal(text))
+    value = as_given(_literal(text))
     if str in only and not isinstance(value, tuple):
         return text
     if all(tuple in (kind, typing.get_origin(kind)) for kind in only):
@@ -332,8 +332,8 @@ def _literal(text: str) -> Any:
         return text
 
 
-CONFIG_FILE = "config.json"
-"""Name of the file in a run's folder that holds its configuration."""
+CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
+"""Names, in a run's folder, of the file with its configuration and of the folder with its checkpoints."""
 
 
 def read_run_config(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
@@ -383,7 +383,7 @@ def read_given(path: str | os.PathLike[str]) -> Given:
         raise UserError(f"{path} is not a stored configuration: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a stored configuration: it holds no section")
-    return _frozen(values)
+    return as_given(values)
 
 
 def flatten(given: Any, prefix: str = "") -> dict[str, Any]:

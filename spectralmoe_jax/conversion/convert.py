@@ -6,17 +6,18 @@ without a configuration they keep their sizes, and are resized when the file is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from spectralmoe_jax.checkpoints.store import FOLDER
-from spectralmoe_jax.config.load import Configuration, as_run_config
+from spectralmoe_jax.config.load import CHECKPOINTS, Configuration, as_run_config
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.conversion.export import convert_run
+from spectralmoe_jax.conversion.export import convert_trained
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.model_files import CONFIGURATION, config_of_model, stored_configuration
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import SegmenterConfig
 from spectralmoe_jax.parameters import leaves
@@ -27,11 +28,11 @@ from spectralmoe_jax.weights.encoder_file import (
     stored_leaves,
     stream_encoder,
 )
-from spectralmoe_jax.weights.formats import DEPTH_FORMATS, EncoderFile, manifest, recognise
+from spectralmoe_jax.weights.formats import DEPTH_FORMATS, EncoderFile, recognise
 from spectralmoe_jax.weights.hub import HUB
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stored_shapes, stream_tensors
 from spectralmoe_jax.weights.pmt_files import IGNORED, is_plain_decoder, plain_decoder_rules
-from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
+from spectralmoe_jax.weights.reading import WeightFile, manifest, open_weight_file
 from spectralmoe_jax.weights.released import (
     ADAPTER_RULES,
     ENCODERS,
@@ -39,6 +40,7 @@ from spectralmoe_jax.weights.released import (
     PIXEL_RULES,
     SEGMENTER_CONSTANTS,
     canonical,
+    depth_rest,
     extract_encoder,
     generated_leaves,
     head_rules,
@@ -80,7 +82,8 @@ def convert(
       format: format of an encoder's file, instead of the one recognised.
       preset: the preset that an encoder's file has to hold.
       to: one of `TARGETS`, by default `safetensors`.
-      config: the configuration that a segmenter's parts are resized for; without it they keep their sizes.
+      config: the configuration that a segmenter's parts are resized for, and that the file then holds;
+        without it they keep their sizes. Other layouts than ours need it where the file holds none.
 
     Returns:
       One line that describes what was written.
@@ -92,26 +95,29 @@ def convert(
     if to not in (None, *TARGETS):
         raise UserError(f"--to {to}: choose from {', '.join(TARGETS)}")
     # 1. a trained run
-    if not source.startswith(HUB) and (Path(source) / FOLDER).is_dir():
+    if not source.startswith(HUB) and (Path(source) / CHECKPOINTS).is_dir():
         _refuse(f"{source} is a run's folder", {"--as": format, "--preset": preset, "--config": config})
         if to == "published":
             raise UserError(f"{source}: --to published is for an encoder's file; give that, or --to hf")
-        return convert_run(Path(source), target, to or "safetensors")
+        return convert_trained(source, target, to or "safetensors", config_of_model(source))
     # 2. parts of a segmenter
     specs = [source] if Path(source).exists() else [spec.strip() for spec in source.split(",")]
     file = open_weight_file(specs[0])
     if len(specs) > 1 or is_segmenter(file):
         _refuse(f"{source} becomes a segmenter's file", {"--as": format, "--preset": preset})
+        given = None if config is None else as_run_config(config)
+        if to == "published":
+            raise UserError(f"{source}: --to published is for an encoder's file; give that, or --to hf")
         if to not in (None, "safetensors"):
-            raise UserError(f"{source}: --to {to} is for the folder of a run; leave it out, or give a run")
+            return convert_trained(source, target, to, config_of_model(source) if given is None else given)
         require_suffix(target, ".safetensors")
-        return _merge(specs, target, None if config is None else as_run_config(config))
+        return _merge(specs, target, given)
     # 3. an encoder
     _refuse(f"{source} is an encoder's file", {"--config": config})
     if to == "released":
-        raise UserError(f"{source}: --to released writes a whole segmenter; give the folder of a run")
+        raise UserError(f"{source}: --to released writes a whole segmenter; give its file or a run's folder")
     if to == "pmt":
-        raise UserError(f"{source}: --to pmt writes a run's plain mask decoder; give the folder of a run")
+        raise UserError(f"{source}: --to pmt writes a plain mask decoder; give a segmenter's file or a run")
     return _convert_encoder(file, target, format, preset, to or "safetensors")
 
 
@@ -191,11 +197,15 @@ def _merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
 
     # 2. record where they come from
     encoders = {name: part.encoder_file for name, part in parts.items() if part.encoder_file is not None}
-    record = {
+    record: dict[str, Any] = {
         "format": "segmenter",
         "files": [file_record(file) for file in files],
         "encoders": {name: encoder_record(encoder_file) for name, encoder_file in encoders.items()},
     }
+
+    given = stored_configuration(config) if config else _configuration_in(files)
+    if given is not None:
+        record[CONFIGURATION] = given
 
     # 3. write leaf by leaf
     shapes = {"/".join(path): shape for part in parts.values() for path, shape in part.shapes.items()}
@@ -204,6 +214,11 @@ def _merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
     with atomic_create(target) as temporary:
         write_safetensors(temporary, shapes, stored, record_metadata(record))
     return f"{target}: {', '.join(sorted(parts))} of a segmenter, {len(shapes)} leaves"
+
+
+def _configuration_in(files: Sequence[WeightFile]) -> Any:
+    """Return the configuration that one of the files holds; None if none does."""
+    return next((found for file in files if (found := manifest(file).get(CONFIGURATION))), None)
 
 
 def _recognise_role(file: WeightFile) -> tuple[str, EncoderFile]:
@@ -227,9 +242,17 @@ def _parts(file: WeightFile) -> Iterator[Part]:
         if is_native(named):
             yield _native_part(name, named)
         elif name in ENCODERS:
-            yield _encoder_part(name, recognise(extract_encoder(file, name)))
+            yield _with_depth_rest(_encoder_part(name, recognise(extract_encoder(file, name))), file)
         else:
             yield _trained_part(name, named)
+
+
+def _with_depth_rest(part: Part, file: WeightFile) -> Part:
+    """Return the depth encoder with what its file holds beside it, under the released names."""
+    rest = depth_rest(file) if part.name == "depth" else {}
+    shapes: dict[LeafPath, Shape] = {(name,): file.shape(old) for name, old in rest.items()}
+    stream = (((name,), file[old]) for name, old in rest.items())
+    return part._replace(shapes=part.shapes | shapes, stream=itertools.chain(part.stream, stream))
 
 
 def _encoder_part(name: str, encoder_file: EncoderFile) -> Part:
@@ -280,7 +303,7 @@ def _resized_parts(file: WeightFile, settings: SegmenterConfig) -> Iterator[Part
         for name in sorted(parts_of(file) - unused):
             encoder_file = recognise(extract_encoder(file, name)) if name in ENCODERS else None
             stream = stream_segmenter(file, settings, shapes, {name})
-            yield Part(name, shapes_of(name), stream, encoder_file)
+            yield _with_depth_rest(Part(name, shapes_of(name), stream, encoder_file), file)
         return
     # 2. an encoder's own file
     name, encoder_file = _recognise_role(file)

@@ -1,6 +1,7 @@
-"""Write the best checkpoint of a run: to the authors' code, under native names, or to transformers.
+"""Write a trained segmenter: to the authors' code, under native names, or to transformers.
 
-Of a run with the plain mask decoder, the decoder alone can be written as its authors publish it.
+It is the best checkpoint of a run, or what weight files hold. The plain mask decoder alone can be written as
+its authors publish it.
 
 Frozen weights are read, and all weights written, leaf by leaf.
 """
@@ -9,38 +10,38 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spectralmoe_jax.checkpoints.store import FOLDER
-from spectralmoe_jax.config.load import read_run_config
+from spectralmoe_jax.config.load import CHECKPOINTS
 from spectralmoe_jax.config.model import PlainDecoderConfig
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import bad_value
-from spectralmoe_jax.inference.model import TrainedRun, open_trained
+from spectralmoe_jax.inference.model_files import CONFIGURATION, stored_configuration
+from spectralmoe_jax.inference.segmenter_weights import TrainedSegmenter, open_segmenter
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.positions import stretched_rope
 from spectralmoe_jax.models.segmenter import SegmenterConfig
 from spectralmoe_jax.parameters import leaves
-from spectralmoe_jax.weights.formats import DEPTH_REST, EncoderFile
 from spectralmoe_jax.weights.name_rules import LeafPath, Rule, Shape, write_each, written_shapes
 from spectralmoe_jax.weights.pmt_files import published_shapes, published_tensors
-from spectralmoe_jax.weights.reading import WeightFile
 from spectralmoe_jax.weights.released import (
     ENCODERS,
     PARTS,
     SEGMENTER_CONSTANTS,
-    canonical,
+    depth_rest,
     generated_leaves,
+    is_depth_rest,
     require_released,
     segmenter_rules,
 )
 from spectralmoe_jax.weights.writing import (
     atomic_create,
     encoder_record,
+    file_record,
     folder_sha256,
     record_metadata,
     require_suffix,
@@ -60,31 +61,31 @@ _DEFINED_LEAVES = ("bias_mask", "rope_periods")  # some layouts define them inst
 _PIXEL_STATISTICS = {"_mean": (0.485, 0.456, 0.406), "_std": (0.229, 0.224, 0.225)}
 
 
-def convert_run(workdir: Path, target: Path, to: str) -> str:
-    """Write the best checkpoint of a run.
+def convert_trained(model: str, target: Path, to: str, config: RunConfig) -> str:
+    """Write a trained segmenter.
 
     Args:
-      workdir: folder of the run.
+      model: folder of a run, whose best checkpoint is written, or weight files separated by commas.
       target: file or folder to write.
       to: `safetensors` (native names), `released` (the authors' layout), `hf` (the visual encoder as a
         Hugging Face folder) or `pmt` (the plain mask decoder under its published names).
+      config: its configuration.
 
     Returns:
       One line that describes what was written.
 
     Raises:
-      UserError: the run cannot be read, or cannot be written in this layout; nothing is written then.
+      UserError: it cannot be read, or cannot be written in this layout; nothing is written then.
     """
     if to in SUFFIXES:
         require_suffix(target, *SUFFIXES[to])
-    config = read_run_config(workdir)
     if to == "released":
         require_released(segmenter_config(config), ("adapter", "head"), "--to released")
     if to == "pmt" and not isinstance(config.model.head, PlainDecoderConfig):
         must = f"--to pmt writes a decoder of kind {PlainDecoderConfig.kind!r}: choose another --to"
         raise bad_value("config.model.head.kind", config.model.head.kind, must)
-    trained = open_trained(workdir, config)
-    record = _run_record(workdir, trained, to)
+    trained = open_segmenter(model, config)
+    record = _record(model, trained, to, config)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves(abstract_segmenter(trained.settings)).items()}
     stream = ((path, np.asarray(leaf)) for path, leaf in trained.stream)
     with atomic_create(target) as temporary:
@@ -94,44 +95,52 @@ def convert_run(workdir: Path, target: Path, to: str) -> str:
             visual = ((path[2:], leaf) for path, leaf in stream if path[:2] == root)
             write_hugging_face_folder(temporary, trained.settings.visual, own, visual, record)
         elif to == "safetensors":
-            _write_native(temporary, trained.settings, shapes, stream, record)
+            _write_native(temporary, trained, shapes, stream, record)
         elif to == "pmt":
             head = {path: shape for path, shape in shapes.items() if path[0] == "head"}
             tensors = published_tensors(head, (item for item in stream if item[0] in head))
             write_tensors_file(temporary, published_shapes(head), tensors, record)
         else:
             _write_released(temporary, trained, shapes, stream, record)
-    return f"{target}: the checkpoint of step {trained.step} of {workdir}, --to {to}"
+    origin = model if trained.step is None else f"the checkpoint of step {trained.step} of {model}"
+    return f"{target}: {origin}, --to {to}"
 
 
-def _run_record(workdir: Path, trained: TrainedRun, to: str) -> dict[str, Any]:
-    """Return the record of origin: the run, its checkpoint, and the files of its encoders."""
-    checkpoint = workdir / FOLDER / str(trained.step)
+def _record(model: str, trained: TrainedSegmenter, to: str, config: RunConfig) -> dict[str, Any]:
+    """Return the record of origin: the run and its checkpoint, or the files, with the configuration."""
+    origin: dict[str, Any] = {"files": [file_record(opened.file) for opened in trained.opened]}
+    if trained.step is not None:
+        checkpoint = Path(model) / CHECKPOINTS / str(trained.step)
+        origin = {"checkpoint": {"step": trained.step, "sha256": folder_sha256(checkpoint)}}
     encoders = {name: encoder for opened in trained.opened for name, encoder in opened.encoders.items()}
     return {
-        "source": str(workdir),
+        "source": model,
         "format": to,
-        "checkpoint": {"step": trained.step, "sha256": folder_sha256(checkpoint)},
+        **origin,
         "encoders": {name: encoder_record(encoder) for name, encoder in encoders.items()},
+        CONFIGURATION: stored_configuration(config),
     }
 
 
 def _write_native(
     path: Path,
-    config: SegmenterConfig,
+    trained: TrainedSegmenter,
     shapes: Mapping[LeafPath, Shape],
     stream: Iterator[tuple[LeafPath, np.ndarray]],
     record: dict[str, Any],
 ) -> None:
-    generated = generated_leaves(config)
+    """Write a safetensors file under native names, without leaves that are generated from wavelengths."""
+    generated = generated_leaves(trained.settings)
     named = {"/".join(leaf): shape for leaf, shape in shapes.items() if leaf not in generated}
     stored = (("/".join(leaf), value) for leaf, value in stream if leaf not in generated)
-    write_safetensors(path, named, stored, record_metadata(record))
+    rest = _found_depth_rest(trained)  # kept under its released names, for the way back
+    named |= {name: value.shape for name, value in rest.items()}
+    write_safetensors(path, named, itertools.chain(stored, rest.items()), record_metadata(record))
 
 
 def _write_released(
     path: Path,
-    trained: TrainedRun,
+    trained: TrainedSegmenter,
     shapes: Mapping[LeafPath, Shape],
     stream: Iterator[tuple[LeafPath, np.ndarray]],
     record: dict[str, Any],
@@ -196,41 +205,37 @@ def _constants(config: SegmenterConfig) -> Iterator[tuple[str, np.ndarray]]:
             yield f"backbone.{module}freqs_sin", np.asarray(rope.sin)
 
 
-def _depth_rest_of(trained: TrainedRun) -> dict[str, np.ndarray]:
-    if not trained.settings.uses_depth:
-        return {}
-    opened = next((opened for opened in trained.opened if "depth" in opened.parts), None)
-    if opened is None:
-        return _depth_rest(None, None)
-    return _depth_rest(None if opened.whole else opened.encoders.get("depth"), opened.file)
-
-
-def _depth_rest(encoder_file: EncoderFile | None, file: WeightFile | None) -> dict[str, np.ndarray]:
+def _depth_rest_of(trained: TrainedSegmenter) -> dict[str, np.ndarray]:
     """Return what the released depth model holds beside its encoder, under the released names.
 
     This is the mean and deviation of its pixels, and its head if the encoder's file has it.
-
-    Args:
-      encoder_file: the file of the depth encoder; None if it is the file of a segmenter.
-      file: the same file, or the file of a segmenter; None if the encoder came from no file.
     """
-    prefix = PARTS["depth"][0]
-    rest: dict[str, np.ndarray] = {}
-    if file is not None and (encoder_file is None or encoder_file.format.name == "depth_anything"):
-        root = prefix if encoder_file is None else encoder_file.prefix.removesuffix("pretrained.")
-        named = canonical(file) if encoder_file is None else file
-        own = {name: name.removeprefix(root) for name in named if name.startswith(root)}
-        rest = {
-            prefix + short: named[name]
-            for name, short in own.items()
-            if any(re.fullmatch(pattern, short) for pattern in DEPTH_REST)
-        }
+    if not trained.settings.uses_depth:
+        return {}
+    rest = _found_depth_rest(trained)
     if not any(".depth_head." in name for name in rest):
         log.info(
             "the depth encoder came without its depth head: load the file with strict=False, or copy "
             "depth_anything.depth_head.* from Prompt-Depth-Anything's; the features do not use it"
         )
+    prefix = PARTS["depth"][0]
     return rest or {
         prefix + name: np.array(value, np.float32).reshape(1, 3, 1, 1)
         for name, value in _PIXEL_STATISTICS.items()
     }
+
+
+def _found_depth_rest(trained: TrainedSegmenter) -> dict[str, np.ndarray]:
+    """Return what the files of a segmenter hold of its depth model beside the encoder."""
+    opened = next((opened for opened in trained.opened if "depth" in opened.parts), None)
+    if opened is None or not trained.settings.uses_depth:
+        return {}
+    prefix = PARTS["depth"][0]
+    encoder_file = None if opened.whole else opened.encoders.get("depth")
+    if encoder_file is None:
+        return {name: opened.file[old] for name, old in depth_rest(opened.file).items()}
+    if encoder_file.format.name != "depth_anything":
+        return {}
+    root = encoder_file.prefix.removesuffix("pretrained.")
+    own = {prefix + name.removeprefix(root): name for name in opened.file if name.startswith(root)}
+    return {name: opened.file[old] for name, old in own.items() if is_depth_rest(name)}

@@ -16,8 +16,10 @@ from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_confi
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.evaluation.metrics import RoutedPredict, Tally, tally_split, write_images
 from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
-from spectralmoe_jax.inference.model import load_trained, make_routed_step
+from spectralmoe_jax.inference.model_files import config_of_model, weight_specs
 from spectralmoe_jax.inference.pictures import write_pictures
+from spectralmoe_jax.inference.predict_step import make_routed_step
+from spectralmoe_jax.inference.segmenter_weights import load_segmenter
 from spectralmoe_jax.inference.sliding_window import RoutedStep
 from spectralmoe_jax.models.build import part_sizes
 from spectralmoe_jax.models.segmenter import Segmenter
@@ -34,13 +36,13 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Score a run's best checkpoint on whole images of a split, print the table and store the JSON.
+    """Score a trained model on whole images of a split, print the table and store the JSON.
 
     All devices of all processes share the windows of an image; every process reads the images.
 
     Args:
-      workdir: folder of the run.
-      config: in any form of `config.load.Configuration`; None for the one stored in the folder.
+      workdir: folder of the run, or another trained model as `inference.model.load` takes it.
+      config: in any form of `config.load.Configuration`; None for the model's own.
       split: `target`, `source` or `holdout`.
       output: JSON file to write, or None.
       images: NPZ file for the confusion matrix of every image, or None; see `metrics.write_images`.
@@ -51,7 +53,7 @@ def evaluate(
     Raises:
       UserError: names the file or key that is wrong.
     """
-    given = read_run_config(workdir) if config is None else as_run_config(config)
+    given = config_of_model(workdir) if config is None else as_run_config(config)
     run = _open_run(workdir, given, split)
     tally = run.tally(split)
     report = make_report(tally)
@@ -126,12 +128,12 @@ class _OpenRun(NamedTuple):
 def _open_run(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> _OpenRun:
     config = _resolve_wavelengths(workdir, config, split)
     splits, layout = open_splits(config, only=split), inference_layout(config)
-    segmenter = load_trained(workdir, config, layout)
+    segmenter = load_segmenter(workdir, config, layout)
     return _OpenRun(config, splits, segmenter, make_routed_step(segmenter, layout))
 
 
 def _resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:
     """Add the wavelengths that the run's files stated, else those that the split's files state."""
-    if (Path(workdir) / CONFIG_FILE).is_file():
+    if not weight_specs(workdir) and (Path(workdir) / CONFIG_FILE).is_file():
         config = config.with_statements_of_run(read_run_config(workdir))
     return resolve_stream_wavelengths(config, config.data.target if split == "target" else config.data.source)

@@ -23,8 +23,8 @@ import numpy as np
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
-from spectralmoe_jax.inference.model import checked
-from spectralmoe_jax.inference.sliding_window import overlapping_tiles, predict_tiles
+from spectralmoe_jax.inference.predict_step import checked
+from spectralmoe_jax.inference.sliding_window import mean_over_windows
 from spectralmoe_jax.models.encoders.encoder import Encoder, every_layer, mean_over_groups
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parameters import join, leaves, split
@@ -90,24 +90,7 @@ class FeatureExtractor:
 
     def _compute(self, image: np.ndarray) -> np.ndarray:
         self.computed += 1
-        patch = self.patch
-        # 1. whole patches: a remainder is mirrored, as windows are at the edges
-        missing = [-side % patch for side in image.shape[:2]]
-        image = np.pad(image, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="symmetric")
-        # 2. mean over the windows
-        h, w = image.shape[0] // patch, image.shape[1] // patch
-        tiles = overlapping_tiles(image, self._settings)
-        total, count = None, np.zeros((h, w, 1, 1), np.float32)
-        for (row, column), found in predict_tiles(tiles, self._encode, self._settings.batch_size):
-            if total is None:
-                total = np.zeros((h, w, *found.shape[2:]), np.float32)
-            top, left = row // patch, column // patch
-            part = found[: h - top, : w - left]
-            inside = (slice(top, top + part.shape[0]), slice(left, left + part.shape[1]))
-            total[inside] += part
-            count[inside] += 1
-        assert total is not None
-        return total / count
+        return mean_over_windows(image, self._encode, self._settings, self.patch)
 
 
 def make_encode(segmenter: Segmenter) -> EncodeTiles:

@@ -27,7 +27,7 @@ from spectralmoe_jax.evaluation.features import FeatureExtractor
 from spectralmoe_jax.evaluation.logistic_regression import LinearClassifier, fit_centroids, fit_logistic
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, patch_classes
 from spectralmoe_jax.files import atomic_write
-from spectralmoe_jax.inference.model import initial_segmenter
+from spectralmoe_jax.inference.segmenter_weights import initial_segmenter
 from spectralmoe_jax.resampling import resize_bilinear
 
 SPLITS = {"holdout": "held-out source", "target": "target"}

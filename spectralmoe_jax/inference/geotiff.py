@@ -20,10 +20,8 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from data_pipelines.sheet import display_bands
-from spectralmoe_jax.config.load import Configuration, as_run_config, read_run_config
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model import load_trained, make_predict
 from spectralmoe_jax.inference.preview import write_preview
 from spectralmoe_jax.inference.scene import NODATA, Scene, georeference_optional, open_scene
 from spectralmoe_jax.inference.sliding_window import (
@@ -34,51 +32,8 @@ from spectralmoe_jax.inference.sliding_window import (
     predict_tiles,
 )
 from spectralmoe_jax.models.windows import window_starts
-from spectralmoe_jax.parallel.mesh import inference_layout
 
 _BLOCK = 256  # pixels, side of a block of the GeoTIFF
-
-
-def predict(
-    checkpoint: str | os.PathLike[str],
-    config: Configuration | None = None,
-    *,
-    input: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    confidence: bool = False,
-    preview: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
-    """Map a scene with a run's best checkpoint.
-
-    Args:
-      checkpoint: folder of the run.
-      config: in any form of `config.load.Configuration`; None for the one stored in the folder.
-      input: raster with the bands of the configuration.
-      output: map to write.
-      confidence: write the confidence beside the map.
-      preview: PNG to write, or None.
-
-    Returns:
-      See `predict_scene`.
-
-    Raises:
-      UserError: names the file or key that is wrong.
-    """
-    run = read_run_config(checkpoint) if config is None else as_run_config(config)
-    layout = inference_layout(run)
-    return predict_scene(
-        make_predict(load_trained(checkpoint, run, layout), layout),
-        Path(input),
-        Path(output),
-        settings=run.evaluate,
-        names=run.classes.names,
-        palette=run.classes.colours,
-        bands=run.bands,
-        sensor=run.sensor,
-        file_bands=run.data.file_bands,
-        confidence=confidence,
-        preview=None if preview is None else Path(preview),
-    )
 
 
 def predict_scene(

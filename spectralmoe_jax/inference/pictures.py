@@ -69,7 +69,7 @@ def write_pictures(
       workdir: folder of the run.
       config: its configuration.
       segmenter: the trained model.
-      step: the segmenter's, from `inference.model.make_routed_step`.
+      step: the segmenter's, from `inference.predict_step.make_routed_step`.
       splits: the images; those of the target are shown.
     """
     scenes = make_pictures(config, segmenter, step, splits)
@@ -104,7 +104,7 @@ def make_pictures(
     Args:
       config: the run's configuration.
       segmenter: the trained model.
-      step: the segmenter's, from `inference.model.make_routed_step`.
+      step: the segmenter's, from `inference.predict_step.make_routed_step`.
       splits: the images; those of the target are shown.
     """
     # 1. choose windows

@@ -10,7 +10,8 @@ classes; L, J, N as in `adapters.base`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from einops import rearrange
@@ -23,6 +24,8 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Raw tiles (B, S, S, bands) -> scores (B, S, S, C)."""
 RoutedStep = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Raw tiles (B, S, S, bands) -> scores (B, S, S, C) and each token's strongest expert (L, J, B, N)."""
+Place = TypeVar("Place")
+"""What tells one window from another."""
 Tile = tuple[tuple[int, int], np.ndarray]
 """((row, column), array): a window's first pixel in the image, and its pixels or scores."""
 
@@ -41,28 +44,79 @@ def predict_image(image: np.ndarray, predict: Predict, settings: EvaluateConfig)
     Raises:
       UserError: a score is not finite.
     """
-    height, width = image.shape[:2]
-    size = settings.window
-    weight = blending_weight(size)[..., None]
-    tiles = overlapping_tiles(image, settings)
-    total: np.ndarray | None = None
-    for (row, column), scores in predict_tiles(tiles, predict, settings.batch_size):
+    return predict_images([image], predict, settings)[0]
+
+
+def predict_images(
+    images: Sequence[np.ndarray], predict: Predict, settings: EvaluateConfig
+) -> list[np.ndarray]:
+    """Predict whole images as `predict_image` does, with windows of several images in a call."""
+    weight = blending_weight(settings.window)[..., None]
+    totals: list[np.ndarray | None] = [None] * len(images)
+    weights = [np.zeros((*image.shape[:2], 1), np.float32) for image in images]
+    tiles = (
+        ((index, *place), tile)
+        for index, image in enumerate(images)
+        for place, tile in overlapping_tiles(image, settings)
+    )
+    for (index, row, column), scores in predict_tiles(tiles, predict, settings.batch_size):
+        height, width = images[index].shape[:2]
+        if max(height, width) <= settings.window:  # one window, nothing to blend
+            totals[index], weights[index] = scores[:height, :width], np.ones((1, 1, 1), np.float32)
+            continue
+        total = totals[index]
         if total is None:
-            total = np.zeros((height, width, scores.shape[-1]), np.float32)
-            total_weight = np.zeros((height, width, 1), np.float32)
-        rows, columns = min(size, height - row), min(size, width - column)
+            total = totals[index] = np.zeros((height, width, scores.shape[-1]), np.float32)
+        rows, columns = min(settings.window, height - row), min(settings.window, width - column)
         inside = (slice(row, row + rows), slice(column, column + columns))
         total[inside] += (scores * weight)[:rows, :columns]
-        total_weight[inside] += weight[:rows, :columns]
+        weights[index][inside] += weight[:rows, :columns]
+    return [total / own for total, own in zip(totals, weights, strict=True) if total is not None]
+
+
+def window_count(shape: tuple[int, ...], settings: EvaluateConfig) -> int:
+    """Return the number of windows that cover an image of this height and width."""
+    sides = (window_starts(side, settings.window, settings.overlap) for side in shape[:2])
+    return math.prod(len(starts) for starts in sides)
+
+
+def mean_over_windows(image: np.ndarray, encode: Predict, settings: EvaluateConfig, patch: int) -> np.ndarray:
+    """Average features over the windows that contain a place.
+
+    Args:
+      image: raw pixels (H, W, bands).
+      encode: raw tiles (B, S, S, bands) -> features (B, S / patch, S / patch, ...).
+      settings: side and overlap of the windows, multiples of the patch; windows in a call.
+      patch: side of a patch in pixels.
+
+    Returns:
+      (h, w, ...) float32, h = H / patch, rounded up.
+    """
+    # 1. whole patches: a remainder is mirrored, as windows are at the edges
+    missing = [-side % patch for side in image.shape[:2]]
+    image = np.pad(image, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="symmetric")
+    # 2. mean over the windows
+    h, w = image.shape[0] // patch, image.shape[1] // patch
+    tiles = overlapping_tiles(image, settings)
+    total: np.ndarray | None = None
+    for (row, column), found in predict_tiles(tiles, encode, settings.batch_size):
+        if total is None:
+            total = np.zeros((h, w, *found.shape[2:]), np.float32)
+            count = np.zeros((h, w) + (1,) * (found.ndim - 2), np.float32)
+        top, left = row // patch, column // patch
+        part = found[: h - top, : w - left]
+        inside = (slice(top, top + part.shape[0]), slice(left, left + part.shape[1]))
+        total[inside] += part
+        count[inside] += 1
     assert total is not None
-    return total / total_weight
+    return total / count
 
 
 def expert_maps(step: RoutedStep, image: np.ndarray, *, window: int, batch_size: int) -> np.ndarray:
     """Map the strongest expert of every token of an image.
 
     Args:
-      step: see `inference.model.make_routed_step`.
+      step: see `inference.predict_step.make_routed_step`.
       image: raw pixels (H, W, bands).
       window: side of the windows, which lie edge to edge; a multiple of the patch size.
       batch_size: windows in a call.
@@ -117,7 +171,9 @@ def blending_weight(window: int) -> np.ndarray:
     return np.minimum.outer(ramp, ramp).astype(np.float32)
 
 
-def predict_tiles(tiles: Iterable[Tile], predict: Predict, batch_size: int) -> Iterator[Tile]:
+def predict_tiles(
+    tiles: Iterable[tuple[Place, np.ndarray]], predict: Predict, batch_size: int
+) -> Iterator[tuple[Place, np.ndarray]]:
     """Yield the scores of tiles in order, predicted `batch_size` at a time.
 
     The last batch is filled up with copies whose scores are dropped.
@@ -125,7 +181,7 @@ def predict_tiles(tiles: Iterable[Tile], predict: Predict, batch_size: int) -> I
     Raises:
       UserError: a score is not finite.
     """
-    places: list[tuple[int, int]] = []
+    places: list[Place] = []
     batch: list[np.ndarray] = []
     for place, tile in tiles:
         places.append(place)

@@ -35,7 +35,8 @@ from spectralmoe_jax.config.schema import BALANCED, MAIN, RunConfig, TrainConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.evaluation.metrics import Tally, held_out_scores, tally_split
 from spectralmoe_jax.host_memory import keep_freed_memory
-from spectralmoe_jax.inference.model import checked_batches, initial_segmenter, make_scores
+from spectralmoe_jax.inference.predict_step import checked_batches, make_scores
+from spectralmoe_jax.inference.segmenter_weights import initial_segmenter
 from spectralmoe_jax.models.build import abstract_segmenter, for_sensor, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout

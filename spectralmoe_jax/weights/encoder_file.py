@@ -24,9 +24,9 @@ from spectralmoe_jax.models.encoders.encoder import Encoder
 from spectralmoe_jax.models.encoders.galileo import KERNEL as GALILEO_KERNEL
 from spectralmoe_jax.models.positions import bicubic_matrix, linear_matrix
 from spectralmoe_jax.parameters import fill, leaves, with_values
-from spectralmoe_jax.weights.formats import EncoderFile, default_leaves, file_fields, manifest, recognise
+from spectralmoe_jax.weights.formats import EncoderFile, default_leaves, file_fields, recognise
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stream_tensors
-from spectralmoe_jax.weights.reading import WeightFile
+from spectralmoe_jax.weights.reading import WeightFile, manifest
 
 # Leaves that encoders of the families DOFA and Copernicus-FM generate from wavelengths; no file holds them.
 GENERATED_LEAVES: tuple[LeafPath, LeafPath] = (("patch_kernel",), ("patch_bias",))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -16,10 +15,9 @@ from spectralmoe_jax.models.positions import centred_periods
 from spectralmoe_jax.weights import format_tables as tables
 from spectralmoe_jax.weights.format_tables import TensorNames, encoder_rules
 from spectralmoe_jax.weights.name_rules import LeafPath, Rule
-from spectralmoe_jax.weights.reading import WeightFile
+from spectralmoe_jax.weights.reading import WeightFile, manifest
 
 NATIVE = "native"  # the format of files with this project's names, which are the paths of leaves
-MANIFEST = "spectralmoe"  # key of a native file's header that holds its manifest
 _GALILEO_WRAPPER = ".backbone"
 _NATIVE_TENSOR = "blocks/attention/qkv/kernel"
 
@@ -245,15 +243,6 @@ def _signature(names: TensorNames) -> list[str]:
     if names.generator:
         signature.append(f"{names.generator}weight_generator.weight_tokens")
     return signature
-
-
-def manifest(file: WeightFile) -> dict[str, Any]:
-    """Return the record of origin in a native file's header; empty if there is none."""
-    try:
-        value = json.loads(file.metadata.get(MANIFEST, "{}"))
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _native(file: WeightFile) -> EncoderFile:

@@ -8,10 +8,11 @@ mapping from tensor names to arrays that reads a tensor from disk only on access
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 # Keys under which training code stores the state dict.
 STATE_DICT_KEYS = ("state_dict", "model", "module", "teacher")
 _HALF_PRECISION = ("float16", "bfloat16")
+MANIFEST = "spectralmoe"  # key of a native file's header that holds its record of origin
 
 
 class WeightFile(Mapping[str, np.ndarray]):
@@ -48,7 +50,7 @@ class WeightFile(Mapping[str, np.ndarray]):
       spec: the path or `hf://` name that the file was opened by, for error messages.
       paths: every file that holds some of the tensors.
       config: contents of the config.json of a Hugging Face folder, or None.
-      metadata: metadata in the header of a safetensors file.
+      metadata: metadata in the header of a safetensors file, or our record beside a state dict.
     """
 
     def __init__(
@@ -101,6 +103,15 @@ class WeightFile(Mapping[str, np.ndarray]):
             config=self.config,
             metadata=self.metadata if metadata is None else metadata,
         )
+
+
+def manifest(file: WeightFile) -> dict[str, Any]:
+    """Return the record of origin in a native file's header; empty if there is none."""
+    try:
+        value = json.loads(file.metadata.get(MANIFEST, "{}"))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def open_weight_file(spec: str | os.PathLike[str]) -> WeightFile:
@@ -193,7 +204,8 @@ def _one_line(problem: Exception) -> str:
 
 
 def _open_torch(paths: list[Path], spec: str, config: dict[str, Any] | None = None) -> WeightFile:
-    state_dicts = [_find_state_dict(_load_torch(path, spec)) for path in paths]
+    loaded = [_load_torch(path, spec) for path in paths]
+    state_dicts = [_find_state_dict(each) for each in loaded]
     items = itertools.chain.from_iterable(state.items() for state in state_dicts)
     tensors = {name: value for name, value in items if hasattr(value, "detach")}
     if not tensors:
@@ -207,7 +219,18 @@ def _open_torch(paths: list[Path], spec: str, config: dict[str, Any] | None = No
         return (tensor.float() if is_half else tensor).numpy()
 
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return WeightFile(spec, paths, shapes, read, config=config)
+    return WeightFile(spec, paths, shapes, read, config=config, metadata=_metadata_beside(loaded))
+
+
+def _metadata_beside(loaded: Sequence[Any]) -> dict[str, str]:
+    """Return the record of origin that `writing.write_tensors_file` stores beside a state dict."""
+    metadata: dict[str, str] = {}
+    for each in loaded:
+        meta = each.get("meta") if isinstance(each, Mapping) else None
+        record = meta.get(MANIFEST) if isinstance(meta, Mapping) else None
+        if isinstance(record, str):
+            metadata[MANIFEST] = record
+    return metadata
 
 
 def _load_torch(path: Path, spec: str) -> Any:

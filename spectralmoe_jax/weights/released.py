@@ -33,16 +33,14 @@ from spectralmoe_jax.weights.format_tables import TensorNames, encoder_rules
 from spectralmoe_jax.weights.formats import (
     DEPTH_REST,
     FORMATS,
-    MANIFEST,
     EncoderFile,
     default_leaves,
-    manifest,
     native_rules,
     recognise,
 )
 from spectralmoe_jax.weights.name_rules import LeafPath, Rule, Shape, stream_tensors
 from spectralmoe_jax.weights.pmt_files import IGNORED, as_head, is_plain_decoder, plain_decoder_rules
-from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
+from spectralmoe_jax.weights.reading import MANIFEST, WeightFile, manifest, open_weight_file
 
 log = logging.getLogger(__name__)
 
@@ -265,14 +263,25 @@ def extract_encoder(file: WeightFile, part: str) -> WeightFile:
     """Return an encoder of a segmenter's file under its publisher's names, or under native names."""
     named = canonical(file)
     root = "/".join(ENCODERS[part][1]) + "/" if is_native(named) else ENCODERS[part][0]
-    own = [name for name in named if part_of(name) == part and not _is_ignored_depth(name)]
+    own = [name for name in named if part_of(name) == part and not is_depth_rest(name)]
     names = {name: name.removeprefix(root) for name in own}
     record = manifest(file).get("encoders", {}).get(part, {})
     return named.renamed(lambda name: names.get(name, ""), {MANIFEST: json.dumps(record)})
 
 
-def _is_ignored_depth(name: str) -> bool:
+def is_depth_rest(name: str) -> bool:
+    """Return whether a released name is of the depth model beside its encoder, which features do not use."""
     return any(re.fullmatch(pattern, name) for pattern in _IGNORED_DEPTH)
+
+
+def depth_rest(file: WeightFile) -> dict[str, str]:
+    """Return released names of the depth model beside its encoder, and the names that a file has for them.
+
+    Files under native names keep the released ones of these tensors.
+    """
+    whole = is_native(file) or canonical(file) is file
+    named = {name if whole else f"backbone.{name}": name for name in file}
+    return {name: old for name, old in named.items() if is_depth_rest(name)}
 
 
 def load_released(segmenter: Segmenter, file: str | os.PathLike[str]) -> None:

@@ -18,17 +18,10 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.weights import format_tables as tables
 from spectralmoe_jax.weights.encoder_file import OR, candidate_presets
-from spectralmoe_jax.weights.formats import (
-    MANIFEST,
-    EncoderFile,
-    default_leaves,
-    file_fields,
-    manifest,
-    publication,
-)
+from spectralmoe_jax.weights.formats import EncoderFile, default_leaves, file_fields, publication
 from spectralmoe_jax.weights.hub import CONFIG, WEIGHTS
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, write_each, written_shapes
-from spectralmoe_jax.weights.reading import WeightFile
+from spectralmoe_jax.weights.reading import MANIFEST, WeightFile, manifest
 
 DTYPE = np.dtype("<f4")
 log = logging.getLogger(__name__)

@@ -64,7 +64,8 @@ def test_one_run_and_one_failure(grid, capsys, tmp_path):
 
 def test_pictures_show_the_predictions_of_the_model(grid):
     from data_pipelines.splits import open_splits
-    from spectralmoe_jax.inference.model import load_trained, make_routed_step
+    from spectralmoe_jax.inference.predict_step import make_routed_step
+    from spectralmoe_jax.inference.segmenter_weights import load_trained
 
     file, workdir = grid
     run = grid_runs(load_grid(str(file)), workdir)[0]

@@ -15,7 +15,8 @@ from spectralmoe_jax.config.load import load_config, load_given
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate
-from spectralmoe_jax.inference.model import load_trained, make_routed_step
+from spectralmoe_jax.inference.predict_step import make_routed_step
+from spectralmoe_jax.inference.segmenter_weights import load_trained
 from spectralmoe_jax.inference.sliding_window import expert_maps
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.parameters import join, leaves, split

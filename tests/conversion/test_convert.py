@@ -216,7 +216,7 @@ def test_failure_leaves_no_partial_file(folders, tmp_path, monkeypatch):
         (("SOURCE", "no/folder/x.safetensors"), "no such folder; make it first"),
         (("SOURCE", "x.safetensors", "--as", "hf_clip"), "is not of the format hf_clip"),
         (("SOURCE", "x.safetensors", "--preset", "dinov9"), "--preset = 'dinov9': must be one of"),
-        (("SOURCE", "x.pth", "--to", "released"), "writes a whole segmenter; give the folder of a run"),
+        (("SOURCE", "x.pth", "--to", "released"), "writes a whole segmenter; give its file or a run"),
         (("SOURCE", "x", "--to", "onnx"), "invalid choice"),
         (("nothing.pth", "x.safetensors"), "no such file or folder"),
     ],

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model import initial_segmenter
+from spectralmoe_jax.inference.segmenter_weights import initial_segmenter
 from spectralmoe_jax.parameters import leaves
 from spectralmoe_jax.weights.reading import open_weight_file
 from tests.weights.test_released import different, tiny, written  # noqa: F401 (a fixture)

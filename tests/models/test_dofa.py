@@ -14,7 +14,8 @@ from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model import load_trained, make_predict
+from spectralmoe_jax.inference.predict_step import make_predict
+from spectralmoe_jax.inference.segmenter_weights import load_trained
 from spectralmoe_jax.inference.sliding_window import predict_image
 from spectralmoe_jax.models.build import abstract_segmenter, for_bands, segmenter_config
 from spectralmoe_jax.models.encoders.dofa import HEADS, HIDDEN, TOKEN_WIDTH, KernelGenerator, encode

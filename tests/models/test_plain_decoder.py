@@ -16,7 +16,8 @@ from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.config.schema import LossConfig, TrainConfig
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model import initial_segmenter, load_trained, make_predict
+from spectralmoe_jax.inference.predict_step import make_predict
+from spectralmoe_jax.inference.segmenter_weights import initial_segmenter, load_trained
 from spectralmoe_jax.models.build import abstract_segmenter, part_sizes, segmenter_config
 from spectralmoe_jax.models.plain_decoder import hidden_patches, mask_probability
 from spectralmoe_jax.models.segmenter import SegmenterConfig

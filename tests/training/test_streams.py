@@ -12,7 +12,7 @@ from data_pipelines.loader import interleave, schedule
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate
-from spectralmoe_jax.inference.model import load_trained
+from spectralmoe_jax.inference.segmenter_weights import load_trained
 from spectralmoe_jax.parameters import leaves
 from spectralmoe_jax.training.train import build_experiment, train
 

@@ -18,7 +18,7 @@ from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.conversion.export import released_tensors
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model import initial_segmenter, load_trained
+from spectralmoe_jax.inference.segmenter_weights import initial_segmenter, load_trained
 from spectralmoe_jax.models import build
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves
 from spectralmoe_jax.parameters import leaves, split

@@ -15,8 +15,8 @@ from spectralmoe_jax.weights.encoder_file import (
     read_encoder,
     stored_leaves,
 )
-from spectralmoe_jax.weights.formats import FORMATS, EncoderFile, file_fields, manifest, recognise
-from spectralmoe_jax.weights.reading import WeightFile, open_weight_file
+from spectralmoe_jax.weights.formats import FORMATS, EncoderFile, file_fields, recognise
+from spectralmoe_jax.weights.reading import WeightFile, manifest, open_weight_file
 from tests.weights.tiny_encoders import filled, image, layers_of
 
 SIZES = {"width": 32, "layers": 2, "heads": 4, "mlp_width": 128, "table_size": 4, "norm_eps": 1e-6}

@@ -1,0 +1,90 @@
+"""The files of a trained model: the folder of a run, weight files, or a name on the hub.
+
+A file that `spectralmoe convert` wrote from a run holds the run's configuration in its record of origin.
+Nothing here loads JAX, so that commands read a configuration before they join other processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectralmoe_jax.config.load import (
+    CHECKPOINTS,
+    apply_overrides,
+    as_given,
+    config_dict,
+    load_config,
+    read_run_config,
+)
+from spectralmoe_jax.config.model import split_files
+from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.weights.hub import HUB, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
+from spectralmoe_jax.weights.reading import manifest, open_weight_file
+
+CONFIGURATION = "configuration"  # key of the record of origin
+
+
+def weight_specs(model: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return the weight files that a trained model is read from; none if it is the folder of a run.
+
+    Args:
+      model: folder of a run; weight files, several separated by commas; or a name on the hub. A folder
+        with config.json and weights, as on the hub, counts as a weight file.
+    """
+    text, path = os.fspath(model), Path(model)
+    if path.is_dir() and not text.startswith(HUB):
+        has_weights = any((path / name).is_file() for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX))
+        return (text,) if has_weights and not (path / CHECKPOINTS).is_dir() else ()
+    specs = (text,) if path.exists() else split_files(text)
+    return specs if all(spec.startswith(HUB) or Path(spec).suffix for spec in specs) else ()
+
+
+def config_of_model(
+    model: str | os.PathLike[str], overrides: Sequence[str] = (), file: str | None = None
+) -> RunConfig:
+    """Return the configuration that a trained model carries.
+
+    Args:
+      model: as in `weight_specs`.
+      overrides: from the command line.
+      file: `FILE[:args]` of a configuration instead of the model's own, or None.
+
+    Raises:
+      UserError: the model carries no configuration, and no file is given.
+    """
+    if file is not None:
+        return load_config(file, overrides)
+    specs = weight_specs(model)
+    if not specs:
+        return read_run_config(model, overrides)
+    for spec in specs:
+        given = manifest(open_weight_file(spec)).get(CONFIGURATION)
+        if isinstance(given, dict):
+            return RunConfig.from_given(apply_overrides(as_given(given), overrides))
+    raise UserError(
+        f"{model}: carries no configuration, as files that `spectralmoe convert` wrote from a run do: give "
+        "that of its training as --config FILE"
+    )
+
+
+def with_weights(config: RunConfig, weights: str | None, parts: Collection[str]) -> RunConfig:
+    """Return a copy that reads parts of the segmenter from weight files.
+
+    Args:
+      config: the configuration.
+      weights: the files, separated by commas; None for none.
+      parts: what they hold, named as in `weights.released.PARTS`; encoders among them are read from no other
+        file.
+    """
+    encoders = {"visual": config.model.visual, "depth": config.model.depth}
+    own = [name for name, encoder in encoders.items() if encoder is not None and name in parts]
+    return config.replaced({"model.weights": weights} | {f"model.{name}.weights": None for name in own})
+
+
+def stored_configuration(config: RunConfig) -> dict[str, Any]:
+    """Return a run's configuration for the record of a file that holds all of its weights."""
+    return config_dict(with_weights(config, None, ("visual", "depth")).given).to_dict()
