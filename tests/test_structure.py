@@ -60,7 +60,7 @@ ARROWS = {
     ),
     "ablation": "errors files config models checkpoints evaluation training",
     "ahead_of_time": "errors config parameters parallel models inference training",
-    "conversion": "errors config parameters models checkpoints weights inference",
+    "conversion": "errors config parameters models weights inference",
     "data_pipelines.inspect": (
         "errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
         "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"
@@ -74,7 +74,7 @@ ARROWS = {
     "parity": "errors config parameters resampling adapters layers mask2former models weights",
     "reporting": "errors files config spectralmoe_jax inference evaluation training ablation",
     # most subcommands call functions of the package itself
-    "cli": "errors config spectralmoe_jax parallel weights ablation ahead_of_time",
+    "cli": "errors config spectralmoe_jax parallel weights inference ablation ahead_of_time",
     "__main__": "cli",
     "configuration": "config",
     "quick_start": (

@@ -208,11 +208,14 @@ def _constants(config: SegmenterConfig) -> Iterator[tuple[str, np.ndarray]]:
 def _depth_rest_of(trained: TrainedSegmenter) -> dict[str, np.ndarray]:
     """Return what the released depth model holds beside its encoder, under the released names.
 
-    This is the mean and deviation of its pixels, and its head if the encoder's file has it.
+    This is the mean and deviation of its pixels, and its head if the encoder's file has it. Of a segmenter
+    from weight files, it is what they hold.
     """
     if not trained.settings.uses_depth:
         return {}
     rest = _found_depth_rest(trained)
+    if trained.step is None:
+        return rest  # what a file holds, no more and no less
     if not any(".depth_head." in name for name in rest):
         log.info(
             "the depth encoder came without its depth head: load the file with strict=False, or copy "

@@ -234,7 +234,7 @@ class Model:
 
         >>> import spectralmoe_jax
         >>> model = spectralmoe_jax.load("runs/quickstart")
-        >>> done = model.map("runs/quickstart/target/sensor_b_000.tif", "map.tif")
+        >>> done = model.map("runs/quickstart/sensor_b/images/scene_000.tif", "map.tif")
         >>> sorted(done["shares"]) == sorted(model.classes)
         True
 
@@ -253,7 +253,7 @@ class Model:
         """
         return predict_scene(
             self._predict,
-            Path(getattr(scene, "name", scene)),
+            Path(scene if isinstance(scene, str | os.PathLike) else scene.name),
             Path(output),
             settings=self.config.evaluate,
             names=self.classes,

@@ -169,6 +169,18 @@ def train_from_python(text: str) -> None:
     assert names["scores"]["images"] == 1
 
 
+def model_in_python(text: str) -> None:
+    tiny = [size for size in SIZES if not size.startswith("model.head")]
+    more = ["model.head.kind=linear", "train.steps=2", "train.evaluate_every=2", "train.checkpoint_every=2"]
+    given = [f"--config.{value}" for value in (*tiny, *more)]
+    spectralmoe_jax.train(spectralmoe_jax.load_config("configs/quickstart.py", given), "runs/twenty_steps")
+    names: dict[str, Any] = {"spectralmoe_jax": spectralmoe_jax}
+    exec(text, names)
+    assert names["probabilities"].shape == (200, 300, 6)
+    np.testing.assert_array_equal(names["reordered"], names["classes"])
+    assert names["features"].shape == (25, 38, 16)  # the run here has patches of 8 pixels and width 16
+
+
 # What a block is, by a part of its text.
 EXECUTED = {
     'config.data.kind = "prepared"': prepared_tiles,
@@ -188,6 +200,7 @@ EXECUTED = {
     "PreparedTiles(": tiles_in_python,
     "builder_class(": tiles_in_tensorflow_datasets,
     "spectralmoe_jax.train(": train_from_python,
+    "spectralmoe_jax.load(": model_in_python,
 }
 
 

@@ -327,10 +327,7 @@ def test_released_file_of_a_run_is_whole(name, workdir, written, tmp_path):
 
 def test_released_file_of_a_depth_encoder_without_its_head(written, tmp_path, caplog):
     folder, _ = written
-    convert(f"{folder}/backbone.safetensors", str(tmp_path / "native.safetensors"))
-    place = run_of(
-        tiny(weights=f"{tmp_path}/native.safetensors,{folder}/trained.safetensors"), tmp_path / "run"
-    )
+    place = run_of(tiny(weights=f"{folder}/whole.safetensors"), tmp_path / "run")
     with caplog.at_level(logging.INFO):
         convert(str(place), str(tmp_path / "x.safetensors"), to="released")
     assert "came without its depth head: load the file with strict=False" in caplog.text
