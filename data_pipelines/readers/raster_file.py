@@ -334,8 +334,12 @@ def _clearing_errors(dataset: rasterio.DatasetReader) -> Iterator[rasterio.Datas
         raise
 
 
-def open_as_stored(path: Path) -> rasterio.DatasetReader:
-    """Open a file without the warning on a missing georeference, and without converting CMYK to RGBA."""
+def open_as_stored(path: Path | str) -> rasterio.DatasetReader:
+    """Open a raster without the warning on a missing georeference, and without converting CMYK to RGBA.
+
+    Args:
+      path: a file, or any other name that GDAL opens.
+    """
     with ignore_missing_georeference():
         dataset = rasterio.open(path)
         if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":

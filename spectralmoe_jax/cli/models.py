@@ -1,9 +1,13 @@
 """Subcommands about models and weights: predict, convert, verify, params and compile."""
 
 import json
+import os
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import add_config, add_model, add_stream, open_config, refuse_overrides
@@ -13,32 +17,88 @@ from spectralmoe_jax.weights.hub import fetch_first
 
 
 class Predict:
-    """Map a scene of any size. The map keeps the georeference and contains class names and colours."""
+    """Map scenes of any size. Maps keep the georeference and contain class names and colours.
+
+    With several scenes, --output is a folder. The same command continues what was interrupted.
+    """
 
     @staticmethod
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
         add_model(parser)
-        parser.add_argument("--input", required=True, metavar="SCENE.tif", type=Path, help="scene to map")
-        parser.add_argument("--output", required=True, metavar="MAP.tif", type=Path, help="map to write")
+        parser.add_argument(
+            "--input",
+            required=True,
+            nargs="+",
+            metavar="SCENE",
+            help="scenes to map: files, folders, patterns such as '2024/**/*.tif', lists (.txt), or "
+            "addresses that GDAL opens (https://, s3://, gs://, /vsi...)",
+        )
+        parser.add_argument(
+            "--output",
+            required=True,
+            metavar="MAP.tif",
+            type=Path,
+            help="map to write, or the folder of the maps of several scenes",
+        )
         parser.add_argument("--confidence", action="store_true", help="also write MAP_confidence.tif")
         parser.add_argument(
-            "--preview", metavar="FILE.png", type=Path, help="also write a picture with a legend"
+            "--preview",
+            metavar="FILE.png",
+            type=Path,
+            help="also write a picture with a legend; for several scenes, the folder of the pictures",
+        )
+        parser.add_argument(
+            "--shard",
+            metavar="I/N",
+            help="map only part I (from 0) of N of the scenes; auto/N in a SLURM array or indexed job",
+        )
+        parser.add_argument(
+            "--overwrite", action="store_true", help="make maps anew that are there, in a folder of maps"
         )
         add_stream(parser)
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        spectralmoe_jax.predict(
-            arguments.checkpoint,
-            open_config(arguments.checkpoint, overrides, arguments.stream, arguments.config),
-            input=arguments.input,
-            output=arguments.output,
+        config = open_config(arguments.checkpoint, overrides, arguments.stream, arguments.config)
+        if arguments.output.suffix.lower() in (".tif", ".tiff"):
+            _refuse_several(arguments)
+            spectralmoe_jax.predict(
+                arguments.checkpoint,
+                config,
+                input=arguments.input[0],
+                output=arguments.output,
+                confidence=arguments.confidence,
+                preview=arguments.preview,
+            )
+            return 0
+        # imports JAX: not for --help
+        from spectralmoe_jax.inference.catalogue import map_scenes, part_of_scenes, plan, print_failures
+
+        index, count = part_of_scenes(arguments.shard, os.environ) if arguments.shard else (0, 1)
+        jobs = plan(arguments.input, arguments.output)[index::count]
+        console = Console() if sys.stdout.isatty() else Console(width=200)
+        outcomes = map_scenes(
+            spectralmoe_jax.load(arguments.checkpoint, config),
+            jobs,
             confidence=arguments.confidence,
-            preview=arguments.preview,
+            previews=arguments.preview,
+            overwrite=arguments.overwrite,
+            console=console,
         )
-        return 0
+        print_failures(outcomes, console)
+        return 2 if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _refuse_several(arguments: Namespace) -> None:
+    """Raise a UserError if several scenes, or options for them, go with the file of one map."""
+    scene, output = arguments.input[0], arguments.output
+    if len(arguments.input) > 1 or Path(scene).is_dir():
+        raise UserError(f"--output {output}: is the file of one map; give a folder for several scenes")
+    for option in ("shard", "overwrite"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option}: is for several scenes; give a folder as --output, or leave it out")
 
 
 class Convert:

@@ -10,12 +10,14 @@ import contextlib
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -23,7 +25,7 @@ from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.preview import write_preview
-from spectralmoe_jax.inference.scene import NODATA, Scene, georeference_optional, open_scene
+from spectralmoe_jax.inference.scene import NODATA, Scene, is_remote, open_scene, reading
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
     Tile,
@@ -32,13 +34,17 @@ from spectralmoe_jax.inference.sliding_window import (
     predict_tiles,
 )
 from spectralmoe_jax.models.windows import window_starts
+from spectralmoe_jax.read_ahead import read_ahead
 
-_BLOCK = 256  # pixels, side of a block of the GeoTIFF
+_BLOCK = 256  # pixels, side of a block of the GeoTIFF while it is written
+_COG_BLOCK = 512  # of the cloud-optimised one
+_SIDE_FILES = (".aux.xml", ".ovr", ".msk")  # statistics, overviews and masks that GDAL writes beside a raster
+_ROWS_BEHIND = 2  # parts of a map that wait to be written, at most
 
 
 def predict_scene(
     predict: Predict,
-    input: Path,
+    input: str | os.PathLike[str],
     output: Path,
     *,
     settings: EvaluateConfig,
@@ -49,18 +55,20 @@ def predict_scene(
     file_bands: Sequence[str] | None = None,
     confidence: bool = False,
     preview: Path | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write the class map of a scene file, with the scene's size, CRS, transform and nodata area.
+    """Write the class map of a scene, with the scene's size, CRS, transform and nodata area.
 
-    The map is a tiled, deflated GeoTIFF of uint8 class ids, 255 = nodata, with `palette` as its colour table
-    and the class names as the tags CLASS_0, CLASS_1, ... (not as GDAL category names, which are stored in a
-    second file, MAP.tif.aux.xml, that gets lost). All files appear together and complete, or none does.
+    The map is a cloud-optimised, deflated GeoTIFF of uint8 class ids, 255 = nodata, with `palette` as its
+    colour table and the class names as the tags CLASS_0, CLASS_1, ... (not as GDAL category names, which are
+    stored in a second file, MAP.tif.aux.xml, that gets lost). All files appear together and complete, or none
+    does.
 
     Args:
       predict: from (B, S, S, bands) pixels, uint8 if the scene is uint8 and float32 otherwise, to scores
         (B, S, S, C) that are not negative; B and S are always those of `settings`. Pixels without data are 0,
         and windows without any data are skipped.
-      input: scene file.
+      input: scene file, or a name that GDAL opens; see `inference.scene`.
       output: map to write.
       settings: side and overlap of the windows, windows in a call.
       names: of the classes.
@@ -72,6 +80,7 @@ def predict_scene(
         scores, float32 with nan = nodata. It is not a second band of the map, as all bands of a GeoTIFF have
         one data type, and only a single band can have a colour table.
       preview: PNG of scene and map to write, or None.
+      tags: further metadata of the map.
 
     Returns:
       `shape` (rows, columns), `pixels` (those with data), `shares` (class name to its share of them) and
@@ -82,21 +91,22 @@ def predict_scene(
         pixels; an output is the input or cannot be written.
     """
     # 1. check the paths before anything is read
-    input, output = Path(input), Path(output)
+    name, output = os.fspath(input), Path(output)
     targets = {"map": output}
     if confidence:
         targets["confidence"] = output.with_name(f"{output.stem}_confidence.tif")
     if preview is not None:
         targets["preview"] = Path(preview)
-    if not input.is_file():
-        raise UserError(f"{input}: no such file; give --input an existing scene")
-    _check_targets(input, targets)
+    if not is_remote(name) and not Path(name).is_file():
+        raise UserError(f"{name}: no such file; give --input an existing scene")
+    _check_targets(name, targets)
 
     with _temporary_names(targets) as temporary:
         # 2. predict and write, row of windows by row of windows
-        with georeference_optional(), open_scene(input) as dataset:
-            scene = Scene(dataset, input, bands, sensor, file_bands)
+        with reading(name), open_scene(name) as dataset:
+            scene = Scene(dataset, name, bands, sensor, file_bands)
             sinks = [_open_map(temporary["map"], output, dataset, names, palette)]
+            sinks[0].update_tags(**(tags or {}))
             try:
                 if confidence:
                     sinks.append(_open_confidence(temporary["confidence"], targets["confidence"], dataset))
@@ -104,14 +114,15 @@ def predict_scene(
             finally:
                 for sink in sinks:
                     sink.close()
-            # 3. read back, so that a full disk does not go unnoticed
-            for name in ("map", "confidence")[: len(sinks)]:
-                _check_written(temporary[name], targets[name], int(counts.sum()))
+            # 3. rewrite with overviews, and read back, so that a full disk does not go unnoticed
+            for part in ("map", "confidence")[: len(sinks)]:
+                _make_cloud_optimised(temporary[part], targets[part])
+                _check_written(temporary[part], targets[part], int(counts.sum()))
         # 4. preview
         if preview is not None:
             shown = [scene.indexes[place] for place in display_bands(bands, sensor)] if sensor else None
             try:
-                write_preview(temporary["preview"], input, temporary["map"], names, palette, shown)
+                write_preview(temporary["preview"], name, temporary["map"], names, palette, shown)
             except OSError as error:
                 raise _unwritable(targets["preview"]) from error
 
@@ -154,18 +165,25 @@ def _predict_rows(
             if len(sinks) > 1:
                 share = total[:rows].max(-1) / np.maximum(total[:rows].sum(-1), np.finfo(np.float32).tiny)
                 results.append(np.where(valid, share, np.float32(np.nan)))
-            _write_rows(sinks, results, first, output)
+            pending.append(writer.submit(_write_rows, sinks, results, first, output))
+            if len(pending) > _ROWS_BEHIND:
+                pending.popleft().result()
             total[: size - rows] = total[rows:]
             total[size - rows :] = 0
             first += rows
 
-    tiles = _tiles(scene, settings, valid_rows)
-    for (row, column), scores in predict_tiles(tiles, predict, settings.batch_size):
-        finish(row)
-        columns = min(size, width - column)
-        total[:, column : column + columns] += (scores * weight)[:, :columns]
-    # Windows without data at the bottom are read only when the loop ends.
-    finish(scene.height)
+    # a thread reads ahead and another writes behind, while this one predicts
+    pending: deque[Future[None]] = deque()
+    tiles = read_ahead(_tiles(scene, settings, valid_rows), settings.batch_size)
+    with contextlib.closing(tiles), ThreadPoolExecutor(max_workers=1) as writer:
+        for (row, column), scores in predict_tiles(tiles, predict, settings.batch_size):
+            finish(row)
+            columns = min(size, width - column)
+            total[:, column : column + columns] += (scores * weight)[:, :columns]
+        # Windows without data at the bottom are read only when the loop ends.
+        finish(scene.height)
+        for written in pending:
+            written.result()
     return counts
 
 
@@ -225,7 +243,8 @@ def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output:
             raise _unwritable(output) from error
 
 
-def _check_targets(input: Path, targets: dict[str, Path]) -> None:
+def _check_targets(scene: str, targets: dict[str, Path]) -> None:
+    input = Path(scene)
     for name, path in targets.items():
         suffixes = (".png",) if name == "preview" else (".tif", ".tiff")
         if path.suffix.lower() not in suffixes:
@@ -254,6 +273,8 @@ def _temporary_names(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
         for name, path in targets.items():
             try:
                 os.replace(temporary[name], path)
+                for suffix in _SIDE_FILES:  # those of an earlier file of this name
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
             except OSError as error:
                 raise _unwritable(path) from error
     finally:
@@ -310,6 +331,27 @@ def _open_like(path: Path, target: Path, scene: Any, **profile: Any) -> Any:
     if "AREA_OR_POINT" in scene.tags():
         sink.update_tags(AREA_OR_POINT=scene.tags()["AREA_OR_POINT"])
     return sink
+
+
+def _make_cloud_optimised(path: Path, target: Path) -> None:
+    """Rewrite a GeoTIFF as a cloud-optimised one, with overviews and statistics.
+
+    Overviews have the most frequent class, or the mean of a continuous quantity.
+    """
+    aside = path.with_name(f"{path.name}.cog")
+    try:
+        with rasterio.open(path) as dataset:
+            is_classes = dataset.dtypes[0] == "uint8"
+        rasterio.shutil.copy(
+            path, aside, driver="COG", compress="deflate", predictor="NO" if is_classes else "YES",
+            blocksize=_COG_BLOCK, overview_resampling="mode" if is_classes else "average",
+            bigtiff="IF_SAFER", statistics="YES",
+        )  # fmt: skip
+        os.replace(aside, path)
+    except (RasterioError, OSError) as error:
+        raise _unwritable(target) from error
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _check_written(path: Path, target: Path, pixels: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ from spectralmoe_jax.inference.sliding_window import (
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import inference_layout
-from spectralmoe_jax.parameters import join, split
+from spectralmoe_jax.parameters import join, named_leaves, split
 from spectralmoe_jax.sensors import place_of
 
 if TYPE_CHECKING:
@@ -229,6 +231,7 @@ class Model:
         *,
         confidence: bool = False,
         preview: str | os.PathLike[str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Map a scene of any size into a georeferenced raster; see `inference.geotiff.predict_scene`.
 
@@ -239,10 +242,12 @@ class Model:
         True
 
         Args:
-          scene: raster with the model's bands, or an open rasterio dataset.
+          scene: raster with the model's bands: a file, a name that GDAL opens (`https://...`, `/vsi...`), or
+            an open rasterio dataset.
           output: map to write, a GeoTIFF.
           confidence: write the confidence beside the map.
           preview: PNG to write, or None.
+          tags: further metadata of the map.
 
         Returns:
           `shape` (rows, columns), `pixels` (those with data), `shares` (class name to its share of them) and
@@ -253,7 +258,7 @@ class Model:
         """
         return predict_scene(
             self._predict,
-            Path(scene if isinstance(scene, str | os.PathLike) else scene.name),
+            scene if isinstance(scene, str | os.PathLike) else scene.name,
             Path(output),
             settings=self.config.evaluate,
             names=self.classes,
@@ -263,7 +268,20 @@ class Model:
             file_bands=self.config.data.file_bands,
             confidence=confidence,
             preview=None if preview is None else Path(preview),
+            tags=tags,
         )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the trained weights and of the configuration that a map depends on."""
+        config = self.config
+        parts = (self.segmenter.config, config.evaluate, self.classes, self.palette, self.bands, self.sensor)
+        digest = hashlib.sha256(repr((*parts, config.model.weight_files)).encode())
+        trainable, _ = split(self.segmenter)
+        for name, leaf in sorted(named_leaves(trainable).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()[:32]
 
     def _images(self, image: np.ndarray, bands: Sequence[str] | None) -> np.ndarray:
         """Return images (B, H, W, bands) with the model's bands, uint8 or float32.

@@ -17,7 +17,7 @@ from data_pipelines.readers.raster_file import open_as_stored
 from data_pipelines.records import IGNORE
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
-from spectralmoe_jax.inference.scene import NODATA, georeference_optional
+from spectralmoe_jax.inference.scene import NODATA, reading
 
 EXPERT_COLOURS = (
     (0, 114, 178),
@@ -42,7 +42,7 @@ _INK, _QUIET = "#1b1f24", "#5b6470"
 
 def write_preview(
     path: Path,
-    scene_path: Path,
+    scene: str,
     map_path: Path,
     names: Sequence[str],
     palette: Sequence[Sequence[int]] | np.ndarray,
@@ -56,7 +56,7 @@ def write_preview(
 
     Args:
       path: PNG to write.
-      scene_path: the scene.
+      scene: the scene, a file or another name that GDAL opens.
       map_path: its class map.
       names: of the classes.
       palette: colours of the classes, (C, 3) in 0..255.
@@ -68,7 +68,7 @@ def write_preview(
     from matplotlib.patches import Patch
 
     classes, shares = _read_map(map_path, len(names))
-    scene = _read_scene(scene_path, classes != NODATA, shown)
+    shown_scene = _read_scene(scene, classes != NODATA, shown)
     colours = np.asarray(palette, np.uint8)
     lookup = np.full((256, 3), 255, np.uint8)
     lookup[: len(colours)] = colours
@@ -81,7 +81,7 @@ def write_preview(
     figure = Figure(figsize=(2 * wide + 0.4, tall + 0.5 + 0.3 * legend_rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, title, picture in zip(
-        figure.subplots(1, 2), ("scene", "map"), (scene, lookup[classes]), strict=True
+        figure.subplots(1, 2), ("scene", "map"), (shown_scene, lookup[classes]), strict=True
     ):
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(title)
@@ -102,7 +102,7 @@ def _decimated(dataset: Any) -> tuple[int, int]:
 
 def _read_map(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the map (h, w) uint8, decimated, and the share of each class (C,)."""
-    with georeference_optional(), rasterio.open(path) as dataset:
+    with reading(str(path)), rasterio.open(path) as dataset:
         counts = np.zeros(256, np.int64)
         for _, window in dataset.block_windows(1):
             counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
@@ -111,9 +111,9 @@ def _read_map(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return decimated, counts / max(counts.sum(), 1)
 
 
-def _read_scene(path: Path, valid: np.ndarray, shown: Sequence[int] | None) -> np.ndarray:
+def _read_scene(name: str, valid: np.ndarray, shown: Sequence[int] | None) -> np.ndarray:
     """Read the scene (h, w, 3) uint8, decimated and stretched."""
-    with georeference_optional(), open_as_stored(path) as dataset:
+    with reading(name), open_as_stored(name) as dataset:
         bands = list(shown or _display_bands(dataset))
         pixels = dataset.read(bands, out_shape=valid.shape).astype(np.float32)
     picture = np.full((*valid.shape, 3), 255, np.uint8)

@@ -1,11 +1,16 @@
-"""A scene file to be mapped: its bands in the model's order, and where it holds data."""
+"""A scene to be mapped: its bands in the model's order, and where it holds data.
+
+A scene is a file, or any name that GDAL opens: `https://`, `s3://` or `gs://` with an object's address, or
+`/vsi...`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,33 +24,62 @@ from data_pipelines.sensors import choose_bands, find_sensor
 from spectralmoe_jax.errors import UserError
 
 NODATA = 255  # of a map
+# Of reading over a network, where the environment sets nothing else: large requests, retries, and no waiting
+# for a server that has gone silent.
+_REMOTE = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_LOW_SPEED_LIMIT": "1", "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "GDAL_INGESTED_BYTES_AT_OPEN": "65536",
+    "CPL_VSIL_CURL_CHUNK_SIZE": "1048576",
+}  # fmt: skip
 
 
-@contextlib.contextmanager
-def georeference_optional() -> Iterator[None]:
-    """Accept images without georeference inside the block, and make a truncated PNG an error.
+def is_remote(name: str) -> bool:
+    """Return whether a scene's name is not that of a local file."""
+    return "://" in name or name.startswith("/vsi")
+
+
+def scene_stem(name: str) -> str:
+    """Return the last part of a scene's name, without its suffix and without a query."""
+    return PurePosixPath(name.partition("?")[0] if is_remote(name) else Path(name)).stem
+
+
+def reading_options(name: str) -> dict[str, Any]:
+    """Return GDAL's options for reading a scene, but for those that the environment sets.
 
     By default GDAL silently fills the missing rows of a truncated PNG that is read at once.
     """
+    options = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"} | (_REMOTE if is_remote(name) else {})
+    return {key: value for key, value in options.items() if key not in os.environ}
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Set GDAL's options for a scene inside the block, in this thread, and accept a missing georeference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False):
+        with rasterio.Env(**reading_options(name)):
             yield
 
 
 @contextlib.contextmanager
-def open_scene(path: Path) -> Iterator[Any]:
+def open_scene(name: str) -> Iterator[Any]:
     """Open an image as a rasterio dataset, its samples as stored.
 
     Raises:
-      UserError: the file is not an image.
+      UserError: it is not an image, or not reachable.
     """
     try:
-        dataset = open_as_stored(path)
+        dataset = open_as_stored(name)
     except RasterioError as error:
+        said = " ".join(str(error).split())
+        if is_remote(name):
+            raise UserError(
+                f"{name}: cannot be opened ({said}); check the address, the network and the credentials in "
+                "the environment, or download the scene"
+            ) from error
         raise UserError(
-            f"{path}: cannot be read as an image ({' '.join(str(error).split())}); "
-            "give a complete GeoTIFF, PNG or JPEG"
+            f"{name}: cannot be read as an image ({said}); give a complete GeoTIFF, PNG or JPEG"
         ) from error
     with dataset:
         yield dataset
@@ -56,7 +90,7 @@ class Scene:
 
     Args:
       dataset: from `open_scene`.
-      path: of the file, for messages.
+      name: of the scene, for messages.
       bands: names of the model's bands.
       sensor: gives the aliases of band names, and the nodata value of a scene that states none.
       file_bands: names of all bands of a scene that names none.
@@ -72,20 +106,20 @@ class Scene:
     def __init__(
         self,
         dataset: Any,
-        path: Path,
+        name: str,
         bands: Sequence[str],
         sensor: str | None,
         file_bands: Sequence[str] | None,
     ):
-        self.dataset, self.path, self.bands = dataset, path, bands
+        self.dataset, self.name, self.bands = dataset, name, bands
         places, has_alpha = choose_bands(
-            str(path),
+            name,
             bands,
             dataset.descriptions,
             [colour.name for colour in dataset.colorinterp],
             sensor=sensor,
             file_bands=file_bands,
-            texts=(path.stem, *stated_platforms(dataset)),
+            texts=(scene_stem(name), *stated_platforms(dataset)),
         )
         self.indexes = [place + 1 for place in places]
         known = None if sensor is None or has_mask(dataset) else find_sensor(sensor).nodata
@@ -105,12 +139,13 @@ class Scene:
         """
         window = Window(0, start, self.width, stop - start)
         try:
-            stored = np.moveaxis(self.dataset.read(self.indexes, window=window), 0, -1)
-            masked = self.dataset.dataset_mask(window=window) == 0 if self.is_masked else False
+            with rasterio.Env(**reading_options(self.name)):
+                stored = np.moveaxis(self.dataset.read(self.indexes, window=window), 0, -1)
+                masked = self.dataset.dataset_mask(window=window) == 0 if self.is_masked else False
         except RasterioError as error:
+            why = "the connection may be lost" if is_remote(self.name) else "it may be truncated"
             raise UserError(
-                f"{self.path}: cannot be read in rows {start} to {stop - 1}, it may be truncated; "
-                "give a complete file"
+                f"{self.name}: cannot be read in rows {start} to {stop - 1}, {why}; give a complete file"
             ) from error
         missing = np.zeros(stored.shape[:2], bool) | masked
         if self.nodata is not None:  # as in training: where only one band has the value, it reads as zero
@@ -126,7 +161,7 @@ class Scene:
         if len(bad):
             row, column, band = bad[0]
             raise UserError(
-                f"{self.path}: band {self.indexes[band]} ({self.bands[band]}) is not finite at row "
+                f"{self.name}: band {self.indexes[band]} ({self.bands[band]}) is not finite at row "
                 f"{start + row}, column {column}; give it a value, or where it is NaN declare NaN "
-                f"as nodata: rio edit-info --nodata nan {self.path}"
+                f"as nodata: rio edit-info --nodata nan {self.name}"
             )

@@ -22,9 +22,7 @@ import dataclasses
 import math
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -40,12 +38,12 @@ from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.schema import TrainConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parallel import Layout
+from spectralmoe_jax.read_ahead import read_ahead
 from spectralmoe_jax.training.logging import Heartbeat, MetricsLog, ProgressReport
 from spectralmoe_jax.training.optimizer import make_optimizer, make_schedule
 from spectralmoe_jax.training.step import NEVER, LossFunction, TrainState, init_state, make_train_step
 
 _BATCHES_AHEAD = 2
-_END = object()
 
 
 class TrainingDiverged(UserError):
@@ -220,34 +218,14 @@ def prefetch(
     """Yield batches as arrays on the device, drawn ahead of their use.
 
     A thread takes them from `batches` and starts their copies, so the loop waits for neither, even where the
-    call of a step returns only when the step is done, as on a CPU. An error is raised in place of its batch,
-    after those before it. Closing the generator waits for the batch being drawn and closes `batches` if it
-    can be closed.
+    call of a step returns only when the step is done, as on a CPU. See `read_ahead` for errors and closing.
 
     Args:
       batches: pytrees of arrays.
       ahead: largest number of batches drawn ahead; at least 1.
       place: starts copying a batch to its devices.
     """
-
-    def take() -> Any:
-        """Draw one batch and start its copy, in the thread."""
-        batch = next(batches, _END)
-        return batch if batch is _END else place(batch)
-
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-    ready: deque[Future[Any]] = deque()
-    try:
-        while True:
-            ready.extend(thread.submit(take) for _ in range(ahead - len(ready)))
-            batch = ready.popleft().result()
-            if batch is _END:
-                return
-            yield batch
-    finally:
-        thread.shutdown(wait=True, cancel_futures=True)
-        if hasattr(batches, "close"):
-            batches.close()
+    return read_ahead(batches, ahead, place)
 
 
 class StopRequest:

@@ -1,0 +1,263 @@
+"""Map many scenes with one model: find them, skip those that are done, and go on past those that fail.
+
+A map carries a fingerprint of its model and the size of its scene. The same command therefore continues where
+it was killed, and several processes can share a folder of maps, each with its own part of the scenes.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import rasterio
+from rasterio.errors import RasterioError
+from rich.console import Console
+from rich.table import Table
+
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.model import Model
+from spectralmoe_jax.inference.scene import is_remote, scene_stem
+
+SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
+"""Of the scenes that are looked for in a folder."""
+_LISTS = (".txt", ".lst")
+_MAP, _SCENE = "SPECTRALMOE_MODEL", "SPECTRALMOE_SCENE"  # metadata of a map
+_GLOB = re.compile(r"[*?\[]")
+
+
+class Job(NamedTuple):
+    """A scene and the map to write.
+
+    Attributes:
+      scene: file, or a name that GDAL opens.
+      output: GeoTIFF to write.
+    """
+
+    scene: str
+    output: Path
+
+
+class Outcome(NamedTuple):
+    """What became of a scene.
+
+    Attributes:
+      job: the scene and its map.
+      state: `mapped`, `done before` or `failed`.
+      reason: one line on the failure; empty otherwise.
+      pixels: those with data, of a scene that was mapped now.
+    """
+
+    job: Job
+    state: str
+    reason: str = ""
+    pixels: int = 0
+
+
+def find_scenes(inputs: Sequence[str]) -> list[tuple[str, PurePosixPath]]:
+    """Find the scenes that inputs name.
+
+    Args:
+      inputs: files; names that GDAL opens; folders, in which scenes are looked for at any depth; patterns
+        with `*`, `?` or `[...]`, where `**` stands for any folders; and text files (.txt) with an input on
+        each line, relative to the list, `#` starting a comment.
+
+    Returns:
+      Each scene once, in order, with a name for its map: its place in the folder, or its own name.
+
+    Raises:
+      UserError: an input names no scene.
+    """
+    found: dict[str, PurePosixPath] = {}
+    for text in inputs:
+        scenes = _scenes_of(text)
+        if not scenes:
+            raise UserError(f"{text}: no scene there; scenes end in {', '.join(SUFFIXES)}")
+        for scene, name in scenes:
+            found.setdefault(scene, name)
+    return list(found.items())
+
+
+def _scenes_of(text: str) -> list[tuple[str, PurePosixPath]]:
+    path = Path(text)
+    if is_remote(text):
+        return [(text, PurePosixPath(scene_stem(text)))]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if _is_scene(file.relative_to(path)))
+        return [(str(file), PurePosixPath(file.relative_to(path)).with_suffix("")) for file in files]
+    if path.suffix.lower() in _LISTS:
+        return [scene for line in _lines(path) for scene in _scenes_of(line)]
+    if not path.exists() and _GLOB.search(text):
+        files = sorted(map(Path, glob.glob(text, recursive=True)))
+        return [(str(file), PurePosixPath(file.stem)) for file in files if _is_scene(file)]
+    if not path.is_file():
+        raise UserError(f"{text}: no such file, folder or pattern; give --input existing scenes")
+    return [(text, PurePosixPath(path.stem))]
+
+
+def _is_scene(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the inputs that a text file lists, relative to its folder.
+
+    Raises:
+      UserError: the file is not readable text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: not a readable list of scenes ({problem})") from None
+    named = [line.partition("#")[0].strip() for line in lines]
+    return [text if is_remote(text) else str(path.parent / text) for text in named if text]
+
+
+def plan(inputs: Sequence[str], folder: Path) -> list[Job]:
+    """Return a job for every scene, with the maps below a folder.
+
+    Raises:
+      UserError: an input names no scene, or two scenes would have the same map.
+    """
+    jobs = [Job(scene, folder / f"{name}.tif") for scene, name in find_scenes(inputs)]
+    counts = Counter(job.output for job in jobs)
+    twice = [job.scene for job in jobs if counts[job.output] > 1]
+    if twice:
+        raise UserError(
+            f"{' and '.join(twice[:2])} would both be mapped to {folder / scene_stem(twice[0])}.tif: give "
+            "the folder above them as --input, which keeps their subfolders"
+        )
+    return jobs
+
+
+def part_of_scenes(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return index and number of the parts that `--shard` asks for.
+
+    Args:
+      text: `I/N` with I from 0 to N - 1; `auto/N`, whose index is that of a SLURM array or of an indexed
+        Kubernetes job; or `auto`, where SLURM also tells the number.
+      environment: the process's.
+
+    Raises:
+      UserError: the text is none of these, or the environment does not tell.
+    """
+    index, slash, count = text.partition("/")
+    if index == "auto":
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+        step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1) or 1)
+        found = environment.get("JOB_COMPLETION_INDEX")
+        if "SLURM_ARRAY_TASK_ID" in environment:
+            found = str((int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step)
+        if found is None:
+            raise UserError(f"--shard {text}: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set")
+        index, count = found, count if slash else environment.get("SLURM_ARRAY_TASK_COUNT", "")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard {text}: write I/N with I from 0 to N - 1, auto/N, or auto in a SLURM array")
+    return int(index), int(count)
+
+
+def map_scenes(
+    model: Model,
+    jobs: Sequence[Job],
+    *,
+    confidence: bool = False,
+    previews: Path | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> list[Outcome]:
+    """Map scenes one after the other; a scene that fails does not stop the others.
+
+    Args:
+      model: the model.
+      jobs: scenes and their maps.
+      confidence: write the confidence beside every map.
+      previews: folder for pictures, or None.
+      overwrite: whether to make maps anew that are done, or that another model made.
+      console: where to print a line for every scene.
+
+    Returns:
+      What became of each.
+    """
+    console = console or Console()
+    outcomes: list[Outcome] = []
+    for number, job in enumerate(jobs, 1):
+        began = time.monotonic()
+        try:
+            outcome = _map(model, job, confidence, _preview(job, jobs, previews), overwrite)
+        except (UserError, OSError) as problem:
+            outcome = Outcome(job, "failed", " ".join(str(problem).split()))
+        outcomes.append(outcome)
+        seconds = time.monotonic() - began
+        speed = f", {outcome.pixels / seconds / 1e6:.2f} Mpixel/s" if outcome.pixels else ""
+        said = f": {outcome.reason}" if outcome.reason else ""
+        line = f"{number}/{len(jobs)} {job.scene}: {outcome.state}{said} ({seconds:.1f} s{speed})"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return outcomes
+
+
+def _preview(job: Job, jobs: Sequence[Job], previews: Path | None) -> Path | None:
+    if previews is None:
+        return None
+    root = Path(os.path.commonpath([each.output.parent for each in jobs]))
+    return (previews / job.output.relative_to(root)).with_suffix(".png")
+
+
+def _map(model: Model, job: Job, confidence: bool, preview: Path | None, overwrite: bool) -> Outcome:
+    """Map one scene, unless its map is there.
+
+    Raises:
+      UserError: the scene cannot be mapped, or another model made its map.
+    """
+    tags = {_MAP: model.fingerprint, _SCENE: _scene_size(job.scene)}
+    if job.output.exists() and not overwrite:
+        earlier = _tags_of(job.output)
+        beside = job.output.with_name(f"{job.output.stem}_confidence.tif")
+        if {key: earlier.get(key) for key in tags} == tags and (beside.exists() or not confidence):
+            return Outcome(job, "done before")
+        if earlier.get(_MAP) != tags[_MAP]:
+            raise UserError(
+                f"{job.output}: exists, and is not of this model; give another --output, or --overwrite"
+            )
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    if preview is not None:
+        preview.parent.mkdir(parents=True, exist_ok=True)
+    done = model.map(job.scene, job.output, confidence=confidence, preview=preview, tags=tags)
+    return Outcome(job, "mapped", pixels=done["pixels"])
+
+
+def _scene_size(scene: str) -> str:
+    """Return the size of a scene's file in bytes, which tells whether it changed; nothing for other names."""
+    path = Path(scene)
+    return str(path.stat().st_size) if not is_remote(scene) and path.is_file() else ""
+
+
+def _tags_of(path: Path) -> dict[str, str]:
+    """Return the metadata of a map; none of a file that is no raster."""
+    try:
+        with rasterio.open(path) as dataset:
+            return dataset.tags()
+    except RasterioError:
+        return {}
+
+
+def print_failures(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Print how many scenes came to what, and a table of those that failed."""
+    counts = Counter(outcome.state for outcome in outcomes)
+    console.print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        table = Table("scene", "reason", title="failed", box=None, header_style="bold")
+        for outcome in failed:
+            table.add_row(_plain(outcome.job.scene), _plain(outcome.reason))
+        console.print(table)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
