@@ -34,6 +34,7 @@ ARROWS = {
         "errors config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
     ),
     "host_memory": "",
+    "read_ahead": "",
     "data_pipelines.loader": "errors config data_pipelines.records data_pipelines.readers host_memory",
     "data_pipelines.synthetic": "errors files config data_pipelines.records",
     "data_pipelines.sources": "errors import_path config data_pipelines.records",
@@ -45,7 +46,7 @@ ARROWS = {
     "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "errors files config parameters parallel sensors models checkpoints data_pipelines.records "
+        "errors files config parameters parallel sensors models checkpoints read_ahead data_pipelines.records "
         "data_pipelines.sensors data_pipelines.readers data_pipelines.splits data_pipelines.sheet "
         "weights"
     ),
@@ -55,7 +56,7 @@ ARROWS = {
         "data_pipelines.sources data_pipelines.splits inference"
     ),
     "training": (
-        "errors files config parameters parallel adapters mask2former models checkpoints host_memory "
+        "errors files config parameters parallel adapters mask2former models checkpoints host_memory read_ahead "
         "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
     ),
     "ablation": "errors files config models checkpoints evaluation training",

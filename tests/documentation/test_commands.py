@@ -41,6 +41,9 @@ from tests.weights.test_released import tiny
 
 # Commands that parse and do not run here, each with what does the same.
 NOT_RUN = {
+    "spectralmoe predict --checkpoint runs/dubai --input https://HOST/SCENE.tif --output MAP.tif": (
+        "tests/inference/test_catalogue.py does, from a server of its own"
+    ),
     "spectralmoe verify tests/goldens": "tests/parity/test_verify.py does, in a minute",
     "spectralmoe ablate configs/ablations/dubai_size.py --workdir runs/dubai_size --side-by-side 2 "
     "--config.data.root=DUBAI": "its variants set crop and steps, so that nothing makes them small",
@@ -326,6 +329,11 @@ def prerequisites(page: str, hub: Path) -> None:
         lookalikes.write("fbp_cross_sensor", Path("FBP"))
         prepared = ["prepare", "fbp_cross_sensor", "--source", "FBP", "--out", "data", "--partial"]
         assert main([*prepared, "--workers", "0"]) == 0
+    if page == "docs/mapping.md":
+        train = ("train", "--config", "configs/dubai.py", "--config.data.root=DUBAI")
+        run_example(Call(0, ("spectralmoe", *train, "--workdir", "runs/dubai")))
+        Path("SCENES").mkdir()
+        Path("SCENES/first.tif").symlink_to(Path("SCENE.tif").absolute())
     if page == "docs/checkpoints.md":
         sizes = {"width": 384, "layers": 12, "heads": 6, "patch_size": 16}  # recognised as those of a preset
         parts = ("visual", "depth")
