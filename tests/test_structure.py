@@ -46,9 +46,9 @@ ARROWS = {
     "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "errors files config parameters parallel sensors models checkpoints read_ahead data_pipelines.records "
-        "data_pipelines.sensors data_pipelines.readers data_pipelines.splits data_pipelines.sheet "
-        "weights"
+        "errors files config parameters parallel resampling sensors models checkpoints read_ahead "
+        "data_pipelines.records data_pipelines.sensors data_pipelines.readers data_pipelines.splits "
+        "data_pipelines.sheet weights"
     ),
     "evaluation": (
         "errors files config parameters parallel resampling models checkpoints data_pipelines.records "
@@ -56,7 +56,8 @@ ARROWS = {
         "data_pipelines.sources data_pipelines.splits inference"
     ),
     "training": (
-        "errors files config parameters parallel adapters mask2former models checkpoints host_memory read_ahead "
+        "errors files config parameters parallel adapters mask2former models checkpoints host_memory "
+        "read_ahead "
         "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
     ),
     "ablation": "errors files config models checkpoints evaluation training",

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
-from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.schema import TTA, RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model_files import config_of_model, weight_specs
 from spectralmoe_jax.weights.hub import fetch_first
@@ -103,6 +103,16 @@ def add_model(parser: argparse.ArgumentParser, *, workdir: bool = False) -> None
     )
 
 
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--tta`, short for `--config.evaluate.tta`."""
+    parser.add_argument(
+        "--tta",
+        choices=TTA,
+        help="average over copies of every window: flips, d4 (flips and turns), multiscale, or released (as "
+        "the authors' --tta); default: none, or what the configuration says",
+    )
+
+
 def add_stream(parser: argparse.ArgumentParser) -> None:
     """Add the option `--stream`, which selects one sensor of a run on several."""
     parser.add_argument(
@@ -113,7 +123,11 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
 
 
 def open_config(
-    model: str, overrides: Sequence[str], stream: str | None, file: str | None = None
+    model: str,
+    overrides: Sequence[str],
+    stream: str | None,
+    file: str | None = None,
+    tta: str | None = None,
 ) -> RunConfig:
     """Read the configuration of a trained model, and fetch what it names on the hub.
 
@@ -122,7 +136,9 @@ def open_config(
       overrides: from `split_overrides`.
       stream: in a run on several sensors, the one to use, or None.
       file: `FILE[:args]` of a configuration instead of the model's own, or None.
+      tta: from the option `--tta`.
     """
     fetch_first(weight_specs(model))
+    overrides = [*overrides, f"--config.evaluate.tta={tta}"] if tta else overrides
     config = config_of_model(model, overrides, file)
     return config.stream(stream) if stream else config

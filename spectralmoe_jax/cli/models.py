@@ -10,7 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 import spectralmoe_jax
-from spectralmoe_jax.cli.arguments import add_config, add_model, add_stream, open_config, refuse_overrides
+from spectralmoe_jax.cli.arguments import (
+    add_config,
+    add_model,
+    add_stream,
+    add_tta,
+    open_config,
+    refuse_overrides,
+)
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import fetch_first
@@ -56,12 +63,14 @@ class Predict:
         parser.add_argument(
             "--overwrite", action="store_true", help="make maps anew that are there, in a folder of maps"
         )
+        add_tta(parser)
         add_stream(parser)
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        config = open_config(arguments.checkpoint, overrides, arguments.stream, arguments.config)
+        given = (arguments.stream, arguments.config, arguments.tta)
+        config = open_config(arguments.checkpoint, overrides, *given)
         if arguments.output.suffix.lower() in (".tif", ".tiff"):
             _refuse_several(arguments)
             spectralmoe_jax.predict(

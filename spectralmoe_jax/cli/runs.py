@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import spectralmoe_jax
-from spectralmoe_jax.cli.arguments import add_config, add_model, add_stream, open_config, refuse_overrides
+from spectralmoe_jax.cli.arguments import (
+    add_config,
+    add_model,
+    add_stream,
+    add_tta,
+    open_config,
+    refuse_overrides,
+)
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.weights.hub import fetch_first
 
@@ -107,6 +114,7 @@ class Evaluate:
         parser.add_argument(
             "--images", metavar="FILE.npz", type=Path, help="write the confusion matrix of every image here"
         )
+        add_tta(parser)
         add_stream(parser)
         add_process_arguments(parser)
 
@@ -114,7 +122,7 @@ class Evaluate:
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         model = arguments.workdir or arguments.checkpoint
-        config = open_config(model, overrides, arguments.stream, arguments.config)
+        config = open_config(model, overrides, arguments.stream, arguments.config, arguments.tta)
         with all_processes(arguments):
             spectralmoe_jax.evaluate(
                 model,

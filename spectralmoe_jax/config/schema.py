@@ -385,6 +385,10 @@ class TrainConfig(Section):
             self.require(name, 0 <= getattr(self, name) < self.steps, must)
 
 
+TTA = ("none", "flips", "d4", "multiscale", "released")
+"""Kinds of test-time augmentation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Section):
     """`config.evaluate`: sliding windows over images of any size."""
@@ -396,6 +400,12 @@ class EvaluateConfig(Section):
     )
     overlap: int = required("Overlap of a window with the next in pixels, below `window`.")
     batch_size: int = option(8, "Windows that go through the model at once.", at_least(1))
+    tta: str = option(
+        "none",
+        "Average the scores of a window over its copies: `flips` (4), all 8 flips and turns (`d4`), 6 sizes "
+        "(`multiscale`), or 6 sizes, each with its mirror image, as the released code's `--tta` (`released`).",
+        one_of(*TTA),
+    )
 
     def __post_init__(self) -> None:
         """Check that windows advance."""

@@ -129,7 +129,7 @@ def _open_run(workdir: str | os.PathLike[str], config: RunConfig, split: str) ->
     config = _resolve_wavelengths(workdir, config, split)
     splits, layout = open_splits(config, only=split), inference_layout(config)
     segmenter = load_segmenter(workdir, config, layout)
-    return _OpenRun(config, splits, segmenter, make_routed_step(segmenter, layout))
+    return _OpenRun(config, splits, segmenter, make_routed_step(segmenter, layout, config.evaluate.tta))
 
 
 def _resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:

@@ -58,10 +58,11 @@ class FeatureExtractor:
         encoder = segmenter.backbone.visual
         self.patch = encoder.config.patch_size
         if encoder.config.window_overlap:
-            inner = {"window": encoder.config.window, "overlap": encoder.config.window_overlap}
-            sides = {name: patches * self.patch for name, patches in inner.items()}
-            share = (settings.window // sides["window"]) ** 2  # as many pixels in a call
-            settings = dataclasses.replace(settings, batch_size=settings.batch_size * max(share, 1), **sides)
+            inner = (encoder.config.window, encoder.config.window_overlap)
+            window, overlap = (patches * self.patch for patches in inner)
+            share = (settings.window // window) ** 2  # as many pixels in a call
+            size = settings.batch_size * max(share, 1)
+            settings = dataclasses.replace(settings, window=window, overlap=overlap, batch_size=size)
         for name in ("window", "overlap"):
             if getattr(settings, name) % self.patch:
                 raise UserError(

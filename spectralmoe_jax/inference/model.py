@@ -115,7 +115,7 @@ class Model:
         self.bands, self.sensor = tuple(config.bands), config.sensor
         self.pixel_mean = np.asarray(segmenter.pixel_mean[...])
         self.pixel_std = np.asarray(segmenter.pixel_std[...])
-        self._predict = make_predict(segmenter, layout)
+        self._predict = make_predict(segmenter, layout, config.evaluate.tta)
         self._encode = _make_encode(segmenter)
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spectralmoe_jax.inference.averaged_views import averaged
 from spectralmoe_jax.inference.sliding_window import Predict, RoutedStep
 from spectralmoe_jax.models.build import abstract_segmenter
 from spectralmoe_jax.models.encoders.galileo import require_reflectance
@@ -23,23 +24,26 @@ from spectralmoe_jax.parallel.mesh import put
 from spectralmoe_jax.parameters import join, split
 
 
-def make_predict(segmenter: Segmenter, layout: Layout | None = None) -> Predict:
+def make_predict(segmenter: Segmenter, layout: Layout | None = None, tta: str = "none") -> Predict:
     """Make a predictor: raw tiles (B, S, S, bands) -> scores (B, S, S, C) float32, compiled once per shape.
 
     Args:
       segmenter: segmenter with weights.
       layout: mesh to shard the tiles over; all hosts pass the same tiles and get all scores. None for one
         device.
+      tta: kind of test-time augmentation; see `inference.averaged_views`.
     """
     trainable, frozen = split(segmenter)
     scores = make_scores(segmenter, layout)
-    return lambda pixels: scores(trainable, frozen, pixels)
+    patch = segmenter.config.visual.patch_size
+    return averaged(lambda pixels: scores(trainable, frozen, pixels), tta, patch)
 
 
-def make_routed_step(segmenter: Segmenter, layout: Layout | None = None) -> RoutedStep:
+def make_routed_step(segmenter: Segmenter, layout: Layout | None = None, tta: str = "none") -> RoutedStep:
     """Make a predictor that also returns each token's strongest expert.
 
-    Arguments are those of `make_predict`. Experts are (L, J, B, N) int32, with J = 0 if the adapter has none.
+    Arguments are those of `make_predict`. Experts are those of the tiles as they are, (L, J, B, N) int32, with
+    J = 0 if the adapter has none.
     """
     trainable, frozen = split(segmenter)
     step = _spread(make_predict_step(segmenter, layout), layout, segmenter.config)
@@ -51,7 +55,10 @@ def make_routed_step(segmenter: Segmenter, layout: Layout | None = None) -> Rout
             experts = np.zeros((1, 0, len(pixels), 1), np.int32)
         return np.asarray(scores)[: len(pixels)], np.asarray(experts)[:, :, : len(pixels)]
 
-    return routed
+    if tta == "none":
+        return routed
+    predict = make_predict(segmenter, layout, tta)
+    return lambda pixels: (predict(pixels), routed(pixels)[1])
 
 
 def make_scores(
