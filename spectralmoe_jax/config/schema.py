@@ -403,7 +403,7 @@ class EvaluateConfig(Section):
     tta: str = option(
         "none",
         "Average the scores of a window over its copies: `flips` (4), all 8 flips and turns (`d4`), 6 sizes "
-        "(`multiscale`), or 6 sizes, each with its mirror image, as the released code's `--tta` (`released`).",
+        "(`multiscale`), or 6 sizes with their mirror images, as the released code's `--tta` (`released`).",
         one_of(*TTA),
     )
 

@@ -42,8 +42,8 @@ def make_predict(segmenter: Segmenter, layout: Layout | None = None, tta: str = 
 def make_routed_step(segmenter: Segmenter, layout: Layout | None = None, tta: str = "none") -> RoutedStep:
     """Make a predictor that also returns each token's strongest expert.
 
-    Arguments are those of `make_predict`. Experts are those of the tiles as they are, (L, J, B, N) int32, with
-    J = 0 if the adapter has none.
+    Arguments are those of `make_predict`. Experts are those of the tiles as they are, (L, J, B, N) int32,
+    with J = 0 if the adapter has none.
     """
     trainable, frozen = split(segmenter)
     step = _spread(make_predict_step(segmenter, layout), layout, segmenter.config)
