@@ -474,6 +474,12 @@ class ModelConfig(Section):
         "Weights of a segmenter or of parts of one; several files separated by commas, such as a backbone "
         "and the checkpoint trained on it.",
     )
+    weights_head: str = option(
+        "same",
+        "`new` loads all of `weights` but what depends on the classes, which starts random, to train on "
+        "another set of classes. Statistics of other bands are those of the configuration.",
+        one_of("same", "new"),
+    )
     dtype: str = option(
         "bfloat16",
         "Data type of the computation. Parameters are float32, or float64 with `float64`.",

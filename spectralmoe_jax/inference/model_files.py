@@ -82,7 +82,10 @@ def with_weights(config: RunConfig, weights: str | None, parts: Collection[str])
     """
     encoders = {"visual": config.model.visual, "depth": config.model.depth}
     own = [name for name, encoder in encoders.items() if encoder is not None and name in parts]
-    return config.replaced({"model.weights": weights} | {f"model.{name}.weights": None for name in own})
+    values = {"model.weights": weights} | {f"model.{name}.weights": None for name in own}
+    if config.model.weights_head != "same":
+        values["model.weights_head"] = "same"  # the files hold the trained head
+    return config.replaced(values)
 
 
 def stored_configuration(config: RunConfig) -> dict[str, Any]:

@@ -5,8 +5,10 @@ Weights are read leaf by leaf, so that only one copy is in memory.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
@@ -210,6 +212,7 @@ class OpenedWeights(NamedTuple):
       encoders: the encoders among them, as the file holds them.
       whole: whether the file holds a segmenter or parts of one, and not just an encoder.
       stream: path and array of its leaves, each read on demand.
+      fresh: leaves of its parts that start random instead.
     """
 
     file: WeightFile
@@ -217,6 +220,7 @@ class OpenedWeights(NamedTuple):
     encoders: dict[str, EncoderFile]
     whole: bool
     stream: Iterator[tuple[Path, np.ndarray]]
+    fresh: Collection[Path] = ()
 
 
 def open_weights(
@@ -234,8 +238,9 @@ def open_weights(
     """
     opened: list[OpenedWeights] = []
     filled: dict[str, str] = {}  # part -> the key and file that fill it
+    of_classes = _leaves_of_classes(settings) if config.model.weights_head == "new" else None
     for key, spec, encoder in _specs(config, settings):
-        opened.append(_open(key, spec, encoder, settings, shapes))
+        opened.append(_open(key, spec, encoder, settings, shapes, of_classes))
         for part in opened[-1].parts:
             if part in filled:
                 raise UserError(
@@ -260,12 +265,29 @@ def _open(
     encoder: EncoderConfig | None,
     settings: SegmenterConfig,
     shapes: dict[Path, tuple[int, ...]],
+    of_classes: Collection[Path] | None,
 ) -> OpenedWeights:
+    """Open a weight file for a key.
+
+    Args:
+      key: of the configuration.
+      spec: the file.
+      encoder: the encoder that the key is for; None for a segmenter.
+      settings: structure of the segmenter.
+      shapes: shapes of all its leaves, by path.
+      of_classes: leaves that depend on the classes, if they start random; None if they are read.
+    """
     file = open_weight_file(spec)
     if is_segmenter(file):
         parts = {encoder.name} if encoder else parts_of(file)
         found = encoders_of(file, settings, parts)
-        return OpenedWeights(file, parts, found, True, stream_segmenter(file, settings, shapes, parts))
+        fresh = () if of_classes is None else _fresh(file, parts, shapes, of_classes)
+        stream = stream_segmenter(file, settings, shapes, parts, fresh)
+        if fresh:
+            log.info("%s: starts fresh: %s", spec, _names(fresh))
+            kept = {path for path in shapes if part_of(path) in parts} - set(fresh)
+            log.info("%s: keeps %d leaves: %s", spec, len(kept), _names(kept))
+        return OpenedWeights(file, parts, found, True, stream, fresh)
     if encoder is None:
         raise UserError(
             f"{key} = {spec}: holds no part of a segmenter; give an encoder's weights as "
@@ -275,6 +297,30 @@ def _open(
     stream = (((*root, *path), leaf) for path, leaf in read_encoder(file, encoder))
     found = {encoder.name: recognise(file, kind=encoder.kind)}
     return OpenedWeights(file, {encoder.name}, found, False, stream)
+
+
+def _leaves_of_classes(settings: SegmenterConfig) -> set[Path]:
+    """Return the leaves whose shape depends on the number of classes."""
+    head = dataclasses.replace(settings.head, num_classes=settings.head.num_classes + 1)
+    more = _shapes(abstract_segmenter(dataclasses.replace(settings, head=head)))
+    return {path for path, shape in _shapes(abstract_segmenter(settings)).items() if more[path] != shape}
+
+
+def _fresh(
+    file: WeightFile, parts: set[str], shapes: dict[Path, tuple[int, ...]], of_classes: Collection[Path]
+) -> set[Path]:
+    """Return the leaves of a file's parts that start anew: of the classes, and statistics of other bands."""
+    fresh = {path for path in of_classes if part_of(path) in parts}
+    names = {("pixel_mean",): "data_preprocessor.mean", ("pixel_std",): "data_preprocessor.std"}
+    for path, released in names.items():
+        name = path[0] if path[0] in file else released
+        if name in file and math.prod(file.shape(name)) != math.prod(shapes[path]):
+            fresh.add(path)
+    return fresh
+
+
+def _names(paths: Collection[Path]) -> str:
+    return ", ".join(sorted("/".join(path) for path in paths))
 
 
 def _every_leaf(
@@ -292,7 +338,9 @@ def _every_leaf(
     """
     # 1. leaves that no file holds; a frozen part among them is an error or a warning
     filled = {part for file in opened for part in file.parts}
-    missing = [path for path in leaves(abstract) if path not in known and part_of(path) not in filled]
+    fresh = {path for file in opened for path in file.fresh}
+    wanted = [path for path in leaves(abstract) if path not in known]
+    missing = [path for path in wanted if part_of(path) not in filled or path in fresh]
     frozen = {part_of(path) for path in traverse_util.flatten_dict(split(abstract)[1]) if _is_kernel(path)}
     _check_frozen_weights(config, settings, {part_of(path) for path in missing} & frozen)
     # 2. leaves of the files, then random ones

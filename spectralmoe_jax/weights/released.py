@@ -296,7 +296,11 @@ def load_released(segmenter: Segmenter, file: str | os.PathLike[str]) -> None:
 
 
 def stream_segmenter(
-    file: WeightFile, config: SegmenterConfig, shapes: dict[LeafPath, Shape], parts: Collection[str]
+    file: WeightFile,
+    config: SegmenterConfig,
+    shapes: dict[LeafPath, Shape],
+    parts: Collection[str],
+    fresh: Collection[LeafPath] = (),
 ) -> Iterator[tuple[LeafPath, np.ndarray]]:
     """Yield path and array of every leaf of `parts`, each read on demand.
 
@@ -305,6 +309,7 @@ def stream_segmenter(
       config: the segmenter to fill.
       shapes: shapes of all its leaves.
       parts: the parts to read, named as in `PARTS`.
+      fresh: leaves of these parts that are not read, whatever the file holds for them.
 
     Raises:
       UserError: the parts do not fit; lists all problems together, before anything large is read.
@@ -321,11 +326,14 @@ def stream_segmenter(
     # 2. Choose tensors, leaves and rules of these parts.
     tensors = named.renamed(lambda name: name if part_of(name) in (*parts, "") else "")
     generated = generated_leaves(config)
-    wanted = {p: shape for p, shape in shapes.items() if part_of(p) in parts and p not in generated}
+    of_parts = {p: shape for p, shape in shapes.items() if part_of(p) in parts and p not in generated}
     if plain:
         rules = plain_decoder_rules()
     else:
-        rules = native_rules(wanted) if native else segmenter_rules(config.visual, config.depth)
+        rules = native_rules(of_parts) if native else segmenter_rules(config.visual, config.depth)
+    wanted = {p: shape for p, shape in of_parts.items() if p not in fresh}
+    unread = [rule for rule in rules if rule.path in of_parts.keys() - wanted.keys()]
+    unread_names = [n for rule in unread for _, names in rule.names(of_parts[rule.path]) for n in names]
     # 3. Check every tensor, then read leaf by leaf.
     stream = stream_tensors(
         rules,
@@ -333,7 +341,7 @@ def stream_segmenter(
         tensors,
         file=file.spec,
         constants=SEGMENTER_CONSTANTS,
-        ignored=[*_ignored(config), *(IGNORED if plain else ())],
+        ignored=[*_ignored(config), *(IGNORED if plain else ()), *map(re.escape, unread_names)],
         defaults={} if native else _default_leaves(tensors, config),
         resizer=_SegmenterResizer(config, file.spec),
     )

@@ -72,6 +72,7 @@ NEWER = {
     "augment.crop_on_labels": 0.0, "loss.unlabelled": "negative", "loss.class_weights": None,
     "segmenter.adapter.token_groups": "mean", "segmenter.adapter.zero_start": False,
     "segmenter.head.labels": "pixels", "evaluate.tta": "none",
+    "model.weights_head": "same",
     "train.schedule": "poly", "train.lr_factors.visual": 1.0, "train.lr_factors.adapter": 1.0,
     "train.lr_factors.head": 1.0, "train.head_first_steps": 0, "train.head_start": "random",
     "train.probe_tiles": 64, "train.probe_penalty": 1e-3, "train.patience": None, "train.selection": "miou",
