@@ -23,6 +23,7 @@ _FUNCTIONS = {
     "verify": "spectralmoe_jax.parity.verify",
     "params": "spectralmoe_jax.models.build:count_parameters",
     "convert": "spectralmoe_jax.conversion.convert",
+    "export": "spectralmoe_jax.ahead_of_time.exported_program",
     "load_config": "spectralmoe_jax.config.load",
     "show_config": "spectralmoe_jax.config.reference",
     "prepare": "data_pipelines.prepare.prepare",

@@ -33,6 +33,7 @@ COMMANDS = {
     ),
     "predict": ("models", "map a scene of any size to a georeferenced raster"),
     "convert": ("models", "convert published weights to our format, or a trained run to PyTorch"),
+    "export": ("models", "write a trained model as a program that needs JAX alone"),
     "verify": ("models", "compare the model numerically with reference values"),
     "compile": (
         "models",

@@ -166,6 +166,34 @@ class Convert:
         return 0
 
 
+class Export:
+    """Write a trained model as a StableHLO program with its weights and a loader of fifteen lines.
+
+    The folder needs jax and flatbuffers, and not this package. It runs on CPUs, NVIDIA GPUs and TPUs.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        add_model(parser)
+        parser.add_argument(
+            "--to", choices=("stablehlo",), default="stablehlo", help="format; default: stablehlo"
+        )
+        parser.add_argument(
+            "--output", required=True, metavar="DIR", type=Path, help="folder to write; must not exist"
+        )
+        add_stream(parser)
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        config = open_config(arguments.checkpoint, overrides, arguments.stream, arguments.config)
+        folder = spectralmoe_jax.export(arguments.checkpoint, arguments.output, config)
+        size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        print(f"{folder}: {size:.1f} MB; {folder / 'load.py'} loads it")
+        return 0
+
+
 class Verify:
     """Compare the model numerically with every reference file in a folder."""
 
