@@ -61,7 +61,7 @@ ARROWS = {
         "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
     ),
     "ablation": "errors files config models checkpoints evaluation training",
-    "ahead_of_time": "errors config parameters parallel models inference training",
+    "ahead_of_time": "errors config parameters spectralmoe_jax parallel models weights inference training",
     "conversion": "errors config parameters models weights inference",
     "data_pipelines.inspect": (
         "errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
