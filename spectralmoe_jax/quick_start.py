@@ -49,7 +49,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
 
     # 2. score on held-out scenes of the source sensor, and on the target sensor
     segmenter = load_trained(workdir, config)
-    predict = make_predict(segmenter)
+    predict = make_predict(segmenter, tta=config.evaluate.tta)
     splits = open_splits(config)
     settings = config.evaluate
     names = config.classes.names

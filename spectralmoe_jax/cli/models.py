@@ -71,43 +71,45 @@ class Predict:
         """Run the subcommand and return its exit status."""
         given = (arguments.stream, arguments.config, arguments.tta)
         config = open_config(arguments.checkpoint, overrides, *given)
-        if arguments.output.suffix.lower() in (".tif", ".tiff"):
-            _refuse_several(arguments)
-            spectralmoe_jax.predict(
-                arguments.checkpoint,
-                config,
-                input=arguments.input[0],
-                output=arguments.output,
-                confidence=arguments.confidence,
-                preview=arguments.preview,
-            )
-            return 0
         # imports JAX: not for --help
-        from spectralmoe_jax.inference.catalogue import map_scenes, part_of_scenes, plan, print_failures
+        from spectralmoe_jax.inference import catalogue
 
-        index, count = part_of_scenes(arguments.shard, os.environ) if arguments.shard else (0, 1)
-        jobs = plan(arguments.input, arguments.output)[index::count]
+        folder, previews, confidence = arguments.output, arguments.preview, arguments.confidence
+        if folder.suffix.lower() in (".tif", ".tiff"):
+            scene = _only_scene(arguments, catalogue.find_scenes(arguments.input))
+            more = {"confidence": confidence, "preview": previews}
+            spectralmoe_jax.predict(arguments.checkpoint, config, input=scene, output=folder, **more)
+            return 0
+        index, count = catalogue.part_of_scenes(arguments.shard, os.environ) if arguments.shard else (0, 1)
+        jobs = catalogue.plan(arguments.input, folder, previews=previews, confidence=confidence)[index::count]
         console = Console() if sys.stdout.isatty() else Console(width=200)
-        outcomes = map_scenes(
+        outcomes = catalogue.map_scenes(
             spectralmoe_jax.load(arguments.checkpoint, config),
             jobs,
-            confidence=arguments.confidence,
-            previews=arguments.preview,
+            folder,
+            confidence=confidence,
+            previews=previews,
             overwrite=arguments.overwrite,
             console=console,
         )
-        print_failures(outcomes, console)
+        catalogue.print_failures(outcomes, console)
         return 2 if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
-def _refuse_several(arguments: Namespace) -> None:
-    """Raise a UserError if several scenes, or options for them, go with the file of one map."""
-    scene, output = arguments.input[0], arguments.output
-    if len(arguments.input) > 1 or Path(scene).is_dir():
-        raise UserError(f"--output {output}: is the file of one map; give a folder for several scenes")
+def _only_scene(arguments: Namespace, scenes: Sequence[tuple[str, object]]) -> str:
+    """Return the only scene, for the file of one map.
+
+    Raises:
+      UserError: there are several, or options for several are given.
+    """
+    if len(scenes) > 1:
+        raise UserError(
+            f"--output {arguments.output}: is the file of one map; give a folder for {len(scenes)} scenes"
+        )
     for option in ("shard", "overwrite"):
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for several scenes; give a folder as --output, or leave it out")
+    return scenes[0][0]
 
 
 class Convert:

@@ -402,8 +402,9 @@ class EvaluateConfig(Section):
     batch_size: int = option(8, "Windows that go through the model at once.", at_least(1))
     tta: str = option(
         "none",
-        "Average the scores of a window over its copies: `flips` (4), all 8 flips and turns (`d4`), 6 sizes "
-        "(`multiscale`), or 6 sizes with their mirror images, as the released code's `--tta` (`released`).",
+        "In `evaluate` and `predict`, average the scores of a window over copies: `flips` (4), all 8 flips "
+        "and turns (`d4`), 6 sizes (`multiscale`), or 6 sizes with their mirror images, as the released "
+        "code's `--tta` (`released`).",
         one_of(*TTA),
     )
 
@@ -603,6 +604,9 @@ class RunConfig(Section):
         """Check constraints that belong to no single section."""
         super().__post_init__()
         self.require("bands", len(self.bands) > 0, "must have at least one band")
+        if self.model.visual.kind == "galileo" and self.evaluate.tta in ("multiscale", "released"):
+            must = "galileo sees windows of one size: choose flips or d4"
+            raise bad_value("config.evaluate.tta", self.evaluate.tta, must)
         if self.train.head_start == "probe" and self.model.head.kind != "linear":
             must = (
                 f"no regression fits config.model.head.kind = {self.model.head.kind!r}: set "

@@ -17,7 +17,12 @@ from spectralmoe_jax.config.load import CHECKPOINTS, Configuration, as_run_confi
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.conversion.export import convert_trained
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model_files import CONFIGURATION, config_of_model, stored_configuration
+from spectralmoe_jax.inference.model_files import (
+    CONFIGURATION,
+    carried_configuration,
+    config_of_model,
+    stored_configuration,
+)
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.models.segmenter import SegmenterConfig
 from spectralmoe_jax.parameters import leaves
@@ -203,9 +208,10 @@ def _merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
         "encoders": {name: encoder_record(encoder_file) for name, encoder_file in encoders.items()},
     }
 
-    given = stored_configuration(config) if config else _configuration_in(files)
-    if given is not None:
-        record[CONFIGURATION] = given
+    if config is not None:
+        record[CONFIGURATION] = stored_configuration(config, parts)
+    elif carried := carried_configuration(files):
+        record[CONFIGURATION] = carried
 
     # 3. write leaf by leaf
     shapes = {"/".join(path): shape for part in parts.values() for path, shape in part.shapes.items()}
@@ -214,11 +220,6 @@ def _merge(specs: Sequence[str], target: Path, config: RunConfig | None) -> str:
     with atomic_create(target) as temporary:
         write_safetensors(temporary, shapes, stored, record_metadata(record))
     return f"{target}: {', '.join(sorted(parts))} of a segmenter, {len(shapes)} leaves"
-
-
-def _configuration_in(files: Sequence[WeightFile]) -> Any:
-    """Return the configuration that one of the files holds; None if none does."""
-    return next((found for file in files if (found := manifest(file).get(CONFIGURATION))), None)
 
 
 def _recognise_role(file: WeightFile) -> tuple[str, EncoderFile]:

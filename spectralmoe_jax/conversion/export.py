@@ -56,6 +56,7 @@ SUFFIXES = {
     "released": (".pth", ".safetensors"),
     "pmt": (".bin", ".pth", ".safetensors"),
 }
+_WRITTEN = {"hf": ("visual",), "pmt": ()}  # encoders that a layout holds, where not both
 _DEFINED_LEAVES = ("bias_mask", "rope_periods")  # some layouts define them instead of storing them
 # ImageNet's mean and deviation, which the depth models were trained with and their code stores as buffers.
 _PIXEL_STATISTICS = {"_mean": (0.485, 0.456, 0.406), "_std": (0.229, 0.224, 0.225)}
@@ -118,7 +119,7 @@ def _record(model: str, trained: TrainedSegmenter, to: str, config: RunConfig) -
         "format": to,
         **origin,
         "encoders": {name: encoder_record(encoder) for name, encoder in encoders.items()},
-        CONFIGURATION: stored_configuration(config),
+        CONFIGURATION: stored_configuration(config, _WRITTEN.get(to, ("visual", "depth"))),
     }
 
 
@@ -150,10 +151,10 @@ def _write_released(
     The authors' code loads it with `strict=True` where the depth encoder's file had the depth head.
     """
     config = trained.settings
-    depth_rest = _depth_rest_of(trained)
-    names = released_shapes(config, shapes) | {name: value.shape for name, value in depth_rest.items()}
+    rest = _depth_rest_of(trained)
+    names = released_shapes(config, shapes) | {name: value.shape for name, value in rest.items()}
     # those of the segmenter, then those of the depth encoder that it does not use
-    tensors = itertools.chain(released_tensors(config, stream), depth_rest.items())
+    tensors = itertools.chain(released_tensors(config, stream), rest.items())
     write_tensors_file(path, names, tensors, record)
 
 
@@ -162,7 +163,7 @@ def released_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the state dict that the released code loads, tensor by tensor, in the order of `values`.
 
-    What the released depth model holds beside its encoder is not part of it: see `_depth_rest`.
+    What the released depth model holds beside its encoder is not part of it: see `_depth_rest_of`.
 
     Args:
       config: the segmenter.

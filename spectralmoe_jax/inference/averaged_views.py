@@ -1,7 +1,8 @@
 """Test-time augmentation: the mean of the scores of a window and of its flipped, turned or resized copies.
 
-`released` is what the `--tta` of mmsegmentation does, which the authors' code is run with: six sizes and a
-horizontal flip of each, whose scores go through a softmax before they are averaged.
+`released` follows the `--tta` of mmsegmentation, which the authors' code is run with: six sizes and a
+horizontal flip of each, whose scores go through a softmax before they are averaged. It resizes whole images;
+here every window is resized, which is the same where the window holds the image.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class View(NamedTuple):
         return back[:, :, ::-1] if self.flip else back
 
 
-_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+_SCALES = (1.0, 0.5, 0.75, 1.25, 1.5, 1.75)
+# the first view of every kind is the tile itself
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": (View(),),
     # the window, mirrored along either axis, and along both

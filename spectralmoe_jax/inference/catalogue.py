@@ -7,7 +7,6 @@ it was killed, and several processes can share a folder of maps, each with its o
 from __future__ import annotations
 
 import glob
-import os
 import re
 import time
 from collections import Counter
@@ -17,17 +16,20 @@ from typing import NamedTuple
 
 import rasterio
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 from rich.console import Console
 from rich.table import Table
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Model
-from spectralmoe_jax.inference.scene import is_remote, scene_stem
+from spectralmoe_jax.inference.scene import is_remote, reading, scene_stem
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
 """Of the scenes that are looked for in a folder."""
-_LISTS = (".txt", ".lst")
+_LIST = ".txt"
 _MAP, _SCENE = "SPECTRALMOE_MODEL", "SPECTRALMOE_SCENE"  # metadata of a map
+_OURS = (_MAP, "CLASS_0")  # a map has at least one of them
+_COMMENT = re.compile(r"(^|\s)#.*")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -65,7 +67,7 @@ def find_scenes(inputs: Sequence[str]) -> list[tuple[str, PurePosixPath]]:
     Args:
       inputs: files; names that GDAL opens; folders, in which scenes are looked for at any depth; patterns
         with `*`, `?` or `[...]`, where `**` stands for any folders; and text files (.txt) with an input on
-        each line, relative to the list, `#` starting a comment.
+        each line, relative to the list, ` #` starting a comment.
 
     Returns:
       Each scene once, in order, with a name for its map: its place in the folder, or its own name.
@@ -73,14 +75,15 @@ def find_scenes(inputs: Sequence[str]) -> list[tuple[str, PurePosixPath]]:
     Raises:
       UserError: an input names no scene.
     """
-    found: dict[str, PurePosixPath] = {}
+    found: dict[str, tuple[str, PurePosixPath]] = {}  # by its place, however that is spelled
     for text in inputs:
         scenes = _scenes_of(text)
         if not scenes:
             raise UserError(f"{text}: no scene there; scenes end in {', '.join(SUFFIXES)}")
         for scene, name in scenes:
-            found.setdefault(scene, name)
-    return list(found.items())
+            place = scene if is_remote(scene) else str(Path(scene).resolve())
+            found.setdefault(place, (scene, name))
+    return list(found.values())
 
 
 def _scenes_of(text: str) -> list[tuple[str, PurePosixPath]]:
@@ -90,11 +93,11 @@ def _scenes_of(text: str) -> list[tuple[str, PurePosixPath]]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if _is_scene(file.relative_to(path)))
         return [(str(file), PurePosixPath(file.relative_to(path)).with_suffix("")) for file in files]
-    if path.suffix.lower() in _LISTS:
+    if path.suffix.lower() == _LIST:
         return [scene for line in _lines(path) for scene in _scenes_of(line)]
     if not path.exists() and _GLOB.search(text):
         files = sorted(map(Path, glob.glob(text, recursive=True)))
-        return [(str(file), PurePosixPath(file.stem)) for file in files if _is_scene(file)]
+        return [(str(file), PurePosixPath(file.stem)) for file in files if _is_scene(Path(file.name))]
     if not path.is_file():
         raise UserError(f"{text}: no such file, folder or pattern; give --input existing scenes")
     return [(text, PurePosixPath(path.stem))]
@@ -114,25 +117,57 @@ def _lines(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{path}: not a readable list of scenes ({problem})") from None
-    named = [line.partition("#")[0].strip() for line in lines]
+    named = [_COMMENT.sub("", line).strip() for line in lines]
+    for text in named:
+        if text.lower().endswith(_LIST):
+            raise UserError(f"{path}: names the list {text}; give every list as --input")
     return [text if is_remote(text) else str(path.parent / text) for text in named if text]
 
 
-def plan(inputs: Sequence[str], folder: Path) -> list[Job]:
+def plan(
+    inputs: Sequence[str], folder: Path, *, previews: Path | None = None, confidence: bool = False
+) -> list[Job]:
     """Return a job for every scene, with the maps below a folder.
 
+    What lies in the folders of maps and previews is no scene, where these are inside of an input.
+
+    Args:
+      inputs: as in `find_scenes`.
+      folder: of the maps.
+      previews: folder of the pictures, or None.
+      confidence: whether a confidence is written beside every map.
+
     Raises:
-      UserError: an input names no scene, or two scenes would have the same map.
+      UserError: an input names no scene, two scenes would have the same map, or a folder is a file.
     """
-    jobs = [Job(scene, folder / f"{name}.tif") for scene, name in find_scenes(inputs)]
-    counts = Counter(job.output for job in jobs)
-    twice = [job.scene for job in jobs if counts[job.output] > 1]
-    if twice:
-        raise UserError(
-            f"{' and '.join(twice[:2])} would both be mapped to {folder / scene_stem(twice[0])}.tif: give "
-            "the folder above them as --input, which keeps their subfolders"
-        )
+    written = [place for place in (folder, previews) if place is not None]
+    for place in written:
+        if place.is_file() or place.suffix.lower() in SUFFIXES:
+            raise UserError(f"{place}: is the name of a file; with several scenes, give a folder")
+    given = {Path(text).resolve() for text in inputs if not is_remote(text)}
+    inside = [place.resolve() for place in written if place.resolve() not in given]
+    jobs = [
+        Job(scene, folder / f"{name}.tif")
+        for scene, name in find_scenes(inputs)
+        if is_remote(scene) or not any(Path(scene).resolve().is_relative_to(place) for place in inside)
+    ]
+    if not jobs:
+        raise UserError(f"{', '.join(inputs)}: no scene there that is not a map in {folder}")
+    files: dict[Path, str] = {}
+    for job in jobs:
+        for file in (job.output, *((_beside(job.output),) if confidence else ())):
+            if file in files:
+                raise UserError(
+                    f"{files[file]} and {job.scene} would both be mapped to {file}: give a folder that holds "
+                    "both, or map them into folders of their own"
+                )
+            files[file] = job.scene
     return jobs
+
+
+def _beside(output: Path) -> Path:
+    """Return the name of the confidence of a map."""
+    return output.with_name(f"{output.stem}_confidence.tif")
 
 
 def part_of_scenes(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
@@ -148,7 +183,7 @@ def part_of_scenes(text: str, environment: Mapping[str, str]) -> tuple[int, int]
     """
     index, slash, count = text.partition("/")
     if index == "auto":
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
         step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1) or 1)
         found = environment.get("JOB_COMPLETION_INDEX")
         if "SLURM_ARRAY_TASK_ID" in environment:
@@ -157,13 +192,18 @@ def part_of_scenes(text: str, environment: Mapping[str, str]) -> tuple[int, int]
             raise UserError(f"--shard {text}: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set")
         index, count = found, count if slash else environment.get("SLURM_ARRAY_TASK_COUNT", "")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UserError(f"--shard {text}: write I/N with I from 0 to N - 1, auto/N, or auto in a SLURM array")
+        found = f", found {index}/{count}" if text.startswith("auto") else ""
+        raise UserError(
+            f"--shard {text}{found}: write I/N with I from 0 to N - 1, auto/N, or auto in a SLURM array "
+            "whose numbers follow each other"
+        )
     return int(index), int(count)
 
 
 def map_scenes(
     model: Model,
     jobs: Sequence[Job],
+    folder: Path,
     *,
     confidence: bool = False,
     previews: Path | None = None,
@@ -175,6 +215,7 @@ def map_scenes(
     Args:
       model: the model.
       jobs: scenes and their maps.
+      folder: that all maps are below, which names the previews.
       confidence: write the confidence beside every map.
       previews: folder for pictures, or None.
       overwrite: whether to make maps anew that are done, or that another model made.
@@ -187,9 +228,10 @@ def map_scenes(
     outcomes: list[Outcome] = []
     for number, job in enumerate(jobs, 1):
         began = time.monotonic()
+        preview = previews and (previews / job.output.relative_to(folder)).with_suffix(".png")
         try:
-            outcome = _map(model, job, confidence, _preview(job, jobs, previews), overwrite)
-        except (UserError, OSError) as problem:
+            outcome = _map(model, job, confidence, preview, overwrite)
+        except (UserError, RasterioError, OSError) as problem:
             outcome = Outcome(job, "failed", " ".join(str(problem).split()))
         outcomes.append(outcome)
         seconds = time.monotonic() - began
@@ -200,29 +242,25 @@ def map_scenes(
     return outcomes
 
 
-def _preview(job: Job, jobs: Sequence[Job], previews: Path | None) -> Path | None:
-    if previews is None:
-        return None
-    root = Path(os.path.commonpath([each.output.parent for each in jobs]))
-    return (previews / job.output.relative_to(root)).with_suffix(".png")
-
-
 def _map(model: Model, job: Job, confidence: bool, preview: Path | None, overwrite: bool) -> Outcome:
     """Map one scene, unless its map is there.
 
     Raises:
-      UserError: the scene cannot be mapped, or another model made its map.
+      UserError: the scene cannot be mapped, or the file is the map of another model or no map.
     """
     tags = {_MAP: model.fingerprint, _SCENE: _scene_size(job.scene)}
-    if job.output.exists() and not overwrite:
+    if job.output.exists():
         earlier = _tags_of(job.output)
-        beside = job.output.with_name(f"{job.output.stem}_confidence.tif")
-        if {key: earlier.get(key) for key in tags} == tags and (beside.exists() or not confidence):
-            return Outcome(job, "done before")
-        if earlier.get(_MAP) != tags[_MAP]:
-            raise UserError(
-                f"{job.output}: exists, and is not of this model; give another --output, or --overwrite"
-            )
+        if not any(name in earlier for name in _OURS):
+            raise UserError(f"{job.output}: exists, and is no map; give another --output")
+        rasters = [job.output, *([_beside(job.output)] if confidence else [])]
+        if not overwrite:
+            if all(_is_whole(path, tags) for path in rasters) and (preview is None or preview.exists()):
+                return Outcome(job, "done before")
+            if earlier.get(_MAP) != tags[_MAP]:
+                raise UserError(
+                    f"{job.output}: exists, and is not of this model; give another --output, or --overwrite"
+                )
     job.output.parent.mkdir(parents=True, exist_ok=True)
     if preview is not None:
         preview.parent.mkdir(parents=True, exist_ok=True)
@@ -231,18 +269,27 @@ def _map(model: Model, job: Job, confidence: bool, preview: Path | None, overwri
 
 
 def _scene_size(scene: str) -> str:
-    """Return the size of a scene's file in bytes, which tells whether it changed; nothing for other names."""
-    path = Path(scene)
-    return str(path.stat().st_size) if not is_remote(scene) and path.is_file() else ""
+    """Return the size of a scene's file in bytes, which tells whether it changed; `unknown` for addresses."""
+    return "unknown" if is_remote(scene) or not Path(scene).is_file() else str(Path(scene).stat().st_size)
 
 
 def _tags_of(path: Path) -> dict[str, str]:
     """Return the metadata of a map; none of a file that is no raster."""
     try:
-        with rasterio.open(path) as dataset:
+        with reading(str(path)), rasterio.open(path) as dataset:
             return dataset.tags()
     except RasterioError:
         return {}
+
+
+def _is_whole(path: Path, tags: Mapping[str, str]) -> bool:
+    """Return whether a raster has some metadata and its last pixels, which are stored at its end."""
+    try:
+        with reading(str(path)), rasterio.open(path) as dataset:
+            dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
+            return {name: dataset.tags().get(name) for name in tags} == dict(tags)
+    except RasterioError:
+        return False
 
 
 def print_failures(outcomes: Sequence[Outcome], console: Console) -> None:

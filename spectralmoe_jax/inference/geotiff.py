@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError  # what copying raises; no public module has it
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -30,6 +31,7 @@ from spectralmoe_jax.inference.sliding_window import (
     Predict,
     Tile,
     blending_weight,
+    fitted_batch,
     padded_tile,
     predict_tiles,
 )
@@ -66,7 +68,8 @@ def predict_scene(
 
     Args:
       predict: from (B, S, S, bands) pixels, uint8 if the scene is uint8 and float32 otherwise, to scores
-        (B, S, S, C) that are not negative; B and S are always those of `settings`. Pixels without data are 0,
+        (B, S, S, C) that are not negative; S is that of `settings`, and B too, unless the scene has fewer
+        windows. Pixels without data are 0,
         and windows without any data are skipped.
       input: scene file, or a name that GDAL opens; see `inference.scene`.
       output: map to write.
@@ -80,7 +83,7 @@ def predict_scene(
         scores, float32 with nan = nodata. It is not a second band of the map, as all bands of a GeoTIFF have
         one data type, and only a single band can have a colour table.
       preview: PNG of scene and map to write, or None.
-      tags: further metadata of the map.
+      tags: further metadata of the map and of the confidence.
 
     Returns:
       `shape` (rows, columns), `pixels` (those with data), `shares` (class name to its share of them) and
@@ -105,11 +108,13 @@ def predict_scene(
         # 2. predict and write, row of windows by row of windows
         with reading(name), open_scene(name) as dataset:
             scene = Scene(dataset, name, bands, sensor, file_bands)
+            settings = fitted_batch(settings, (scene.height, scene.width))
             sinks = [_open_map(temporary["map"], output, dataset, names, palette)]
-            sinks[0].update_tags(**(tags or {}))
             try:
                 if confidence:
                     sinks.append(_open_confidence(temporary["confidence"], targets["confidence"], dataset))
+                for sink in sinks:
+                    sink.update_tags(**(tags or {}))
                 counts = _predict_rows(predict, scene, settings, len(names), output, sinks)
             finally:
                 for sink in sinks:
@@ -123,6 +128,8 @@ def predict_scene(
             shown = [scene.indexes[place] for place in display_bands(bands, sensor)] if sensor else None
             try:
                 write_preview(temporary["preview"], name, temporary["map"], names, palette, shown)
+            except RasterioError as error:
+                raise UserError(f"{name}: cannot be read for the preview, it may be truncated") from error
             except OSError as error:
                 raise _unwritable(targets["preview"]) from error
 
@@ -249,7 +256,9 @@ def _check_targets(scene: str, targets: dict[str, Path]) -> None:
         suffixes = (".png",) if name == "preview" else (".tif", ".tiff")
         if path.suffix.lower() not in suffixes:
             raise UserError(f"{path}: the {name} is written as {suffixes[0]}; let its name end so")
-        if path.resolve() == input.resolve() or (path.exists() and path.samefile(input)):
+        if not is_remote(scene) and (
+            path.resolve() == input.resolve() or (path.exists() and path.samefile(input))
+        ):
             raise UserError(f"{path}: the {name} would replace the input scene; choose another name")
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name the file of the {name}")
@@ -270,7 +279,7 @@ def _temporary_names(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
     temporary = {name: path.with_name(f"{mark}.{name}{path.suffix}") for name, path in targets.items()}
     try:
         yield temporary
-        for name, path in targets.items():
+        for name, path in reversed(targets.items()):  # the map last: it tells that all is there
             try:
                 os.replace(temporary[name], path)
                 for suffix in _SIDE_FILES:  # those of an earlier file of this name
@@ -348,7 +357,7 @@ def _make_cloud_optimised(path: Path, target: Path) -> None:
             bigtiff="IF_SAFER", statistics="YES",
         )  # fmt: skip
         os.replace(aside, path)
-    except (RasterioError, OSError) as error:
+    except (RasterioError, CPLE_BaseError, OSError) as error:
         raise _unwritable(target) from error
     finally:
         aside.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from spectralmoe_jax.config.load import Configuration, as_run_config
-from spectralmoe_jax.config.schema import EvaluateConfig, RunConfig
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.geotiff import predict_scene
 from spectralmoe_jax.inference.model_files import config_of_model
@@ -23,9 +22,9 @@ from spectralmoe_jax.inference.predict_step import checked, make_predict
 from spectralmoe_jax.inference.segmenter_weights import load_segmenter
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
+    fitted_batch,
     mean_over_windows,
     predict_images,
-    window_count,
 )
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout
@@ -121,7 +120,7 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({self.config.name!r}, bands={self.bands}, classes={self.classes})"
 
-    def predict(self, image: np.ndarray, bands: Sequence[str] | None = None) -> np.ndarray:
+    def predict(self, image: np.ndarray, bands: Sequence[str | None] | None = None) -> np.ndarray:
         """Return the class of every pixel.
 
         >>> import numpy as np, spectralmoe_jax
@@ -145,7 +144,7 @@ class Model:
         """
         return self.scores(image, bands).argmax(axis=-1).astype(np.uint8)
 
-    def probabilities(self, image: np.ndarray, bands: Sequence[str] | None = None) -> np.ndarray:
+    def probabilities(self, image: np.ndarray, bands: Sequence[str | None] | None = None) -> np.ndarray:
         """Return the share of every class in the scores of every pixel.
 
         >>> import numpy as np, spectralmoe_jax
@@ -170,7 +169,7 @@ class Model:
         scores = self.scores(image, bands)
         return scores / np.maximum(scores.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
-    def scores(self, image: np.ndarray, bands: Sequence[str] | None = None) -> np.ndarray:
+    def scores(self, image: np.ndarray, bands: Sequence[str | None] | None = None) -> np.ndarray:
         """Return the scores of the classes, whose largest decides.
 
         Those of Mask2Former are sums over queries, and do not add up to one.
@@ -192,11 +191,11 @@ class Model:
           UserError: as in `predict`.
         """
         images = self._images(image, bands)
-        settings = self._settings(images)
+        settings = fitted_batch(self.config.evaluate, images.shape[1:3], len(images))
         found = predict_images(list(images), self._predict, settings)
         return found[0] if np.ndim(image) == 3 else np.stack(found)
 
-    def features(self, image: np.ndarray, bands: Sequence[str] | None = None) -> np.ndarray:
+    def features(self, image: np.ndarray, bands: Sequence[str | None] | None = None) -> np.ndarray:
         """Return the adapted features of every patch, the last of those that the head reads.
 
         Features of a place are the mean over the windows that contain it.
@@ -219,7 +218,7 @@ class Model:
           UserError: as in `predict`.
         """
         images, patch = self._images(image, bands), self.segmenter.config.visual.patch_size
-        settings = self._settings(images)
+        settings = fitted_batch(self.config.evaluate, images.shape[1:3])
         whole = dataclasses.replace(settings, overlap=settings.overlap - settings.overlap % patch)
         found = [mean_over_windows(each, self._encode, whole, patch) for each in images]
         return found[0] if np.ndim(image) == 3 else np.stack(found)
@@ -243,7 +242,7 @@ class Model:
 
         Args:
           scene: raster with the model's bands: a file, a name that GDAL opens (`https://...`, `/vsi...`), or
-            an open rasterio dataset.
+            an open rasterio dataset, which is read anew by its name.
           output: map to write, a GeoTIFF.
           confidence: write the confidence beside the map.
           preview: PNG to write, or None.
@@ -258,7 +257,7 @@ class Model:
         """
         return predict_scene(
             self._predict,
-            scene if isinstance(scene, str | os.PathLike) else scene.name,
+            scene if isinstance(scene, str | os.PathLike) else _name_of(scene),
             Path(output),
             settings=self.config.evaluate,
             names=self.classes,
@@ -273,17 +272,16 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of the trained weights and of the configuration that a map depends on."""
-        config = self.config
-        parts = (self.segmenter.config, config.evaluate, self.classes, self.palette, self.bands, self.sensor)
-        digest = hashlib.sha256(repr((*parts, config.model.weight_files)).encode())
-        trainable, _ = split(self.segmenter)
-        for name, leaf in sorted(named_leaves(trainable).items()):
+        """A digest of all weights and of the part of the configuration that a map depends on."""
+        evaluate = dataclasses.replace(self.config.evaluate, batch_size=1)
+        own = (self.classes, self.palette, self.bands, self.sensor, self.config.data.file_bands)
+        digest = hashlib.sha256(repr((self.segmenter.config, evaluate, *own)).encode())
+        for name, leaf in sorted(named_leaves(split(self.segmenter)).items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()[:32]
 
-    def _images(self, image: np.ndarray, bands: Sequence[str] | None) -> np.ndarray:
+    def _images(self, image: np.ndarray, bands: Sequence[str | None] | None) -> np.ndarray:
         """Return images (B, H, W, bands) with the model's bands, uint8 or float32.
 
         Raises:
@@ -297,7 +295,8 @@ class Model:
         if images.shape[-1] != len(names):
             raise UserError(
                 f"the image has {images.shape[-1]} bands in its last axis, not the {len(names)} of "
-                f"{', '.join(names)}" + ("; name its own as bands=" if bands is None else "")
+                f"{', '.join(name or '-' for name in names)}"
+                + ("; name its own as bands=" if bands is None else "")
             )
         if bands is not None:
             images = images[..., self._places(names)]
@@ -306,29 +305,33 @@ class Model:
             raise UserError("the image has values that are not finite: give pixels without data the value 0")
         return images
 
-    def _places(self, names: Sequence[str]) -> list[int]:
+    def _places(self, names: Sequence[str | None]) -> list[int]:
         """Return the positions in `names` of the model's bands.
 
         Raises:
-          UserError: a band is missing.
+          UserError: a band is missing, or there several times.
         """
+        known = [name or "" for name in names]
         places = []
         for band in self.bands:
-            place = place_of(band, names, self.sensor)
+            place = place_of(band, known, self.sensor)
             if place is None:
-                raise UserError(f"the image has no band {band!r}, only {', '.join(names)}")
+                raise UserError(f"the image has no band {band!r}, only {', '.join(known)}")
+            if place_of(band, known[:place] + known[place + 1 :], self.sensor) is not None:
+                raise UserError(f"the image has several bands {band!r}: {', '.join(known)}; name each once")
             places.append(place)
         return places
 
-    def _settings(self, images: np.ndarray) -> EvaluateConfig:
-        """Return the windows of the configuration, in calls no larger than the images need.
 
-        The number of windows in a call is a power of two, so that few programs are compiled.
-        """
-        settings = self.config.evaluate
-        needed = len(images) * window_count(images.shape[1:3], settings)
-        size = min(settings.batch_size, 2 ** math.ceil(math.log2(needed)))
-        return dataclasses.replace(settings, batch_size=size)
+def _name_of(dataset: DatasetReader) -> str:
+    """Return the name that an open dataset can be read by again.
+
+    Raises:
+      UserError: it has none, being a view of another dataset.
+    """
+    if dataset.name.startswith("WarpedVRT("):
+        raise UserError(f"{dataset.name}: cannot be read by its name; save it as a file, or as a VRT, first")
+    return dataset.name
 
 
 def _make_encode(segmenter: Segmenter) -> Predict:

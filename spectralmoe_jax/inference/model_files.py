@@ -7,12 +7,13 @@ Nothing here loads JAX, so that commands read a configuration before they join o
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from spectralmoe_jax.config.load import (
     CHECKPOINTS,
+    Given,
     apply_overrides,
     as_given,
     config_dict,
@@ -23,7 +24,7 @@ from spectralmoe_jax.config.model import split_files
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import HUB, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
-from spectralmoe_jax.weights.reading import manifest, open_weight_file
+from spectralmoe_jax.weights.reading import WeightFile, manifest, open_weight_file
 
 CONFIGURATION = "configuration"  # key of the record of origin
 
@@ -40,7 +41,8 @@ def weight_specs(model: str | os.PathLike[str]) -> tuple[str, ...]:
         has_weights = any((path / name).is_file() for name in (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX))
         return (text,) if has_weights and not (path / CHECKPOINTS).is_dir() else ()
     specs = (text,) if path.exists() else split_files(text)
-    return specs if all(spec.startswith(HUB) or Path(spec).suffix for spec in specs) else ()
+    named = all(spec.startswith(HUB) or Path(spec).suffix or Path(spec).exists() for spec in specs)
+    return specs if named else ()
 
 
 def config_of_model(
@@ -61,33 +63,42 @@ def config_of_model(
     specs = weight_specs(model)
     if not specs:
         return read_run_config(model, overrides)
-    for spec in specs:
-        given = manifest(open_weight_file(spec)).get(CONFIGURATION)
-        if isinstance(given, dict):
-            return RunConfig.from_given(apply_overrides(as_given(given), overrides))
+    given = carried_configuration([open_weight_file(spec) for spec in specs])
+    if given is not None:
+        return RunConfig.from_given(apply_overrides(given, overrides))
     raise UserError(
         f"{model}: carries no configuration, as files that `spectralmoe convert` wrote from a run do: give "
         "that of its training as --config FILE"
     )
 
 
-def with_weights(config: RunConfig, weights: str | None, parts: Collection[str]) -> RunConfig:
+def carried_configuration(files: Iterable[WeightFile]) -> Given | None:
+    """Return the configuration that one of several weight files carries; None if none does."""
+    for file in files:
+        given = manifest(file).get(CONFIGURATION)
+        if isinstance(given, dict):
+            return as_given(given)
+    return None
+
+
+def with_weights(config: RunConfig, weights: tuple[str, ...] | None, parts: Collection[str]) -> RunConfig:
     """Return a copy that reads parts of the segmenter from weight files.
 
     Args:
       config: the configuration.
-      weights: the files, separated by commas; None for none.
+      weights: the files; None for none.
       parts: what they hold, named as in `weights.released.PARTS`; encoders among them are read from no other
         file.
     """
     encoders = {"visual": config.model.visual, "depth": config.model.depth}
     own = [name for name, encoder in encoders.items() if encoder is not None and name in parts]
-    values = {"model.weights": weights} | {f"model.{name}.weights": None for name in own}
+    values: dict[str, Any] = {"model.weights": weights}
+    values |= {f"model.{name}.weights": None for name in own}
     if config.model.weights_head != "same":
         values["model.weights_head"] = "same"  # the files hold the trained head
     return config.replaced(values)
 
 
-def stored_configuration(config: RunConfig) -> dict[str, Any]:
-    """Return a run's configuration for the record of a file that holds all of its weights."""
-    return config_dict(with_weights(config, None, ("visual", "depth")).given).to_dict()
+def stored_configuration(config: RunConfig, parts: Collection[str]) -> dict[str, Any]:
+    """Return a configuration for the record of a file that holds some parts of the segmenter."""
+    return config_dict(with_weights(config, None, parts).given).to_dict()

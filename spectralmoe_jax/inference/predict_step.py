@@ -55,10 +55,19 @@ def make_routed_step(segmenter: Segmenter, layout: Layout | None = None, tta: st
             experts = np.zeros((1, 0, len(pixels), 1), np.int32)
         return np.asarray(scores)[: len(pixels)], np.asarray(experts)[:, :, : len(pixels)]
 
-    if tta == "none":
-        return routed
-    predict = make_predict(segmenter, layout, tta)
-    return lambda pixels: (predict(pixels), routed(pixels)[1])
+    def averaged_routed(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Average the scores over the views, and keep the experts of the first: the tiles as they are."""
+        of_views: list[np.ndarray] = []
+
+        def scores_of(tiles: np.ndarray) -> np.ndarray:
+            """Predict the scores of one view."""
+            scores, experts = routed(tiles)
+            of_views.append(experts)
+            return scores
+
+        return averaged(scores_of, tta, segmenter.config.visual.patch_size)(pixels), of_views[0]
+
+    return routed if tta == "none" else averaged_routed
 
 
 def make_scores(

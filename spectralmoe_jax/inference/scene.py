@@ -24,18 +24,21 @@ from data_pipelines.sensors import choose_bands, find_sensor
 from spectralmoe_jax.errors import UserError
 
 NODATA = 255  # of a map
-# Of reading over a network, where the environment sets nothing else: large requests, retries, and no waiting
-# for a server that has gone silent.
+# By default GDAL fills the missing rows of a truncated PNG that is read at once, and caches 5 % of memory.
+_OPTIONS = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", "GDAL_CACHEMAX": 2**28}
+# Of reading over a network: large requests, retries, no waiting for a server that has gone silent, and no
+# listing of folders: side files, such as masks, are asked for by their names.
 _REMOTE = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_DISABLE_READDIR_ON_OPEN": "YES", "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5",
     "GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_LOW_SPEED_LIMIT": "1", "GDAL_HTTP_LOW_SPEED_TIME": "30",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "GDAL_INGESTED_BYTES_AT_OPEN": "65536",
     "CPL_VSIL_CURL_CHUNK_SIZE": "1048576",
 }  # fmt: skip
+_NETWORK = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsihdfs")
 
 
 def is_remote(name: str) -> bool:
-    """Return whether a scene's name is not that of a local file."""
+    """Return whether a scene's name is not that of a local file, but of an address or inside an archive."""
     return "://" in name or name.startswith("/vsi")
 
 
@@ -45,11 +48,8 @@ def scene_stem(name: str) -> str:
 
 
 def reading_options(name: str) -> dict[str, Any]:
-    """Return GDAL's options for reading a scene, but for those that the environment sets.
-
-    By default GDAL silently fills the missing rows of a truncated PNG that is read at once.
-    """
-    options = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"} | (_REMOTE if is_remote(name) else {})
+    """Return GDAL's options for reading a scene, but for those that the environment sets."""
+    options = _OPTIONS | (_REMOTE if "://" in name or name.startswith(_NETWORK) else {})
     return {key: value for key, value in options.items() if key not in os.environ}
 
 

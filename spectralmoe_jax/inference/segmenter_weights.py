@@ -23,7 +23,7 @@ from spectralmoe_jax.config.load import CONFIG_FILE, read_run_config
 from spectralmoe_jax.config.model import EncoderConfig, split_files
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.model_files import weight_specs, with_weights
+from spectralmoe_jax.inference.model_files import carried_configuration, weight_specs, with_weights
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.encoders.galileo import describe_inputs
 from spectralmoe_jax.models.segmenter import Segmenter, SegmenterConfig
@@ -104,10 +104,15 @@ def open_segmenter(
         return open_trained(model, config, layout)
     files = [open_weight_file(spec) for spec in specs]
     parts = {part for file in files if is_segmenter(file) for part in parts_of(file)}
-    config = with_weights(config, ",".join(specs), parts)
+    carried = carried_configuration(files)
+    config = with_weights(config, specs, parts)
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
-    opened = open_weights(config, settings, _shapes(abstract))
+    # statistics that differ from those of the model's own configuration were asked for
+    own = carried is None or _statistics(settings) == _statistics(
+        segmenter_config(RunConfig.from_given(carried))
+    )
+    opened = open_weights(config, settings, _shapes(abstract), () if own else _STATISTICS)
     _require_whole(model, abstract, opened)
     stream = _every_leaf(config, settings, abstract, opened, layout=layout)
     return TrainedSegmenter(settings, None, opened, stream)
@@ -223,8 +228,18 @@ class OpenedWeights(NamedTuple):
     fresh: Collection[Path] = ()
 
 
+_STATISTICS: tuple[Path, ...] = (("pixel_mean",), ("pixel_std",))
+
+
+def _statistics(settings: SegmenterConfig) -> tuple[Any, Any]:
+    return settings.pixel_mean, settings.pixel_std
+
+
 def open_weights(
-    config: RunConfig, settings: SegmenterConfig, shapes: dict[Path, tuple[int, ...]]
+    config: RunConfig,
+    settings: SegmenterConfig,
+    shapes: dict[Path, tuple[int, ...]],
+    unread: Collection[Path] = (),
 ) -> list[OpenedWeights]:
     """Open every weight file that a configuration names.
 
@@ -232,15 +247,17 @@ def open_weights(
       config: the run's configuration.
       settings: structure of the segmenter.
       shapes: shapes of all its leaves, by path.
+      unread: leaves that are not read from any file.
 
     Raises:
       UserError: a file does not fit the segmenter, or two files hold the same part.
     """
     opened: list[OpenedWeights] = []
     filled: dict[str, str] = {}  # part -> the key and file that fill it
-    of_classes = _leaves_of_classes(settings) if config.model.weights_head == "new" else None
+    is_new = config.model.weights_head == "new"
+    unread = {*unread, *(_leaves_of_classes(settings) if is_new else ())}
     for key, spec, encoder in _specs(config, settings):
-        opened.append(_open(key, spec, encoder, settings, shapes, of_classes))
+        opened.append(_open(key, spec, encoder, settings, shapes, unread, is_new))
         for part in opened[-1].parts:
             if part in filled:
                 raise UserError(
@@ -265,7 +282,8 @@ def _open(
     encoder: EncoderConfig | None,
     settings: SegmenterConfig,
     shapes: dict[Path, tuple[int, ...]],
-    of_classes: Collection[Path] | None,
+    unread: Collection[Path],
+    is_new: bool,
 ) -> OpenedWeights:
     """Open a weight file for a key.
 
@@ -275,15 +293,18 @@ def _open(
       encoder: the encoder that the key is for; None for a segmenter.
       settings: structure of the segmenter.
       shapes: shapes of all its leaves, by path.
-      of_classes: leaves that depend on the classes, if they start random; None if they are read.
+      unread: leaves that are not read.
+      is_new: whether the segmenter starts anew for other classes and perhaps other bands, which is logged.
     """
     file = open_weight_file(spec)
     if is_segmenter(file):
         parts = {encoder.name} if encoder else parts_of(file)
         found = encoders_of(file, settings, parts)
-        fresh = () if of_classes is None else _fresh(file, parts, shapes, of_classes)
+        fresh = {path for path in unread if part_of(path) in parts}
+        if is_new:
+            fresh |= _other_bands(file, shapes)
         stream = stream_segmenter(file, settings, shapes, parts, fresh)
-        if fresh:
+        if is_new:
             log.info("%s: starts fresh: %s", spec, _names(fresh))
             kept = {path for path in shapes if part_of(path) in parts} - set(fresh)
             log.info("%s: keeps %d leaves: %s", spec, len(kept), _names(kept))
@@ -306,17 +327,15 @@ def _leaves_of_classes(settings: SegmenterConfig) -> set[Path]:
     return {path for path, shape in _shapes(abstract_segmenter(settings)).items() if more[path] != shape}
 
 
-def _fresh(
-    file: WeightFile, parts: set[str], shapes: dict[Path, tuple[int, ...]], of_classes: Collection[Path]
-) -> set[Path]:
-    """Return the leaves of a file's parts that start anew: of the classes, and statistics of other bands."""
-    fresh = {path for path in of_classes if part_of(path) in parts}
-    names = {("pixel_mean",): "data_preprocessor.mean", ("pixel_std",): "data_preprocessor.std"}
-    for path, released in names.items():
-        name = path[0] if path[0] in file else released
-        if name in file and math.prod(file.shape(name)) != math.prod(shapes[path]):
-            fresh.add(path)
-    return fresh
+def _other_bands(file: WeightFile, shapes: dict[Path, tuple[int, ...]]) -> set[Path]:
+    """Return the pixel statistics of a file that are those of other bands."""
+    released = {path: f"data_preprocessor.{path[0].removeprefix('pixel_')}" for path in _STATISTICS}
+    names = {path: path[0] if path[0] in file else name for path, name in released.items()}
+    return {
+        path
+        for path, name in names.items()
+        if name in file and math.prod(file.shape(name)) != math.prod(shapes[path])
+    }
 
 
 def _names(paths: Collection[Path]) -> str:

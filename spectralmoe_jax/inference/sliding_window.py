@@ -9,6 +9,7 @@ classes; L, J, N as in `adapters.base`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -74,10 +75,16 @@ def predict_images(
     return [total / own for total, own in zip(totals, weights, strict=True) if total is not None]
 
 
-def window_count(shape: tuple[int, ...], settings: EvaluateConfig) -> int:
-    """Return the number of windows that cover an image of this height and width."""
+def fitted_batch(settings: EvaluateConfig, shape: tuple[int, ...], images: int = 1) -> EvaluateConfig:
+    """Return the windows of a configuration, in calls no larger than images of a height and width need.
+
+    The number of windows in a call is a power of two, or that of the configuration, so that few programs are
+    compiled.
+    """
     sides = (window_starts(side, settings.window, settings.overlap) for side in shape[:2])
-    return math.prod(len(starts) for starts in sides)
+    needed = images * math.prod(len(starts) for starts in sides)
+    size = min(settings.batch_size, 2 ** math.ceil(math.log2(needed)))
+    return dataclasses.replace(settings, batch_size=size)
 
 
 def mean_over_windows(image: np.ndarray, encode: Predict, settings: EvaluateConfig, patch: int) -> np.ndarray:

@@ -95,8 +95,8 @@ def test_from_the_command_line(load, folder, tmp_path):  # noqa: F811
     command = ["predict", "--checkpoint", str(run), "--input", str(scene), "--tta", "d4"]
     assert main([*command, "--output", str(tmp_path / "found.tif")]) == 0
     assert (tmp_path / "found.tif").read_bytes() == (tmp_path / "wanted.tif").read_bytes()
-    with_flips = spectralmoe_jax.evaluate(run, model.config)
-    assert with_flips != spectralmoe_jax.evaluate(run)
+    with_turns = spectralmoe_jax.evaluate(run, model.config)
+    assert with_turns != spectralmoe_jax.evaluate(run)
     report = tmp_path / "report.json"
     assert main(["evaluate", "--workdir", str(run), "--tta", "d4", "--output", str(report)]) == 0
-    assert f'"miou": {with_flips["miou"]}' in report.read_text()
+    assert f'"miou": {with_turns["miou"]}' in report.read_text()

@@ -1,15 +1,13 @@
 """`spectralmoe predict` on many scenes: finding, dividing, continuing, and going on past failures."""
 
-import functools
-import http.server
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from pathlib import PurePosixPath
+import urllib.request
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -131,10 +129,12 @@ def test_no_part(text):
         part_of_scenes(text, {})
 
 
-def test_inputs_of_every_kind(scenes, tmp_path):
+def test_inputs_of_every_kind(scenes, tmp_path, monkeypatch):
     everything = {str(path) for path in scenes.rglob("*.tif")}
     (scenes / "part_0" / "._scene_0.tif").touch()  # as macOS leaves behind
     (scenes / "part_0" / "notes.pdf").touch()
+    monkeypatch.chdir(scenes / "part_1")
+    assert [scene for scene, _ in find_scenes(["../part_0/scene_2.*"])] == ["../part_0/scene_2.tif"]
     found = find_scenes([str(scenes)])
     assert {scene for scene, _ in found} == everything
     assert dict(found)[str(scenes / "part_1" / "scene_1.tif")] == PurePosixPath("part_1/scene_1")
@@ -142,12 +142,13 @@ def test_inputs_of_every_kind(scenes, tmp_path):
     listed = tmp_path / "scenes.txt"
     shutil.copy(scenes / "part_0" / "scene_0.tif", tmp_path)
     address = "https://example.org/a%20b/scene_9.tif?token=x"
-    listed.write_text(f"\ufeffscene_0.tif  # beside the list\n\n{address}\n")
+    listed.write_text(f"\ufeffscene_0.tif  # beside the list\n# nothing\n\n{address}\n")
     assert find_scenes([str(listed)]) == [
         (str(tmp_path / "scene_0.tif"), PurePosixPath("scene_0")), (address, PurePosixPath("scene_9")),
     ]  # fmt: skip
     # each scene once
-    assert len(find_scenes([str(scenes), *sorted(everything)])) == len(everything)
+    spelled = [f"{scenes}/part_1/../part_0/scene_0.tif", *sorted(everything)]
+    assert len(find_scenes([str(scenes), *spelled])) == len(everything)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +159,10 @@ def test_inputs_of_every_kind(scenes, tmp_path):
         (["empty/*.tif"], r"empty/\*\.tif: no scene there"),
         (
             ["a/x.tif", "b/x.tif"],
-            r"a/x\.tif and b/x\.tif would both be mapped to maps/x\.tif: give the folder",
+            r"a/x\.tif and b/x\.tif would both be mapped to maps/x\.tif: give a folder",
         ),
+        (["a", "b"], r"a/x\.tif and b/x\.tif would both be mapped to maps/x\.tif: give a folder"),
+        (["loop.txt"], r"loop\.txt: names the list loop\.txt; give every list as --input"),
     ],
 )
 def test_inputs_that_cannot_be(inputs, message, tmp_path, monkeypatch):
@@ -168,15 +171,18 @@ def test_inputs_that_cannot_be(inputs, message, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     for name in ("a/x.tif", "b/x.tif"):
         (tmp_path / name).touch()
+    Path("loop.txt").write_text("loop.txt")
     with pytest.raises(UserError, match=f"^{message}"):
-        plan(inputs, PurePosixPath("maps"))
+        plan(inputs, Path("maps"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--output", "map.tif"], "is the file of one map; give a folder for several scenes"),
+        (["--output", "map.tif"], "is the file of one map; give a folder for 5 scenes"),
         (["--output", "maps", "--shard", "3/2"], "write I/N with I from 0 to N - 1"),
+        (["--output", "maps.png"], "maps.png: is the name of a file; with several scenes, give a folder"),
+        (["--output", "maps", "--preview", "p.png"], "p.png: is the name of a file"),
     ],
 )
 def test_options_that_cannot_be(options, message, run, scenes, capsys, tmp_path, monkeypatch):
@@ -187,7 +193,7 @@ def test_options_that_cannot_be(options, message, run, scenes, capsys, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_killed_and_started_again(run, tmp_path):
+def test_killed_and_started_again(run, tmp_path, capsys):
     scenes = write_scenes(tmp_path / "scenes", 12)  # noqa: F841
     command = [sys.executable, "-m", "spectralmoe_jax", "predict", "--checkpoint", run]
     command += ["--input", str(tmp_path / "scenes")]
@@ -202,55 +208,23 @@ def test_killed_and_started_again(run, tmp_path):
     assert process.wait() == -signal.SIGKILL
     left = len(list(disturbed.rglob("scene_*.tif")))
     assert left < 12
+    capsys.readouterr()
     assert main([*command[3:], "--output", str(disturbed)]) == 0
+    assert f"{left} done before, {12 - left} mapped" in capsys.readouterr().out
     found = {name: data for name, data in contents(disturbed).items() if not name.name.startswith(".")}
     assert found == contents(undisturbed)
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Files with ranges, as object stores serve them; every third request fails once."""
-
-    requests = 0
-    ranges = 0
-
-    def do_GET(self):
-        type(self).requests += 1
-        if type(self).requests % 3 == 0:
-            self.send_error(503)
-            return
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        path = self.translate_path(self.path)
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError:
-            self.send_error(404)
-            return
-        if not asked:
-            self.send_response(200)
-        else:
-            type(self).ranges += 1
-            start, stop = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{stop}/{len(data)}")
-            data = data[start : stop + 1]
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server(scenes):
-    handler = functools.partial(_Handler, directory=str(scenes))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
-        thread = threading.Thread(target=found.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{found.server_port}"
-        found.shutdown()
+    """A process of its own: GDAL keeps Python's lock while it waits for some answers."""
+    script = Path(__file__).with_name("range_server.py")
+    process = subprocess.Popen([sys.executable, str(script), str(scenes)], stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_scene_from_a_server(run, scenes, server, tmp_path):
@@ -264,7 +238,75 @@ def test_a_scene_from_a_server(run, scenes, server, tmp_path):
     assert main([*command, "--input", f"{server}/{scene}", *options]) == 0
     assert remote.read_bytes() == local.read_bytes()
     assert preview.stat().st_size > 0
-    assert _Handler.ranges > 0
+    with urllib.request.urlopen(f"{server}/requests") as told:
+        assert int(told.read()) > 0
+
+
+def test_a_catalogue_on_a_server(run, scenes, server, tmp_path, capsys):
+    """With a mask beside a scene; done once."""
+    names = ["part_0/scene_0.tif", "part_1/scene_1.tif"]
+    masked = tmp_path / "masked" / "scene.tif"
+    masked.parent.mkdir()
+    shutil.copy(scenes / names[0], masked)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="NO"), rasterio.open(masked, "r+") as dataset:
+        mask = np.full(dataset.shape, 255, np.uint8)
+        mask[:20] = 0
+        dataset.write_mask(mask)
+    for suffix in ("", ".msk"):
+        shutil.copy(f"{masked}{suffix}", scenes / "part_0" / f"masked.tif{suffix}")
+    try:
+        inputs = [f"{server}/{name}" for name in (*names, "part_0/masked.tif")]
+        command = ["predict", "--checkpoint", run, "--output", str(tmp_path / "maps"), "--input", *inputs]
+        assert main(command) == 0
+        assert main(command) == 0
+        assert "3 done before" in capsys.readouterr().out
+        with rasterio.open(tmp_path / "maps" / "masked.tif") as found:
+            assert (found.read(1)[:20] == 255).all()
+            assert (found.read(1)[20:] < 255).all()
+    finally:
+        for suffix in ("", ".msk"):
+            (scenes / "part_0" / f"masked.tif{suffix}").unlink()
+
+
+def test_what_lies_beside_a_map(run, scenes, tmp_path, capsys):
+    """Pictures and confidences that are missing are made; what is no map of ours stays."""
+    maps, pictures = tmp_path / "maps", tmp_path / "pictures"
+    command = ["predict", "--checkpoint", run, "--input", str(scenes / "part_1"), "--output", str(maps)]
+    assert main(command) == 0
+    more = ["--confidence", "--preview", str(pictures)]
+    assert main([*command, *more]) == 0
+    assert "2 mapped" in capsys.readouterr().out.splitlines()[-1]
+    assert len(list(pictures.glob("*.png"))) == 2
+    assert main([*command, *more]) == 0
+    assert "2 done before" in capsys.readouterr().out
+    # a map that was cut off
+    first = maps / "scene_1.tif"
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-40])
+    assert main([*command, *more]) == 0
+    assert first.read_bytes() == whole
+    # a raster of the user's
+    shutil.copy(scenes / "part_1" / "scene_1.tif", first)
+    assert main([*command, "--overwrite"]) == 2
+    assert "exists, and is no map; give another --output" in capsys.readouterr().out
+    assert first.read_bytes() == (scenes / "part_1" / "scene_1.tif").read_bytes()
+
+
+def test_maps_inside_of_the_input(run, scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "scenes")
+    command = ["predict", "--checkpoint", run, "--input", str(tmp_path / "scenes")]
+    command += ["--output", str(tmp_path / "scenes" / "maps")]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "5 done before" in capsys.readouterr().out
+
+
+def test_pictures_of_parts_keep_their_folders(run, scenes, tmp_path):
+    command = ["predict", "--checkpoint", run, "--input", str(scenes), "--output", str(tmp_path / "maps")]
+    for part in ("0/5", "1/5"):
+        assert main([*command, "--preview", str(tmp_path / "pictures"), "--shard", part]) == 0
+    assert len(contents(tmp_path / "pictures")) == 2
+    assert {len(path.parts) for path in contents(tmp_path / "pictures")} == {2}
 
 
 def test_a_server_that_is_not_there(run, tmp_path, capsys):

@@ -360,12 +360,38 @@ def test_folder_that_accepts_no_new_files(tmp_path, folder):
     check_refused(folder, ["/proc/map.tif: cannot be written"], path, Path("/proc/map.tif"))
 
 
-def test_full_disk(tmp_path, folder):
+def test_overviews_and_statistics(tmp_path):
+    """Classes by the most frequent, confidence by the mean; against blocks of two by two in NumPy."""
+    blocks = np.random.default_rng(0).integers(0, 3, (600, 700), dtype=np.uint8)
+    classes = blocks.repeat(2, 0).repeat(2, 1)
+    pixels = np.full((*classes.shape, 3), 50, np.uint8)
+    np.put_along_axis(pixels, classes[..., None].astype(np.int64), 200, axis=-1)
+    path = write_scene(tmp_path / "scene.tif", pixels)
+    large = EvaluateConfig(window=256, overlap=0, batch_size=4)
+    map_scene(path, tmp_path / "map.tif", confidence=True, settings=large)
+    with rasterio.open(tmp_path / "map.tif", overview_level=0) as overview:
+        np.testing.assert_array_equal(overview.read(1), blocks)
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        assert float(dataset.tags(1)["STATISTICS_MEAN"]) == pytest.approx(classes.mean(), rel=1e-6)
+    with rasterio.open(tmp_path / "map_confidence.tif", overview_level=0) as overview:
+        np.testing.assert_allclose(overview.read(1), 201 / (201 + 51 + 51), rtol=1e-6)
+
+
+def test_side_files_of_an_earlier_map_are_removed(tmp_path):
+    path, output = write_scene(tmp_path / "scene.tif", random_pixels()), tmp_path / "map.tif"
+    for suffix in (".aux.xml", ".ovr", ".msk"):
+        Path(f"{output}{suffix}").write_text("stale")
+    map_scene(path, output)
+    assert {file.name for file in tmp_path.iterdir()} == {"scene.tif", "map.tif"}
+
+
+@pytest.mark.parametrize("limit", [20_000, 111_000])  # while rows are written, and while overviews are
+def test_full_disk(tmp_path, folder, limit):
     """A limit on the size of files stands in for the full disk."""
     resource = pytest.importorskip("resource")
     path = write_scene(tmp_path / "scene.tif", random_pixels(700, 600))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         check_refused(folder, ["map.tif", "cannot be written", "room"], path)
     finally:

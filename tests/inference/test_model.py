@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rasterio
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import spectralmoe_jax
 from data_pipelines.synthetic import SyntheticDataset
@@ -120,6 +122,11 @@ def test_bands_by_name(model):
         ),
         (np.zeros((8, 8, 3)), ("red", "green"), r"3 bands in its last axis, not the 2 of red, green$"),
         (np.zeros((8, 8, 3)), ("red", "green", "nir"), r"has no band 'blue', only red, green, nir"),
+        (
+            np.zeros((8, 8, 5)),
+            ("blue", "green", "red", "Red", None),
+            r"has several bands .red.: blue, .*",
+        ),
         (np.full((8, 8, 4), np.nan), None, r"not finite: give pixels without data the value 0"),
     ],
 )
@@ -160,6 +167,31 @@ def test_a_converted_file_is_the_run(model, folder, tmp_path):
     again, image = spectralmoe_jax.load(file), image_of(40, 40)
     assert again.classes == model.classes
     np.testing.assert_array_equal(again.scores(image), model.scores(image))
+
+
+def test_statistics_of_the_configuration(folder, tmp_path):
+    """Those of the file, unless the command asks for others."""
+    file = tmp_path / "a,b.safetensors"  # a comma separates files elsewhere
+    spectralmoe_jax.convert(str(folder / "runs" / "quickstart"), str(file))
+    config = spectralmoe_jax.load(file).config
+    other = config.replaced({"model.pixel_mean": (1.0, 2.0, 3.0, 4.0)})
+    np.testing.assert_array_equal(spectralmoe_jax.load(file, other).pixel_mean, (1, 2, 3, 4))
+
+
+def test_a_fingerprint_tells_models_apart(model, folder, tmp_path):
+    run, file = folder / "runs" / "quickstart", tmp_path / "model.safetensors"
+    spectralmoe_jax.convert(str(run), str(file))
+    assert spectralmoe_jax.load(file).fingerprint == model.fingerprint
+    fewer = model.config.replaced({"evaluate.batch_size": 1})
+    assert spectralmoe_jax.load(run, fewer).fingerprint == model.fingerprint
+    tensors = load_file(file)
+    tensors["backbone/visual/blocks/norm1/bias"] += 1
+    with safe_open(file, "np") as opened:
+        save_file(tensors, file, opened.metadata())
+    changes = {"evaluate.overlap": 0, "data.file_bands": ("a", "b", "c", "d"), "evaluate.tta": "d4"}
+    others = [spectralmoe_jax.load(file)]
+    others += [spectralmoe_jax.load(run, model.config.replaced({k: v})) for k, v in changes.items()]
+    assert len({model.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
 def test_examples_in_docstrings(folder, tmp_path, monkeypatch):
