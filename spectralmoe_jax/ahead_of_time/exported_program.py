@@ -6,6 +6,7 @@ the weights; what a caller has to know about bands and classes; and `load.py`, w
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from spectralmoe_jax import __version__
 from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.inference.model_files import config_of_model
 from spectralmoe_jax.inference.segmenter_weights import load_segmenter
 from spectralmoe_jax.models.segmenter import Segmenter
@@ -66,8 +67,13 @@ def export(
     """
     run = config_of_model(model) if config is None else as_run_config(config)
     target = Path(destination)
-    segmenter = load_segmenter(model, run)
+    if run.evaluate.tta != "none":
+        must = "must be none: a program has the scores of its windows as they are"
+        raise bad_value("config.evaluate.tta", run.evaluate.tta, must)
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError("exporting needs flatbuffers: pip install 'spectralmoe-jax[export]'")
     with atomic_create(target) as folder:
+        segmenter = load_segmenter(model, run)
         folder.mkdir()
         weights = {name: np.asarray(leaf) for name, leaf in named_leaves(split(segmenter)).items()}
         (folder / PROGRAM).write_bytes(_program(segmenter, run))
@@ -78,11 +84,7 @@ def export(
 
 
 def _program(segmenter: Segmenter, run: RunConfig) -> bytes:
-    """Serialise the function (weights by name, pixels (B, S, S, bands) float32) -> scores (B, S, S, C).
-
-    Raises:
-      UserError: flatbuffers is not installed.
-    """
+    """Serialise the function (weights by name, pixels (B, S, S, bands) float32) -> scores (B, S, S, C)."""
     parts, tree = jax.tree.flatten(split(segmenter))
     names = list(named_leaves(split(segmenter)))
     shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in zip(names, parts, strict=True)}
@@ -96,10 +98,7 @@ def _program(segmenter: Segmenter, run: RunConfig) -> bytes:
     side, bands = run.evaluate.window, len(run.bands)
     pixels = jax.ShapeDtypeStruct((batch, side, side, bands), np.float32)
     exported = jax.export.export(jax.jit(scores), platforms=PLATFORMS)(shapes, pixels)
-    try:
-        return bytes(exported.serialize())
-    except ImportError:
-        raise UserError("exporting needs flatbuffers: pip install 'spectralmoe-jax[export]'") from None
+    return bytes(exported.serialize())
 
 
 def _information(segmenter: Segmenter, run: RunConfig) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class Convert:
 
 
 class Export:
-    """Write a trained model as a StableHLO program with its weights and a loader of fifteen lines.
+    """Write a trained model as a StableHLO program with its weights and a short loader.
 
     The folder needs jax and flatbuffers, and not this package. It runs on CPUs, NVIDIA GPUs and TPUs.
     """
@@ -178,9 +178,7 @@ class Export:
     def add_arguments(parser: ArgumentParser) -> None:
         """Add the options of the subcommand."""
         add_model(parser)
-        parser.add_argument(
-            "--to", choices=("stablehlo",), default="stablehlo", help="format; default: stablehlo"
-        )
+        parser.add_argument("--to", choices=("stablehlo",), default="stablehlo", help="format, the only one")
         parser.add_argument(
             "--output", required=True, metavar="DIR", type=Path, help="folder to write; must not exist"
         )

@@ -477,7 +477,7 @@ class ModelConfig(Section):
     weights_head: str = option(
         "same",
         "`new` loads all of `weights` but what depends on the classes, which starts random, to train on "
-        "another set of classes. Statistics of other bands are those of the configuration.",
+        "another set of classes or bands. Pixel statistics are then those of the configuration.",
         one_of("same", "new"),
     )
     dtype: str = option(

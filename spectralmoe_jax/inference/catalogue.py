@@ -7,6 +7,7 @@ it was killed, and several processes can share a folder of maps, each with its o
 from __future__ import annotations
 
 import glob
+import os
 import re
 import time
 from collections import Counter
@@ -81,7 +82,7 @@ def find_scenes(inputs: Sequence[str]) -> list[tuple[str, PurePosixPath]]:
         if not scenes:
             raise UserError(f"{text}: no scene there; scenes end in {', '.join(SUFFIXES)}")
         for scene, name in scenes:
-            place = scene if is_remote(scene) else str(Path(scene).resolve())
+            place = scene if is_remote(scene) else os.path.abspath(scene)
             found.setdefault(place, (scene, name))
     return list(found.values())
 
@@ -129,7 +130,7 @@ def plan(
 ) -> list[Job]:
     """Return a job for every scene, with the maps below a folder.
 
-    What lies in the folders of maps and previews is no scene, where these are inside of an input.
+    Maps and their previews are no scenes, wherever their folders are.
 
     Args:
       inputs: as in `find_scenes`.
@@ -143,14 +144,12 @@ def plan(
     written = [place for place in (folder, previews) if place is not None]
     for place in written:
         if place.is_file() or place.suffix.lower() in SUFFIXES:
-            raise UserError(f"{place}: is the name of a file; with several scenes, give a folder")
-    given = {Path(text).resolve() for text in inputs if not is_remote(text)}
-    inside = [place.resolve() for place in written if place.resolve() not in given]
-    jobs = [
-        Job(scene, folder / f"{name}.tif")
-        for scene, name in find_scenes(inputs)
-        if is_remote(scene) or not any(Path(scene).resolve().is_relative_to(place) for place in inside)
-    ]
+            raise UserError(f"{place}: is the name of a file; let a map end in .tif, or give a folder")
+    found = [(scene, name) for scene, name in find_scenes(inputs) if not _is_map(scene, folder)]
+    if previews is not None and previews.is_dir():
+        drawn = {os.path.abspath(previews / f"{name}.png") for _, name in found}
+        found = [(scene, name) for scene, name in found if os.path.abspath(scene) not in drawn]
+    jobs = [Job(scene, folder / f"{name}.tif") for scene, name in found]
     if not jobs:
         raise UserError(f"{', '.join(inputs)}: no scene there that is not a map in {folder}")
     files: dict[Path, str] = {}
@@ -163,6 +162,13 @@ def plan(
                 )
             files[file] = job.scene
     return jobs
+
+
+def _is_map(scene: str, folder: Path) -> bool:
+    """Return whether a scene is a map, or a confidence, in the folder of the maps."""
+    if is_remote(scene) or not Path(os.path.abspath(scene)).is_relative_to(os.path.abspath(folder)):
+        return False
+    return _MAP in _tags_of(Path(scene))
 
 
 def _beside(output: Path) -> Path:
@@ -249,23 +255,31 @@ def _map(model: Model, job: Job, confidence: bool, preview: Path | None, overwri
       UserError: the scene cannot be mapped, or the file is the map of another model or no map.
     """
     tags = {_MAP: model.fingerprint, _SCENE: _scene_size(job.scene)}
-    if job.output.exists():
-        earlier = _tags_of(job.output)
-        if not any(name in earlier for name in _OURS):
-            raise UserError(f"{job.output}: exists, and is no map; give another --output")
-        rasters = [job.output, *([_beside(job.output)] if confidence else [])]
-        if not overwrite:
-            if all(_is_whole(path, tags) for path in rasters) and (preview is None or preview.exists()):
-                return Outcome(job, "done before")
-            if earlier.get(_MAP) != tags[_MAP]:
-                raise UserError(
-                    f"{job.output}: exists, and is not of this model; give another --output, or --overwrite"
-                )
+    rasters = [job.output, *([_beside(job.output)] if confidence else [])]
+    there = [path for path in rasters if path.exists()]
+    for path in there:
+        if not any(name in _tags_of(path) for name in _OURS):
+            raise UserError(f"{path}: exists, and is no map; give another --output")
+    if there and not overwrite:
+        if all(_is_whole(path, tags) for path in rasters) and _is_drawn(preview, job.output):
+            return Outcome(job, "done before")
+        if any(_tags_of(path).get(_MAP) != tags[_MAP] for path in there):
+            raise UserError(
+                f"{job.output}: exists, and is not of this model; give another --output, or --overwrite"
+            )
     job.output.parent.mkdir(parents=True, exist_ok=True)
     if preview is not None:
         preview.parent.mkdir(parents=True, exist_ok=True)
     done = model.map(job.scene, job.output, confidence=confidence, preview=preview, tags=tags)
     return Outcome(job, "mapped", pixels=done["pixels"])
+
+
+def _is_drawn(preview: Path | None, output: Path) -> bool:
+    """Return whether the preview of a map is there, if one is wanted, and not older than the map."""
+    if preview is None:
+        return True
+    # the picture is drawn last and moved into place first
+    return preview.exists() and preview.stat().st_mtime >= output.stat().st_mtime
 
 
 def _scene_size(scene: str) -> str:

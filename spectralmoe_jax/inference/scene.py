@@ -34,7 +34,17 @@ _REMOTE = {
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "GDAL_INGESTED_BYTES_AT_OPEN": "65536",
     "CPL_VSIL_CURL_CHUNK_SIZE": "1048576",
 }  # fmt: skip
-_NETWORK = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsihdfs")
+_NETWORK = (
+    "/vsicurl",
+    "/vsis3",
+    "/vsigs",
+    "/vsiaz",
+    "/vsiadls",
+    "/vsioss",
+    "/vsiswift",
+    "/vsihdfs",
+    "/vsiwebhdfs",
+)
 
 
 def is_remote(name: str) -> bool:
@@ -49,7 +59,8 @@ def scene_stem(name: str) -> str:
 
 def reading_options(name: str) -> dict[str, Any]:
     """Return GDAL's options for reading a scene, but for those that the environment sets."""
-    options = _OPTIONS | (_REMOTE if "://" in name or name.startswith(_NETWORK) else {})
+    is_network = "://" in name or any(part in name for part in _NETWORK)
+    options = _OPTIONS | (_REMOTE if is_network else {})
     return {key: value for key, value in options.items() if key not in os.environ}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.load import CONFIG_FILE, read_run_config
+from spectralmoe_jax.config.load import CONFIG_FILE, Given, read_run_config
 from spectralmoe_jax.config.model import EncoderConfig, split_files
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
@@ -68,8 +67,19 @@ def initial_segmenter(config: RunConfig, layout: Layout | None = None) -> Segmen
         log.info(describe_inputs(settings.visual, is_month_known=is_known))
     abstract = abstract_segmenter(settings)
     opened = open_weights(config, settings, _shapes(abstract))
+    if config.model.weights_head == "new":
+        _log_kept_and_fresh(abstract, opened)
     stream = _every_leaf(config, settings, abstract, opened, layout=layout)
     return with_values(abstract, _on_device(stream, abstract, layout))
+
+
+def _log_kept_and_fresh(abstract: Segmenter, opened: Sequence[OpenedWeights]) -> None:
+    """Log the leaves of a segmenter for other classes that files fill, and those that start anew."""
+    parts = {part for file in opened for part in file.parts}
+    fresh = {path for file in opened for path in file.fresh}
+    kept = {path for path in leaves(abstract) if part_of(path) in parts} - fresh
+    log.info("kept are %d leaves: %s", len(kept), _names(kept))
+    log.info("fresh are %d leaves: %s", len(fresh), _names(fresh))
 
 
 def load_segmenter(
@@ -108,11 +118,8 @@ def open_segmenter(
     config = with_weights(config, specs, parts)
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
-    # statistics that differ from those of the model's own configuration were asked for
-    own = carried is None or _statistics(settings) == _statistics(
-        segmenter_config(RunConfig.from_given(carried))
-    )
-    opened = open_weights(config, settings, _shapes(abstract), () if own else _STATISTICS)
+    unread = () if carried is None or _has_statistics_of(settings, carried) else _STATISTICS
+    opened = open_weights(config, settings, _shapes(abstract), unread)
     _require_whole(model, abstract, opened)
     stream = _every_leaf(config, settings, abstract, opened, layout=layout)
     return TrainedSegmenter(settings, None, opened, stream)
@@ -231,8 +238,17 @@ class OpenedWeights(NamedTuple):
 _STATISTICS: tuple[Path, ...] = (("pixel_mean",), ("pixel_std",))
 
 
-def _statistics(settings: SegmenterConfig) -> tuple[Any, Any]:
-    return settings.pixel_mean, settings.pixel_std
+def _has_statistics_of(settings: SegmenterConfig, carried: Given) -> bool:
+    """Return whether pixel statistics are those of the configuration that a file carries.
+
+    Others were asked for, by an override or as those of another stream. A configuration that cannot be read
+    any more tells nothing.
+    """
+    try:
+        stored = segmenter_config(RunConfig.from_given(carried))
+    except UserError:
+        return True
+    return (settings.pixel_mean, settings.pixel_std) == (stored.pixel_mean, stored.pixel_std)
 
 
 def open_weights(
@@ -254,10 +270,10 @@ def open_weights(
     """
     opened: list[OpenedWeights] = []
     filled: dict[str, str] = {}  # part -> the key and file that fill it
-    is_new = config.model.weights_head == "new"
-    unread = {*unread, *(_leaves_of_classes(settings) if is_new else ())}
+    if config.model.weights_head == "new":
+        unread = {*unread, *_leaves_of_classes(settings), *_STATISTICS}
     for key, spec, encoder in _specs(config, settings):
-        opened.append(_open(key, spec, encoder, settings, shapes, unread, is_new))
+        opened.append(_open(key, spec, encoder, settings, shapes, unread))
         for part in opened[-1].parts:
             if part in filled:
                 raise UserError(
@@ -283,7 +299,6 @@ def _open(
     settings: SegmenterConfig,
     shapes: dict[Path, tuple[int, ...]],
     unread: Collection[Path],
-    is_new: bool,
 ) -> OpenedWeights:
     """Open a weight file for a key.
 
@@ -294,20 +309,13 @@ def _open(
       settings: structure of the segmenter.
       shapes: shapes of all its leaves, by path.
       unread: leaves that are not read.
-      is_new: whether the segmenter starts anew for other classes and perhaps other bands, which is logged.
     """
     file = open_weight_file(spec)
     if is_segmenter(file):
         parts = {encoder.name} if encoder else parts_of(file)
         found = encoders_of(file, settings, parts)
         fresh = {path for path in unread if part_of(path) in parts}
-        if is_new:
-            fresh |= _other_bands(file, shapes)
         stream = stream_segmenter(file, settings, shapes, parts, fresh)
-        if is_new:
-            log.info("%s: starts fresh: %s", spec, _names(fresh))
-            kept = {path for path in shapes if part_of(path) in parts} - set(fresh)
-            log.info("%s: keeps %d leaves: %s", spec, len(kept), _names(kept))
         return OpenedWeights(file, parts, found, True, stream, fresh)
     if encoder is None:
         raise UserError(
@@ -325,17 +333,6 @@ def _leaves_of_classes(settings: SegmenterConfig) -> set[Path]:
     head = dataclasses.replace(settings.head, num_classes=settings.head.num_classes + 1)
     more = _shapes(abstract_segmenter(dataclasses.replace(settings, head=head)))
     return {path for path, shape in _shapes(abstract_segmenter(settings)).items() if more[path] != shape}
-
-
-def _other_bands(file: WeightFile, shapes: dict[Path, tuple[int, ...]]) -> set[Path]:
-    """Return the pixel statistics of a file that are those of other bands."""
-    released = {path: f"data_preprocessor.{path[0].removeprefix('pixel_')}" for path in _STATISTICS}
-    names = {path: path[0] if path[0] in file else name for path, name in released.items()}
-    return {
-        path
-        for path, name in names.items()
-        if name in file and math.prod(file.shape(name)) != math.prod(shapes[path])
-    }
 
 
 def _names(paths: Collection[Path]) -> str:

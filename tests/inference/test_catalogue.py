@@ -181,7 +181,10 @@ def test_inputs_that_cannot_be(inputs, message, tmp_path, monkeypatch):
     [
         (["--output", "map.tif"], "is the file of one map; give a folder for 5 scenes"),
         (["--output", "maps", "--shard", "3/2"], "write I/N with I from 0 to N - 1"),
-        (["--output", "maps.png"], "maps.png: is the name of a file; with several scenes, give a folder"),
+        (
+            ["--output", "maps.png"],
+            "maps.png: is the name of a file; let a map end in .tif, or give a folder",
+        ),
         (["--output", "maps", "--preview", "p.png"], "p.png: is the name of a file"),
     ],
 )
@@ -299,6 +302,22 @@ def test_maps_inside_of_the_input(run, scenes, tmp_path, capsys):
     assert main(command) == 0
     assert main(command) == 0
     assert "5 done before" in capsys.readouterr().out
+
+
+def test_maps_above_and_beside_the_scenes(run, scenes, tmp_path, capsys, monkeypatch):
+    """Folders of maps that hold the scenes, twice: scenes stay scenes, and maps are none."""
+    shutil.copytree(scenes, tmp_path / "scenes")
+    images = tmp_path / "images"
+    images.mkdir()
+    write_scene(images / "picture.png", np.zeros((32, 32, 4), np.uint8) + 9, driver="PNG")
+    monkeypatch.chdir(tmp_path)
+    bands = "--config.data.file_bands=('blue', 'green', 'red', 'nir')"
+    for inputs, output in ((["scenes"], "."), (["scenes/part_0/*.tif"], "scenes"), (["images"], "images")):
+        command = ["predict", "--checkpoint", run, "--output", output, "--input", *inputs, bands]
+        assert main(command) == 0
+        assert "done before" not in capsys.readouterr().out.splitlines()[-1]
+        assert main(command) == 0
+        assert "mapped" not in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_pictures_of_parts_keep_their_folders(run, scenes, tmp_path):

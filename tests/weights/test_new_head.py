@@ -32,15 +32,18 @@ def other_classes(file, **more):
 
 def test_all_but_the_classes_is_kept(file, written, caplog):  # noqa: F811
     _, wanted = written
+    config = other_classes(file, pixel_mean=(1.0, 2.0, 3.0, 4.0), pixel_std=(1.0, 2.0, 3.0, 4.0))
     with caplog.at_level(logging.INFO):
-        found = leaves(initial_segmenter(other_classes(file)))
+        found = leaves(initial_segmenter(config))
     for path, leaf in found.items():
         if path in OF_CLASSES:
             assert leaf.shape[-1] == len(NAMES) + 1
+        elif path[0] in ("pixel_mean", "pixel_std"):
+            np.testing.assert_array_equal(leaf, (1, 2, 3, 4))
         else:
             np.testing.assert_array_equal(leaf, wanted[path], err_msg="/".join(path))
-    assert "starts fresh: head/cls_embed/bias, head/cls_embed/kernel" in caplog.text
-    assert f"keeps {len(found) - 2} leaves: " in caplog.text
+    assert "fresh are 4 leaves: head/cls_embed/bias, head/cls_embed/kernel, pixel_mean, pix" in caplog.text
+    assert f"kept are {len(found) - 4} leaves: " in caplog.text
 
 
 def test_the_new_head_is_that_of_a_new_model(file):
@@ -64,6 +67,7 @@ def test_other_bands(file, written):  # noqa: F811
     np.testing.assert_array_equal(found[kernel][:, :, :4], wanted[kernel])
     assert found[kernel].shape[2] == 5
     np.testing.assert_array_equal(found["pixel_mean",], (1, 2, 3, 4, 5))
+    np.testing.assert_array_equal(found["pixel_std",], (6, 7, 8, 9, 10))
 
 
 def test_the_same_head_is_strict(file):
