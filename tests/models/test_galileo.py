@@ -11,12 +11,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from spectralmoe_jax.ablation.grid import load_grid
 from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.config.load import apply_settings, load_config
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.presets import preset
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder
-from spectralmoe_jax.models.build import for_sensor, make_segmenter, segmenter_config
+from spectralmoe_jax.models.build import abstract_segmenter, for_sensor, make_segmenter, segmenter_config
 from spectralmoe_jax.models.encoders.encoder import all_layers, every_layer
 from spectralmoe_jax.models.encoders.galileo import (
     GalileoEncoder,
@@ -25,7 +28,7 @@ from spectralmoe_jax.models.encoders.galileo import (
     require_reflectance,
 )
 from spectralmoe_jax.models.windows import OverlappingWindows
-from spectralmoe_jax.parameters import fill, leaves
+from spectralmoe_jax.parameters import fill, join, leaves, split
 from spectralmoe_jax.parity.comparison import read_arrays
 from spectralmoe_jax.parity.galileo_goldens import verify_encoder
 from spectralmoe_jax.parity.verify import check_folder
@@ -351,6 +354,20 @@ def test_gradients_pass_through_overlapping_windows(head):
     ahead = objective(jax.tree.map(lambda x, g: x + step * g, trainable, gradient))
     behind = objective(jax.tree.map(lambda x, g: x - step * g, trainable, gradient))
     assert float((ahead - behind) / (2e-2)) == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", load_grid("peers", "configs/cloud_shadow.py:galileo").variants)
+def test_every_adapter_on_the_shipped_configuration(variant):
+    """Scores of two windows, by their shape alone."""
+    grid = load_grid("peers", "configs/cloud_shadow.py:galileo")
+    config = load_config(grid.base).replaced(dict(grid.common))
+    given = apply_settings(config.given, grid.variants[variant])
+    settings = segmenter_config(RunConfig.from_given(given))
+    pixels = jax.ShapeDtypeStruct((1, 32, 64, 6), jnp.float32)
+    structure = abstract_segmenter(settings)
+    found = jax.eval_shape(lambda t, f, x: join(structure, t, f).scores(x), *split(structure), pixels)
+    assert found.shape == (1, 32, 64, 3)
 
 
 def test_the_same_image_under_another_sensor_scores_the_same():
