@@ -74,12 +74,16 @@ def reading(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_scene(name: str) -> Iterator[Any]:
+def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
     """Open an image as a rasterio dataset, its samples as stored.
+
+    Args:
+      scene: file, or a name that GDAL opens.
 
     Raises:
       UserError: it is not an image, or not reachable.
     """
+    name = os.fspath(scene)
     try:
         dataset = open_as_stored(name)
     except RasterioError as error:
@@ -117,20 +121,20 @@ class Scene:
     def __init__(
         self,
         dataset: Any,
-        name: str,
+        name: str | os.PathLike[str],
         bands: Sequence[str],
         sensor: str | None,
         file_bands: Sequence[str] | None,
     ):
-        self.dataset, self.name, self.bands = dataset, name, bands
+        self.dataset, self.name, self.bands = dataset, os.fspath(name), bands
         places, has_alpha = choose_bands(
-            name,
+            self.name,
             bands,
             dataset.descriptions,
             [colour.name for colour in dataset.colorinterp],
             sensor=sensor,
             file_bands=file_bands,
-            texts=(scene_stem(name), *stated_platforms(dataset)),
+            texts=(scene_stem(self.name), *stated_platforms(dataset)),
         )
         self.indexes = [place + 1 for place in places]
         known = None if sensor is None or has_mask(dataset) else find_sensor(sensor).nodata

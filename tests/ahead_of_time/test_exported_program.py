@@ -32,7 +32,7 @@ def exported(folder, tmp_path_factory):  # noqa: F811
     return target
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_another_process_without_this_package(exported, model, tmp_path, count):  # noqa: F811
     """Any number of windows; scores equal those of the model."""
     pixels = np.stack([image_of(32, 32, seed) for seed in range(count)])
@@ -66,6 +66,7 @@ def test_an_existing_folder_is_kept(exported, folder, capsys):  # noqa: F811
     assert "exists already; remove it or choose another name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_from_python(folder, tmp_path):  # noqa: F811
     run = folder / "runs" / "quickstart"
     assert spectralmoe_jax.export(run, tmp_path / "program") == tmp_path / "program"

@@ -169,6 +169,7 @@ def test_data_command_on_a_prepared_benchmark(prepared, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_prepared_tiles_without_tensorflow(tmp_path):
     """Prepare, train, evaluate and predict, with processes that cut and read tiles, import no TensorFlow.
 

@@ -72,12 +72,14 @@ def softmax(scores):
     return np.asarray(jax.nn.softmax(scores, axis=-1))
 
 
+@pytest.mark.slow
 def test_sizes(load):
     plain, image = load("none"), image_of(32, 32)
     wanted = np.mean(list(sizes(plain, image)), axis=0)
     np.testing.assert_allclose(load("multiscale").scores(image), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_released_codes_way(load):
     plain, image = load("none"), image_of(32, 32)
     straight = [softmax(scores) for scores in sizes(plain, image)]

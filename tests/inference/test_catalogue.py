@@ -83,12 +83,13 @@ def test_what_is_done_is_not_done_again(run, scenes, tmp_path, capsys):
     assert main([*command, "--config.evaluate.overlap=0", "--overwrite"]) == 0
 
 
-def test_a_scene_that_fails_stops_no_other(run, scenes, tmp_path, capsys):
-    shutil.copytree(scenes, tmp_path / "scenes")
+def test_a_scene_that_fails_stops_no_other(run, scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(scenes, "scenes")
     bad = tmp_path / "scenes" / "part_0" / "scene_2.tif"
     bad.write_bytes(bad.read_bytes()[:2000])
-    command = ["predict", "--checkpoint", run, "--input", str(tmp_path / "scenes")]
-    assert main([*command, "--output", str(tmp_path / "maps"), "--preview", str(tmp_path / "pictures")]) == 2
+    command = ["predict", "--checkpoint", run, "--input", "scenes"]
+    assert main([*command, "--output", "maps", "--preview", "pictures"]) == 2
     said = capsys.readouterr().out
     assert "1 failed, 4 mapped" in said
     assert re.search(r"part_0/scene_2\.tif .*(truncated|cannot be read)", said.rpartition("4 mapped")[2])
@@ -196,6 +197,7 @@ def test_options_that_cannot_be(options, message, run, scenes, capsys, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(run, tmp_path, capsys):
     scenes = write_scenes(tmp_path / "scenes", 12)  # noqa: F841
     command = [sys.executable, "-m", "spectralmoe_jax", "predict", "--checkpoint", run]
@@ -219,8 +221,9 @@ def test_killed_and_started_again(run, tmp_path, capsys):
 
 
 @pytest.fixture
-def server(scenes):
+def server(scenes, monkeypatch):
     """A process of its own: GDAL keeps Python's lock while it waits for some answers."""
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.01")
     script = Path(__file__).with_name("range_server.py")
     process = subprocess.Popen([sys.executable, str(script), str(scenes)], stdout=subprocess.PIPE, text=True)
     try:
@@ -271,6 +274,7 @@ def test_a_catalogue_on_a_server(run, scenes, server, tmp_path, capsys):
             (scenes / "part_0" / f"masked.tif{suffix}").unlink()
 
 
+@pytest.mark.slow
 def test_what_lies_beside_a_map(run, scenes, tmp_path, capsys):
     """Pictures and confidences that are missing are made; what is no map of ours stays."""
     maps, pictures = tmp_path / "maps", tmp_path / "pictures"
@@ -304,6 +308,7 @@ def test_maps_inside_of_the_input(run, scenes, tmp_path, capsys):
     assert "5 done before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_maps_above_and_beside_the_scenes(run, scenes, tmp_path, capsys, monkeypatch):
     """Folders of maps that hold the scenes, twice: scenes stay scenes, and maps are none."""
     shutil.copytree(scenes, tmp_path / "scenes")

@@ -89,6 +89,7 @@ def test_there_and_back_from_the_command_line(released, tmp_path, monkeypatch):
             np.testing.assert_array_equal(written.read(1), released.wanted[1])
 
 
+@pytest.mark.slow
 def test_a_backbone_and_the_checkpoint_trained_on_it(released, tmp_path):
     """The authors' pair of files."""
     tensors = load_file(released.weights)

@@ -331,7 +331,7 @@ def test_windows_of_other_grids():
         np.testing.assert_array_equal(picked, places.reshape(1, -1))
 
 
-@pytest.mark.parametrize("head", ["linear", "pmt"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("pmt", marks=pytest.mark.slow)])
 def test_gradients_pass_through_overlapping_windows(head):
     """With each head, rematerialised: those of the features, against finite differences."""
     settings = segmenter_config(tiny_galileo(**{

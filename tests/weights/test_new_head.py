@@ -15,7 +15,7 @@ OF_CLASSES = {("head", "cls_embed", "kernel"), ("head", "cls_embed", "bias")}
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
 
 
-@pytest.fixture(scope="module", params=["released", "native"])
+@pytest.fixture(scope="module", params=["released", pytest.param("native", marks=pytest.mark.slow)])
 def file(request, written, tmp_path_factory):  # noqa: F811
     folder, _ = written
     if request.param == "released":
