@@ -129,7 +129,7 @@ def open_config(
     file: str | None = None,
     tta: str | None = None,
 ) -> RunConfig:
-    """Read the configuration of a trained model, and fetch what it names on the hub.
+    """Read the configuration of a trained model, which is first fetched if it is on the hub.
 
     Args:
       model: as `spectralmoe_jax.load` takes it.

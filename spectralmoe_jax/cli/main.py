@@ -31,7 +31,7 @@ COMMANDS = {
         "runs",
         "write one HTML page about a run or a grid: curves, tables, scenes, experts; readable offline",
     ),
-    "predict": ("models", "map a scene of any size to a georeferenced raster"),
+    "predict": ("models", "map scenes of any size to georeferenced rasters"),
     "convert": ("models", "convert published weights to our format, or a trained run to PyTorch"),
     "export": ("models", "write a trained model as a program that needs JAX alone"),
     "verify": ("models", "compare the model numerically with reference values"),

@@ -1,4 +1,4 @@
-"""Subcommands about models and weights: predict, convert, verify, params and compile."""
+"""Subcommands about models and weights: predict, convert, export, verify, params and compile."""
 
 import json
 import os

@@ -19,9 +19,11 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.geotiff import confidence_of
 from spectralmoe_jax.inference.model import Model
 from spectralmoe_jax.inference.scene import is_remote, reading, scene_stem
 
@@ -154,7 +156,7 @@ def plan(
         raise UserError(f"{', '.join(inputs)}: no scene there that is not a map in {folder}")
     files: dict[Path, str] = {}
     for job in jobs:
-        for file in (job.output, *((_beside(job.output),) if confidence else ())):
+        for file in (job.output, *((confidence_of(job.output),) if confidence else ())):
             if file in files:
                 raise UserError(
                     f"{files[file]} and {job.scene} would both be mapped to {file}: give a folder that holds "
@@ -169,11 +171,6 @@ def _is_map(scene: str, folder: Path) -> bool:
     if is_remote(scene) or not Path(os.path.abspath(scene)).is_relative_to(os.path.abspath(folder)):
         return False
     return _MAP in _tags_of(Path(scene))
-
-
-def _beside(output: Path) -> Path:
-    """Return the name of the confidence of a map."""
-    return output.with_name(f"{output.stem}_confidence.tif")
 
 
 def part_of_scenes(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
@@ -198,9 +195,9 @@ def part_of_scenes(text: str, environment: Mapping[str, str]) -> tuple[int, int]
             raise UserError(f"--shard {text}: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set")
         index, count = found, count if slash else environment.get("SLURM_ARRAY_TASK_COUNT", "")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        found = f", found {index}/{count}" if text.startswith("auto") else ""
+        told = f", found {index}/{count}" if text.startswith("auto") else ""
         raise UserError(
-            f"--shard {text}{found}: write I/N with I from 0 to N - 1, auto/N, or auto in a SLURM array "
+            f"--shard {text}{told}: write I/N with I from 0 to N - 1, auto/N, or auto in a SLURM array "
             "whose numbers follow each other"
         )
     return int(index), int(count)
@@ -255,15 +252,15 @@ def _map(model: Model, job: Job, confidence: bool, preview: Path | None, overwri
       UserError: the scene cannot be mapped, or the file is the map of another model or no map.
     """
     tags = {_MAP: model.fingerprint, _SCENE: _scene_size(job.scene)}
-    rasters = [job.output, *([_beside(job.output)] if confidence else [])]
-    there = [path for path in rasters if path.exists()]
-    for path in there:
-        if not any(name in _tags_of(path) for name in _OURS):
+    rasters = [job.output, *([confidence_of(job.output)] if confidence else [])]
+    there = {path: _tags_of(path) for path in rasters if path.exists()}
+    for path, earlier in there.items():
+        if not any(name in earlier for name in _OURS):
             raise UserError(f"{path}: exists, and is no map; give another --output")
     if there and not overwrite:
         if all(_is_whole(path, tags) for path in rasters) and _is_drawn(preview, job.output):
             return Outcome(job, "done before")
-        if any(_tags_of(path).get(_MAP) != tags[_MAP] for path in there):
+        if any(earlier.get(_MAP) != tags[_MAP] for earlier in there.values()):
             raise UserError(
                 f"{job.output}: exists, and is not of this model; give another --output, or --overwrite"
             )
@@ -314,11 +311,5 @@ def print_failures(outcomes: Sequence[Outcome], console: Console) -> None:
     if failed:
         table = Table("scene", "reason", title="failed", box=None, header_style="bold")
         for outcome in failed:
-            table.add_row(_plain(outcome.job.scene), _plain(outcome.reason))
+            table.add_row(escape(outcome.job.scene), escape(outcome.reason))
         console.print(table)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -97,7 +97,7 @@ def predict_scene(
     name, output = os.fspath(input), Path(output)
     targets = {"map": output}
     if confidence:
-        targets["confidence"] = output.with_name(f"{output.stem}_confidence.tif")
+        targets["confidence"] = confidence_of(output)
     if preview is not None:
         targets["preview"] = Path(preview)
     if not is_remote(name) and not Path(name).is_file():
@@ -141,6 +141,11 @@ def predict_scene(
         "shares": shares,
         "files": list(targets.values()),
     }
+
+
+def confidence_of(output: Path) -> Path:
+    """Return the name of the confidence of a map."""
+    return output.with_name(f"{output.stem}_confidence.tif")
 
 
 def _predict_rows(

@@ -96,9 +96,7 @@ def load_segmenter(
     Raises:
       UserError: the files lack a part of the segmenter, or are of another one; or as in `load_trained`.
     """
-    trained = open_segmenter(model, config, layout)
-    abstract = abstract_segmenter(trained.settings)
-    return with_values(abstract, _on_device(trained.stream, abstract, layout))
+    return _read(open_segmenter(model, config, layout), layout)
 
 
 def open_segmenter(
@@ -170,7 +168,11 @@ def load_trained(
     Raises:
       UserError: the folder holds no checkpoint, or one of another configuration.
     """
-    trained = open_trained(workdir, config, layout)
+    return _read(open_trained(workdir, config, layout), layout)
+
+
+def _read(trained: TrainedSegmenter, layout: Layout | None) -> Segmenter:
+    """Read the weights of an opened segmenter onto its devices."""
     abstract = abstract_segmenter(trained.settings)
     return with_values(abstract, _on_device(trained.stream, abstract, layout))
 
