@@ -14,6 +14,7 @@ _FUNCTIONS = {
     "quickstart": "spectralmoe_jax.quick_start",
     "train": "spectralmoe_jax.training.train",
     "evaluate": "spectralmoe_jax.evaluation.evaluate",
+    "calibrate": "spectralmoe_jax.evaluation.calibrate",
     "probe": "spectralmoe_jax.evaluation.probe",
     "ablate": "spectralmoe_jax.ablation.ablate",
     "report": "spectralmoe_jax.reporting.page",

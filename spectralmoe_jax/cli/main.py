@@ -25,6 +25,7 @@ COMMANDS = {
     "config": ("data", "print a complete configuration: every key with its value and its origin"),
     "train": ("runs", "train on the source domains; an interrupted run can be resumed"),
     "evaluate": ("runs", "score a trained model on whole images, by domain and class"),
+    "calibrate": ("runs", "fit the temperature of a model's probabilities, and what its source looks like"),
     "probe": ("runs", "score linear classifiers on a frozen encoder's features, layer by layer"),
     "ablate": ("runs", "run a grid of variants and seeds over one configuration, summarised in one table"),
     "report": (

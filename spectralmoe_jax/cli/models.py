@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -21,6 +22,9 @@ from spectralmoe_jax.cli.arguments import (
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import fetch_first
+
+if TYPE_CHECKING:
+    from spectralmoe_jax.inference.catalogue import Beside
 
 
 class Predict:
@@ -48,7 +52,44 @@ class Predict:
             type=Path,
             help="map to write, or the folder of the maps of several scenes",
         )
-        parser.add_argument("--confidence", action="store_true", help="also write MAP_confidence.tif")
+        parser.add_argument(
+            "--confidence",
+            action="store_true",
+            help="also write MAP_confidence.tif, the probability of the chosen class",
+        )
+        parser.add_argument(
+            "--probabilities",
+            action="store_true",
+            help="also write MAP_probabilities.tif, a band for each class; calibrated if `spectralmoe "
+            "calibrate` was run on the model",
+        )
+        parser.add_argument(
+            "--uncertainty",
+            action="store_true",
+            help="also write MAP_uncertainty.tif: entropy, and distance from the source's features; needs "
+            "`spectralmoe calibrate`",
+        )
+        parser.add_argument(
+            "--vector",
+            metavar="FILE.gpkg",
+            type=Path,
+            help="also write the polygons of the map (.gpkg, .geojson, .fgb, .parquet), with their "
+            "confidence; for several scenes, the folder of GeoPackages",
+        )
+        parser.add_argument(
+            "--min-pixels",
+            type=int,
+            default=10,
+            metavar="N",
+            help="of --vector: join smaller areas to a neighbour (default: 10)",
+        )
+        parser.add_argument(
+            "--simplify",
+            type=float,
+            default=1.0,
+            metavar="PIXELS",
+            help="of --vector: tolerance of simplified edges; 0 keeps those of pixels (default: 1)",
+        )
         parser.add_argument(
             "--preview",
             metavar="FILE.png",
@@ -74,26 +115,54 @@ class Predict:
         # imports JAX: not for --help
         from spectralmoe_jax.inference import catalogue
 
-        folder, previews, confidence = arguments.output, arguments.preview, arguments.confidence
+        beside = _beside(arguments)
+        folder = arguments.output
         if folder.suffix.lower() in (".tif", ".tiff"):
             scene = _only_scene(arguments, catalogue.find_scenes(arguments.input))
-            more = {"confidence": confidence, "preview": previews}
-            spectralmoe_jax.predict(arguments.checkpoint, config, input=scene, output=folder, **more)
+            spectralmoe_jax.predict(
+                arguments.checkpoint,
+                config,
+                input=scene,
+                output=folder,
+                preview=beside.previews,
+                vector=beside.vectors,
+                outlines=beside.outlines,
+                **dict.fromkeys(beside.products, True),
+            )
             return 0
         index, count = catalogue.part_of_scenes(arguments.shard, os.environ) if arguments.shard else (0, 1)
-        jobs = catalogue.plan(arguments.input, folder, previews=previews, confidence=confidence)[index::count]
+        jobs = catalogue.plan(arguments.input, folder, beside)[index::count]
         console = Console() if sys.stdout.isatty() else Console(width=200)
         outcomes = catalogue.map_scenes(
             spectralmoe_jax.load(arguments.checkpoint, config),
             jobs,
             folder,
-            confidence=confidence,
-            previews=previews,
+            beside,
             overwrite=arguments.overwrite,
             console=console,
         )
         catalogue.print_failures(outcomes, console)
         return 2 if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _beside(arguments: Namespace) -> "Beside":
+    """Return what is written beside every map; polygons want a confidence.
+
+    Raises:
+      UserError: an option has a value that cannot be.
+    """
+    # imports JAX: not for --help
+    from spectralmoe_jax.inference.catalogue import Beside
+    from spectralmoe_jax.inference.polygons import Outlines
+    from spectralmoe_jax.inference.products import PRODUCTS
+
+    if arguments.min_pixels < 1:
+        raise UserError(f"--min-pixels {arguments.min_pixels}: give 1 (every area) or more pixels")
+    if not 0 <= arguments.simplify < float("inf"):
+        raise UserError(f"--simplify {arguments.simplify}: give 0 (every edge) or more pixels")
+    products = tuple(name for name in PRODUCTS if getattr(arguments, name))
+    outlines = Outlines(arguments.min_pixels, arguments.simplify)
+    return Beside(products, arguments.preview, arguments.vector, outlines)
 
 
 def _only_scene(arguments: Namespace, scenes: Sequence[tuple[str, object]]) -> str:

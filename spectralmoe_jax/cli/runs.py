@@ -1,4 +1,4 @@
-"""Subcommands about runs: quickstart, train, evaluate, probe, ablate and report."""
+"""Subcommands about runs: quickstart, train, evaluate, calibrate, probe, ablate and report."""
 
 import contextlib
 import os
@@ -131,6 +131,29 @@ class Evaluate:
                 output=arguments.output,
                 images=arguments.images,
             )
+        return 0
+
+
+class Calibrate:
+    """Fit how far to trust a trained model, on its source images, and keep the result with it.
+
+    A temperature for its probabilities, by held-out pixels; and the features of the source, which tell how
+    far a scene is from them. `predict --probabilities` and `--uncertainty` use them.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        add_model(parser, workdir=True)
+        add_tta(parser)
+        add_stream(parser)
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        model = arguments.workdir or arguments.checkpoint
+        config = open_config(model, overrides, arguments.stream, arguments.config, arguments.tta)
+        spectralmoe_jax.calibrate(model, config)
         return 0
 
 

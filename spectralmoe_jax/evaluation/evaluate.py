@@ -14,8 +14,10 @@ from data_pipelines.splits import Splits, open_splits
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_config, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import RoutedPredict, Tally, tally_split, write_images
 from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
+from spectralmoe_jax.inference.calibration import calibration_file, calibration_of
 from spectralmoe_jax.inference.model_files import config_of_model, weight_specs
 from spectralmoe_jax.inference.pictures import write_pictures
 from spectralmoe_jax.inference.predict_step import make_routed_step
@@ -118,21 +120,34 @@ class _OpenRun(NamedTuple):
     splits: Splits
     segmenter: Segmenter
     step: RoutedStep
+    temperatures: tuple[float, ...]
 
     def tally(self, split: str) -> Tally:
         """Count pixels, and tokens by expert, of all images of a split."""
         experts = getattr(self.segmenter.config.adapter, "num_experts", 1)
-        return tally_split(self.config, self.splits, split, RoutedPredict(self.step), experts)
+        predict = RoutedPredict(self.step)
+        return tally_split(self.config, self.splits, split, predict, experts, self.temperatures)
 
 
 def _open_run(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> _OpenRun:
-    config = _resolve_wavelengths(workdir, config, split)
+    config = with_wavelengths(workdir, config, split)
     splits, layout = open_splits(config, only=split), inference_layout(config)
     segmenter = load_segmenter(workdir, config, layout)
-    return _OpenRun(config, splits, segmenter, make_routed_step(segmenter, layout, config.evaluate.tta))
+    step = make_routed_step(segmenter, layout, config.evaluate.tta)
+    return _OpenRun(config, splits, segmenter, step, _temperatures(workdir, segmenter))
 
 
-def _resolve_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str) -> RunConfig:
+def _temperatures(workdir: str | os.PathLike[str], segmenter: Segmenter) -> tuple[float, ...]:
+    """Return 1, and the temperature of the model's calibration; one of other weights does not count."""
+    try:
+        found = calibration_of(calibration_file(workdir), segmenter)
+    except UserError as problem:
+        print(f"not used: {problem}")
+        return (1.0,)
+    return (1.0,) if found is None else (1.0, found.temperature)
+
+
+def with_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str = "source") -> RunConfig:
     """Add the wavelengths that the run's files stated, else those that the split's files state."""
     if not weight_specs(workdir) and (Path(workdir) / CONFIG_FILE).is_file():
         config = config.with_statements_of_run(read_run_config(workdir))

@@ -17,10 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.loader import eval_batches
-from data_pipelines.records import IGNORE
+from data_pipelines.records import IGNORE, Record
 from data_pipelines.splits import Splits
 from spectralmoe_jax.config.schema import EvaluateConfig, RunConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.evaluation.boundaries import BoundaryCounts
+from spectralmoe_jax.evaluation.reliability import Reliability
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
@@ -73,6 +75,18 @@ class ConfusionMatrix:
     def accuracy(self) -> np.ndarray:
         """Share of a class's true pixels that are found (C,); NaN for a class that is not in the truth."""
         return _ratio(np.diag(self.counts), self.counts.sum(axis=1))
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Harmonic mean of the shares of hits in truth and prediction (C,); NaN where the IoU has none."""
+        return _ratio(2 * np.diag(self.counts), self.counts.sum(axis=0) + self.counts.sum(axis=1))
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's kappa: accuracy beyond that of chance, over its largest value; NaN without any."""
+        total = self.counts.sum()
+        chance = float(_ratio(self.counts.sum(axis=0) @ self.counts.sum(axis=1), total * total))
+        return float(_ratio(np.asarray(self.overall_accuracy - chance), np.asarray(1 - chance)))
 
     @property
     def miou(self) -> float:
@@ -215,15 +229,21 @@ class Tally:
     Args:
       names: names of the classes.
       experts: number of experts, or None for a predictor that reports none.
+      temperatures: also measure the probabilities with each of these, and the edges of classes; none for a
+        predictor of classes alone.
 
     Attributes:
       names: names of the classes.
       images: counts by image, in order.
       routing: counts of tokens, or None.
+      reliability: of the probabilities with each temperature.
+      boundaries: counts near the edges of classes, None without temperatures.
     """
 
-    def __init__(self, names: Sequence[str], experts: int | None = None):
+    def __init__(self, names: Sequence[str], experts: int | None = None, temperatures: Sequence[float] = ()):
         self.names = list(names)
+        self.reliability = [Reliability(temperature) for temperature in temperatures]
+        self.boundaries = BoundaryCounts(len(names)) if temperatures else None
         self.images: list[ImageCounts] = []
         self.routing = None if experts is None else RoutingCounts(experts, len(names))
 
@@ -232,6 +252,15 @@ class Tally:
         matrix = ConfusionMatrix(len(self.names))
         matrix.add(truth, prediction)
         self.images.append(ImageCounts(domain, name, matrix.counts))
+
+    def add_scores(self, domain: str, name: str, truth: np.ndarray, scores: np.ndarray) -> None:
+        """Count one image (H, W) by its scores (H, W, C)."""
+        prediction = scores.argmax(axis=-1)
+        self.add(domain, name, truth, prediction)
+        for reliability in self.reliability:
+            reliability.add(truth.reshape(-1), scores.reshape(-1, scores.shape[-1]))
+        if self.boundaries is not None:
+            self.boundaries.add(truth, prediction)
 
     def domains(self) -> dict[str, ConfusionMatrix]:
         """Return the counts of each domain, in order of first appearance."""
@@ -270,7 +299,7 @@ class Tally:
           settings: side and overlap of the windows.
         """
         for domain, name, image, label in examples:
-            self.add(domain, name, label, predict_image(image, predict, settings).argmax(axis=-1))
+            self.add_scores(domain, name, label, predict_image(image, predict, settings))
             if isinstance(predict, RoutedPredict):
                 self._count_routing(predict, _label_windows(label, settings))
 
@@ -278,20 +307,21 @@ class Tally:
         self,
         predict: Predict,
         batches: Iterable[Mapping[str, np.ndarray]],
-        records: Sequence[tuple[str, str]],
+        records: Sequence[Record],
     ) -> None:
         """Count images that each fit into one window, several at a time.
 
         Args:
           predict: a predictor, or a `RoutedPredict`.
           batches: from `data_pipelines.loader.eval_batches`.
-          records: (domain, name) of each record.
+          records: of the images, by their numbers in the batches.
         """
         for batch in batches:
-            predictions = require_finite(predict(batch["image"])).argmax(axis=-1)  # (B, S, S)
+            scores = require_finite(predict(batch["image"]))  # (B, S, S, C)
             for row in np.flatnonzero(batch["valid"]):
-                domain, name = records[batch["record"][row]]
-                self.add(domain, name, batch["label"][row], predictions[row])
+                record = records[batch["record"][row]]
+                inside = (row, slice(record.height), slice(record.width))
+                self.add_scores(record.domain, record.name, batch["label"][inside], scores[inside])
             if isinstance(predict, RoutedPredict):
                 self._count_routing(predict, batch["label"])  # all 255 in rows that are not valid
 
@@ -309,7 +339,12 @@ def _label_windows(label: np.ndarray, settings: EvaluateConfig) -> np.ndarray:
 
 
 def tally_split(
-    config: RunConfig, splits: Splits, split: str, predict: Predict, experts: int | None = None
+    config: RunConfig,
+    splits: Splits,
+    split: str,
+    predict: Predict,
+    experts: int | None = None,
+    temperatures: Sequence[float] = (),
 ) -> Tally:
     """Run a predictor over all images of a split and count.
 
@@ -321,9 +356,10 @@ def tally_split(
       split: name of the split.
       predict: a predictor, or a `RoutedPredict`.
       experts: number of experts that a `RoutedPredict` chooses from.
+      temperatures: see `Tally`.
     """
     settings = config.evaluate
-    tally = Tally(config.classes.names, experts)
+    tally = Tally(config.classes.names, experts, temperatures)
     source, records = splits.of(split)
     if any(max(record.height, record.width) > settings.window for record in records) or not records:
         tally.count_images(predict, splits.examples(split), settings)
@@ -336,7 +372,7 @@ def tally_split(
         workers=config.data.workers,
     )
     with contextlib.closing(batches):
-        tally.count_tiles(predict, batches, [(record.domain, record.name) for record in records])
+        tally.count_tiles(predict, batches, records)
     return tally
 
 

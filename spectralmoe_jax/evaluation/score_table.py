@@ -54,15 +54,17 @@ def make_report(tally: Tally) -> Report:
     """Compute the scores of a tally, as JSON values.
 
     Returns:
-      `miou`, `overall_accuracy`, `iou` and `accuracy` by class of all pixels together (`all`) and of each
-      domain (`domains`), `mean_miou` over the domains that have labels, the confusion matrices, the number of
-      images, and `routing` (see `routing_report`) where tokens of experts were counted.
+      `miou`, `overall_accuracy`, `kappa`, `iou`, `f1` and `accuracy` by class of all pixels together (`all`)
+      and of each domain (`domains`), `mean_miou` over the domains that have labels, the confusion matrices,
+      the number of images, and `routing` (see `routing_report`) where tokens of experts were counted. Where
+      scores were counted, `reliability` (see `Reliability.report`) with each temperature, and `boundary_iou`
+      by class in `all`.
 
     Raises:
       UserError: there is no image.
     """
     names, total, domains = tally.names, tally.total(), tally.domains()
-    report = {
+    report: Report = {
         "classes": names,
         "images": len(tally.images),
         "miou": total.miou,
@@ -72,6 +74,10 @@ def make_report(tally: Tally) -> Report:
     }
     if tally.routing is not None and tally.routing.counts is not None:
         report["routing"] = routing_report(tally.routing.counts)
+    if tally.boundaries is not None:
+        report["all"]["boundary_iou"] = dict(zip(names, tally.boundaries.iou.tolist(), strict=True))
+    if tally.reliability:
+        report["reliability"] = [reliability.report() for reliability in tally.reliability]
     return report
 
 
@@ -105,7 +111,9 @@ def _scores(matrix: ConfusionMatrix, names: Sequence[str]) -> Report:
     return {
         "miou": matrix.miou,
         "overall_accuracy": matrix.overall_accuracy,
+        "kappa": matrix.kappa,
         "iou": dict(zip(names, matrix.iou.tolist(), strict=True)),
+        "f1": dict(zip(names, matrix.f1.tolist(), strict=True)),
         "accuracy": dict(zip(names, matrix.accuracy.tolist(), strict=True)),
         "confusion": matrix.counts.tolist(),
     }
@@ -128,6 +136,8 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
 def print_table(report: Report, title: str = "", console: Console | None = None) -> None:
     """Print IoU by class, a column for each domain and one for all pixels, mIoU and accuracy below.
 
+    Further columns have the accuracy, F1 and boundary IoU of all pixels.
+
     Args:
       report: from `make_report`.
       title: line above the table.
@@ -138,13 +148,18 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     table.add_column("IoU, %")
     for name in columns:
         table.add_column(name, justify="right")
-    table.add_column("accuracy, all", justify="right")
+    further = {"accuracy": "accuracy, all", "f1": "F1, all", "boundary_iou": "boundary IoU, all"}
+    further = {key: title for key, title in further.items() if key in report["all"]}
+    for title_of_column in further.values():
+        table.add_column(title_of_column, justify="right")
     for name in report["classes"]:
-        accuracy = _percent(report["all"]["accuracy"][name])
-        table.add_row(name, *(_percent(scores["iou"][name]) for scores in columns.values()), accuracy)
+        more = (_percent(report["all"][key][name]) for key in further)
+        table.add_row(name, *(_percent(scores["iou"][name]) for scores in columns.values()), *more)
     table.add_section()
-    overall = _percent(report["all"]["overall_accuracy"])
-    table.add_row("mIoU", *(_percent(scores["miou"]) for scores in columns.values()), overall, style="bold")
+    means = {key: _mean(list(report["all"][key].values())) for key in further}
+    means["accuracy"] = report["all"]["overall_accuracy"]
+    overall = (_percent(means[key]) for key in further)
+    table.add_row("mIoU", *(_percent(scores["miou"]) for scores in columns.values()), *overall, style="bold")
     console = console or (Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH))
     if title:
         console.print(title, style="bold")
@@ -152,6 +167,12 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     labelled = sum(not math.isnan(scores["miou"]) for scores in report["domains"].values())
     if labelled > 1:
         console.print(f"mean mIoU over {labelled} domains: {_percent(report['mean_miou'])}")
+    for found in report.get("reliability", ()):
+        console.print(
+            f"probabilities with temperature {found['temperature']:.3g}: expected calibration error "
+            f"{_percent(found['expected_calibration_error'])}, Brier score {found['brier']:.3f}",
+            highlight=False,
+        )
     for modality in dict.fromkeys(entry["modality"] for entry in report.get("routing", ())):
         nmi = [f"{e['nmi']:.2f}" for e in report["routing"] if e["modality"] == modality]
         console.print(f"mutual information of expert and class by layer, {modality}: {' '.join(nmi)}")

@@ -23,8 +23,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.geotiff import confidence_of
 from spectralmoe_jax.inference.model import Model
+from spectralmoe_jax.inference.polygons import OUTLINES, Outlines
+from spectralmoe_jax.inference.products import product_file
 from spectralmoe_jax.inference.scene import is_remote, reading, scene_stem
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
@@ -127,9 +128,41 @@ def _lines(path: Path) -> list[str]:
     return [text if is_remote(text) else str(path.parent / text) for text in named if text]
 
 
-def plan(
-    inputs: Sequence[str], folder: Path, *, previews: Path | None = None, confidence: bool = False
-) -> list[Job]:
+class Beside(NamedTuple):
+    """What is written beside every map.
+
+    Attributes:
+      products: names of rasters, see `inference.products`.
+      previews: folder for pictures, or None.
+      vectors: folder for polygons (GeoPackages), or None.
+      outlines: of the polygons.
+    """
+
+    products: tuple[str, ...] = ()
+    previews: Path | None = None
+    vectors: Path | None = None
+    outlines: Outlines = OUTLINES
+
+    def files(self, job: Job, folder: Path) -> dict[str, Path]:
+        """Return the files beside the map of a scene, by their kind.
+
+        Args:
+          job: the scene and its map.
+          folder: that all maps are below, which names pictures and polygons.
+        """
+        found = {name: product_file(job.output, name) for name in self.products}
+        name = job.output.relative_to(folder)
+        if self.vectors is not None:
+            found["vector"] = (self.vectors / name).with_suffix(".gpkg")
+        if self.previews is not None:
+            found["preview"] = (self.previews / name).with_suffix(".png")
+        return found
+
+
+NOTHING = Beside()
+
+
+def plan(inputs: Sequence[str], folder: Path, beside: Beside = NOTHING) -> list[Job]:
     """Return a job for every scene, with the maps below a folder.
 
     Maps and their previews are no scenes, wherever their folders are.
@@ -137,13 +170,13 @@ def plan(
     Args:
       inputs: as in `find_scenes`.
       folder: of the maps.
-      previews: folder of the pictures, or None.
-      confidence: whether a confidence is written beside every map.
+      beside: what is written beside every map.
 
     Raises:
       UserError: an input names no scene, two scenes would have the same map, or a folder is a file.
     """
-    written = [place for place in (folder, previews) if place is not None]
+    previews = beside.previews
+    written = [place for place in (folder, previews, beside.vectors) if place is not None]
     for place in written:
         if place.is_file() or place.suffix.lower() in SUFFIXES:
             raise UserError(f"{place}: is the name of a file; let a map end in .tif, or give a folder")
@@ -156,7 +189,7 @@ def plan(
         raise UserError(f"{', '.join(inputs)}: no scene there that is not a map in {folder}")
     files: dict[Path, str] = {}
     for job in jobs:
-        for file in (job.output, *((confidence_of(job.output),) if confidence else ())):
+        for file in (job.output, *beside.files(job, folder).values()):
             if file in files:
                 raise UserError(
                     f"{files[file]} and {job.scene} would both be mapped to {file}: give a folder that holds "
@@ -167,7 +200,7 @@ def plan(
 
 
 def _is_map(scene: str, folder: Path) -> bool:
-    """Return whether a scene is a map, or a confidence, in the folder of the maps."""
+    """Return whether a scene is a map, or a product of one, in the folder of the maps."""
     if is_remote(scene) or not Path(os.path.abspath(scene)).is_relative_to(os.path.abspath(folder)):
         return False
     return _MAP in _tags_of(Path(scene))
@@ -207,9 +240,8 @@ def map_scenes(
     model: Model,
     jobs: Sequence[Job],
     folder: Path,
+    beside: Beside = NOTHING,
     *,
-    confidence: bool = False,
-    previews: Path | None = None,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> list[Outcome]:
@@ -218,9 +250,8 @@ def map_scenes(
     Args:
       model: the model.
       jobs: scenes and their maps.
-      folder: that all maps are below, which names the previews.
-      confidence: write the confidence beside every map.
-      previews: folder for pictures, or None.
+      folder: that all maps are below.
+      beside: what is written beside every map.
       overwrite: whether to make maps anew that are done, or that another model made.
       console: where to print a line for every scene.
 
@@ -231,9 +262,8 @@ def map_scenes(
     outcomes: list[Outcome] = []
     for number, job in enumerate(jobs, 1):
         began = time.monotonic()
-        preview = previews and (previews / job.output.relative_to(folder)).with_suffix(".png")
         try:
-            outcome = _map(model, job, confidence, preview, overwrite)
+            outcome = _map(model, job, beside, beside.files(job, folder), overwrite)
         except (UserError, RasterioError, OSError) as problem:
             outcome = Outcome(job, "failed", " ".join(str(problem).split()))
         outcomes.append(outcome)
@@ -245,38 +275,47 @@ def map_scenes(
     return outcomes
 
 
-def _map(model: Model, job: Job, confidence: bool, preview: Path | None, overwrite: bool) -> Outcome:
+def _map(model: Model, job: Job, beside: Beside, files: Mapping[str, Path], overwrite: bool) -> Outcome:
     """Map one scene, unless its map is there.
 
     Raises:
       UserError: the scene cannot be mapped, or the file is the map of another model or no map.
     """
     tags = {_MAP: model.fingerprint, _SCENE: _scene_size(job.scene)}
-    rasters = [job.output, *([confidence_of(job.output)] if confidence else [])]
+    products = [files[name] for name in beside.products]
+    drawn = [files[name] for name in ("vector", "preview") if name in files]
+    rasters = [job.output, *products]
     there = {path: _tags_of(path) for path in rasters if path.exists()}
     for path, earlier in there.items():
         if not any(name in earlier for name in _OURS):
             raise UserError(f"{path}: exists, and is no map; give another --output")
     if there and not overwrite:
-        if all(_is_whole(path, tags) for path in rasters) and _is_drawn(preview, job.output):
+        calibrated = tags | {"TEMPERATURE": f"{model.temperature:.6g}"} if products else tags
+        whole = _is_whole(job.output, tags) and all(_is_whole(path, calibrated) for path in products)
+        if whole and all(_is_drawn(path, job.output) for path in drawn):
             return Outcome(job, "done before")
         if any(earlier.get(_MAP) != tags[_MAP] for earlier in there.values()):
             raise UserError(
                 f"{job.output}: exists, and is not of this model; give another --output, or --overwrite"
             )
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    if preview is not None:
-        preview.parent.mkdir(parents=True, exist_ok=True)
-    done = model.map(job.scene, job.output, confidence=confidence, preview=preview, tags=tags)
+    for path in (job.output, *drawn):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    done = model.map(
+        job.scene,
+        job.output,
+        **dict.fromkeys(beside.products, True),
+        preview=files.get("preview"),
+        vector=files.get("vector"),
+        outlines=beside.outlines,
+        tags=tags,
+    )
     return Outcome(job, "mapped", pixels=done["pixels"])
 
 
-def _is_drawn(preview: Path | None, output: Path) -> bool:
-    """Return whether the preview of a map is there, if one is wanted, and not older than the map."""
-    if preview is None:
-        return True
-    # the picture is drawn last and moved into place first
-    return preview.exists() and preview.stat().st_mtime >= output.stat().st_mtime
+def _is_drawn(file: Path, output: Path) -> bool:
+    """Return whether the picture or the polygons of a map are there, and not older than the map."""
+    # they are made last and moved into place first
+    return file.exists() and file.stat().st_mtime >= output.stat().st_mtime
 
 
 def _scene_size(scene: str) -> str:

@@ -25,7 +25,9 @@ from rasterio.windows import Window
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines, write_polygons
 from spectralmoe_jax.inference.preview import write_preview
+from spectralmoe_jax.inference.products import Product, product_file
 from spectralmoe_jax.inference.scene import NODATA, Scene, is_remote, open_scene, reading
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
@@ -55,8 +57,10 @@ def predict_scene(
     bands: Sequence[str],
     sensor: str | None = None,
     file_bands: Sequence[str] | None = None,
-    confidence: bool = False,
+    products: Sequence[Product] = (),
     preview: Path | None = None,
+    vector: Path | None = None,
+    outlines: Outlines = OUTLINES,
     tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the class map of a scene, with the scene's size, CRS, transform and nodata area.
@@ -68,9 +72,9 @@ def predict_scene(
 
     Args:
       predict: from (B, S, S, bands) pixels, uint8 if the scene is uint8 and float32 otherwise, to scores
-        (B, S, S, C) that are not negative; S is that of `settings`, and B too, unless the scene has fewer
-        windows. Pixels without data are 0,
-        and windows without any data are skipped.
+        (B, S, S, C) that are not negative, which `products` may want further channels behind; S is that of
+        `settings`, and B too, unless the scene has fewer windows. Pixels without data are 0, and windows
+        without any data are skipped.
       input: scene file, or a name that GDAL opens; see `inference.scene`.
       output: map to write.
       settings: side and overlap of the windows, windows in a call.
@@ -79,11 +83,14 @@ def predict_scene(
       bands: of the model, found in the scene as `data_pipelines.sensors.choose_bands` does.
       sensor: gives the aliases of band names, and the nodata value of a scene that states none.
       file_bands: names of all bands of a scene that names none.
-      confidence: also write `<output stem>_confidence.tif`, the score of the chosen class over the sum of
-        scores, float32 with nan = nodata. It is not a second band of the map, as all bands of a GeoTIFF have
-        one data type, and only a single band can have a colour table.
+      products: also write `<output stem>_<product>.tif`, float32 with nan = nodata. They are no further bands
+        of the map, as all bands of a GeoTIFF have one data type, and only a single band can have a colour
+        table.
       preview: PNG of scene and map to write, or None.
-      tags: further metadata of the map and of the confidence.
+      vector: file of the map's polygons to write, or None; see `inference.polygons`. Their confidence is that
+        of the product of this name.
+      outlines: which polygons are written, and how coarse.
+      tags: further metadata of all rasters.
 
     Returns:
       `shape` (rows, columns), `pixels` (those with data), `shares` (class name to its share of them) and
@@ -96,8 +103,9 @@ def predict_scene(
     # 1. check the paths before anything is read
     name, output = os.fspath(input), Path(output)
     targets = {"map": output}
-    if confidence:
-        targets["confidence"] = confidence_of(output)
+    targets |= {product.name: product_file(output, product.name) for product in products}
+    if vector is not None:
+        targets["vector"] = Path(vector)
     if preview is not None:
         targets["preview"] = Path(preview)
     if not is_remote(name) and not Path(name).is_file():
@@ -111,19 +119,23 @@ def predict_scene(
             settings = fitted_batch(settings, (scene.height, scene.width))
             sinks = [_open_map(temporary["map"], output, dataset, names, palette)]
             try:
-                if confidence:
-                    sinks.append(_open_confidence(temporary["confidence"], targets["confidence"], dataset))
+                for product in products:
+                    part = product.name
+                    sinks.append(_open_product(temporary[part], targets[part], dataset, product.bands))
                 for sink in sinks:
                     sink.update_tags(**(tags or {}))
-                counts = _predict_rows(predict, scene, settings, len(names), output, sinks)
+                counts = _predict_rows(predict, scene, settings, len(names), output, sinks, products)
             finally:
                 for sink in sinks:
                     sink.close()
             # 3. rewrite with overviews, and read back, so that a full disk does not go unnoticed
-            for part in ("map", "confidence")[: len(sinks)]:
+            for part in ("map", *(product.name for product in products)):
                 _make_cloud_optimised(temporary[part], targets[part])
                 _check_written(temporary[part], targets[part], int(counts.sum()))
-        # 4. preview
+        # 4. polygons and preview
+        if vector is not None:
+            sure = temporary.get("confidence")
+            write_polygons(temporary["vector"], targets["vector"], temporary["map"], sure, names, outlines)
         if preview is not None:
             shown = [scene.indexes[place] for place in display_bands(bands, sensor)] if sensor else None
             try:
@@ -143,13 +155,14 @@ def predict_scene(
     }
 
 
-def confidence_of(output: Path) -> Path:
-    """Return the name of the confidence of a map."""
-    return output.with_name(f"{output.stem}_confidence.tif")
-
-
 def _predict_rows(
-    predict: Predict, scene: Scene, settings: EvaluateConfig, classes: int, output: Path, sinks: list[Any]
+    predict: Predict,
+    scene: Scene,
+    settings: EvaluateConfig,
+    classes: int,
+    output: Path,
+    sinks: list[Any],
+    products: Sequence[Product],
 ) -> np.ndarray:
     """Predict all windows and write rows as soon as they are finished.
 
@@ -161,7 +174,8 @@ def _predict_rows(
     valid_rows = _ValidRows(width)
     # Weighted scores of the rows [first, first + S). Neither the best class nor its share of the scores
     # depends on the sum of weights, so that is not kept.
-    total = np.zeros((size, width, classes), np.float32)
+    channels = classes + max((product.further for product in products), default=0)
+    total = np.zeros((size, width, channels), np.float32)
     first = 0
     counts = np.zeros(classes, np.int64)
 
@@ -171,12 +185,11 @@ def _predict_rows(
         while first < until:
             rows = min(until - first, size)
             valid = valid_rows.take(rows)
-            chosen = total[:rows].argmax(-1)
+            chosen = total[:rows, :, :classes].argmax(-1)
             counts += np.bincount(chosen[valid], minlength=classes)
-            results = [np.where(valid, chosen, NODATA).astype(np.uint8)]
-            if len(sinks) > 1:
-                share = total[:rows].max(-1) / np.maximum(total[:rows].sum(-1), np.finfo(np.float32).tiny)
-                results.append(np.where(valid, share, np.float32(np.nan)))
+            results = [np.where(valid, chosen, NODATA).astype(np.uint8)[None]]
+            for product in products:
+                results.append(np.where(valid, product.values(total[:rows]), np.float32(np.nan)))
             pending.append(writer.submit(_write_rows, sinks, results, first, output))
             if len(pending) > _ROWS_BEHIND:
                 pending.popleft().result()
@@ -250,7 +263,7 @@ class _ValidRows:
 def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output: Path) -> None:
     for sink, values in zip(sinks, results, strict=True):
         try:
-            sink.write(values, 1, window=Window(0, first, values.shape[1], len(values)))
+            sink.write(values, window=Window(0, first, values.shape[2], values.shape[1]))
         except (RasterioError, OSError) as error:
             raise _unwritable(output) from error
 
@@ -258,9 +271,10 @@ def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output:
 def _check_targets(scene: str, targets: dict[str, Path]) -> None:
     input = Path(scene)
     for name, path in targets.items():
-        suffixes = (".png",) if name == "preview" else (".tif", ".tiff")
+        suffixes = {"preview": (".png",), "vector": tuple(DRIVERS)}.get(name, (".tif", ".tiff"))
         if path.suffix.lower() not in suffixes:
-            raise UserError(f"{path}: the {name} is written as {suffixes[0]}; let its name end so")
+            allowed = suffixes if name == "vector" else suffixes[:1]
+            raise UserError(f"{path}: the {name} is written as {', '.join(allowed)}; let its name end so")
         if not is_remote(scene) and (
             path.resolve() == input.resolve() or (path.exists() and path.samefile(input))
         ):
@@ -297,7 +311,7 @@ def _temporary_names(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
 
 
 def _open_map(path: Path, target: Path, scene: Any, names: Sequence[str], palette: Any) -> Any:
-    sink = _open_like(path, target, scene, dtype="uint8", nodata=NODATA)
+    sink = _open_like(path, target, scene, dtype="uint8", nodata=NODATA, count=1)
     try:
         colours = {i: (*map(int, colour), 255) for i, colour in enumerate(palette)}
         sink.write_colormap(1, {**colours, NODATA: (0, 0, 0, 0)})
@@ -309,14 +323,16 @@ def _open_map(path: Path, target: Path, scene: Any, names: Sequence[str], palett
     return sink
 
 
-def _open_confidence(path: Path, target: Path, scene: Any) -> Any:
-    sink = _open_like(path, target, scene, dtype="float32", nodata=float("nan"), predictor=3)
-    sink.set_band_description(1, "confidence: score of the chosen class over the sum of scores")
+def _open_product(path: Path, target: Path, scene: Any, bands: Sequence[str]) -> Any:
+    options = {"dtype": "float32", "nodata": float("nan"), "predictor": 3, "count": len(bands)}
+    sink = _open_like(path, target, scene, **options)
+    for number, description in enumerate(bands, 1):
+        sink.set_band_description(number, description)
     return sink
 
 
 def _open_like(path: Path, target: Path, scene: Any, **profile: Any) -> Any:
-    """Create a one-band GeoTIFF with the scene's georeference: transform, control points or camera model."""
+    """Create a GeoTIFF with the scene's georeference: transform, control points or camera model."""
     if not scene.transform.is_identity:
         profile["transform"] = scene.transform
     try:
@@ -326,7 +342,6 @@ def _open_like(path: Path, target: Path, scene: Any, **profile: Any) -> Any:
             driver="GTiff",
             height=scene.height,
             width=scene.width,
-            count=1,
             crs=scene.crs,
             tiled=True,
             blockxsize=_BLOCK,

@@ -10,15 +10,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.calibration import (
+    Calibration,
+    calibration_file,
+    calibration_of,
+    entropy_of,
+    make_distance,
+    probabilities_of,
+    weights_digest,
+)
 from spectralmoe_jax.inference.geotiff import predict_scene
 from spectralmoe_jax.inference.model_files import config_of_model
-from spectralmoe_jax.inference.predict_step import checked, make_predict
+from spectralmoe_jax.inference.polygons import OUTLINES, Outlines
+from spectralmoe_jax.inference.predict_step import make_features, make_predict
+from spectralmoe_jax.inference.products import PRODUCTS, make_products, with_distance
 from spectralmoe_jax.inference.segmenter_weights import load_segmenter
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
@@ -29,7 +39,6 @@ from spectralmoe_jax.inference.sliding_window import (
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import inference_layout
-from spectralmoe_jax.parameters import join, named_leaves, split
 from spectralmoe_jax.sensors import place_of
 
 if TYPE_CHECKING:
@@ -59,7 +68,7 @@ def load(
     run = config_of_model(model) if config is None else as_run_config(config)
     run = run.stream(stream) if stream else run
     layout = inference_layout(run)
-    return Model(load_segmenter(model, run, layout), run, layout)
+    return Model(load_segmenter(model, run, layout), run, layout, calibration_file(model))
 
 
 def predict(
@@ -68,8 +77,7 @@ def predict(
     *,
     input: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    confidence: bool = False,
-    preview: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Map one scene with a trained model; to map several, `load` it once.
 
@@ -78,8 +86,7 @@ def predict(
       config: as in `load`.
       input: raster with the bands of the configuration.
       output: map to write.
-      confidence: write the confidence beside the map.
-      preview: PNG to write, or None.
+      **options: what to write beside the map, as in `Model.map`.
 
     Returns:
       See `Model.map`.
@@ -87,7 +94,7 @@ def predict(
     Raises:
       UserError: names the file or key that is wrong.
     """
-    return load(checkpoint, config).map(input, output, confidence=confidence, preview=preview)
+    return load(checkpoint, config).map(input, output, **options)
 
 
 class Model:
@@ -106,16 +113,24 @@ class Model:
       sensor: name of the sensor, or None.
       pixel_mean: mean of each band that the model subtracts, in stored values.
       pixel_std: deviation of each band that it divides by.
+      calibration_file: where `spectralmoe calibrate` keeps the model's calibration, or None.
     """
 
-    def __init__(self, segmenter: Segmenter, config: RunConfig, layout: Layout | None = None):
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        config: RunConfig,
+        layout: Layout | None = None,
+        calibration: Path | None = None,
+    ):
         self.config, self.segmenter = config, segmenter
+        self.calibration_file = calibration
         self.classes, self.palette = tuple(config.classes.names), config.classes.palette
         self.bands, self.sensor = tuple(config.bands), config.sensor
         self.pixel_mean = np.asarray(segmenter.pixel_mean[...])
         self.pixel_std = np.asarray(segmenter.pixel_std[...])
         self._predict = make_predict(segmenter, layout, config.evaluate.tta)
-        self._encode = _make_encode(segmenter)
+        self._encode = make_features(segmenter, layout)
 
     def __repr__(self) -> str:
         return f"Model({self.config.name!r}, bands={self.bands}, classes={self.classes})"
@@ -145,7 +160,10 @@ class Model:
         return self.scores(image, bands).argmax(axis=-1).astype(np.uint8)
 
     def probabilities(self, image: np.ndarray, bands: Sequence[str | None] | None = None) -> np.ndarray:
-        """Return the share of every class in the scores of every pixel.
+        """Return the probability of every class in every pixel.
+
+        They are calibrated by the temperature that `spectralmoe calibrate` fitted; without one, they are the
+        shares of the scores.
 
         >>> import numpy as np, spectralmoe_jax
         >>> model = spectralmoe_jax.load("runs/quickstart")
@@ -166,8 +184,40 @@ class Model:
         Raises:
           UserError: as in `predict`.
         """
-        scores = self.scores(image, bands)
-        return scores / np.maximum(scores.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+        return probabilities_of(self.scores(image, bands), self.temperature)
+
+    def uncertainty(self, image: np.ndarray, bands: Sequence[str | None] | None = None) -> np.ndarray:
+        """Return how unsure the model is of every pixel, and how far the pixel is from the source.
+
+        Entropy of the probabilities over its largest value, in 0..1; and the Mahalanobis distance of the
+        features from those of the source, above 1 where 95 % of held-out source patches are nearer.
+
+        >>> import numpy as np, spectralmoe_jax
+        >>> model = spectralmoe_jax.load("runs/quickstart")
+        >>> _ = spectralmoe_jax.calibrate("runs/quickstart")  # doctest: +SKIP
+        >>> image = np.random.default_rng(0).uniform(0, 3000, (100, 130, 4))
+        >>> model.uncertainty(image).shape  # doctest: +SKIP
+        (100, 130, 2)
+
+        Args:
+          image: as in `predict`.
+          bands: as in `predict`.
+
+        Returns:
+          (H, W, 2) or (B, H, W, 2) float32.
+
+        Raises:
+          UserError: as in `predict`, or the model has no calibration.
+        """
+        images = self._images(image, bands)
+        settings = fitted_batch(self.config.evaluate, images.shape[1:3], len(images))
+        scores = predict_images(list(images), self._predict, settings)
+        distances = predict_images(list(images), self._distance, settings)
+        found = [
+            np.concatenate([entropy_of(probabilities_of(s, self.temperature))[..., None], d], axis=-1)
+            for s, d in zip(scores, distances, strict=True)
+        ]
+        return found[0] if np.ndim(image) == 3 else np.stack(found)
 
     def scores(self, image: np.ndarray, bands: Sequence[str | None] | None = None) -> np.ndarray:
         """Return the scores of the classes, whose largest decides.
@@ -229,7 +279,11 @@ class Model:
         output: str | os.PathLike[str],
         *,
         confidence: bool = False,
+        probabilities: bool = False,
+        uncertainty: bool = False,
         preview: str | os.PathLike[str] | None = None,
+        vector: str | os.PathLike[str] | None = None,
+        outlines: Outlines = OUTLINES,
         tags: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Map a scene of any size into a georeferenced raster; see `inference.geotiff.predict_scene`.
@@ -244,9 +298,14 @@ class Model:
           scene: raster with the model's bands: a file, a name that GDAL opens (`https://...`, `/vsi...`), or
             an open rasterio dataset, which is read anew by its name.
           output: map to write, a GeoTIFF.
-          confidence: write the confidence beside the map.
+          confidence: write the probability of the chosen class, as `<output stem>_confidence.tif`.
+          probabilities: write those of all classes, as `<output stem>_probabilities.tif`.
+          uncertainty: write what `Model.uncertainty` returns, as `<output stem>_uncertainty.tif`.
           preview: PNG to write, or None.
-          tags: further metadata of the map.
+          vector: file of polygons to write (.gpkg, .geojson, .fgb or .parquet), or None. They have a
+            confidence if that is written too.
+          outlines: which polygons, and how coarse.
+          tags: further metadata of the rasters.
 
         Returns:
           `shape` (rows, columns), `pixels` (those with data), `shares` (class name to its share of them) and
@@ -255,8 +314,10 @@ class Model:
         Raises:
           UserError: names the file that is wrong.
         """
+        asked = (confidence, probabilities, uncertainty)
+        wanted = [name for name, is_wanted in zip(PRODUCTS, asked, strict=True) if is_wanted]
         return predict_scene(
-            self._predict,
+            with_distance(self._predict, self._distance) if uncertainty else self._predict,
             scene if isinstance(scene, str | os.PathLike) else _name_of(scene),
             Path(output),
             settings=self.config.evaluate,
@@ -265,9 +326,11 @@ class Model:
             bands=self.bands,
             sensor=self.sensor,
             file_bands=self.config.data.file_bands,
-            confidence=confidence,
+            products=make_products(wanted, self.classes, self.temperature) if wanted else (),
             preview=None if preview is None else Path(preview),
-            tags=tags,
+            vector=None if vector is None else Path(vector),
+            outlines=outlines,
+            tags=dict(tags or {}) | ({"TEMPERATURE": f"{self.temperature:.6g}"} if wanted else {}),
         )
 
     @functools.cached_property
@@ -275,11 +338,36 @@ class Model:
         """A digest of all weights and of the part of the configuration that a map depends on."""
         evaluate = dataclasses.replace(self.config.evaluate, batch_size=1)
         own = (self.classes, self.palette, self.bands, self.sensor, self.config.data.file_bands)
-        digest = hashlib.sha256(repr((self.segmenter.config, evaluate, *own)).encode())
-        for name, leaf in sorted(named_leaves(split(self.segmenter)).items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(leaf).data)
-        return digest.hexdigest()[:32]
+        settings = repr((self.segmenter.config, evaluate, *own, self.weights_digest))
+        return hashlib.sha256(settings.encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """A digest of all weights."""
+        return weights_digest(self.segmenter)
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration kept with the model, or None.
+
+        Raises:
+          UserError: it is damaged, or of other weights.
+        """
+        return calibration_of(self.calibration_file, self.segmenter)
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the probabilities; 1 without a calibration."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    @functools.cached_property
+    def _distance(self) -> Predict:
+        if self.calibration is None:
+            raise UserError(
+                f"{self.config.name}: the distance from the source needs a calibration: run `spectralmoe "
+                "calibrate` on the model, where its source images are"
+            )
+        return make_distance(self._encode, self.calibration)
 
     def _images(self, image: np.ndarray, bands: Sequence[str | None] | None) -> np.ndarray:
         """Return images (B, H, W, bands) with the model's bands, uint8 or float32.
@@ -332,17 +420,3 @@ def _name_of(dataset: DatasetReader) -> str:
     if dataset.name.startswith("WarpedVRT("):
         raise UserError(f"{dataset.name}: cannot be read by its name; save it as a file, or as a VRT, first")
     return dataset.name
-
-
-def _make_encode(segmenter: Segmenter) -> Predict:
-    """Make the function from raw tiles (B, S, S, bands) to the last map of features (B, h, w, D)."""
-    trainable, frozen = split(segmenter)
-
-    @jax.jit
-    def encode(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
-        """Compute adapted features, without the adapter's noise."""
-        model = join(segmenter, trainable, frozen)
-        return model.features(model.normalise(pixels)).maps[-1].astype(np.float32)
-
-    step = checked(encode, segmenter.config)
-    return lambda pixels: np.asarray(step(trainable, frozen, pixels))

@@ -70,6 +70,25 @@ def make_routed_step(segmenter: Segmenter, layout: Layout | None = None, tta: st
     return routed if tta == "none" else averaged_routed
 
 
+def make_features(segmenter: Segmenter, layout: Layout | None = None) -> Predict:
+    """Make an encoder: raw tiles (B, S, S, bands) -> adapted features (B, h, w, D) float32.
+
+    Features are the last of those that the head reads, without the adapter's noise. Arguments are those of
+    `make_predict`.
+    """
+    trainable, frozen = split(segmenter)
+
+    def encode(trainable: Any, frozen: Any, pixels: jax.Array) -> jax.Array:
+        """Compute the features of some tiles."""
+        model = join(segmenter, trainable, frozen)
+        return model.features(model.normalise(pixels)).maps[-1].astype(np.float32)
+
+    traced = encode if layout is None else layout.traced(encode)
+    step = jax.jit(traced, out_shardings=None if layout is None else layout.sharding())
+    spread = _spread(step, layout, segmenter.config)
+    return lambda pixels: np.asarray(spread(trainable, frozen, pixels))[: len(pixels)]
+
+
 def make_scores(
     structure: Segmenter, layout: Layout | None = None
 ) -> Callable[[Any, Any, np.ndarray], np.ndarray]:

@@ -219,6 +219,25 @@ def specialisation(run: RunRecord) -> Chart | None:
     return _chart(caption, lines, title, "layer", y_range=y_range, markers=True)
 
 
+def reliability(run: RunRecord) -> Chart | None:
+    """Chart the share of right pixels by their confidence, a line for each temperature."""
+    found = (run.evaluation or {}).get("reliability")
+    if not found:
+        return None
+    lines, said = [Line("as it should be", [0, 100], [0.0, 1.0])], []
+    for scores in found:
+        shown = [i for i, pixels in enumerate(scores["pixels"]) if pixels]
+        name = f"temperature {scores['temperature']:.3g}"
+        confidence = [100 * scores["confidence"][i] for i in shown]
+        lines.append(Line(name, confidence, [scores["accuracy"][i] for i in shown]))
+        error = scores["expected_calibration_error"]
+        if error is not None:
+            said.append(f"{name}, expected calibration error {error:.1%}, Brier score {scores['brier']:.3f}")
+    title = f"Share of right pixels by their confidence: {'; '.join(said)}"
+    caption = f"Right pixels by confidence. {'; '.join(said).capitalize()}"
+    return _chart(caption, lines, title, "confidence, %", y_range=(0, 1), markers=True)
+
+
 class RoutingTable(NamedTuple):
     """Experts against classes in one layer and modality.
 

@@ -90,6 +90,7 @@ def run_page(run: RunRecord, shown: str) -> str:
         evaluation=evaluation,
         class_rows=_class_rows(evaluation) if evaluation else [],
         confusion=_confusion(evaluation) if evaluation else [],
+        reliability=figures.reliability(run),
         scenes=[
             {
                 "scene": scene,
@@ -202,6 +203,8 @@ def _class_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
             "number": number,
             "iou": [scores["iou"][name] for scores in columns.values()],
             "accuracy": evaluation["all"]["accuracy"][name],
+            "f1": evaluation["all"].get("f1", {}).get(name),
+            "boundary_iou": evaluation["all"].get("boundary_iou", {}).get(name),
             "share": int(support[number]) / total,
         }
         for number, name in enumerate(evaluation["classes"])

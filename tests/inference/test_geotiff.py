@@ -15,10 +15,12 @@ from data_pipelines.readers.raster_file import read_pixels
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.geotiff import predict_scene
+from spectralmoe_jax.inference.products import make_products
 
 NAMES = ("red soil", "green field", "blue water")
 PALETTE = ((200, 60, 20), (30, 160, 40), (20, 60, 200))
 RGB = ("red", "green", "blue")
+CONFIDENCE = make_products(("confidence",), NAMES)
 SETTINGS = EvaluateConfig(window=32, overlap=9, batch_size=3)
 TRANSFORM = from_origin(500_000, 4_000_000, 10, 10)
 
@@ -78,7 +80,7 @@ def test_landsat_scene_keeps_its_georeference_and_nodata_area(shared_data, folde
 
     summary = map_scene(
         path, folder / "map.tif", predict, settings=EvaluateConfig(128, 32, 4), preview=folder / "map.png",
-        confidence=True,
+        products=CONFIDENCE,
     )  # fmt: skip
     assert shapes == {((4, 128, 128, 3), np.dtype(np.uint8))}
     with rasterio.open(path) as scene, rasterio.open(folder / "map.tif") as made:
@@ -135,7 +137,7 @@ def test_blends_like_an_image_in_memory(tmp_path):
     predict = lambda tiles: tiles.astype(np.float32) + bias
     pixels = random_pixels(150, 110)
     path = write_scene(tmp_path / "scene.tif", pixels)
-    map_scene(path, tmp_path / "map.tif", predict, confidence=True)
+    map_scene(path, tmp_path / "map.tif", predict, products=CONFIDENCE)
     blended = predict_image(pixels, predict, SETTINGS)
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), blended.argmax(-1))
     share = blended.max(-1) / blended.sum(-1)
@@ -287,7 +289,7 @@ def test_failure_keeps_the_old_map_and_leaves_no_other_file(tmp_path, folder):
         return scores_of(tiles)
 
     with pytest.raises(KeyboardInterrupt):
-        map_scene(path, folder / "map.tif", predict, confidence=True, preview=folder / "map.png")
+        map_scene(path, folder / "map.tif", predict, products=CONFIDENCE, preview=folder / "map.png")
     assert [p.name for p in folder.iterdir()] == ["map.tif"]
     assert (folder / "map.tif").read_bytes() == b"before"
 
@@ -323,7 +325,7 @@ def test_unreadable_input(tmp_path, folder):
 def test_truncated_input(tmp_path, folder, driver, kept, window):
     path = write_scene(tmp_path / f"scene.{driver}", random_pixels(200, 300), driver=driver)
     os.truncate(path, int(path.stat().st_size * kept))
-    options = {"confidence": True, "preview": folder / "map.png", "settings": EvaluateConfig(window, 8)}
+    options = {"products": CONFIDENCE, "preview": folder / "map.png", "settings": EvaluateConfig(window, 8)}
     check_refused(folder, [path.name, "complete"], path, **options)
 
 
@@ -368,7 +370,7 @@ def test_overviews_and_statistics(tmp_path):
     np.put_along_axis(pixels, classes[..., None].astype(np.int64), 200, axis=-1)
     path = write_scene(tmp_path / "scene.tif", pixels)
     large = EvaluateConfig(window=256, overlap=0, batch_size=4)
-    map_scene(path, tmp_path / "map.tif", confidence=True, settings=large)
+    map_scene(path, tmp_path / "map.tif", products=CONFIDENCE, settings=large)
     with rasterio.open(tmp_path / "map.tif", overview_level=0) as overview:
         np.testing.assert_array_equal(overview.read(1), blocks)
     with rasterio.open(tmp_path / "map.tif") as dataset:

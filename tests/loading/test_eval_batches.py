@@ -60,7 +60,7 @@ def test_scores_equal_those_of_whole_images(source):
     names = ("w", "x", "y", "z")
     batches = eval_batches(source, source.records, 16, batch_size=3)
     tally = Tally(names)
-    tally.count_tiles(predict, batches, [(record.domain, record.name) for record in source.records])
+    tally.count_tiles(predict, batches, source.records)
     tiled = make_report(tally)
     examples = (
         (record.domain, record.name, source.read_image(record), source.read_label(record))
