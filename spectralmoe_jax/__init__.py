@@ -21,6 +21,7 @@ _FUNCTIONS = {
     "load": "spectralmoe_jax.inference.model",
     "Model": "spectralmoe_jax.inference.model",
     "predict": "spectralmoe_jax.inference.model",
+    "view": "spectralmoe_jax.reporting.viewer",
     "verify": "spectralmoe_jax.parity.verify",
     "params": "spectralmoe_jax.models.build:count_parameters",
     "convert": "spectralmoe_jax.conversion.convert",

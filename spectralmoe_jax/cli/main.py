@@ -33,6 +33,7 @@ COMMANDS = {
         "write one HTML page about a run or a grid: curves, tables, scenes, experts; readable offline",
     ),
     "predict": ("models", "map scenes of any size to georeferenced rasters"),
+    "view": ("models", "write one page that shows the map of a scene over its image"),
     "convert": ("models", "convert published weights to our format, or a trained run to PyTorch"),
     "export": ("models", "write a trained model as a program that needs JAX alone"),
     "verify": ("models", "compare the model numerically with reference values"),

@@ -1,4 +1,4 @@
-"""Subcommands about models and weights: predict, convert, export, verify, params and compile."""
+"""Subcommands about models and weights: predict, view, convert, export, verify, params and compile."""
 
 import json
 import os
@@ -179,6 +179,38 @@ def _only_scene(arguments: Namespace, scenes: Sequence[tuple[str, object]]) -> s
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for several scenes; give a folder as --output, or leave it out")
     return scenes[0][0]
+
+
+class View:
+    """Write one HTML page that shows the map of a scene over its image, to pan, zoom and click.
+
+    It gives class, probability and expert of a pixel, and needs neither network nor server.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        add_model(parser)
+        parser.add_argument(
+            "--input",
+            required=True,
+            metavar="SCENE",
+            help="scene to map: a file, or an address that GDAL opens",
+        )
+        parser.add_argument("--output", required=True, metavar="FILE.html", type=Path, help="page to write")
+        add_tta(parser)
+        add_stream(parser)
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        given = (arguments.stream, arguments.config, arguments.tta)
+        config = open_config(arguments.checkpoint, overrides, *given)
+        page = spectralmoe_jax.view(
+            arguments.checkpoint, config, input=arguments.input, output=arguments.output
+        )
+        print(f"{page}: {page.stat().st_size / 1e6:.2f} MB")
+        return 0
 
 
 class Convert:

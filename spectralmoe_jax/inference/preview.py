@@ -68,7 +68,7 @@ def write_preview(
     from matplotlib.patches import Patch
 
     classes, shares = _read_map(map_path, len(names))
-    shown_scene = _read_scene(scene, classes != NODATA, shown)
+    shown_scene = scene_picture(scene, classes != NODATA, shown)
     colours = np.asarray(palette, np.uint8)
     lookup = np.full((256, 3), 255, np.uint8)
     lookup[: len(colours)] = colours
@@ -111,8 +111,18 @@ def _read_map(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return decimated, counts / max(counts.sum(), 1)
 
 
-def _read_scene(name: str, valid: np.ndarray, shown: Sequence[int] | None) -> np.ndarray:
-    """Read the scene (h, w, 3) uint8, decimated and stretched."""
+def scene_picture(name: str, valid: np.ndarray, shown: Sequence[int] | None) -> np.ndarray:
+    """Read a scene as a picture: decimated, and stretched from the 2nd to the 98th percentile.
+
+    Args:
+      name: the scene, a file or another name that GDAL opens.
+      valid: (h, w) bool, where the picture has data; elsewhere it is white.
+      shown: numbers of the bands, from 1, to show as red, green and blue; None for those that the file names
+        so.
+
+    Returns:
+      (h, w, 3) uint8.
+    """
     with reading(name), open_as_stored(name) as dataset:
         bands = list(shown or _display_bands(dataset))
         pixels = dataset.read(bands, out_shape=valid.shape).astype(np.float32)

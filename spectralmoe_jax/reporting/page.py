@@ -76,7 +76,7 @@ def run_page(run: RunRecord, shown: str) -> str:
     """Render the page of a run; `shown` is its folder as the page names it."""
     names, palette = run.config.classes.names, palette_of(run.config)
     evaluation = run.evaluation
-    return _rendered(
+    return rendered(
         "run.html",
         title=f"{run.name}: report of a run",
         shown=shown,
@@ -111,7 +111,7 @@ def grid_page(grid: GridRecord, shown: str) -> str:
     """Render the page of a grid: its table, and of each variant the first run that is done."""
     results = grid.results
     first = next(iter(grid.runs.values()), None)
-    return _rendered(
+    return rendered(
         "grid.html",
         title=f"{results['title'] or 'Ablation'}: report of a grid",
         shown=shown,
@@ -234,7 +234,8 @@ def _css(palette: Sequence[Sequence[int]]) -> list[str]:
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in palette]
 
 
-def _rendered(template: str, **values: Any) -> str:
+def rendered(template: str, **values: Any) -> str:
+    """Render a page from its template."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spectralmoe_jax.reporting"),
         autoescape=True,

@@ -38,7 +38,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 class Outline(HTMLParser):
     """Ids, links to them, pictures without words, tags left open, and what is loaded from elsewhere."""
 
-    EMPTY = ("meta", "link", "img", "br", "path", "circle")
+    EMPTY = ("meta", "link", "img", "br", "path", "circle", "input")
 
     def __init__(self, text: str):
         super().__init__()
