@@ -20,11 +20,13 @@ from spectralmoe_jax.cli.arguments import (
     refuse_overrides,
 )
 from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import fetch_first
 
 if TYPE_CHECKING:
     from spectralmoe_jax.inference.catalogue import Beside
+    from spectralmoe_jax.inference.stac import Scenes
 
 
 class Predict:
@@ -42,8 +44,8 @@ class Predict:
             required=True,
             nargs="+",
             metavar="SCENE",
-            help="scenes to map: files, folders, patterns such as '2024/**/*.tif', lists (.txt), or "
-            "addresses that GDAL opens (https://, s3://, gs://, /vsi...)",
+            help="scenes to map: files, folders, patterns such as '2024/**/*.tif', lists (.txt), STAC "
+            "(.json), or addresses that GDAL opens (https://, s3://, gs://, /vsi...)",
         )
         parser.add_argument(
             "--output",
@@ -113,12 +115,21 @@ class Predict:
         given = (arguments.stream, arguments.config, arguments.tta)
         config = open_config(arguments.checkpoint, overrides, *given)
         # imports JAX: not for --help
+        from spectralmoe_jax.inference.stac import without_stac
+
+        with without_stac(arguments.input, config.bands, config.sensor) as scenes:
+            return Predict._map(arguments, config, scenes)
+
+    @staticmethod
+    def _map(arguments: Namespace, config: RunConfig, scenes: "Scenes") -> int:
         from spectralmoe_jax.inference import catalogue
 
         beside = _beside(arguments)
         folder = arguments.output
         if folder.suffix.lower() in (".tif", ".tiff"):
-            scene = _only_scene(arguments, catalogue.find_scenes(arguments.input))
+            if scenes.failed:
+                raise UserError(": ".join(scenes.failed[0]))
+            scene = _only_scene(arguments, catalogue.find_scenes(scenes.inputs))
             spectralmoe_jax.predict(
                 arguments.checkpoint,
                 config,
@@ -131,7 +142,7 @@ class Predict:
             )
             return 0
         index, count = catalogue.part_of_scenes(arguments.shard, os.environ) if arguments.shard else (0, 1)
-        jobs = catalogue.plan(arguments.input, folder, beside)[index::count]
+        jobs = catalogue.plan(scenes.inputs, folder, beside)[index::count] if scenes.inputs else []
         console = Console() if sys.stdout.isatty() else Console(width=200)
         outcomes = catalogue.map_scenes(
             spectralmoe_jax.load(arguments.checkpoint, config),
@@ -141,6 +152,8 @@ class Predict:
             overwrite=arguments.overwrite,
             console=console,
         )
+        for item, reason in scenes.failed if index == 0 else ():
+            outcomes.append(catalogue.Outcome(catalogue.Job(item, folder), "failed", reason))
         catalogue.print_failures(outcomes, console)
         return 2 if any(outcome.state == "failed" for outcome in outcomes) else 0
 
