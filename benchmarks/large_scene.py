@@ -1,8 +1,8 @@
 """Map one large scene from a local file and from a server: speed, memory, and equality of the maps.
 
 The scene has 13 bands of 16 bits in compressed tiles, the model is that of configs/sentinel2_landcover.py
-with random weights. The server is a process on this machine that answers range requests. Each map is made in a
-process of its own, whose largest memory is printed.
+with random weights. The server is a process on this machine that answers range requests. Each map is made in
+a process of its own, whose largest memory is printed.
 
   python benchmarks/large_scene.py --workdir runs/large_scene
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def scene_page(model: Model, scene: str) -> str:
         )
         if height * width <= _WITH_EXPERTS:
             experts = _experts(model, opened)
-    palette = model.config.classes.colours
+    palette, name = model.config.classes.colours, PurePosixPath(scene.partition("?")[0]).name
     about = {
         "size": [height, width],
         "shown": list(classes.shape),
@@ -103,8 +103,8 @@ def scene_page(model: Model, scene: str) -> str:
     }
     return rendered(
         "viewer.html",
-        title=f"{Path(scene).name}: map by {model.config.name}",
-        shown=scene,
+        title=f"{name}: map by {model.config.name}",
+        shown=name,
         command="view",
         run=model.config.name,
         about=about,

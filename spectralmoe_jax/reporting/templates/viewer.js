@@ -164,15 +164,17 @@
   opacity.addEventListener("input", draw);
   layer.addEventListener("change", draw);
 
-  // 6. size of the canvas, in pixels of the screen
+  // 6. size of the canvas, in pixels of the screen; what was in the middle stays there
   const resize = () => {
     const box = canvas.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
+    const before = middle();
     canvas.width = Math.round(box.width * ratio);
     canvas.height = Math.round(box.height * ratio);
-    fit();
-    draw();
+    move(middle()[0] - before[0], middle()[1] - before[1]);
   };
   window.addEventListener("resize", resize);
   resize();
+  fit();
+  draw();
   document.body.dataset.ready = "yes";
 })();
