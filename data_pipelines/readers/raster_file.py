@@ -78,13 +78,49 @@ def read_pixels(
         if pixels.dtype.kind in "ui":
             _warn_of_rounding(path, pixels)
         pixels = pixels.astype(np.float32, copy=False)
-        broken = pixels.size - np.count_nonzero(np.isfinite(pixels))
-        if broken:
-            raise UserError(
-                f"{path}: {broken} values are not finite (NaN or infinite): replace them, "
-                "or declare the file's nodata value"
-            )
+        _require_finite(path, pixels)
     return pixels, missing
+
+
+def read_values(
+    path: Path,
+    window: Window | None = None,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    alpha: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read pixels as stored, and which values are data, with the arguments of `read_pixels`.
+
+    Returns:
+      Pixels (H, W, C) as stored; and where they are data, (H, W, C) bool: a value is not if it is the nodata
+      value, or if the file masks its pixel.
+
+    Raises:
+      UnreadableFile: the file is truncated or unreadable.
+      UserError: values that are data are not finite.
+    """
+    indexes = None if bands is None else [band + 1 for band in bands]
+    with open_image(path) as dataset:
+        pixels = _read_band_last(dataset, indexes, window)  # (H, W, C)
+        missing = _masked(dataset, window, alpha)
+        nodata = _nodata(dataset, nodata, alpha)
+    is_data = np.ones(pixels.shape, bool)
+    if nodata is not None:
+        is_data = ~np.isnan(pixels) if np.isnan(nodata) else pixels != nodata
+    if missing is not None:
+        is_data &= ~missing[..., None]
+    _require_finite(path, pixels[is_data])
+    return pixels, is_data
+
+
+def _require_finite(path: Path, values: np.ndarray) -> None:
+    """Raise a UserError if there are values that are NaN or infinite."""
+    broken = values.size - np.count_nonzero(np.isfinite(values))
+    if broken:
+        raise UserError(
+            f"{path}: {broken} values are not finite (NaN or infinite): replace them, "
+            "or declare the file's nodata value"
+        )
 
 
 def zero_nodata(pixels: np.ndarray, nodata: float) -> np.ndarray:

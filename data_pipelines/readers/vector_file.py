@@ -79,6 +79,36 @@ def read_polygons(
     return (polygons if theirs == crs else _reprojected(polygons, theirs, crs)), values
 
 
+def read_attributes(path: Path, layer: str = "") -> dict[str, list[Any]]:
+    """Read the attributes of all features of a layer by name, without their geometry.
+
+    Args:
+      path: the file.
+      layer: name of the layer, "" for the first.
+
+    Raises:
+      UserError: the file cannot be read, or lacks the layer.
+    """
+    try:
+        meta, _, _, columns = pyogrio.raw.read(path, layer=layer or None, read_geometry=False)
+    except (DataLayerError, DataSourceError) as error:
+        raise _unreadable(path, layer, error) from error
+    return {name: column.tolist() for name, column in zip(meta["fields"], columns, strict=True)}
+
+
+def read_layers(path: Path) -> list[str]:
+    """Return the names of the layers of a vector file that have polygons.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        layers = pyogrio.list_layers(path)
+    except DataSourceError as error:
+        raise _unreadable(path, "", error) from error
+    return [name for name, kind in layers.tolist() if kind and ("Polygon" in kind or kind == "Unknown")]
+
+
 def _areal(shapes: np.ndarray) -> np.ndarray:
     """Return which geometries have an area or are missing, (n,) bool."""
     kinds = shapely.GeometryType

@@ -245,6 +245,11 @@ def check_numbers(
                 )
 
 
+def is_band_name(description: str | None) -> bool:
+    """Return whether a file's description of a band names it, unlike none or "Band 1"."""
+    return not _NOT_A_NAME.fullmatch(_without_brackets(description or ""))
+
+
 def mentioned_sensors(texts: Iterable[str]) -> set[str]:
     """Return the sensors that names of files or domains, or values of tags, mention."""
     joined = " ; ".join(texts).lower().replace("_", "-")

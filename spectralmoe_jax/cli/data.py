@@ -1,8 +1,12 @@
-"""Subcommands about data and configurations: prepare, data and config."""
+"""Subcommands about data and configurations: init, prepare, data and config."""
 
+from __future__ import annotations
+
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import refuse_overrides
@@ -10,6 +14,67 @@ from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.config.reference import reference, show_config
 from spectralmoe_jax.config.schema import MAIN
 from spectralmoe_jax.errors import UserError
+
+
+class Init:
+    """Write a configuration for a folder of images and labels.
+
+    Finds pairs of images and labels, domains, bands and sensor, classes, statistics of the source, and sizes
+    that fit. Prints what it understood, draws it as a picture beside the configuration, and prints the next
+    command. What the folder leaves open is never guessed: it is asked for at a terminal, and otherwise an
+    error names the option that settles it.
+    """
+
+    _TEXTS = (
+        ("--images", "GLOB", "pattern of the images below FOLDER, as in '{domain}/images/*.tif'"),
+        ("--labels", "PATH", "labels of an image, as in '{domain}/masks/{stem}.png', or a file of polygons"),
+        ("--source", "NAMES", "domains to train on, or patterns of them; default: all but the target"),
+        ("--target", "NAMES", "domains to test on and never to train on, or patterns of them"),
+        (
+            "--bands",
+            "NAMES",
+            "bands to use by name; or names of all bands in their order, if files give none",
+        ),
+        ("--sensor", "NAME", "sensor of the images"),
+        ("--classes", "NAMES", "names of the classes, in ascending order of their values or colours"),
+        ("--ignore", "VALUES", "values, or colours as #rrggbb, that mean 'no label'; or none"),
+        ("--attribute", "NAME", "attribute of polygons that holds the class"),
+        ("--layer", "NAME", "layer of the polygons"),
+        ("--encoder", "PRESET", "published encoder to use frozen; default: a small one that is trained"),
+        ("--weights", "FILE", "its weights: a file, a folder or hf://owner/name"),
+    )
+    _LISTS = ("source", "target", "bands", "classes")
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument("folder", metavar="FOLDER", help="folder of the images and labels")
+        parser.add_argument(
+            "--output", required=True, metavar="FILE.py", type=Path, help="configuration to write"
+        )
+        for option, value, text in cls._TEXTS:
+            parser.add_argument(option, metavar=value, default="", help=text)
+
+    @classmethod
+    def run(cls, arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        refuse_overrides(overrides, "init")
+        options = {option.removeprefix("--"): "" for option, _, _ in cls._TEXTS}
+        given: dict[str, Any] = {name: getattr(arguments, name) for name in options}
+        for name in cls._LISTS:
+            given[name] = tuple(word.strip() for word in given[name].split(",") if word.strip())
+        ask = cls._ask if sys.stdin.isatty() else None
+        spectralmoe_jax.init_config(arguments.folder, arguments.output, ask=ask, **given)
+        return 0
+
+    @staticmethod
+    def _ask(question: Any) -> str:
+        """Ask at the terminal for what a folder leaves open; an empty answer stops with the error."""
+        print(f"{question}\n{question.option}: ", end="", flush=True)
+        answer = sys.stdin.readline().strip()
+        if not answer:
+            raise question
+        return answer
 
 
 class Prepare:

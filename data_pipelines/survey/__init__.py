@@ -1,0 +1,1 @@
+"""What a folder of images and labels holds: files, domains, bands, labels and statistics."""

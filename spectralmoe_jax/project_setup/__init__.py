@@ -1,0 +1,1 @@
+"""`spectralmoe init`: from a folder of images to a configuration."""
