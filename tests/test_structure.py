@@ -73,6 +73,12 @@ ARROWS = {
         "errors config data_pipelines.records data_pipelines.readers host_memory data_pipelines.sheet "
         "data_pipelines.datasets"
     ),
+    "data_pipelines.survey": ("errors data_pipelines.records data_pipelines.sensors data_pipelines.readers"),
+    "project_setup": (
+        "errors files config models training data_pipelines.records data_pipelines.sensors "
+        "data_pipelines.readers data_pipelines.tiles data_pipelines.splits data_pipelines.sheet "
+        "data_pipelines.prepare data_pipelines.survey"
+    ),
     "parity": "errors config parameters resampling adapters layers mask2former models weights",
     "reporting": "errors files config spectralmoe_jax inference evaluation training ablation",
     # most subcommands call functions of the package itself

@@ -21,6 +21,7 @@ MOST_VALUES = 1 << 30
 """Values that are read at most; of larger data, windows that are spread evenly."""
 
 _VALUES = 1 << 23  # read at a time
+_SPREAD = 16  # windows of a file of which only a part is read
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,9 @@ def band_statistics(
 
 def _windows(height: int, width: int, bands: int, step: int) -> Iterator[Window]:
     """Yield windows of whole rows, every `step`th of them, spread over the file."""
-    rows = max(1, min(_VALUES // (width * bands), height // step or 1))
+    rows = max(1, _VALUES // (width * bands))
+    if step > 1:
+        rows = max(1, min(rows, height // (step * _SPREAD)))
     for row in range((rows * (step // 2)) % height, height, rows * step):
         yield Window(row, 0, min(rows, height - row), width)
 
@@ -144,7 +147,7 @@ def _of_window(pixels: np.ndarray, is_data: np.ndarray) -> _Moments:
     columns = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64)
     valid = is_data.reshape(columns.shape)
     columns = np.where(valid, columns, 0.0)
-    zero = ~columns.any(axis=1)
+    zero = (columns == 0).all(axis=1)
     zeros = int(np.count_nonzero(zero & valid.any(axis=1)))
     valid = valid & ~zero[:, None]
     count = valid.sum(axis=0).astype(np.float64)

@@ -110,7 +110,7 @@ def _mentioned(root: Path, domains: Mapping[str, Sequence[Path]]) -> tuple[dict[
         lacking = next(domain for domain in domains if domain not in found)
         raise Ambiguous(
             "--sensor",
-            f"{root}: {next(iter(found))} is of {next(iter(found.values()))}, {lacking} does not say of which",
+            f"{root}: {next(iter(found))} is of {next(iter(found.values()))}, {lacking} does not say",
             remedy="give that of all images with",
         )
     if found:
@@ -183,6 +183,12 @@ def _file_bands(
         named = all(map(is_band_name, header.descriptions)) or len(set(header.descriptions)) > 1
         return None if named or tuple(names) == header.colours else tuple(names)
     except UserError:
+        has_alpha = header.colours[-1] == "alpha"
+        if len(names) not in (
+            header.count,
+            header.count - has_alpha,
+        ):  # the file has to name some of its bands
+            raise
         find_channels(image, header, names, sensor, tuple(names))
         return tuple(names)
 

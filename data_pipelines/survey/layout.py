@@ -22,6 +22,7 @@ _DOMAIN, _STEM = "{domain}", "{stem}"
 _FEW = 8  # domains up to which the names of files are used whole
 _MANY = 60  # domains of one image each, beyond which a configuration would no longer be short
 _SEPARATORS = "_-. "
+_SHARED = 16  # label files up to which each is tried as that of all images
 _MANY_TO_ONE, _ELSEWHERE = 2, 3  # ranks of `_rank`
 
 
@@ -95,15 +96,16 @@ def find_layout(root: Path, image_glob: str = "", mask_template: str = "") -> La
         group = _choose_images(root, families, mask_template)
         grouped = [(pattern, _matching(root, pattern, group)) for pattern in _patterns(root, group)]
     labels = [path for family in families if family.labels for path in family.paths]
-    layouts = []
+    found: list[tuple[int, Layout]] = []
     for pattern, images in grouped:
         own = {path for _, path in images}
         candidates = [path for path in (*labels, *vectors) if path not in own]
-        templates = [mask_template] if mask_template else _templates(root, images, candidates)
-        layouts += [Layout(root, pattern, template, tuple(images), ()) for template in templates]
-        if templates:
-            break  # the next pattern of the same images is only for names that this one cannot pair
-    layout = _one_of(layouts, grouped[0][1], labels + vectors, root)
+        templates = {mask_template: 0} if mask_template else _templates(root, images, candidates)
+        ranked = [(rank, Layout(root, pattern, t, tuple(images), ())) for t, rank in templates.items()]
+        # a further pattern of the same images is for names that those before cannot pair as closely
+        if ranked and (not found or ranked[0][0] < found[0][0]):
+            found = ranked
+    layout = _one_of([layout for _, layout in found], grouped[0][1], labels + vectors, root)
     _require_labels(layout)
     if not image_glob:
         _require_few_domains(layout)
@@ -238,23 +240,29 @@ def _require_few_domains(layout: Layout) -> None:
 # Labels
 
 
-def _templates(root: Path, images: Sequence[tuple[str, Path]], labels: Sequence[Path]) -> list[str]:
-    """Return the paths of labels that every image has, of the closest kind only.
+def _templates(root: Path, images: Sequence[tuple[str, Path]], labels: Sequence[Path]) -> dict[str, int]:
+    """Return the paths of labels that every image has, of the closest kind only, with its rank.
 
     Labels of single images come before those of domains, and these before labels of all images.
     """
     domain, image = images[0]
-    found = dict.fromkeys(t for path in labels for t in _relations(root, domain, image, path))
     there = set(labels)
     ranked: dict[str, int] = {}
-    seen: list[list[Path]] = []
-    for template in found:
-        masks = [mask_path(root, template, own, path) for own, path in images]
-        if all(mask in there for mask in masks) and masks not in seen:
-            seen.append(masks)
-            ranked[template] = _rank(images, masks)
-    best = min(ranked.values(), default=_ELSEWHERE)
-    return [template for template, rank in ranked.items() if rank == best < _ELSEWHERE]
+    seen: set[tuple[Path, ...]] = set()
+    for template in dict.fromkeys(t for path in labels for t in _relations(root, domain, image, path)):
+        masks = tuple(mask_path(root, template, own, path) for own, path in images)
+        rank = _rank(images, masks)
+        if rank < _ELSEWHERE and masks not in seen and there.issuperset(masks):
+            seen.add(masks)
+            ranked[template] = rank
+    for rank in sorted(set(ranked.values())):
+        kept = [template for template, of in ranked.items() if of == rank]
+        if rank == _MANY_TO_ONE and len(kept) > _SHARED:
+            break  # many labels that belong to other images
+        fitting = [template for template in kept if rank == 0 or _fits(root, images, template)]
+        if fitting:
+            return dict.fromkeys(fitting, rank)
+    return {}
 
 
 def _relations(root: Path, domain: str, image: Path, label: Path) -> list[str]:
@@ -274,19 +282,25 @@ def _braced(text: str) -> str:
 
 
 def _rank(images: Sequence[tuple[str, Path]], masks: Sequence[Path]) -> int:
-    """Return 0 for labels of single images, 1 for those of domains, 2 of all images; 3 if they cannot be."""
+    """Return 0 for labels of single images, 1 for those of domains, 2 of all images; 3 for anything else."""
     distinct = len(set(masks))
     if distinct == len(images):
         return 0
-    rank = 1 if distinct == len({domain for domain, _ in images}) else _MANY_TO_ONE if distinct == 1 else 3
-    if rank < _ELSEWHERE and not is_vector(masks[0].name):
-        check = RasterLabels(ValueCode((0,))).check
-        try:
-            for (_, path), mask in zip(images, masks, strict=True):
-                check(path, read_header(path), mask)
-        except UserError:  # of another size, or elsewhere
-            return _ELSEWHERE
-    return rank
+    of_domains = distinct == len({domain for domain, _ in images})
+    return 1 if of_domains else _MANY_TO_ONE if distinct == 1 else _ELSEWHERE
+
+
+def _fits(root: Path, images: Sequence[tuple[str, Path]], template: str) -> bool:
+    """Return whether labels of several images are polygons, or have the size and place of each."""
+    if is_vector(template):
+        return True
+    check = RasterLabels(ValueCode((0,))).check
+    try:
+        for domain, path in images:
+            check(path, read_header(path), mask_path(root, template, domain, path))
+    except UserError:
+        return False
+    return True
 
 
 def _one_of(

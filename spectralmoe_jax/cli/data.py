@@ -25,7 +25,7 @@ class Init:
     error names the option that settles it.
     """
 
-    _TEXTS = (
+    _OPTIONS = (
         ("--images", "GLOB", "pattern of the images below FOLDER, as in '{domain}/images/*.tif'"),
         ("--labels", "PATH", "labels of an image, as in '{domain}/masks/{stem}.png', or a file of polygons"),
         ("--source", "NAMES", "domains to train on, or patterns of them; default: all but the target"),
@@ -43,7 +43,6 @@ class Init:
         ("--encoder", "PRESET", "published encoder to use frozen; default: a small one that is trained"),
         ("--weights", "FILE", "its weights: a file, a folder or hf://owner/name"),
     )
-    _LISTS = ("source", "target", "bands", "classes")
 
     @classmethod
     def add_arguments(cls, parser: ArgumentParser) -> None:
@@ -52,17 +51,15 @@ class Init:
         parser.add_argument(
             "--output", required=True, metavar="FILE.py", type=Path, help="configuration to write"
         )
-        for option, value, text in cls._TEXTS:
+        for option, value, text in cls._OPTIONS:
             parser.add_argument(option, metavar=value, default="", help=text)
 
     @classmethod
     def run(cls, arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         refuse_overrides(overrides, "init")
-        options = {option.removeprefix("--"): "" for option, _, _ in cls._TEXTS}
-        given: dict[str, Any] = {name: getattr(arguments, name) for name in options}
-        for name in cls._LISTS:
-            given[name] = tuple(word.strip() for word in given[name].split(",") if word.strip())
+        names = [option.removeprefix("--") for option, _, _ in cls._OPTIONS]
+        given = {name: getattr(arguments, name) for name in names}
         ask = cls._ask if sys.stdin.isatty() else None
         spectralmoe_jax.init_config(arguments.folder, arguments.output, ask=ask, **given)
         return 0

@@ -28,7 +28,7 @@ class Findings:
       contents: values or colours of the labels.
       classes: the classes.
       sizes: of crops, tiles and batches.
-      side: shorter side of the smallest image in pixels.
+      side: shorter side of nearly all images in pixels, or more.
       eight_bit: pixels are stored in 8 bits.
       encoder: name of a preset; None for a small encoder trained from random weights.
       weights: the preset's weights; empty if they are still to be given.

@@ -9,8 +9,9 @@ import dataclasses
 import fnmatch
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,7 +27,7 @@ from data_pipelines.survey.layout import Layout, find_layout
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, choose
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.project_setup.findings import Findings
@@ -36,6 +37,7 @@ from spectralmoe_jax.project_setup.text import configuration_text
 from spectralmoe_jax.training.train import check_sizes
 
 _HELD_OUT = 5  # one of so many source domains is held out, where each is a single image
+_SMALL_IMAGE = 10  # per cent of the images that may be smaller than a crop, which is then padded
 _REFLECTANCE = 2.0  # largest mean of a band of reflectance from 0 to 1
 _TIMES_10000 = (100.0, 20000.0)  # means of bands of reflectance x 10000
 _GALILEO_NANO = "hf://nasaharvest/galileo/models/nano"
@@ -73,16 +75,21 @@ class Options:
     encoder: str = ""
     weights: str = ""
 
-    def with_answer(self, option: str, answer: str) -> Options:
-        """Return a copy with an option as on the command line, such as "--target" and "a,b"."""
-        name = option.removeprefix("--")
-        value = split_names(answer) if isinstance(getattr(self, name), tuple) else answer
-        return dataclasses.replace(self, **{name: value})
+    def with_answers(self, answers: Mapping[str, str | Sequence[str]]) -> Options:
+        """Return a copy with other values by name; several names may be one text, separated by commas.
 
-
-def split_names(text: str) -> tuple[str, ...]:
-    """Return names that are separated by commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+        Raises:
+          UserError: there is no such option.
+        """
+        values: dict[str, Any] = {}
+        for name, answer in answers.items():
+            choose("options of init_config", name, (field.name for field in dataclasses.fields(self)))
+            text = answer if isinstance(answer, str) else ",".join(answer)
+            several = isinstance(getattr(self, name), tuple)
+            values[name] = (
+                tuple(word.strip() for word in text.split(",") if word.strip()) if several else text
+            )
+        return dataclasses.replace(self, **values)
 
 
 def init_config(
@@ -101,7 +108,8 @@ def init_config(
       folder: the folder.
       output: path of the configuration, which must not exist.
       ask: answers what the folder leaves open; by default this raises an error that names the option.
-      options: those of the command line by name, as in `target=("tile_5", "tile_6")`; see `Options`.
+      options: those of the command line by name, as in `target=("tile_5", "tile_6")`: images, labels, source,
+        target, bands, sensor, classes, ignore, attribute, layer, encoder, weights.
 
     Returns:
       The configuration.
@@ -112,7 +120,7 @@ def init_config(
     folder, output = os.fspath(folder), Path(output)
     picture = output.with_suffix(".png")
     _require_new(output, picture)
-    given = Options(**{k: v if isinstance(v, str) else tuple(v) for k, v in options.items()})  # type: ignore[arg-type]
+    given = Options().with_answers(options)
     if given.encoder:
         _require_visual(given.encoder)
     elif given.weights:
@@ -167,7 +175,7 @@ def _settled(folder: str, options: Options, ask: Callable[[Ambiguous], str] | No
         except Ambiguous as question:
             if ask is None:
                 raise
-            options = options.with_answer(question.option, ask(question))
+            options = options.with_answers({question.option.removeprefix("--"): ask(question)})
 
 
 def find(folder: str, options: Options) -> Findings:
@@ -194,14 +202,14 @@ def find(folder: str, options: Options) -> Findings:
     statistics = band_statistics(layout.by_domain(source).images, bands)
     # 4. sizes
     headers = [read_header(path) for _, path in layout.images]
-    side = min(min(header.height, header.width) for header in headers)
+    side = int(np.percentile([min(header.height, header.width) for header in headers], _SMALL_IMAGE))
     single = all(len(layout.domains[domain]) == 1 for domain in source)
     step = len(source) // max(1, round(len(source) / _HELD_OUT))
     held_out = source[step - 1 :: step] if single and len(source) > 2 else ()
     encoder = preset(options.encoder, "--encoder") if options.encoder else None
     used = int(statistics.used.sum())
     sizes = choose_sizes(side, used, available_memory(), encoder, divide=single and not held_out)
-    is_galileo, is_nano = bool(encoder) and encoder["kind"] == "galileo", options.encoder == "galileo_nano"
+    is_galileo, is_nano = (encoder or {}).get("kind") == "galileo", options.encoder == "galileo_nano"
     stored_as = _stored_as(options.encoder, bands, statistics, headers[0].dtype) if is_galileo else ""
     return Findings(
         folder=folder,
@@ -232,8 +240,9 @@ def _domains(layout: Layout, options: Options) -> tuple[tuple[str, ...], tuple[s
     names = list(layout.domains)
     if len(names) < 2:
         raise UserError(
-            f"{layout.root}: all {len(layout.images)} images are of one domain, {names[0]}, and a run "
-            "is tested on another place, date or sensor: add its images, or say where the domain stands with --images"
+            f"{layout.root}: all {len(layout.images)} images are of one domain, {names[0]}, and a run needs "
+            "another to test on: add images of another place, date or sensor, or say with --images where the "
+            "domain stands in their paths"
         )
     target = _matching(layout, options.target, "--target")
     source = _matching(layout, options.source, "--source")

@@ -64,7 +64,7 @@ def choose_sizes(
     """Choose sizes.
 
     Args:
-      side: shorter side of the smallest image in pixels.
+      side: shorter side of the images in pixels.
       bands: number of bands.
       memory: bytes that are available.
       encoder: fields of a preset; None for the small encoder, which is trained.

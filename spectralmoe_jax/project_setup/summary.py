@@ -14,6 +14,7 @@ from data_pipelines.records import Source, Window
 from data_pipelines.sheet import QUIET, Sheet, chequers, coloured, counted, display_bands, short, stretched
 from data_pipelines.splits import Splits
 from data_pipelines.survey.ambiguity import listed
+from data_pipelines.tiles.label_grid import label_grid
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.project_setup.findings import Findings
 
@@ -156,7 +157,9 @@ def _pictures(
     source: Source, records: Sequence, config: RunConfig
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Return name, image and label of a few records that show all classes and domains."""
-    counts = source.label_grid.pixels(records)  # (N, K)
+    grid = label_grid(source)
+    assert grid is not None  # image files count their labels
+    counts = grid.pixels(records)  # (N, K)
     areas = np.array([record.height * record.width for record in records])
     chosen = choose_tiles(counts / areas[:, None], [record.domain for record in records], _COLUMNS * _ROWS)
     shown = []
