@@ -84,11 +84,9 @@ class Options:
         values: dict[str, Any] = {}
         for name, answer in answers.items():
             choose("options of init_config", name, (field.name for field in dataclasses.fields(self)))
-            text = answer if isinstance(answer, str) else ",".join(answer)
-            several = isinstance(getattr(self, name), tuple)
-            values[name] = (
-                tuple(word.strip() for word in text.split(",") if word.strip()) if several else text
-            )
+            values[name] = text = answer if isinstance(answer, str) else ",".join(answer)
+            if isinstance(getattr(self, name), tuple):
+                values[name] = tuple(word.strip() for word in text.split(",") if word.strip())
         return dataclasses.replace(self, **values)
 
 
@@ -125,7 +123,7 @@ def init_config(
         _require_visual(given.encoder)
     elif given.weights:
         raise UserError("--weights: they are those of an encoder: give --encoder, too")
-    found = _settled(folder, given, ask)
+    found = settle(folder, given, ask)
     with atomic_write(output) as aside, atomic_write(picture) as aside_picture:
         aside.write_text(configuration_text(found, output), encoding="utf-8")
         config = load_config(str(aside))
@@ -167,8 +165,14 @@ def _require_visual(name: str) -> None:
         )
 
 
-def _settled(folder: str, options: Options, ask: Callable[[Ambiguous], str] | None) -> Findings:
-    """Return what is in a folder, and ask for what it leaves open."""
+def settle(folder: str, options: Options, ask: Callable[[Ambiguous], str] | None) -> Findings:
+    """Look at a folder, and ask for what it leaves open.
+
+    Args:
+      folder: the folder.
+      options: what the user settled.
+      ask: answers a question; None raises it.
+    """
     while True:
         try:
             return find(folder, options)

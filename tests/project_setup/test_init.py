@@ -1,6 +1,7 @@
 """`spectralmoe init` on a small folder: the configuration, the picture, the printed command, the errors."""
 
 import shlex
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from spectralmoe_jax.cli.data import Init
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.project_setup.init import Options, settle
 from tests.project_setup.folders import NAMES, write_folder
 
 GIVEN = ("--target", "south", "--ignore", "0")
@@ -48,7 +50,7 @@ def test_what_the_configuration_says(folder, written):
     np.testing.assert_allclose(config.model.pixel_mean, source.mean(axis=(0, 2, 3)), rtol=1e-3)
     np.testing.assert_allclose(config.model.pixel_std, source.std(axis=(0, 2, 3)), rtol=1e-3)
     splits = open_splits(config)
-    assert len(splits.train) == 2
+    assert len(splits.train) == 1
     assert len(splits.holdout) == 1
 
 
@@ -63,8 +65,8 @@ def test_the_picture(written):
     picture = cv2.imread(str(written.with_suffix(".png")))
     assert picture is not None
     colours = {tuple(c) for c in load_config(str(written)).classes.palette}
-    shown = {tuple(int(v) for v in pixel) for pixel in picture.reshape(-1, 3)[:, ::-1]}
-    assert colours <= shown
+    for red, green, blue in colours:
+        assert (picture == (blue, green, red)).all(axis=-1).any()
 
 
 def test_what_is_printed(folder, written, tmp_path, capsys, monkeypatch):
@@ -80,13 +82,12 @@ def test_what_is_printed(folder, written, tmp_path, capsys, monkeypatch):
     words = shlex.split(command)
     assert words[:2] == ["spectralmoe", "train"]
     given = []
-    monkeypatch.setattr(
-        spectralmoe_jax, "train", lambda config, workdir, **_: given.append((config, workdir)), raising=False
-    )
+    result = {"workdir": "", "best": None, "step": 1}
+    monkeypatch.setattr(spectralmoe_jax, "train", lambda *run: given.append(run) or result, raising=False)
     assert main(words[1:]) == 0
     ((config, workdir),) = given
     assert config.classes.names == ("soil", "grass", "wood")
-    assert workdir.as_posix() == "runs/a b"
+    assert str(workdir) == "runs/a b"
 
 
 def test_from_python(folder, tmp_path):
@@ -97,7 +98,7 @@ def test_from_python(folder, tmp_path):
         spectralmoe_jax.init_config(folder, tmp_path / "more.py", targets=("south",))
 
 
-def test_questions_are_asked_in_turn(folder, tmp_path):
+def test_questions_are_asked_in_turn(folder):
     answers = {"--target": "south", "--ignore": "0"}
     asked = []
 
@@ -105,18 +106,15 @@ def test_questions_are_asked_in_turn(folder, tmp_path):
         asked.append(question.option)
         return answers[question.option]
 
-    config = spectralmoe_jax.init_config(folder, tmp_path / "my.py", ask=ask)
+    found = settle(str(folder), Options(), ask)
     assert asked == ["--target", "--ignore"]
-    assert (config.data.target, config.data.ignore_values) == (("south",), (0,))
+    assert (found.target, found.classes.ignored) == (("south",), (0,))
 
 
 def test_at_a_terminal(folder, tmp_path, monkeypatch, capsys):
-    class Terminal:
-        lines = ["south\n", "\n"]
-        isatty = staticmethod(lambda: True)
-        readline = staticmethod(lambda: Terminal.lines.pop(0))
-
-    monkeypatch.setattr("sys.stdin", Terminal)
+    lines = iter(("south\n", "\n"))
+    terminal = SimpleNamespace(isatty=lambda: True, readline=lambda: next(lines))
+    monkeypatch.setattr("sys.stdin", terminal)
     assert main(["init", str(folder), "--output", str(tmp_path / "my.py")]) == 2
     said = capsys.readouterr()
     assert "2 domains (north, south)" in said.out
@@ -128,7 +126,7 @@ def test_at_a_terminal(folder, tmp_path, monkeypatch, capsys):
     ("given", "expected"),
     [
         ((), "2 domains (north, south): say which of them to test on, and never to train on, with --target"),
-        (("--target", "south"), "0 may mean 'no label': give its value, or none if all are classes, with --ignore"),
+        (("--target", "south"), "0 may mean 'no label': give its value, or none if all are classes, with"),
         (("--target", "east"), "--target east: no such domain, there are north, south"),
         (("--target", "*"), "--target or --source names all 2 domains: leave one out"),
         (("--target", "south", "--source", "south"), "--source and --target both name south"),
@@ -174,11 +172,14 @@ def test_a_single_domain(folder, tmp_path, capsys):
     given = ("--images", "north/images/*.tif", "--labels", "north/labels/{stem}.tif")
     assert main(["init", str(folder), "--output", str(tmp_path / "my.py"), *GIVEN, *given]) == 2
     assert (
-        "all 3 images are of one domain, north, and a run needs another to test on" in capsys.readouterr().err
+        "all 2 images are of one domain, north, and a run needs another to test on" in capsys.readouterr().err
     )
 
 
-@pytest.mark.parametrize("name", ["galileo_nano", "dofa_b", "dinov3_l", "sam_b"])
+@pytest.mark.parametrize(
+    "name",
+    ["galileo_nano", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dofa_b", "dinov3_l", "sam_b"))],
+)
 def test_a_frozen_encoder(folder, tmp_path, capsys, name):
     output = tmp_path / "my.py"
     assert (
@@ -209,6 +210,7 @@ def test_a_frozen_encoder(folder, tmp_path, capsys, name):
         assert "next: spectralmoe data" in printed
 
 
+@pytest.mark.slow
 def test_weights_of_an_encoder(folder, tmp_path, capsys):
     given = ("--encoder", "dofa_b", "--weights", "dofa.pth", "--sensor", "planetscope")
     assert main(["init", str(folder), "--output", str(tmp_path / "my.py"), *GIVEN, *given]) == 0

@@ -18,7 +18,8 @@ FOLDERS = {
     ),
     "Landsat pair": (["cloudshadow", "--target", "landsat7"], (1, 1, 6, 3)),
     "Sentinel-2 with polygons": (
-        ["sentinel2", "--target", "scene_0", "--labels", "landcover.gpkg", "--attribute", "LULC_ID", "--ignore", "0"],
+        ["sentinel2", "--target", "scene_0", "--labels", "landcover.gpkg", "--attribute", "LULC_ID",
+         "--ignore", "0"],
         (3, 1, 13, 5),
     ),
     "EnMAP": (["enmap", "--target", EAST, "--ignore", "0"], (9, 5, 218, 6)),
@@ -27,8 +28,9 @@ SHIPPED = {"dubai": "dubai", "Landsat pair": "cloud_shadow", "EnMAP": "enmap_lan
            "Sentinel-2 with polygons": "sentinel2_landcover:polygons"}  # fmt: skip
 SMALLEST = {
     "model.visual.width": 16, "model.visual.heads": 2, "model.adapter.query_dim": 16, "model.adapter.rank": 2,
-    "model.head.width": 16, "model.head.num_heads": 2, "model.head.encoder_ffn": 16, "model.head.decoder_ffn": 16,
-    "model.head.group_norm_groups": 4, "loss.num_points": 32, "train.batch_size": 2, "train.steps": 2,
+    "model.head.width": 16, "model.head.num_heads": 2, "model.head.encoder_ffn": 16,
+    "model.head.decoder_ffn": 16, "model.head.group_norm_groups": 4, "loss.num_points": 32,
+    "train.batch_size": 2, "train.steps": 2,
     "train.warmup_steps": 0, "train.log_every": 1, "train.evaluate_every": 2, "train.checkpoint_every": 2,
 }  # fmt: skip
 

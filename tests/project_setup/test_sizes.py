@@ -41,7 +41,10 @@ def test_less_memory_takes_no_more(name):
 
 
 def test_many_bands_need_more_memory():
-    assert choose_sizes(512, 300, GIB).step_bytes > choose_sizes(512, 3, GIB).step_bytes
+    few, many = choose_sizes(512, 3, 64 * GIB), choose_sizes(512, 300, 64 * GIB)
+    assert few.batch == many.batch
+    assert many.step_bytes > few.step_bytes
+    assert choose_sizes(512, 300, GIB).batch < choose_sizes(512, 3, GIB).batch
 
 
 def test_memory_of_this_machine():
