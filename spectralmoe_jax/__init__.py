@@ -28,9 +28,9 @@ _FUNCTIONS = {
     "export": "spectralmoe_jax.ahead_of_time.exported_program",
     "load_config": "spectralmoe_jax.config.load",
     "show_config": "spectralmoe_jax.config.reference",
-    "init_config": "spectralmoe_jax.project_setup.init",
     "prepare": "data_pipelines.prepare.prepare",
     "check": "data_pipelines.prepare.prepare",
+    "init_config": "spectralmoe_jax.project_setup.init",
     "show_data": "data_pipelines.inspect:show",
     "compile_steps": "spectralmoe_jax.ahead_of_time.compile",
 }

@@ -20,7 +20,7 @@ from spectralmoe_jax.errors import UserError
 MOST_VALUES = 1 << 30
 """Values that are read at most; of larger data, windows that are spread evenly."""
 
-_VALUES = 1 << 23  # read at a time
+_VALUES = 1 << 21  # read at a time
 _SPREAD = 16  # windows of a file of which only a part is read
 
 

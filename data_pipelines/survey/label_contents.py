@@ -137,6 +137,8 @@ def _count_raster(mask: Path) -> tuple[Counter, bool, Value | None]:
                 counts[value >> 16, value >> 8 & 255, value & 255] += number
         else:
             values, numbers = np.unique(pixels[..., 0], return_counts=True)
+            if not np.isfinite(values).all():
+                raise UserError(f"{mask}: holds values that are not finite: store labels as whole numbers")
             for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
                 counts[_whole(value)] += number
         if len(counts) > 1 << 16:
@@ -347,7 +349,9 @@ def parse_values(text: str, contents: LabelContents) -> list[Value]:
 
 def _said(values: Sequence[Value]) -> str:
     """Return values as on the command line."""
-    return listed([f"#{v[0]:02x}{v[1]:02x}{v[2]:02x}" if isinstance(v, tuple) else str(v) for v in values])
+    return listed(
+        [f"#{v[0]:02x}{v[1]:02x}{v[2]:02x}" if isinstance(v, tuple) else str(v) or '""' for v in values]
+    )
 
 
 def _number(value: Value) -> str:

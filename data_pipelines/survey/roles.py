@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rasterio.windows import Window
 
 from data_pipelines.readers.raster_file import open_image
 from data_pipelines.readers.raster_header import Header, read_header
@@ -24,6 +26,7 @@ _LABEL_WORDS = {
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "scene", "scenes", "rgb", "photo", "photos"}
 _LOOKED_AT = 3  # files of a family whose contents are looked at
 _SIDE = 512  # pixels along a side that are looked at, spread over the file
+_LARGE, _WINDOW = 1 << 26, 4096  # pixels of a file of which a window in the middle is looked at, and its side
 _NOT_LABELS = (".json", ".parquet")  # as often something else; used only where `--labels` names them
 # number of different values or colours up to which a raster may be labels: with a name that says so, and
 # without
@@ -93,13 +96,23 @@ def looks_like_labels(path: Path, place: Path) -> bool:
     if word == "image":
         return False
     with open_image(path) as dataset:
-        sides = min(dataset.height, _SIDE), min(dataset.width, _SIDE)
         if dataset.driver == "JPEG" or dataset.count not in (1, 3, 4):
             return False
         if dataset.count > 1 and set(dataset.dtypes) != {"uint8"}:
             return False
-        pixels = dataset.read(out_shape=(dataset.count, *sides))  # nearest neighbours, so that values stay
+        pixels = _sample(dataset)
     return _is_coded(pixels, _NAMED if word == "label" else _UNNAMED)
+
+
+def _sample(dataset: Any) -> np.ndarray:
+    """Read a part of the pixels (bands, h, w) of an open file: every n-th, or of large files a window."""
+    height, width = dataset.height, dataset.width
+    part = None
+    if height * width > _LARGE:
+        height, width = min(height, _WINDOW), min(width, _WINDOW)
+        part = Window((dataset.width - width) // 2, (dataset.height - height) // 2, width, height)
+    shape = dataset.count, min(height, _SIDE), min(width, _SIDE)
+    return dataset.read(window=part, out_shape=shape)  # nearest neighbours, so that values stay
 
 
 def _is_coded(pixels: np.ndarray, limit: int) -> bool:

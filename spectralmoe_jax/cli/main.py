@@ -20,8 +20,8 @@ from spectralmoe_jax.errors import RunLost, UserError
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
 COMMANDS = {
     "quickstart": ("runs", "train, test and map a simulated two-sensor benchmark; needs no data"),
-    "init": ("data", "look at a folder of images and labels, and write a configuration for it"),
     "prepare": ("data", "cut a published benchmark into tiles that are fast to read"),
+    "init": ("data", "look at a folder of images and labels, and write a configuration for it"),
     "data": ("data", "draw batches of a configuration as a picture, with statistics and timings"),
     "config": ("data", "print a complete configuration: every key with its value and its origin"),
     "train": ("runs", "train on the source domains; an interrupted run can be resumed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ _HELD_OUT_PARTS = 4  # windows along a scene that is divided to hold some out
 _BATCHES = (8, 4, 2, 1)
 _ROOM = 0.5  # share of the memory that is available for a training step
 _FLOATS = 34  # of a token and layer, kept for the backward pass, in multiples of the width
+_MEMORY = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -48,8 +50,17 @@ class Sizes:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that this machine has free, at most what its container may use."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes of memory that are free, at most what this container may use.
+
+    Where the system does not tell what is free, half of the memory.
+    """
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    told = (
+        re.search(r"^MemAvailable: +(\d+) kB", _MEMORY.read_text(), re.MULTILINE)
+        if _MEMORY.is_file()
+        else None
+    )
+    free = 1024 * int(told[1]) if told else physical // 2
     limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
     return min(free, int(limit)) if limit.isdecimal() else free
 
