@@ -10,6 +10,7 @@ from data_pipelines.survey.band_statistics import Statistics
 from data_pipelines.survey.bands import Bands
 from data_pipelines.survey.label_contents import Classes, LabelContents
 from data_pipelines.survey.layout import Layout
+from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.project_setup.sizes import Sizes
 
 
@@ -64,9 +65,15 @@ class Findings:
 
     @property
     def pixel_statistics(self) -> np.ndarray:
-        """Mean and standard deviation of the bands that are used, (2, bands)."""
+        """Value that becomes 0 and width of what becomes 1, of the bands that are used, (2, bands).
+
+        These are mean and standard deviation; for SoftCon they are the lower end and the width of the window
+        of two deviations on either side of the mean, as in its pretraining.
+        """
         used = self.statistics.used
-        return np.stack([self.statistics.mean[used], self.statistics.std[used]])
+        mean, std = self.statistics.mean[used], self.statistics.std[used]
+        window = self.encoder is not None and preset(self.encoder, "--encoder")["kind"] == "softcon"
+        return np.stack([mean - 2 * std, 4 * std] if window else [mean, std])
 
     @property
     def labelled(self) -> float:

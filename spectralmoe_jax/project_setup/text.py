@@ -141,34 +141,35 @@ def _augmentation(found: Findings) -> list[str]:
 
 def _encoder(found: Findings) -> list[str]:
     """Return the lines about statistics and encoder."""
-    if found.encoder is None:
-        mean, std = found.pixel_statistics
-        lines = [
-            "# of the source, without nodata",
-            *_numbers("config.model.pixel_mean = ", mean, "PIXEL_MEAN"),
-        ]
-        return [
-            *lines,
-            *_numbers("config.model.pixel_std = ", std, "PIXEL_STD"),
-            'config.model.visual.kind = "dinov3"  # small, trained from random weights',
-            f"config.model.visual.patch_size = {found.sizes.patch}",
-            "config.model.visual.storage_tokens = 1",
-            "config.model.adapter.scale_init = 0.1",
-        ]
-    return _preset(found, found.encoder)
+    if found.encoder is not None:
+        return _preset(found, found.encoder)
+    return [
+        *_normalisation(found, "# of the source, without nodata"),
+        'config.model.visual.kind = "dinov3"  # small, trained from random weights',
+        f"config.model.visual.patch_size = {found.sizes.patch}",
+        "config.model.visual.storage_tokens = 1",
+        "config.model.adapter.scale_init = 0.1",
+    ]
+
+
+def _normalisation(found: Findings, comment: str) -> list[str]:
+    """Return the lines about the statistics that pixels are normalised with."""
+    mean, std = found.pixel_statistics
+    return [
+        comment,
+        *_numbers("config.model.pixel_mean = ", mean, "PIXEL_MEAN"),
+        *_numbers("config.model.pixel_std = ", std, "PIXEL_STD"),
+    ]
 
 
 def _preset(found: Findings, name: str) -> list[str]:
     """Return the lines about a frozen encoder: with a linear head fitted to it, and an adapter at zero."""
     fields, patch = preset(name, "--encoder"), found.sizes.patch
     lines = []
-    if fields["kind"] != "galileo":
-        mean, std = found.pixel_statistics
-        lines = [
-            "# of the source, without nodata",
-            *_numbers("config.model.pixel_mean = ", mean, "PIXEL_MEAN"),
-        ]
-        lines += _numbers("config.model.pixel_std = ", std, "PIXEL_STD")
+    if fields["kind"] == "softcon":
+        lines = _normalisation(found, "# of the source: two deviations around the mean become 0 to 1")
+    elif fields["kind"] != "galileo":
+        lines = _normalisation(found, "# of the source, without nodata")
     told = "" if found.weights else "  # give a file, a folder or hf://owner/name: docs/checkpoints.md"
     lines += [
         f'config.model.visual = ConfigDict({{"preset": {_quoted(name)}, "trainable": False}})',

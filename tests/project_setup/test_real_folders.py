@@ -29,6 +29,7 @@ SHIPPED = {"dubai": "dubai", "Landsat pair": "cloud_shadow", "EnMAP": "enmap_lan
 SMALLEST = {
     "model.visual.width": 16, "model.visual.heads": 2, "model.adapter.query_dim": 16, "model.adapter.rank": 2,
     "model.head.width": 16, "model.head.num_heads": 2, "model.head.encoder_ffn": 16,
+    "model.head.decoder_layers": 1,
     "model.head.decoder_ffn": 16, "model.head.group_norm_groups": 4, "loss.num_points": 32,
     "train.batch_size": 2, "train.steps": 2,
     "train.warmup_steps": 0, "train.log_every": 1, "train.evaluate_every": 2, "train.checkpoint_every": 2,
@@ -95,3 +96,32 @@ def test_labels_of_two_kinds(shared_data, tmp_path, capsys):
     assert "several labels for each image (landcover.tif, landcover.gpkg)" in capsys.readouterr().err
     assert main([*given, "--labels", "landcover.gpkg"]) == 2
     assert "(RABA_ID, DATE, LULC_ID, LULC_NAME): choose with --attribute" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_softcon_gets_its_window(shared_data, tmp_path):
+    """Pixels are mapped as published: two deviations on either side of the mean become 0 to 1."""
+    given = {"target": "scene_0", "labels": "landcover.tif"}
+    folder = shared_data / "sentinel2"
+    plain = spectralmoe_jax.init_config(folder, tmp_path / "a.py", **given).model
+    softcon = spectralmoe_jax.init_config(folder, tmp_path / "b.py", encoder="softcon_s", **given)
+    assert softcon.data.crop % 14 == 0
+    mean, std = np.array(plain.pixel_mean), np.array(plain.pixel_std)
+    np.testing.assert_allclose(softcon.model.pixel_mean, mean - 2 * std, rtol=0.01, atol=1)
+    np.testing.assert_allclose(softcon.model.pixel_std, 4 * std, rtol=0.01)
+
+
+@pytest.mark.slow
+def test_galileo_trains(shared_data, tmp_path, monkeypatch, capsys):
+    """With its weights, from the printed command."""
+    weights = shared_data.parent / "weights" / "galileo_nano"
+    if not weights.is_dir():
+        pytest.skip("needs the weights in ../shared/weights, which this machine does not have")
+    monkeypatch.chdir(tmp_path)
+    given = ["--target", "landsat7", "--encoder", "galileo_nano", "--weights", str(weights)]
+    assert main(["init", str(shared_data / "cloudshadow"), "--output", "my.py", *given]) == 0
+    assert load_config("my.py").model.visual.stored_as == "unit"
+    command = shlex.split(capsys.readouterr().out.partition("next: ")[2])
+    small = {"train.steps": 2, "train.warmup_steps": 0, "train.batch_size": 2, "train.probe_tiles": 4,
+             "train.evaluate_every": 2, "train.checkpoint_every": 2}  # fmt: skip
+    assert main([*command[1:], *(f"--config.{key}={value}" for key, value in small.items())]) == 0
