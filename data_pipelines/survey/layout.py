@@ -316,7 +316,7 @@ def _one_of(
         first = images[0][1].relative_to(root)
         raise Ambiguous(
             "--labels",
-            f"{root}: {len(images)} images such as {first}, and no labels that go with all of them ({seen})",
+            f"{root}: no labels found that go with all images, such as {first} ({seen})",
             remedy="say where they are, as in '{domain}/masks/{stem}.png', with",
         )
     if len(layouts) > 1:

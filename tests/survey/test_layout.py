@@ -119,7 +119,9 @@ def test_a_label_file_of_another_size_is_none_of_all_images(tmp_path):
     image(tmp_path / "a.tif")
     image(tmp_path / "b.tif")
     mask(tmp_path / "label.tif", size=16)
-    with pytest.raises(Ambiguous, match=r"no labels that go with all of them \(label.tif\).*--labels$"):
+    with pytest.raises(
+        Ambiguous, match=r"no labels found that go with all images, such as a.tif \(label.tif\).*--labels$"
+    ):
         find_layout(tmp_path)
 
 
