@@ -80,7 +80,9 @@ ARROWS = {
         "data_pipelines.prepare data_pipelines.survey"
     ),
     "parity": "errors config parameters resampling adapters layers mask2former models weights",
-    "reporting": "errors files config spectralmoe_jax inference evaluation training ablation",
+    "reporting": (
+        "errors files config spectralmoe_jax data_pipelines.sheet inference evaluation training ablation"
+    ),
     # most subcommands call functions of the package itself
     "cli": "errors config spectralmoe_jax parallel weights inference ablation ahead_of_time",
     "__main__": "cli",
