@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from spectralmoe_jax.config.load import CHECKPOINTS
 from spectralmoe_jax.config.model import PlainDecoderConfig
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import bad_value
+from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.inference.calibration import calibration_file
 from spectralmoe_jax.inference.model_files import CONFIGURATION, stored_configuration
 from spectralmoe_jax.inference.segmenter_weights import TrainedSegmenter, open_segmenter
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
@@ -103,8 +106,18 @@ def convert_trained(model: str, target: Path, to: str, config: RunConfig) -> str
             write_tensors_file(temporary, published_shapes(head), tensors, record)
         else:
             _write_released(temporary, trained, shapes, stream, record)
+    if to == "safetensors":
+        _copy_calibration(model, target)
     origin = model if trained.step is None else f"the checkpoint of step {trained.step} of {model}"
     return f"{target}: {origin}, --to {to}"
+
+
+def _copy_calibration(model: str, target: Path) -> None:
+    """Copy the calibration that is kept with a model, if there is one, to where the file's is looked for."""
+    source, place = calibration_file(model), calibration_file(target)
+    if source is not None and place is not None and source.is_file():
+        with atomic_write(place) as aside:
+            shutil.copyfile(source, aside)
 
 
 def _record(model: str, trained: TrainedSegmenter, to: str, config: RunConfig) -> dict[str, Any]:

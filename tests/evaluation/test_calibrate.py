@@ -130,6 +130,15 @@ def test_many_scenes_have_products_too(calibrated, tmp_path, capsys):
     assert f"{len(names) // 2} done before" in capsys.readouterr().out
 
 
+def test_a_converted_file_keeps_the_calibration(calibrated, tmp_path):
+    run, report = calibrated
+    file = tmp_path / "model.safetensors"
+    assert main(["convert", str(run), str(file)]) == 0
+    model, image = spectralmoe_jax.load(file), image_of(32, 32)
+    assert model.temperature == report["temperature"]
+    np.testing.assert_array_equal(model.uncertainty(image), spectralmoe_jax.load(run).uncertainty(image))
+
+
 def test_a_calibration_of_other_weights(calibrated, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(calibrated[0], run)
