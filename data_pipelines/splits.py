@@ -174,12 +174,15 @@ def _weighted(
 def training_batches(
     config: RunConfig, splits: Splits, start_step: int, host_index: int = 0, host_count: int = 1
 ) -> Generator[Batch]:
-    """Yield endless augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step."""
+    """Yield endless augmented batches `{"image": (B, T, T, C), "label": (B, T, T) uint8}` from a step.
+
+    B is the number of images of a step, all accumulated batches together.
+    """
     index, augment = training_elements(config, splits)
     return train_batches(
         index,
         augment,
-        batch_size=config.train.batch_size,
+        batch_size=config.train.images_per_step,
         seed=config.seed,
         start_step=start_step,
         workers=config.data.workers,

@@ -7,6 +7,7 @@ allocated.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
@@ -103,7 +104,7 @@ def compile_steps(
         "devices": len(machine.devices),
         "memory": machine.memory,
         "mesh": dict(layout.mesh.shape),
-        "batch": run.train.batch_size,
+        "batch": run.train.images_per_step,
         "jax": jax.__version__,
     }
     for step in steps:
@@ -172,8 +173,10 @@ def _trace_train_step(config: RunConfig, layout: Layout) -> Any:
     """Trace the train step of a configuration from shapes alone."""
     structure, trainable, frozen = _abstract_parameters(config, layout)
     optimizer = make_optimizer(config.train, trainable, structure.optimizer_rules)
-    state = layout.shapes(jax.eval_shape(lambda params: init_state(params, optimizer), trainable))
-    crop, rows = config.data.crop, config.train.batch_size
+    has_average = config.train.ema is not None
+    make_state = functools.partial(init_state, optimizer=optimizer, has_average=has_average)
+    state = layout.shapes(jax.eval_shape(make_state, trainable))
+    crop, rows = config.data.crop, config.train.images_per_step
     batch = {
         "image": _abstract_batch(layout, rows, crop, crop, len(config.bands)),
         "label": _abstract_batch(layout, rows, crop, crop),
@@ -182,7 +185,13 @@ def _trace_train_step(config: RunConfig, layout: Layout) -> Any:
     loss = config.loss
     if loss.class_weights == BALANCED:  # of unknown pixels: any numbers give the same program
         loss = loss.balanced([1] * len(config.classes.names))
-    step = make_train_step(make_loss(structure, loss, config.train.steps), optimizer, layout)
+    step = make_train_step(
+        make_loss(structure, loss, config.train.steps),
+        optimizer,
+        layout,
+        accumulate=config.train.accumulate,
+        ema=config.train.ema,
+    )
     return step.trace(state, frozen, batch, key)  # type: ignore[attr-defined]
 
 

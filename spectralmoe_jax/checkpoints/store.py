@@ -1,4 +1,4 @@
-"""Checkpoints of a run: trainable parameters, optimizer state and step, stored with Orbax.
+"""Checkpoints of a run: trainable parameters, their average, optimizer state and step, stored with Orbax.
 
 Frozen weights are never stored. A run's folder holds
 
@@ -31,10 +31,10 @@ from spectralmoe_jax.checkpoints.held_out import NOTHING_YET, HeldOut
 from spectralmoe_jax.config.load import CHECKPOINTS, CHOICES, flatten
 from spectralmoe_jax.config.presets import FAMILIES, kind_of
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
-TRAINABLE, OPTIMIZER = "trainable", "optimizer"
+TRAINABLE, OPTIMIZER, AVERAGE = "trainable", "optimizer", "average"
 _HELD_OUT = "held_out"
 
 _MODEL_SECTIONS = ("bands", "classes", "model")
@@ -158,6 +158,7 @@ class CheckpointStore:
         opt_state: Any,
         metrics: Mapping[str, float] | None = None,
         held_out: HeldOut = NOTHING_YET,
+        average: Any = None,
     ) -> None:
         """Start a save in the background; the arrays may change once this returns.
 
@@ -169,6 +170,7 @@ class CheckpointStore:
           opt_state: pytree of the optimizer's state.
           metrics: scores of an evaluation at this step; only a checkpoint with scores can be the best one.
           held_out: the record after this step.
+          average: average of the parameters over the steps, a like pytree; None where there is none.
 
         Raises:
           OSError: the folder cannot be written.
@@ -178,10 +180,12 @@ class CheckpointStore:
         if any(checkpoint.step == step for checkpoint in checkpointer.checkpoints):
             return
         self.wait()
+        parts = {TRAINABLE: params, OPTIMIZER: opt_state}
+        parts |= {} if average is None else {AVERAGE: average}
         with self._disk_full_in_one_line(step):
             self._saving = checkpointer.save_checkpointables_async(
                 step,
-                {TRAINABLE: named_leaves(params), OPTIMIZER: named_leaves(opt_state)},
+                {part: named_leaves(tree) for part, tree in parts.items()},
                 metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
                 custom_metadata={
                     "fingerprint": fingerprint(self._given),
@@ -210,9 +214,24 @@ class CheckpointStore:
         found = self._load(step, {TRAINABLE: params, OPTIMIZER: opt_state})
         return found[TRAINABLE], found[OPTIMIZER]
 
+    def restore_average(self, step: int, average: Any) -> Any:
+        """Read only the average of the parameters; otherwise as `restore`.
+
+        Raises:
+          UserError: the checkpoint has none; or as in `restore`.
+        """
+        if AVERAGE not in self._metadata(step).metadata:
+            must = f"needs a run that has it from its start; {self.path(step)} holds no average of weights"
+            raise bad_value("config.train.ema", self._given["train"].get("ema"), must)
+        return self._load(step, {AVERAGE: average})[AVERAGE]
+
     def restore_params(self, step: int, params: Any) -> Any:
-        """Read only the trainable parameters; otherwise as `restore`."""
-        return self._load(step, {TRAINABLE: params})[TRAINABLE]
+        """Read only the weights that the run is used with: their average, if the checkpoint has one.
+
+        Otherwise as `restore`.
+        """
+        part = AVERAGE if AVERAGE in self._metadata(step).metadata else TRAINABLE
+        return self._load(step, {part: params})[part]
 
     def wait(self) -> None:
         """Wait until no save is under way.
@@ -276,13 +295,17 @@ class CheckpointStore:
         score = float(metrics.get(self._metric, -math.inf))
         return -math.inf if math.isnan(score) else score
 
-    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        # 1. the checkpoint is complete, and of this model
-        place = self.path(step)
+    def _metadata(self, step: int) -> Any:
+        """Return what a complete checkpoint says of itself."""
         checkpointer = self._open()
         if all(checkpoint.step != step for checkpoint in checkpointer.checkpoints):
             raise UserError(f"{self._folder} has no complete checkpoint of step {step}")
-        stored = checkpointer.checkpointables_metadata(step)
+        return checkpointer.checkpointables_metadata(step)
+
+    def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        # 1. the checkpoint is complete, and of this model
+        place = self.path(step)
+        stored = self._metadata(step)
         self._require_same_model(stored.custom_metadata or {}, place)
         # 2. it holds exactly the wanted leaves
         named = {part: named_leaves(tree) for part, tree in wanted.items()}
@@ -290,7 +313,7 @@ class CheckpointStore:
             _require_same_leaves(leaves, stored.metadata[part], f"{place}/{part}")
         # 3. restore each leaf onto the devices of the wanted one
         shapes = {part: jax.tree.map(_shape, leaves) for part, leaves in named.items()}
-        found = checkpointer.load_checkpointables(step, shapes)
+        found = self._open().load_checkpointables(step, shapes)
         return {part: from_named_leaves(found[part], tree) for part, tree in wanted.items()}
 
     def _require_same_model(self, stored: Mapping[str, Any], place: Path) -> None:

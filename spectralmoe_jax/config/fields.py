@@ -52,6 +52,11 @@ def between(low: float, high: float) -> Allowed:
     return Allowed(f"between {low} and {high}", lambda value: low <= value <= high)
 
 
+def inside(low: float, high: float) -> Allowed:
+    """Allow numbers from `low` to `high`, both excluded."""
+    return Allowed(f"above {low} and below {high}", lambda value: low < value < high)
+
+
 def one_of(*choices: str) -> Allowed:
     """Allow the given strings."""
     return Allowed(f"one of {', '.join(choices)}", lambda value: value in choices, choices)

@@ -17,6 +17,7 @@ from spectralmoe_jax.config.fields import (
     between,
     build,
     checked,
+    inside,
     one_of,
     one_of_or_own,
     option,
@@ -320,7 +321,19 @@ class TrainConfig(Section):
     steps: int = required(
         "Number of training steps, at the end of which a decaying learning rate reaches 0.", at_least(1)
     )
-    batch_size: int = option(8, "Images per step, over all hosts.", at_least(1))
+    batch_size: int = option(8, "Images that go through the model at once, over all hosts.", at_least(1))
+    accumulate: int = option(
+        1,
+        "Batches of `batch_size` images in one step, one after the other: the step's gradient is the mean of "
+        "theirs. `steps` and all intervals count steps.",
+        at_least(1),
+    )
+    ema: float | None = option(
+        None,
+        "Decay of an exponential moving average of the trained weights, such as 0.999. The average is what "
+        "is evaluated, chosen as the best, loaded and converted; none for off.",
+        inside(0, 1),
+    )
     learning_rate: float = option(1e-4, "Learning rate after the warm-up.", above(0))
     warmup_steps: int = option(
         0, "Steps over which the learning rate rises linearly from 0; they count as part of `steps`."
@@ -383,6 +396,11 @@ class TrainConfig(Section):
         must = f"must be between 0 and {self.steps - 1}, below {self.place}.steps"
         for name in ("warmup_steps", "head_first_steps"):
             self.require(name, 0 <= getattr(self, name) < self.steps, must)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that one step learns from, over all hosts."""
+        return self.batch_size * self.accumulate
 
 
 TTA = ("none", "flips", "d4", "multiscale", "released")

@@ -60,7 +60,7 @@ class Experiment:
       loss_fn: see `LossFunction`.
       make_batches: function from a first step to an endless iterator of batches; batch n does not depend on
         the first step.
-      batch_size: images per batch, on all hosts together.
+      batch_size: images per batch, on all hosts together; a step takes one batch, in `accumulate` parts.
       evaluate: function from trainable parameters to named scores; None for no evaluation.
       prepare: function from `trainable` to what a new run starts from, not called on resuming; None for
         `trainable` itself.
@@ -108,8 +108,10 @@ def fit(
     """
     layout = experiment.layout
     optimizer = make_optimizer(settings, experiment.trainable, experiment.rules)
-    state = _restore_or_init(experiment, optimizer, store)
-    train_step = make_train_step(experiment.loss_fn, optimizer, layout)
+    state = _restore_or_init(experiment, optimizer, store, has_average=settings.ema is not None)
+    train_step = make_train_step(
+        experiment.loss_fn, optimizer, layout, accumulate=settings.accumulate, ema=settings.ema
+    )
     place = jax.device_put if layout is None else layout.place_batch
     key = key if layout is None else layout.place(key)
     silent = jax.process_index() != 0
@@ -155,9 +157,9 @@ def fit(
             if experiment.evaluate and (is_last or step % settings.evaluate_every == 0):
                 _require_finite(state, store)
                 try:
-                    scores = experiment.evaluate(state.params)
+                    scores = experiment.evaluate(state.result)
                 except Exception:
-                    store.save(step, state.params, state.opt_state, held_out=held_out)
+                    store.save(step, state.params, state.opt_state, None, held_out, state.average)
                     store.wait()
                     raise
                 held_out = held_out.after(float(scores.get(experiment.selection_metric, math.nan)))
@@ -169,7 +171,7 @@ def fit(
             # 5. save
             if scores is not None or is_last or step % settings.checkpoint_every == 0 or stopping:
                 _require_finite(state, store)
-                store.save(step, state.params, state.opt_state, scores, held_out)
+                store.save(step, state.params, state.opt_state, scores, held_out, state.average)
 
         store.wait()
         if held_out.is_complete(step, settings):
@@ -182,17 +184,21 @@ def fit(
 
 
 def _restore_or_init(
-    experiment: Experiment, optimizer: optax.GradientTransformation, store: CheckpointStore
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    store: CheckpointStore,
+    has_average: bool,
 ) -> TrainState:
     """Return the state of the last complete checkpoint, or the one before the first step."""
     is_new = store.last is None
     prepare = experiment.prepare if is_new and experiment.prepare else lambda trainable: trainable
-    state = init_state(prepare(experiment.trainable), optimizer, experiment.layout)
+    state = init_state(prepare(experiment.trainable), optimizer, experiment.layout, has_average)
     if store.last is None:
         return state
     params, opt_state = store.restore(store.last, state.params, state.opt_state)
+    average = store.restore_average(store.last, state.average) if has_average else None
     step = jax.device_put(np.int32(store.last), state.step.sharding)
-    return dataclasses.replace(state, step=step, params=params, opt_state=opt_state)
+    return dataclasses.replace(state, step=step, params=params, opt_state=opt_state, average=average)
 
 
 def _require_finite(state: TrainState, store: CheckpointStore) -> None:

@@ -7,6 +7,7 @@ the step itself. All three work on plain nested dictionaries of arrays.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -55,12 +56,19 @@ class TrainState:
       opt_state: the optimizer's state for them.
       first_bad_step: int32 (), the first step whose loss or gradient was not finite, or `NEVER`. It stays on
         the device, so that the loop can check it rarely and still name the step.
+      average: exponential moving average of `params`, a like pytree; None where it is off.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     first_bad_step: jax.Array
+    average: Any = None
+
+    @property
+    def result(self) -> Any:
+        """The weights that the run is evaluated and used with: the average, or else `params`."""
+        return self.params if self.average is None else self.average
 
 
 TrainStep = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
@@ -147,21 +155,28 @@ def expert_usage(strongest: jax.Array, experts: int) -> jax.Array:
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, layout: Layout | None = None
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    layout: Layout | None = None,
+    has_average: bool = False,
 ) -> TrainState:
     """Make the state before the first step, with its own copy of `params`: a step donates its state.
 
-    With a layout, every leaf is created with its own sharding and is never gathered on one device.
+    With a layout, every leaf is created with its own sharding and is never gathered on one device. With
+    `has_average`, the state has an average, which the first step replaces by its parameters.
     """
+
+    def copied(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
 
     def make(params: Any) -> TrainState:
         """Copy the parameters and initialise the rest."""
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=params,
+            params=copied(params),
             opt_state=optimizer.init(params),
             first_bad_step=jnp.full((), NEVER, jnp.int32),
+            average=copied(params) if has_average else None,
         )
 
     if layout is None:
@@ -170,8 +185,66 @@ def init_state(
     return jax.jit(make, out_shardings=layout.parameter_shardings(jax.eval_shape(make, params)))(params)
 
 
+def accumulated(loss_fn: LossFunction, parts: int) -> Callable[..., tuple[tuple[jax.Array, Metrics], Any]]:
+    """Make the function from a loss's arguments to ((loss, metrics), gradient): means over parts of a batch.
+
+    Part k of n holds rows k, k + n, k + 2 n ...: where rows are sharded, some of every device. Each part has
+    its own key. The parts are processed one after the other, so that activations of one are in memory.
+
+    Args:
+      loss_fn: the loss of a batch.
+      parts: number of parts; 1 for the batch as it is.
+    """
+    loss_and_gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    if parts == 1:
+        return loss_and_gradient
+
+    def split_rows(rows: jax.Array) -> jax.Array:
+        """Split the first axis: (n B, ...) -> (n, B, ...)."""
+        return jnp.swapaxes(rows.reshape(-1, parts, *rows.shape[1:]), 0, 1)
+
+    def mean_of_parts(
+        trainable: Any, frozen: Any, batch: Any, key: jax.Array, step: jax.Array | int
+    ) -> tuple[tuple[jax.Array, Metrics], Any]:
+        """Compute the means over the parts of a batch."""
+
+        def add(total: Any, part: tuple[Any, jax.Array]) -> tuple[Any, tuple[jax.Array, Metrics]]:
+            """Add the gradient of one part."""
+            found, gradient = loss_and_gradient(trainable, frozen, *part, step)
+            return jax.tree.map(jnp.add, total, gradient), found
+
+        zero = jax.tree.map(jnp.zeros_like, trainable)
+        keys = jax.random.split(key, parts)
+        total, found = jax.lax.scan(add, zero, (jax.tree.map(split_rows, batch), keys))
+        mean = jax.tree.map(lambda values: values.mean(axis=0), found)
+        return mean, jax.tree.map(lambda values: values / parts, total)
+
+    return mean_of_parts
+
+
+def make_average(decay: float) -> Callable[[Any, Any, jax.Array], Any]:
+    """Make the function (average, params, step n) -> average of the parameters after the steps 1 to n.
+
+    Those of step i have the weight decay ** (n - i), divided by the sum of the weights: the parameters before
+    the first step have none. That is optax's debiased moving average, as a recursion on the result itself.
+    """
+    rate = math.log(decay)
+
+    def next_average(average: Any, params: Any, step: jax.Array) -> Any:
+        """Move the average towards the parameters by (1 - decay) / (1 - decay ** n)."""
+        share = jnp.float32(math.expm1(rate)) / jnp.expm1(rate * step.astype(jnp.float32))
+        return optax.incremental_update(params, average, share)
+
+    return next_average
+
+
 def make_train_step(
-    loss_fn: LossFunction, optimizer: optax.GradientTransformation, layout: Layout | None = None
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    layout: Layout | None = None,
+    *,
+    accumulate: int = 1,
+    ema: float | None = None,
 ) -> TrainStep:
     """Make the jitted `train_step(state, frozen, batch, key) -> (state, metrics)`.
 
@@ -184,16 +257,19 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       layout: mesh that the state is sharded over, before and after a step; None for one device. A batch is
         the global one, of all hosts together.
+      accumulate: number of parts that a batch is processed in; see `accumulated`.
+      ema: decay of the state's average; None if it has none.
 
     Returns:
       The step. Its metrics are those of `loss_fn`, with `loss` () and `grad_norm` ().
     """
+    loss_and_gradient = accumulated(loss_fn, accumulate)
+    next_average = None if ema is None else make_average(ema)
 
     def train_step(state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Do one step, on one device or under the active layout."""
         # 1. loss and gradient, of the trainable parameters alone
         step_key = jax.random.fold_in(key, state.step)
-        loss_and_gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, metrics), grads = loss_and_gradient(state.params, frozen, batch, step_key, state.step)
 
         # 2. update; statistics have no gradient, and are those of the global batch
@@ -202,13 +278,16 @@ def make_train_step(
         if statistics := metrics.pop(STATISTICS, None):
             params = replaced(params, statistics)
 
-        # 3. finite check: remember the first bad step; the loop reads it before it logs, evaluates or saves
+        # 3. average of the weights
+        average = None if next_average is None else next_average(state.average, params, state.step + 1)
+
+        # 4. finite check: remember the first bad step; the loop reads it before it logs, evaluates or saves
         grad_norm = optax.tree.norm(grads)
         is_bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
         is_first_bad = (state.first_bad_step == NEVER) & is_bad
         first_bad_step = jnp.where(is_first_bad, state.step, state.first_bad_step)
 
-        new_state = TrainState(state.step + 1, params, opt_state, first_bad_step)
+        new_state = TrainState(state.step + 1, params, opt_state, first_bad_step, average)
         return new_state, {**metrics, "loss": loss, "grad_norm": grad_norm}
 
     if layout is None:

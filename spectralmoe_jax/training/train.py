@@ -134,15 +134,15 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     # 4. batches and loss
     shard = (0, 1) if layout is None else layout.process_shard()
 
-    def batches_of(name: str, start: int) -> Iterator[Any]:
+    def batches_of(name: str, start: int, streams: Mapping[str, RunConfig] = configs) -> Iterator[Any]:
         """Draw this process's part of a stream's batches, from number `start` on."""
-        batches = training_batches(configs[name], splits[name], start, *shard)
+        batches = training_batches(streams[name], splits[name], start, *shard)
         return checked_batches(batches, structures[name].config)
 
-    def mixed_batches(start: int) -> Iterator[Any]:
+    def mixed_batches(start: int, streams: Mapping[str, RunConfig] = configs) -> Iterator[Any]:
         """Draw batches of all streams by their weights, from number `start` on."""
-        weights = {name: stream.weight for name, stream in configs.items()}
-        return interleave(weights, batches_of, start)
+        weights = {name: stream.weight for name, stream in streams.items()}
+        return interleave(weights, functools.partial(batches_of, streams=streams), start)
 
     settings = config.loss
     if settings.class_weights == BALANCED:
@@ -159,8 +159,11 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     prepare = None
     if config.train.head_start == "probe":
         weights = settings.weight_of_each_class
+        # in batches of the size that goes through the model at once
+        single = {name: stream.replaced({"train.accumulate": 1}) for name, stream in configs.items()}
+        batches = functools.partial(mixed_batches, streams=single)
         prepare = make_probe_start(
-            structures, frozen_by_stream, mixed_batches, config.train, layout, class_weights=weights
+            structures, frozen_by_stream, batches, config.train, layout, class_weights=weights
         )
 
     return Experiment(
@@ -168,7 +171,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         frozen=frozen_by_stream if several else frozen,
         loss_fn=loss,
         make_batches=mixed_batches if several else functools.partial(batches_of, MAIN),
-        batch_size=config.train.batch_size,
+        batch_size=config.train.images_per_step,
         evaluate=evaluate,
         prepare=prepare,
         selection_metric=config.train.selection,

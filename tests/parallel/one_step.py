@@ -1,5 +1,6 @@
 """One training step of a tiny segmenter that has every part which is sharded over devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -57,11 +58,11 @@ def values_of(settings):
     return jax.tree.map(noisy, trainable), jax.tree.map(np.asarray, frozen)
 
 
-def state_of(params, optimizer, layout: Layout | None) -> TrainState:
+def state_of(params, optimizer, layout: Layout | None, has_average=False) -> TrainState:
     """A state in the middle of training: with the moments of a first step, an update would be the gradient's
     sign, which rounding decides where the gradient is next to zero."""
     params = jax.tree.map(jnp.asarray, params) if layout is None else layout.place(params)
-    state = init_state(params, optimizer, layout)
+    state = init_state(params, optimizer, layout, has_average)
 
     def filled(leaf):
         if leaf.ndim == 0:
@@ -69,7 +70,7 @@ def state_of(params, optimizer, layout: Layout | None) -> TrainState:
         draws = np.random.default_rng(leaf.size).uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
         return jax.device_put(draws, leaf.sharding)
 
-    return TrainState(state.step, state.params, jax.tree.map(filled, state.opt_state), state.first_bad_step)
+    return dataclasses.replace(state, opt_state=jax.tree.map(filled, state.opt_state))
 
 
 class Step:
@@ -82,13 +83,15 @@ class Step:
         trainable, frozen = values_of(settings)
         train = TrainConfig(steps=10, learning_rate=1e-2)
         self.optimizer = make_optimizer(train, trainable, structure.optimizer_rules)
-        self.state = state_of(trainable, self.optimizer, self.layout)
+        ema = config.train.ema
+        self.state = state_of(trainable, self.optimizer, self.layout, has_average=ema is not None)
         self.frozen = jax.tree.map(jnp.asarray, frozen) if self.layout is None else self.layout.place(frozen)
         self.batch = batch_of() if self.layout is None else self.layout.place_batch(batch_of())
         self.key = jax.random.key(3) if self.layout is None else self.layout.place(jax.random.key(3))
         loss = make_loss(structure, config.loss)
         given = (self.state, self.frozen, self.batch, self.key)
-        self.compiled = make_train_step(loss, self.optimizer, self.layout).lower(*given).compile()
+        more = {"accumulate": config.train.accumulate, "ema": ema}
+        self.compiled = make_train_step(loss, self.optimizer, self.layout, **more).lower(*given).compile()
 
     def __call__(self):
         return self.compiled(self.state, self.frozen, self.batch, self.key)

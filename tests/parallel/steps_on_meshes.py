@@ -2,7 +2,7 @@
 
 usage: steps_on_meshes.py OUT.json PART...
 
-A part is a mesh such as 2x1x4 (data x fsdp x expert), `dispatch`, `pmt` or `excluded`.
+A part is a mesh such as 2x1x4 (data x fsdp x expert), `dispatch`, `pmt`, `excluded` or `accumulated`.
 """
 
 import json
@@ -84,9 +84,18 @@ def excluded():
     return differences(spread, on_one_device(settings))
 
 
+def accumulated():
+    """A step in two parts with an average of the weights, on eight devices against one."""
+    settings = {"train.accumulate": 2, "train.ema": 0.9}
+    spread = jax.device_get(Step(tiny_config(2, 2, 2, **settings), jax.devices()[:8])())
+    alone = on_one_device(settings)
+    average = largest_difference(spread[0].average, alone[0].average)
+    return differences(spread, alone) | {"average": average}
+
+
 def main(out, *parts):
     wanted = on_one_device({})
-    others = {"dispatch": dispatch, "pmt": plain_decoder, "excluded": excluded}
+    others = {"dispatch": dispatch, "pmt": plain_decoder, "excluded": excluded, "accumulated": accumulated}
     found = {
         part: others[part]() if part in others else on_mesh(tuple(map(int, part.split("x"))), wanted)
         for part in parts

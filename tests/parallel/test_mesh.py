@@ -13,7 +13,7 @@ from tests.parallel.one_step import BATCH, SIDE, WIDTH
 
 BY_DEFAULT = ("2x2x2",)  # the mesh with every axis; the others are slow
 OTHERS = ("8x1x1", "4x1x2", "1x8x1", "2x1x3", "1x1x6")
-SLOW = (*OTHERS, "dispatch", "pmt", "excluded")
+SLOW = (*OTHERS, "dispatch", "pmt", "excluded", "accumulated")
 MESHES = [*BY_DEFAULT, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in OTHERS)]
 EXPERTS, RANK, TOKENS = 6, 2, (SIDE // 16) ** 2
 
@@ -105,6 +105,13 @@ def test_running_statistics_are_those_of_the_global_batch(found):
 def test_a_step_without_unlabelled_pixels_equals_that_of_one_device(found):
     assert found("excluded")["metrics"] < 1e-5
     assert found("excluded")["params"] < 1e-5
+
+
+@pytest.mark.slow
+def test_an_accumulated_step_equals_that_of_one_device(found):
+    assert found("accumulated")["metrics"] < 1e-5
+    assert found("accumulated")["params"] < 1e-5
+    assert found("accumulated")["average"] < 1e-5
 
 
 def _size(shape):
