@@ -15,13 +15,14 @@ PIPELINE_LIBRARIES = (
     "pyogrio",
     "cv2",
 )
+TRACKERS = ("wandb", "mlflow")  # imported when a configuration names them
 
 _SCRIPT = f"""
 import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {(*PIPELINE_LIBRARIES, "data_pipelines")!r}:
+        if name.partition(".")[0] in {(*PIPELINE_LIBRARIES, *TRACKERS, "data_pipelines")!r}:
             raise ImportError(f"{{name}} was imported")
 
 sys.meta_path.insert(0, Absent())
@@ -33,7 +34,7 @@ import spectralmoe_jax.training.step
 """
 
 
-def test_model_and_step_import_without_the_pipelines():
+def test_model_and_step_import_without_the_pipelines_and_trackers():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -17,6 +17,7 @@ from spectralmoe_jax.config.fields import (
     between,
     build,
     checked,
+    each,
     inside,
     one_of,
     one_of_or_own,
@@ -384,6 +385,12 @@ class TrainConfig(Section):
         "Held-out score that chooses the best checkpoint and that `patience` follows: `miou` over all images "
         "of the run's own stream, or `mean_miou`, the mean over the domains of all streams.",
         one_of("miou", "mean_miou"),
+    )
+    trackers: tuple[str, ...] = option(
+        (),
+        "Where metrics go beside `metrics.jsonl` and TensorBoard: `wandb` (Weights & Biases), `mlflow`, or "
+        "both.",
+        each(one_of("wandb", "mlflow")),
     )
     log_every: int = option(50, "Steps between two log entries.", at_least(1))
     evaluate_every: int = option(1000, "Steps between two evaluations on the held-out images.", at_least(1))

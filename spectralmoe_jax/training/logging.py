@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spectralmoe_jax.files import atomic_write, naming_file
+from spectralmoe_jax.training.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -51,16 +52,23 @@ class MetricsLog:
       step: the step the run starts from. Records of later steps, left by a run that was killed after its last
         checkpoint, are dropped.
       silent: write nothing, as on all hosts but the first.
+      trackers: further readers of the numbers, or None.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], step: int, silent: bool = False):
-        self._silent = silent
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        step: int,
+        silent: bool = False,
+        trackers: Trackers | None = None,
+    ):
+        self._silent, self._trackers = silent, trackers
         if silent:
             return
         from tensorboardX import SummaryWriter
 
         path = Path(workdir) / METRICS_FILE
-        _drop_records_after(path, step)
+        self._dropped = _drop_records_after(path, step)
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(str(Path(workdir) / TENSORBOARD_FOLDER), purge_step=step + 1)
 
@@ -87,6 +95,8 @@ class MetricsLog:
         self._append({"step": step, "kind": kind, **finite})
         for name, value in numbers.items():
             self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        if self._trackers is not None:
+            self._trackers.log(step, kind, numbers, was_sent=(step, kind) in self._dropped)
 
     def write_arrays(self, step: int, kind: str, values: Mapping[str, np.ndarray]) -> None:
         """Write one record of nested lists, rounded to four decimals, to the file; none without values.
@@ -107,13 +117,19 @@ class MetricsLog:
             self._file.flush()
 
 
-def _drop_records_after(path: Path, step: int) -> None:
-    """Drop records beyond `step`, and a last line that a killed run left unfinished."""
+def _drop_records_after(path: Path, step: int) -> set[tuple[int, str]]:
+    """Drop records beyond `step`, and a last line that a killed run left unfinished.
+
+    Returns:
+      Step and kind of the whole records among them.
+    """
     if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        return set()
+    lines = path.read_text().splitlines()
     with atomic_write(path) as aside:
-        aside.write_text("".join(line + "\n" for line in kept))
+        aside.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
+    dropped = [json.loads(line) for line in lines if step < _step_of(line) < math.inf]
+    return {(record["step"], record["kind"]) for record in dropped}
 
 
 def _step_of(line: str) -> float:

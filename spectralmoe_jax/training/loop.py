@@ -42,6 +42,7 @@ from spectralmoe_jax.read_ahead import read_ahead
 from spectralmoe_jax.training.logging import Heartbeat, MetricsLog, ProgressReport
 from spectralmoe_jax.training.optimizer import make_optimizer, make_schedule
 from spectralmoe_jax.training.step import NEVER, LossFunction, TrainState, init_state, make_train_step
+from spectralmoe_jax.training.trackers import Trackers
 
 _BATCHES_AHEAD = 2
 
@@ -83,7 +84,12 @@ class Experiment:
 
 
 def fit(
-    experiment: Experiment, settings: TrainConfig, key: jax.Array, store: CheckpointStore, workdir: Path
+    experiment: Experiment,
+    settings: TrainConfig,
+    key: jax.Array,
+    store: CheckpointStore,
+    workdir: Path,
+    trackers: Trackers | None = None,
 ) -> int:
     """Train from the last checkpoint, or from the start, to `settings.steps` or the end of `patience`.
 
@@ -97,6 +103,7 @@ def fit(
       key: the root of all randomness in the loss.
       store: checkpoints of the run, read from and written to.
       workdir: existing folder for the metrics.
+      trackers: further readers of the metrics, not opened yet; None for none.
 
     Returns:
       The number of steps done.
@@ -104,8 +111,9 @@ def fit(
     Raises:
       TrainingDiverged: a loss or gradient is not finite; such a state is never saved.
       Exception: whatever an evaluation raises, once the state before it is saved without a score.
-      UserError: the last checkpoint is of another configuration.
+      UserError: the last checkpoint is of another configuration, or a tracker cannot be opened.
     """
+    trackers = Trackers((), workdir) if trackers is None else trackers
     layout = experiment.layout
     optimizer = make_optimizer(settings, experiment.trainable, experiment.rules)
     state = _restore_or_init(experiment, optimizer, store, has_average=settings.ema is not None)
@@ -122,11 +130,14 @@ def fit(
 
     with (
         StopRequest() as stop,
-        MetricsLog(workdir, start, silent=silent) as log,
+        trackers,
+        MetricsLog(workdir, start, silent=silent, trackers=trackers) as log,
         ProgressReport(start, settings.steps, experiment.batch_size, silent=silent) as progress,
         Heartbeat(workdir) as heartbeat,
         contextlib.closing(prefetch(experiment.make_batches(start), place=place)) as batches,
     ):
+        if not held_out.is_complete(start, settings):
+            trackers.open()
         if start:
             progress.print(f"resumed at step {start}")
         step = start
@@ -174,6 +185,8 @@ def fit(
                 store.save(step, state.params, state.opt_state, scores, held_out, state.average)
 
         store.wait()
+        best_scores = None if store.best is None else store.metrics_of(store.best)
+        trackers.conclude(store.best, best_scores, held_out.is_complete(step, settings))
         if held_out.is_complete(step, settings):
             if step < settings.steps:
                 better = f"a better held-out {experiment.selection_metric}"

@@ -46,6 +46,7 @@ from spectralmoe_jax.parameters import leaves, split
 from spectralmoe_jax.training.loop import Experiment, fit, prefetch
 from spectralmoe_jax.training.probe_start import make_probe_start
 from spectralmoe_jax.training.step import make_loss, make_stream_loss
+from spectralmoe_jax.training.trackers import Trackers, check_trackers
 
 
 def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, A
     layout = training_layout(run)
     print_devices(layout)
     check_workdir(run, workdir)
+    check_trackers(run.train.trackers)
 
     # 2. data and model
     run = resolve_run_wavelengths(run)
@@ -298,8 +300,9 @@ def run_experiment(
         multihost_utils.sync_global_devices("configuration saved")
 
     # 3. the loop
+    trackers = Trackers(config.train.trackers if jax.process_index() == 0 else (), workdir, config)
     with CheckpointStore(workdir, config, experiment.selection_metric) as store:
-        step = fit(experiment, config.train, jax.random.key(config.seed), store, workdir)
+        step = fit(experiment, config.train, jax.random.key(config.seed), store, workdir, trackers)
         return {"step": step, "best": store.best, "workdir": str(workdir)}
 
 

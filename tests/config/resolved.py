@@ -76,7 +76,7 @@ NEWER = {
     "train.schedule": "poly", "train.lr_factors.visual": 1.0, "train.lr_factors.adapter": 1.0,
     "train.lr_factors.head": 1.0, "train.head_first_steps": 0, "train.head_start": "random",
     "train.probe_tiles": 64, "train.probe_penalty": 1e-3, "train.patience": None, "train.selection": "miou",
-    "train.accumulate": 1, "train.ema": None,
+    "train.accumulate": 1, "train.ema": None, "train.trackers": [],
 }  # fmt: skip
 """Keys that are newer than the snapshots, with the value that runs had before; left out where it is that."""
 
