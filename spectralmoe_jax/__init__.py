@@ -26,6 +26,7 @@ _FUNCTIONS = {
     "params": "spectralmoe_jax.models.build:count_parameters",
     "convert": "spectralmoe_jax.conversion.convert",
     "export": "spectralmoe_jax.ahead_of_time.exported_program",
+    "push": "spectralmoe_jax.sharing.push",
     "load_config": "spectralmoe_jax.config.load",
     "show_config": "spectralmoe_jax.config.reference",
     "prepare": "data_pipelines.prepare.prepare",

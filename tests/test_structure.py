@@ -63,6 +63,7 @@ ARROWS = {
     "ablation": "errors files config models checkpoints evaluation training",
     "ahead_of_time": "errors config parameters spectralmoe_jax parallel models weights inference training",
     "conversion": "errors files config parameters models weights inference",
+    "sharing": ("errors config spectralmoe_jax models checkpoints weights evaluation ablation conversion"),
     "data_pipelines.inspect": (
         "errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
         "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"

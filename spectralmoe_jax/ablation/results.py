@@ -190,9 +190,35 @@ def paired_interval(
         mean_iou(_resampled(weights, one)) - mean_iou(_resampled(weights, other))
         for one, other in zip(ours, theirs, strict=True)
     ]
-    differences = np.einsum("dr,rd->d", shares, np.stack(by_run))
+    return _percentiles(np.einsum("dr,rd->d", shares, np.stack(by_run)), level)
+
+
+def image_interval(
+    counts: np.ndarray, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float] | None:
+    """Compute the percentile interval of one run's mIoU under resampled images; see `paired_interval`.
+
+    Args:
+      counts: (I, C, C) int, the confusion matrix of every image.
+      resamples: draws of I images with replacement.
+      level: of the interval, in 0..1.
+      seed: of the draws.
+
+    Returns:
+      (low, high), or None for fewer than two images.
+    """
+    images = len(counts)
+    if images < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(images, np.full(images, 1 / images), resamples).astype(np.float64)
+    return _percentiles(mean_iou(_resampled(weights, counts)), level)
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    """Return the quantiles between which a share `level` of the known values is."""
     tail = (1 - level) / 2
-    known = differences[~np.isnan(differences)]
+    known = values[~np.isnan(values)]
     low, high = np.quantile(known, (tail, 1 - tail)) if len(known) else (np.nan, np.nan)
     return float(low), float(high)
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "view": ("models", "write one page that shows the map of a scene over its image"),
     "convert": ("models", "convert published weights to our format, or a trained run to PyTorch"),
     "export": ("models", "write a trained model as a program that needs JAX alone"),
+    "push": ("models", "publish a trained model on the Hugging Face hub, with a model card"),
     "verify": ("models", "compare the model numerically with reference values"),
     "compile": (
         "models",

@@ -1,4 +1,4 @@
-"""Subcommands about models and weights: predict, view, convert, export, verify, params and compile."""
+"""Subcommands about models and weights: predict, view, convert, export, push, verify, params, compile."""
 
 import json
 import os
@@ -305,6 +305,58 @@ class Export:
         folder = spectralmoe_jax.export(arguments.checkpoint, arguments.output, config)
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         print(f"{folder}: {size:.1f} MB; {folder / 'load.py'} loads it")
+        return 0
+
+
+class Push:
+    """Publish the best checkpoint of a run on the Hugging Face hub, with a model card.
+
+    `hf://owner/name` then takes the place of a run's folder. Uploading needs a token of the hub: HF_TOKEN, or
+    that of `hf auth login`.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        parser.add_argument("run_folder", metavar="RUN", help="folder of a run")
+        parser.add_argument("target", metavar="hf://owner/name", help="repository to create")
+        parser.add_argument(
+            "--licence",
+            "--license",
+            required=True,
+            metavar="NAME",
+            help="licence of what was trained, such as apache-2.0; weights of encoders keep theirs",
+        )
+        parser.add_argument("--private", action="store_true", help="create a private repository")
+        parser.add_argument("--message", metavar="TEXT", help="message of the commit")
+        parser.add_argument(
+            "--overwrite", action="store_true", help="commit to a repository that exists already"
+        )
+        parser.add_argument(
+            "--evaluate", action="store_true", help="score the model on the target images first, for the card"
+        )
+        parser.add_argument(
+            "--dry-run",
+            metavar="DIR",
+            type=Path,
+            help="write the folder that would be uploaded, and upload nothing; must not exist",
+        )
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        refuse_overrides(overrides, "push")
+        done = spectralmoe_jax.push(
+            arguments.run_folder,
+            arguments.target,
+            licence=arguments.licence,
+            private=arguments.private,
+            message=arguments.message,
+            overwrite=arguments.overwrite,
+            evaluate=arguments.evaluate,
+            dry_run=arguments.dry_run,
+        )
+        print(done)
         return 0
 
 

@@ -65,7 +65,13 @@ _DEFINED_LEAVES = ("bias_mask", "rope_periods")  # some layouts define them inst
 _PIXEL_STATISTICS = {"_mean": (0.485, 0.456, 0.406), "_std": (0.229, 0.224, 0.225)}
 
 
-def convert_trained(model: str, target: Path, to: str, config: RunConfig) -> str:
+def convert_trained(
+    model: str,
+    target: Path,
+    to: str,
+    config: RunConfig,
+    edit: Callable[[dict[str, Any]], dict[str, Any]] = lambda record: record,
+) -> str:
     """Write a trained segmenter.
 
     Args:
@@ -74,6 +80,7 @@ def convert_trained(model: str, target: Path, to: str, config: RunConfig) -> str
       to: `safetensors` (native names), `released` (the authors' layout), `hf` (the visual encoder as a
         Hugging Face folder) or `pmt` (the plain mask decoder under its published names).
       config: its configuration.
+      edit: change of the record of origin, before it is written.
 
     Returns:
       One line that describes what was written.
@@ -89,7 +96,7 @@ def convert_trained(model: str, target: Path, to: str, config: RunConfig) -> str
         must = f"--to pmt writes a decoder of kind {PlainDecoderConfig.kind!r}: choose another --to"
         raise bad_value("config.model.head.kind", config.model.head.kind, must)
     trained = open_segmenter(model, config)
-    record = _record(model, trained, to, config)
+    record = edit(_record(model, trained, to, config))
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves(abstract_segmenter(trained.settings)).items()}
     stream = ((path, np.asarray(leaf)) for path, leaf in trained.stream)
     with atomic_create(target) as temporary:

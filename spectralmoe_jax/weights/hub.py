@@ -153,7 +153,7 @@ def _require_network(spec: str, repository: str, revision: str | None, file: str
     from huggingface_hub import constants, hf_hub_url
 
     url = hf_hub_url(repository, file or folder + CONFIG, revision=revision)
-    if constants.HF_HUB_OFFLINE or not _is_reachable(url):
+    if constants.HF_HUB_OFFLINE or not is_reachable(url):
         raise UserError(
             f"{spec}: not in the local cache, and the hub is out of reach; "
             f"{_manual_download(repository, file, folder)}"
@@ -170,7 +170,7 @@ def _manual_download(repository: str, file: str | None, folder: str) -> str:
     )
 
 
-def _is_reachable(url: str) -> bool:
+def is_reachable(url: str) -> bool:
     """Return whether the hub answers a request for a file within `TIMEOUT` seconds.
 
     The request goes through the client, and so through the proxy, that would download the file. It runs in a

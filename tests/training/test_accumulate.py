@@ -110,6 +110,7 @@ def test_training_is_that_with_large_batches(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
 
 
+@pytest.mark.slow
 def test_the_probe_is_fitted_in_batches_of_the_given_size(capsys):
     config = config_of(steps=4, warmup_steps=0, batch_size=1, accumulate=3, head_start="probe", probe_tiles=2)
     experiment = build_experiment(config)
