@@ -22,6 +22,7 @@ _FUNCTIONS = {
     "Model": "spectralmoe_jax.inference.model",
     "predict": "spectralmoe_jax.inference.model",
     "view": "spectralmoe_jax.reporting.viewer",
+    "serve": "spectralmoe_jax.serving.serve",
     "verify": "spectralmoe_jax.parity.verify",
     "params": "spectralmoe_jax.models.build:count_parameters",
     "convert": "spectralmoe_jax.conversion.convert",

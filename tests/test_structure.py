@@ -64,6 +64,7 @@ ARROWS = {
     "ahead_of_time": "errors config parameters spectralmoe_jax parallel models weights inference training",
     "conversion": "errors files config parameters models weights inference",
     "sharing": ("errors config spectralmoe_jax models checkpoints weights evaluation ablation conversion"),
+    "serving": "errors config spectralmoe_jax sensors inference",
     "data_pipelines.inspect": (
         "errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
         "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"
@@ -85,7 +86,7 @@ ARROWS = {
         "errors files config spectralmoe_jax data_pipelines.sheet inference evaluation training ablation"
     ),
     # most subcommands call functions of the package itself
-    "cli": "errors config spectralmoe_jax parallel weights inference ablation ahead_of_time",
+    "cli": "errors config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",
     "__main__": "cli",
     "configuration": "config",
     "quick_start": (

@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "predict": ("models", "map scenes of any size to georeferenced rasters"),
     "view": ("models", "write one page that shows the map of a scene over its image"),
+    "serve": ("models", "serve maps of posted images over HTTP"),
     "convert": ("models", "convert published weights to our format, or a trained run to PyTorch"),
     "export": ("models", "write a trained model as a program that needs JAX alone"),
     "push": ("models", "publish a trained model on the Hugging Face hub, with a model card"),

@@ -226,6 +226,78 @@ class View:
         return 0
 
 
+class Serve:
+    """Serve a trained model over HTTP: POST a GeoTIFF, PNG or JPEG, get a GeoTIFF, PNG or GeoJSON.
+
+    Paths: /predict, /healthz, /info, /docs and /openapi.json. Ends in order on SIGTERM.
+    """
+
+    @staticmethod
+    def add_arguments(parser: ArgumentParser) -> None:
+        """Add the options of the subcommand."""
+        model = parser.add_mutually_exclusive_group(required=True)
+        model.add_argument(
+            "run",
+            nargs="?",
+            metavar="RUN",
+            help="folder of a run, whose best checkpoint is used; or weight files, separated by commas, or "
+            "hf://owner/name",
+        )
+        model.add_argument("--checkpoint", metavar="RUN", help="the same")
+        parser.add_argument(
+            "--config",
+            metavar="FILE[:args]",
+            help="configuration to use instead of the model's own; needed for weights that carry none",
+        )
+        parser.add_argument(
+            "--host",
+            default="127.0.0.1",
+            metavar="ADDRESS",
+            help="address to listen on; default: 127.0.0.1, which this machine alone can reach",
+        )
+        parser.add_argument(
+            "--port", type=int, default=8000, metavar="N", help="port; default: 8000, 0 for a free one"
+        )
+        parser.add_argument(
+            "--queue",
+            type=int,
+            default=32,
+            metavar="N",
+            help="requests at a time; further ones are answered with 429; default: 32",
+        )
+        parser.add_argument(
+            "--max-mb", type=float, default=64, metavar="MB", help="largest file of an image; default: 64"
+        )
+        parser.add_argument(
+            "--max-megapixels",
+            type=float,
+            default=50,
+            metavar="N",
+            help="largest image in millions of pixels; default: 50",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=float,
+            default=60,
+            metavar="SECONDS",
+            help="time in which a body has to arrive, and then its map to be made; default: 60",
+        )
+        add_tta(parser)
+        add_stream(parser)
+
+    @staticmethod
+    def run(arguments: Namespace, overrides: Sequence[str]) -> int:
+        """Run the subcommand and return its exit status."""
+        # an extra: not for --help
+        from spectralmoe_jax.serving.limits import Limits
+
+        limits = Limits(arguments.queue, arguments.max_mb, arguments.max_megapixels, arguments.timeout)
+        model = arguments.run or arguments.checkpoint
+        config = open_config(model, overrides, arguments.stream, arguments.config, arguments.tta)
+        spectralmoe_jax.serve(model, config, host=arguments.host, port=arguments.port, limits=limits)
+        return 0
+
+
 class Convert:
     """Convert published weights to our format, or a trained run to another layout.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -332,6 +333,21 @@ class Model:
             outlines=outlines,
             tags=dict(tags or {}) | ({"TEMPERATURE": f"{self.temperature:.6g}"} if wanted else {}),
         )
+
+    @property
+    def predictor(self) -> Predict:
+        """The compiled program: raw windows (B, S, S, bands) to scores (B, S, S, C)."""
+        return self._predict
+
+    def with_predictor(self, predict: Predict) -> Model:
+        """Return a copy that calls another function in place of `predictor`.
+
+        Args:
+          predict: a function of `predictor`'s kind, such as one that shares calls among threads.
+        """
+        copied = copy.copy(self)
+        copied._predict = predict
+        return copied
 
     @functools.cached_property
     def fingerprint(self) -> str:

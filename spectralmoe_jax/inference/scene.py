@@ -10,6 +10,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +35,13 @@ _REMOTE = {
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "GDAL_INGESTED_BYTES_AT_OPEN": "65536",
     "CPL_VSIL_CURL_CHUNK_SIZE": "1048576",
 }  # fmt: skip
+# Of reading what others sent: formats that hold all their pixels, no files beside them, and no network.
+_SELF_CONTAINED = ("GTiff", "PNG", "JPEG")
+_CLOSED = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO",
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}",
+}  # fmt: skip
+_from_others: ContextVar[bool] = ContextVar("_from_others", default=False)
 _NETWORK = (
     "/vsicurl",
     "/vsis3",
@@ -74,6 +82,21 @@ def reading(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def files_of_others() -> Iterator[None]:
+    """Keep scenes that are opened inside the block, in this thread, from reading anything but themselves.
+
+    They are opened as GeoTIFF, PNG or JPEG or not at all: other formats, such as VRT, may name other files
+    and addresses, whose contents would end up in the map.
+    """
+    token = _from_others.set(True)
+    try:
+        with rasterio.Env(**_CLOSED):
+            yield
+    finally:
+        _from_others.reset(token)
+
+
+@contextlib.contextmanager
 def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
     """Open an image as a rasterio dataset, its samples as stored.
 
@@ -85,7 +108,7 @@ def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
     """
     name = os.fspath(scene)
     try:
-        dataset = open_as_stored(name)
+        dataset = open_as_stored(name, _SELF_CONTAINED if _from_others.get() else None)
     except RasterioError as error:
         said = " ".join(str(error).split())
         if is_remote(name):
