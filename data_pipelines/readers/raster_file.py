@@ -370,22 +370,21 @@ def _clearing_errors(dataset: rasterio.DatasetReader) -> Iterator[rasterio.Datas
         raise
 
 
-def open_as_stored(path: Path | str, drivers: Sequence[str] | None = None) -> rasterio.DatasetReader:
+def open_as_stored(path: Path | str, driver: str | None = None) -> rasterio.DatasetReader:
     """Open a raster without the warning on a missing georeference, and without converting CMYK to RGBA.
 
     Args:
       path: a file, or any other name that GDAL opens.
-      drivers: GDAL's drivers that may open it; None for all.
+      driver: GDAL's driver that may open it; None for all.
     """
-    allowed = None if drivers is None else list(drivers)
     with ignore_missing_georeference():
-        dataset = rasterio.open(path, driver=allowed)
+        dataset = rasterio.open(path, driver=driver)
         if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
             dataset.close()
-            dataset = rasterio.open(f"GTIFF_RAW:{path}", driver=allowed)
+            dataset = rasterio.open(f"GTIFF_RAW:{path}", driver=driver)
         elif _decodes_in_place(dataset):
             dataset.close()
-            dataset = rasterio.open(path, driver=allowed, NUM_THREADS=2)
+            dataset = rasterio.open(path, driver=driver, NUM_THREADS=2)
         return dataset
 
 

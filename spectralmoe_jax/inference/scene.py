@@ -36,7 +36,10 @@ _REMOTE = {
     "CPL_VSIL_CURL_CHUNK_SIZE": "1048576",
 }  # fmt: skip
 # Of reading what others sent: formats that hold all their pixels, no files beside them, and no network.
-_SELF_CONTAINED = ("GTiff", "PNG", "JPEG")
+_SELF_CONTAINED = {
+    b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff", b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+}  # fmt: skip
 _CLOSED = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}",
@@ -108,7 +111,7 @@ def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
     """
     name = os.fspath(scene)
     try:
-        dataset = open_as_stored(name, _SELF_CONTAINED if _from_others.get() else None)
+        dataset = open_as_stored(name, _driver_of(name) if _from_others.get() else None)
     except RasterioError as error:
         said = " ".join(str(error).split())
         if is_remote(name):
@@ -121,6 +124,20 @@ def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
         ) from error
     with dataset:
         yield dataset
+
+
+def _driver_of(name: str) -> str:
+    """Return GDAL's driver for a file that holds all its pixels, by its first bytes.
+
+    Raises:
+      UserError: it is no such file.
+    """
+    with open(name, "rb") as file:
+        start = file.read(4)
+    for sign, driver in _SELF_CONTAINED.items():
+        if start.startswith(sign):
+            return driver
+    raise UserError(f"{name}: is neither GeoTIFF, PNG nor JPEG; give one of these")
 
 
 class Scene:

@@ -49,7 +49,7 @@ def serve(
         app = make_app(load(model, config), limits, compile=True)
         patience = math.ceil(2 * limits.timeout) + 5  # for a body and its map
         settings = uvicorn.Config(app, lifespan="on", server_header=False, timeout_graceful_shutdown=patience)
-        server = uvicorn.Server(settings)
+        server = _Server(settings, f"{model}: http://{_shown(listener)}/docs")
 
         def stop(number: int, frame: FrameType | None) -> None:
             """Stop in order; uvicorn sends itself the signal again once it has."""
@@ -58,13 +58,29 @@ def serve(
         before = signal.signal(signal.SIGTERM, stop)
         # catch_warnings, which mapping uses, is not safe across threads
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        name, number = listener.getsockname()[:2]
-        shown = f"[{name}]" if listener.family == socket.AF_INET6 else name
-        print(f"{model}: http://{shown}:{number}/docs", flush=True)
         try:
             server.run(sockets=[listener])
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+class _Server(uvicorn.Server):
+    """A server that prints a line once it accepts connections."""
+
+    def __init__(self, settings: uvicorn.Config, line: str):
+        super().__init__(settings)
+        self._line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, listen, and print the line."""
+        await super().startup(sockets)
+        print(self._line, flush=True)
+
+
+def _shown(listener: socket.socket) -> str:
+    """Return a socket's address as it stands in a URL."""
+    name, number = listener.getsockname()[:2]
+    return f"[{name}]:{number}" if listener.family == socket.AF_INET6 else f"{name}:{number}"
 
 
 def _bound(host: str, port: int) -> socket.socket:
