@@ -34,6 +34,7 @@ ELSEWHERE = {
     "launch/tpu_pod.sh": "needs a TPU; tests/launch/test_tpu_pod.py runs it against a fake",
     "sbatch": "needs a cluster; tests/launch/test_slurm.py runs the script against a fake",
     "kubectl": "needs a cluster; tests/launch/test_kubernetes.py checks the manifests",
+    "curl": "needs a server; tests/serving/test_process.py posts to one",
     "docker": "needs a daemon and downloads; tests/launch/test_dockerfiles.py checks the files",
 }
 # What a sentence calls by these names; blocks use the names of files that the tests' workspace has.

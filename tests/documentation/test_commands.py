@@ -47,6 +47,7 @@ NOT_RUN = {
     "spectralmoe push runs/dubai hf://owner/dubai --licence cc-by-4.0 --private": (
         "tests/sharing/test_push.py does, against a stand-in for the hub's client"
     ),
+    "spectralmoe serve runs/dubai": "it ends when it is asked to; tests/serving/test_process.py does",
     "spectralmoe verify tests/goldens": "tests/parity/test_verify.py does, in a minute",
     "spectralmoe ablate configs/ablations/dubai_size.py --workdir runs/dubai_size --side-by-side 2 "
     "--config.data.root=DUBAI": "its variants set crop and steps, so that nothing makes them small",

@@ -48,5 +48,5 @@ def test_commands_in_a_sentence(page):
 
 
 def test_an_unknown_command_fails(tmp_path):
-    with pytest.raises(AssertionError, match=r"line 3: .*curl: command not found"):
-        pages.calls(pages.Block("bash", "spectralmoe report x\ncurl example.org\n", 3), tmp_path)
+    with pytest.raises(AssertionError, match=r"line 3: .*wget: command not found"):
+        pages.calls(pages.Block("bash", "spectralmoe report x\nwget example.org\n", 3), tmp_path)

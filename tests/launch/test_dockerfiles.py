@@ -1,14 +1,17 @@
 """launch/Dockerfile.*: a small lint; copied files and installed extras exist."""
 
+import json
 import re
 import tomllib
 
 import pytest
 
+from spectralmoe_jax.cli.arguments import Parser
+from spectralmoe_jax.cli.models import Serve
 from tests.launch.conftest import ROOT
 
 KNOWN = {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "ENTRYPOINT", "CMD"}
-NAMES = ("cpu", "cuda", "tpu")
+NAMES = ("cpu", "cuda", "tpu", "serve")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -25,7 +28,7 @@ def allowed():
     return {line[1:] for line in lines if line.startswith("!")}
 
 
-def test_one_for_each_accelerator():
+def test_one_for_each_accelerator_and_one_that_serves():
     assert {path.suffix[1:] for path in (ROOT / "launch").glob("Dockerfile.*")} == set(NAMES)
 
 
@@ -70,13 +73,23 @@ def test_every_source_exists_and_may_be_copied(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_extra(name):
     [install] = [rest for word, rest in instructions(name) if word == "RUN" and "pip install" in rest]
-    extra = re.search(r"\[(\w+)(\$\{CUDA\})?\]", install)
+    default = dict(rest.split("=") for word, rest in instructions(name) if word == "ARG")
+    filled = re.sub(r"\$\{(\w+)\}", lambda found: default[found[1]], install)
+    extra = re.search(r"\[(\w+)\]", filled)
     if name == "cpu":
         assert extra is None
     else:
-        default = dict(rest.split("=") for word, rest in instructions(name) if word == "ARG")
-        wanted = extra[1] + (default["CUDA"] if extra[2] else "")
-        assert wanted in PROJECT["optional-dependencies"]
+        assert extra[1] in PROJECT["optional-dependencies"]
+
+
+def test_the_server_listens_where_its_port_can_be_published():
+    commands = dict(instructions("serve"))
+    entry, given = (json.loads(commands[word]) for word in ("ENTRYPOINT", "CMD"))
+    parser = Parser("serve", None)
+    Serve.add_arguments(parser)
+    assert entry[:2] == ["spectralmoe", "serve"]
+    assert given == ["--help"]
+    assert parser.parse_args([*entry[2:], "/model"]).host == "0.0.0.0"
 
 
 def test_images_of_the_manifest_are_of_this_version():
