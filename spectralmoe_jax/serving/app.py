@@ -82,7 +82,7 @@ def make_app(model: Model, limits: Limits | None = None, *, compile: bool = Fals
         docs_url=None,  # FastAPI's own pages load a script from another server
         redoc_url=None,
     )
-    _add_handlers(app)
+    _add_handlers(app, limits)
 
     @app.post(
         "/predict",
@@ -229,7 +229,7 @@ def _check_type(request: Request) -> None:
         raise HTTPException(415, f"Content-Encoding {encoding}: send the file as it is")
 
 
-def _add_handlers(app: FastAPI) -> None:
+def _add_handlers(app: FastAPI, limits: Limits) -> None:
     """Answer every error with one line under the key `detail`."""
 
     @app.exception_handler(QueueFullError)
@@ -241,6 +241,7 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         """Name the first value of a query that is not allowed."""
+        await Body(request, limits).discard()
         first = error.errors()[0]
         return JSONResponse({"detail": f"{first['loc'][-1]} = {first.get('input')!r}: {first['msg']}"}, 422)
 

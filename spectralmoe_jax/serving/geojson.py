@@ -18,7 +18,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import NODATA, reading
 
 _PRECISION = 8  # decimals of a degree: a millimetre
-_MOST_CORNERS = 2_000_000  # of all polygons of a map: about 100 MB of text
+_MOST_CORNERS = 500_000  # of all polygons of a map: 15 MB of text, 100 MB while it is made
 
 
 def map_as_geojson(path: Path, names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from pathlib import Path
 
 from fastapi import HTTPException, Request
@@ -12,7 +13,9 @@ from starlette.requests import ClientDisconnect
 from spectralmoe_jax.serving.limits import Limits
 
 _LINGER = 5  # seconds in which the rest of a refused body is received and thrown away
-CLOSE = {"Connection": "close"}
+_CLOSE = {"Connection": "close"}
+
+log = logging.getLogger(__name__)
 
 
 class Body:
@@ -31,7 +34,7 @@ class Body:
         """Write the body to a file.
 
         Raises:
-          HTTPException: it is too large (413), too slow (408) or empty (422).
+          HTTPException: it is too large (413), too slow (408) or empty (422), or there is no room (500).
           ClientDisconnect: the client has gone.
         """
         self.check_length()
@@ -48,8 +51,11 @@ class Body:
         except TimeoutError:
             self._has_more = False  # the client is too slow to wait for the rest
             raise HTTPException(
-                408, f"the body took longer than {self._limits.timeout:g} s to arrive", CLOSE
+                408, f"the body took longer than {self._limits.timeout:g} s to arrive", _CLOSE
             ) from None
+        except OSError as error:
+            log.error("%s: %s", path, error)
+            raise HTTPException(500, "the server has no room for the body") from None
         if not size:
             raise HTTPException(422, "the body is empty; post the image itself as the body")
 
@@ -81,4 +87,4 @@ class Body:
         return message.get("body", b"")
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the body is larger than {self._limits.max_mb:g} MB", CLOSE)
+        return HTTPException(413, f"the body is larger than {self._limits.max_mb:g} MB", _CLOSE)

@@ -154,6 +154,7 @@ def test_accept(client, folder, accept, media):
 
 
 def test_formats_that_do_not_exist(client, folder):
+    """Refused before the image is looked at."""
     data = file_of(folder, pixels_of(20, 20))
     detail = said(client.post("/predict", content=data, headers=TIFF | {"Accept": "text/html"}), 406)
     assert "image/tiff" in detail
@@ -290,6 +291,27 @@ def test_a_client_that_waits_for_leave_to_send(model):
 
     headers = [(b"content-length", b"99000000"), (b"expect", b"100-continue")]
     assert in_process(make_app(model, Limits(max_mb=1)), receive, headers)[0] == 413
+
+
+@pytest.fixture
+def file_limit():
+    """A limit on the size of files stands in for the full disk."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk(client, folder, file_limit):
+    """No fault of the image: for its body, and for its map."""
+    large = file_of(folder, pixels_of(40, 40))
+    small = file_of(folder, np.zeros((40, 40, 3), np.uint8), compress="deflate")
+    assert len(small) < 1000
+    file_limit(1000)
+    assert "no room" in said(client.post("/predict", content=large, headers=TIFF), 500)
+    assert "write the map" in said(client.post("/predict", content=small, headers=TIFF), 500)
+    file_limit(100_000)
+    assert client.post("/predict", content=large, headers=TIFF).status_code == 200
 
 
 class Held:

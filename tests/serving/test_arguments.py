@@ -7,6 +7,8 @@ import tarfile
 
 import pytest
 
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
+
 from spectralmoe_jax import serving
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError

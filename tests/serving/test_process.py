@@ -107,6 +107,7 @@ def test_bad_bodies(server):
     # of any size: the answer is read although the client sends everything first
     for size in (2_000_001, 30_000_000):
         assert server.ask("POST", "/predict", bytes(size))[0] == 413
+    assert server.ask("POST", "/predict?format=jpg", bytes(30_000_000))[0] == 422
     pieces = (bytes(100_000) for _ in range(100))  # sent in chunks
     assert server.ask("POST", "/predict", pieces)[0] == 413
     with server.connect() as malformed:

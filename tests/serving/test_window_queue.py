@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
+
 from spectralmoe_jax.serving.window_queue import OutOfTimeError, WindowQueue
 
 FAR = time.monotonic() + 3600
