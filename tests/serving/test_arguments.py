@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import socket
 import tarfile
 
@@ -9,8 +10,11 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
+import spectralmoe_jax
 from spectralmoe_jax import serving
+from spectralmoe_jax.cli.arguments import Parser
 from spectralmoe_jax.cli.main import main
+from spectralmoe_jax.cli.models import Serve
 from spectralmoe_jax.errors import UserError
 from tests.serving.images import OLD_RUN
 
@@ -75,3 +79,10 @@ def test_without_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'spectralmoe-jax\[serve\]'"):
         importlib.reload(serving)
+
+
+def test_this_machine_alone_can_connect_by_default():
+    parser = Parser("serve", None)
+    Serve.add_arguments(parser)
+    assert parser.parse_args(["run"]).host == "127.0.0.1"
+    assert inspect.signature(spectralmoe_jax.serve).parameters["host"].default == "127.0.0.1"
