@@ -1,8 +1,8 @@
 """Map one large scene from a local file and from a server: speed, memory, and equality of the maps.
 
 The scene has 13 bands of 16 bits in compressed tiles, the model is that of configs/sentinel2_landcover.py
-with random weights. The server is a process on this machine that answers range requests. Each map is made in
-a process of its own, whose largest memory is printed.
+with random weights, patches of 16 pixels and the linear head. The server is a process on this machine that
+answers range requests. Each map is made in a process of its own, whose largest memory is printed.
 
   python benchmarks/large_scene.py --workdir runs/large_scene
 """
@@ -97,8 +97,10 @@ def write_scene(path: Path, side: int, bands: tuple[str, ...]) -> None:
 
 def map_scene(scene: str, output: Path, window: int) -> dict[str, Any]:
     """Map a scene in this process; return seconds and the largest memory in GB."""
-    overrides = [f"--config.evaluate.window={window}", "--config.evaluate.overlap=16"]
-    config = load_config(str(CONFIG), overrides)
+    config = load_config(str(CONFIG)).replaced({
+        "evaluate.window": window, "evaluate.overlap": 16, "model.head": {"kind": "linear"},
+        "model.visual.patch_size": 16, "model.remat": "none",
+    })  # fmt: skip
     model = Model(make_segmenter(segmenter_config(config), 0), config)
     model.predict(np.ones((window, window, len(config.bands)), np.float32))
     began = time.monotonic()

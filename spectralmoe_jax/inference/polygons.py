@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,16 +161,18 @@ def _sums(
 def _write_layer(
     path: Path, geometry: np.ndarray, fields: dict[str, np.ndarray], crs: Any, driver: str
 ) -> None:
-    pyogrio.raw.write(
-        path,
-        shapely.to_wkb(geometry),
-        list(fields.values()),
-        list(fields),
-        geometry_type="Polygon",
-        crs=crs.to_wkt() if crs else None,
-        driver=driver,
-        layer="map",
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")  # the scene has none
+        pyogrio.raw.write(
+            path,
+            shapely.to_wkb(geometry),
+            list(fields.values()),
+            list(fields),
+            geometry_type="Polygon",
+            crs=crs.to_wkt() if crs else None,
+            driver=driver,
+            layer="map",
+        )
 
 
 def _write_geoparquet(
