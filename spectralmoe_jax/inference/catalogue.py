@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -20,13 +20,14 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Model
 from spectralmoe_jax.inference.polygons import OUTLINES, Outlines
 from spectralmoe_jax.inference.products import product_file
-from spectralmoe_jax.inference.scene import is_remote, reading, scene_stem
+from spectralmoe_jax.inference.scene import is_remote, open_scene, reading, scene_stem
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
 """Of the scenes that are looked for in a folder."""
@@ -260,22 +261,74 @@ def map_scenes(
     """
     console = console or Console()
     outcomes: list[Outcome] = []
-    for number, job in enumerate(jobs, 1):
-        began = time.monotonic()
-        try:
-            outcome = _map(model, job, beside, beside.files(job, folder), overwrite)
-        except (UserError, RasterioError, OSError) as problem:
-            outcome = Outcome(job, "failed", " ".join(str(problem).split()))
-        outcomes.append(outcome)
-        seconds = time.monotonic() - began
-        speed = f", {outcome.pixels / seconds / 1e6:.2f} Mpixel/s" if outcome.pixels else ""
-        said = f": {outcome.reason}" if outcome.reason else ""
-        line = f"{number}/{len(jobs)} {job.scene}: {outcome.state}{said} ({seconds:.1f} s{speed})"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    sizes = [_pixels_of(job.scene) if console.is_terminal else 0 for job in jobs]
+    with _Bar(console, sum(sizes)) as bar:
+        for number, (job, size) in enumerate(zip(jobs, sizes, strict=True), 1):
+            began, before = time.monotonic(), bar.done
+            try:
+                files = beside.files(job, folder)
+                outcome = _map(model, job, beside, files, overwrite, bar.advance)
+            except (UserError, RasterioError, OSError) as problem:
+                outcome = Outcome(job, "failed", " ".join(str(problem).split()))
+            bar.advance(before + size - bar.done)  # whatever became of it
+            outcomes.append(outcome)
+            seconds = time.monotonic() - began
+            speed = f", {outcome.pixels / seconds / 1e6:.2f} Mpixel/s" if outcome.pixels else ""
+            said = f": {outcome.reason}" if outcome.reason else ""
+            line = f"{number}/{len(jobs)} {job.scene}: {outcome.state}{said} ({seconds:.1f} s{speed})"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     return outcomes
 
 
-def _map(model: Model, job: Job, beside: Beside, files: Mapping[str, Path], overwrite: bool) -> Outcome:
+class _Bar:
+    """A live bar over the pixels of all scenes, on a terminal alone.
+
+    Attributes:
+      done: pixels that are finished.
+    """
+
+    def __init__(self, console: Console, total: int):
+        columns = (
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal or not total)
+        self._task = self._bar.add_task("", total=total, speed="")
+        self.done = 0
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, pixels: int) -> None:
+        """Count some pixels."""
+        self.done += pixels
+        speed = self._bar.tasks[0].speed or 0.0
+        self._bar.update(self._task, completed=self.done, speed=f"{speed / 1e6:.2f} Mpixel/s")
+
+
+def _pixels_of(scene: str) -> int:
+    """Return the number of pixels of a scene; 0 if it cannot be opened, which mapping it will tell."""
+    try:
+        with reading(scene), open_scene(scene) as dataset:
+            return dataset.width * dataset.height
+    except (UserError, OSError):
+        return 0
+
+
+def _map(
+    model: Model,
+    job: Job,
+    beside: Beside,
+    files: Mapping[str, Path],
+    overwrite: bool,
+    progress: Callable[[int], None],
+) -> Outcome:
     """Map one scene, unless its map is there.
 
     Raises:
@@ -308,6 +361,7 @@ def _map(model: Model, job: Job, beside: Beside, files: Mapping[str, Path], over
         vector=files.get("vector"),
         outlines=beside.outlines,
         tags=tags,
+        progress=progress,
     )
     return Outcome(job, "mapped", pixels=done["pixels"])
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def predict_scene(
     vector: Path | None = None,
     outlines: Outlines = OUTLINES,
     tags: Mapping[str, str] | None = None,
+    progress: Callable[[int], None] = lambda pixels: None,
 ) -> dict[str, Any]:
     """Write the class map of a scene, with the scene's size, CRS, transform and nodata area.
 
@@ -91,6 +92,7 @@ def predict_scene(
         of the product of this name.
       outlines: which polygons are written, and how coarse.
       tags: further metadata of all rasters.
+      progress: called with the number of pixels that were finished since the last call.
 
     Returns:
       `shape` (rows, columns), `pixels` (those with data), `shares` (class name to its share of them) and
@@ -124,7 +126,9 @@ def predict_scene(
                     sinks.append(_open_product(temporary[part], targets[part], dataset, product.bands))
                 for sink in sinks:
                     sink.update_tags(**(tags or {}))
-                counts = _predict_rows(predict, scene, settings, len(names), output, sinks, products)
+                counts = _predict_rows(
+                    predict, scene, settings, len(names), output, sinks, products, progress
+                )
             finally:
                 for sink in sinks:
                     sink.close()
@@ -163,6 +167,7 @@ def _predict_rows(
     output: Path,
     sinks: list[Any],
     products: Sequence[Product],
+    progress: Callable[[int], None],
 ) -> np.ndarray:
     """Predict all windows and write rows as soon as they are finished.
 
@@ -196,6 +201,7 @@ def _predict_rows(
             total[: size - rows] = total[rows:]
             total[size - rows :] = 0
             first += rows
+            progress(rows * width)
 
     # a thread reads ahead and another writes behind, while this one predicts
     pending: deque[Future[None]] = deque()

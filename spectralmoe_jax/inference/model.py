@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -286,6 +286,7 @@ class Model:
         vector: str | os.PathLike[str] | None = None,
         outlines: Outlines = OUTLINES,
         tags: Mapping[str, str] | None = None,
+        progress: Callable[[int], None] = lambda pixels: None,
     ) -> dict[str, Any]:
         """Map a scene of any size into a georeferenced raster; see `inference.geotiff.predict_scene`.
 
@@ -307,6 +308,7 @@ class Model:
             confidence if that is written too.
           outlines: which polygons, and how coarse.
           tags: further metadata of the rasters.
+          progress: called with the number of pixels that were finished since the last call.
 
         Returns:
           `shape` (rows, columns), `pixels` (those with data), `shares` (class name to its share of them) and
@@ -332,6 +334,7 @@ class Model:
             vector=None if vector is None else Path(vector),
             outlines=outlines,
             tags=dict(tags or {}) | ({"TEMPERATURE": f"{self.temperature:.6g}"} if wanted else {}),
+            progress=progress,
         )
 
     @property

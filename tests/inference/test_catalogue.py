@@ -1,5 +1,6 @@
 """`spectralmoe predict` on many scenes: finding, dividing, continuing, and going on past failures."""
 
+import io
 import re
 import shutil
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 import rasterio
+from rich.console import Console
 from rio_cogeo import cog_validate
 
+import spectralmoe_jax
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.catalogue import find_scenes, part_of_scenes, plan
+from spectralmoe_jax.inference.catalogue import find_scenes, map_scenes, part_of_scenes, plan
 from tests.inference.test_geotiff import write_scene
 from tests.inference.test_model import folder  # noqa: F401 (a fixture)
 
@@ -340,3 +343,22 @@ def test_a_server_that_is_not_there(run, tmp_path, capsys):
     assert "http://127.0.0.1:9/scene.tif: cannot be opened" in line
     assert "check the address, the network and the credentials" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_progress_reaches_all_pixels(folder, scenes, tmp_path):  # noqa: F811
+    """On a terminal, a bar over the pixels of all scenes, the broken one and those done before included."""
+    shutil.copytree(scenes, tmp_path / "scenes")
+    bad = tmp_path / "scenes" / "part_0" / "scene_2.tif"
+    bad.write_bytes(bad.read_bytes()[:-2000])
+    model = spectralmoe_jax.load(folder / "runs" / "quickstart")
+    counted = []
+    done = model.map(scenes / "part_0" / "scene_0.tif", tmp_path / "map.tif", progress=counted.append)
+    assert sum(counted) == np.prod(done["shape"])
+    jobs = plan([str(tmp_path / "scenes")], tmp_path / "maps")
+    for state in ("mapped", "done before"):
+        shown = io.StringIO()
+        console = Console(file=shown, force_terminal=True, width=120, color_system=None)
+        outcomes = map_scenes(model, jobs, tmp_path / "maps", console=console)
+        assert [outcome.state for outcome in outcomes].count(state) == 4
+        assert "100%" in shown.getvalue()
+        assert "Mpixel/s" in shown.getvalue()
