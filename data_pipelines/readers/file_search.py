@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipelines.readers.address import Address, as_path, is_remote
 from spectralmoe_jax.errors import UserError
 
 _DOMAIN = "{domain}"
@@ -19,7 +20,10 @@ def find_images(
 
     The domain of an image is the part of its path that matches `{domain}` in the pattern. For a pattern
     without `{domain}`, it is the first folder of the path below `root`, or the file's name without suffix if
-    it is in `root` itself. For an image outside `root`, it is the name of its folder.
+    it is in `root` itself. For an image outside `root`, it is the name of its folder. Addresses that GDAL
+    opens, such as `https://HOST/NAME.tif`, are images outside `root`; `root` may be an address, too. They
+    cannot be searched: name each of their files, in a local list for example; `{domain}` stands for each of
+    `domains`.
 
     Args:
       root: folder that patterns start from.
@@ -35,12 +39,12 @@ def find_images(
     Raises:
       UserError: the folder is missing, nothing is found, a domain is unknown, or a pattern is malformed.
     """
-    if not root.is_dir():
+    if not isinstance(root, Address) and not root.is_dir():
         raise UserError(f"{root}: no such folder, set data.root to where the images are")
     found: dict[str, list[Path]] = {}
     seen: set[Path] = set()
     for pattern in _patterns(root, image_glob):
-        matching = _matching(root, pattern.replace(_DOMAIN, "*"))
+        matching = [path for part in _expanded(root, pattern, domains) for path in _matching(root, part)]
         if not matching:
             raise UserError(
                 f"{root}: no image matches data.image_glob={pattern!r}, correct the pattern or the root"
@@ -71,11 +75,12 @@ def mask_path(root: Path, template: str, domain: str, image: Path) -> Path:
       UserError: the template has another placeholder.
     """
     try:
-        return root / template.format(domain=domain, stem=image.stem)
+        place = template.format(domain=domain, stem=image.stem)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"data.mask_template={template!r}: only {{domain}} and {{stem}} can stand in it"
         ) from error
+    return as_path(place) if is_remote(place) else root / place
 
 
 def record_names(root: Path, images: Sequence[tuple[str, Path]]) -> list[str]:
@@ -97,17 +102,18 @@ def record_names(root: Path, images: Sequence[tuple[str, Path]]) -> list[str]:
 
 
 def _patterns(root: Path, image_glob: str | Sequence[str]) -> list[str]:
-    """Return all patterns, with those of a text file in its place."""
+    """Return all patterns, with those of a text file in its place; beside an address, the file is local."""
     patterns: list[str] = []
     for entry in (image_glob,) if isinstance(image_glob, str) else image_glob:
         if not entry.endswith(_LIST):
             patterns.append(entry)
             continue
         try:
-            lines = (root / entry).read_text(encoding="utf-8").splitlines()
+            place = Path(entry) if isinstance(root, Address) else root / entry
+            lines = place.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{root / entry}: cannot be read as a list of images ({error}): correct data.image_glob"
+                f"{place}: cannot be read as a list of images ({error}): correct data.image_glob"
             ) from error
         patterns += [line.strip() for line in lines if line.strip()]
     if not patterns:
@@ -115,7 +121,24 @@ def _patterns(root: Path, image_glob: str | Sequence[str]) -> list[str]:
     return patterns
 
 
+def _expanded(root: Path, pattern: str, domains: Sequence[str] | None) -> list[str]:
+    """Return a pattern with anything in place of `{domain}`; one of addresses with each domain there."""
+    names = domains if domains is not None and _is_address(root, pattern) else ("*",)
+    return list(dict.fromkeys(pattern.replace(_DOMAIN, name) for name in names))
+
+
+def _is_address(root: Path, pattern: str) -> bool:
+    return is_remote(pattern) or isinstance(root, Address)
+
+
 def _matching(root: Path, pattern: str) -> list[Path]:
+    if _is_address(root, pattern):
+        if re.search(r"[*?\[]", pattern):
+            raise UserError(
+                f"data.image_glob={pattern!r}: addresses cannot be searched; name each image, or give the "
+                "name of a local text file with one on each line"
+            )
+        return [as_path(pattern) if is_remote(pattern) else root / pattern]
     if (root / pattern).is_file():  # an absolute path stays as it is
         return [root / pattern]
     try:
@@ -139,7 +162,7 @@ def _domain(root: Path, path: Path, pattern: str) -> str:
         return match["domain"]
     if path.parent == root:
         return path.stem
-    return path.parent.name if place.is_absolute() else place.parts[0]
+    return path.parent.name if place == path else place.parts[0]
 
 
 def _regex(pattern: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.readers.address import as_path
 from data_pipelines.readers.file_records import find_channels
 from data_pipelines.readers.file_search import find_images
 from data_pipelines.readers.image_files import GeoTiffTiles, ImageFolder
@@ -180,7 +181,7 @@ def read_acquisition(config: RunConfig, domains: Sequence[str]) -> tuple[int | N
       UserError: a file cannot be read.
     """
     data = config.data
-    found = find_images(Path(data.needs("root")), data.needs("image_glob"), tuple(domains))
+    found = find_images(as_path(data.needs("root")), data.needs("image_glob"), tuple(domains))
     headers = [h for h in map_files(lambda file: read_header(file[1]), found, data.corrupt) if h is not None]
     months = [header.month for header in headers if header.month is not None]
     resolutions = [header.resolution for header in headers if header.resolution is not None]
@@ -206,7 +207,7 @@ def _stating_files(
         chosen = [stated[channel] for channel in channels]
         return None if None in chosen else tuple(length for length in chosen if length is not None)
 
-    found = find_images(Path(data.needs("root")), data.needs("image_glob"), tuple(domains))
+    found = find_images(as_path(data.needs("root")), data.needs("image_glob"), tuple(domains))
     return [
         (image, lengths)
         for (_, image), lengths in zip(found, map_files(read, found, data.corrupt), strict=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.readers.address import as_path
 from data_pipelines.readers.file_records import (
     ArrayCache,
     FileRecord,
@@ -101,7 +102,7 @@ class GeoTiffTiles:
         check_corrupt(corrupt)
         if tile is not None and tile < 1:
             raise bad_value("config.data.tile", tile, "must be at least 1 pixel, or None for whole images")
-        self.root, self.bands, self.labels, self.classes = Path(root), tuple(bands), labels, classes
+        self.root, self.bands, self.labels, self.classes = as_path(root), tuple(bands), labels, classes
         self.sensor, self.sensors, self.corrupt = sensor, dict(sensors or {}), corrupt
         for name in filter(None, (sensor, *self.sensors.values())):
             find_sensor(name)  # fail on an unknown sensor before reading files

@@ -6,6 +6,7 @@ Pixels without data are zero in all bands. A file that is read window by window 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
+from data_pipelines.readers.address import is_remote, network_options
 from data_pipelines.readers.unreadable import UnreadableFile, unreadable
 from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError
@@ -336,7 +338,7 @@ def open_image(path: Path) -> Iterator[rasterio.DatasetReader]:
     files = getattr(_used, "files", None)
     # GDAL's quick path for whole PNG files returns stale memory for the missing end of a truncated one.
     try:
-        with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False):
+        with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False, **network_options(os.fspath(path))):
             if files is not None:
                 with _clearing_errors(files.open(path)) as dataset:
                     yield dataset
@@ -382,7 +384,9 @@ def open_as_stored(path: Path | str, driver: str | None = None) -> rasterio.Data
         if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
             dataset.close()
             dataset = rasterio.open(f"GTIFF_RAW:{path}", driver=driver)
-        elif _decodes_in_place(dataset):
+        # With threads, GDAL does not repeat a request that fails, and some of its versions then return zeros:
+        # https://github.com/OSGeo/gdal/issues/12426
+        elif _decodes_in_place(dataset) and not is_remote(os.fspath(path)):
             dataset.close()
             dataset = rasterio.open(path, driver=driver, NUM_THREADS=2)
         return dataset

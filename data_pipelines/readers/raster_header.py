@@ -15,6 +15,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
 
+from data_pipelines.readers.address import Address
 from data_pipelines.readers.raster_file import has_mask, no_pixels, open_image
 from data_pipelines.readers.unreadable import unreadable
 from spectralmoe_jax.errors import UserError
@@ -244,7 +245,9 @@ def require_complete(paths: Iterable[Path]) -> None:
 
 
 def find_truncation(path: Path) -> str:
-    """Return what a JPEG, PNG or TIFF file lacks, in words, or ""."""
+    """Return what a JPEG, PNG or TIFF file lacks, in words, or ""; addresses are not looked at."""
+    if isinstance(path, Address):
+        return ""
     with path.open("rb") as file:
         start = file.read(8)
         if start.startswith(_TIFF):

@@ -92,7 +92,9 @@ class DataConfig(Section):
     holdout_domains: tuple[str, ...] | None = option(None, "Whole domains to hold out instead of a share.")
     holdout_seed: int = option(0, "Seed of the choice of held-out images.")
     image_glob: str | None = option(
-        None, "Pattern of the images below `root` (image_folder, geotiff); `{domain}` stands for the domain."
+        None,
+        "Pattern of the images below `root` (image_folder, geotiff); `{domain}` stands for the domain. "
+        "`root` and images may be addresses that GDAL opens.",
     )
     mask_template: str | None = option(
         None,

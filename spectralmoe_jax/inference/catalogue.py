@@ -23,11 +23,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data_pipelines.readers.address import is_remote
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Model
 from spectralmoe_jax.inference.polygons import OUTLINES, Outlines
 from spectralmoe_jax.inference.products import product_file
-from spectralmoe_jax.inference.scene import is_remote, open_scene, reading, scene_stem
+from spectralmoe_jax.inference.scene import open_scene, reading, scene_stem
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
 """Of the scenes that are looked for in a folder."""

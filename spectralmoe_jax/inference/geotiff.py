@@ -22,13 +22,14 @@ from rasterio._err import CPLE_BaseError  # what copying raises; no public modul
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from data_pipelines.readers.address import is_remote
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines, write_polygons
 from spectralmoe_jax.inference.preview import write_preview
 from spectralmoe_jax.inference.products import Product, product_file
-from spectralmoe_jax.inference.scene import NODATA, Scene, is_remote, open_scene, reading
+from spectralmoe_jax.inference.scene import NODATA, Scene, open_scene, reading
 from spectralmoe_jax.inference.sliding_window import (
     Predict,
     Tile,

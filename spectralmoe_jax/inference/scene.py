@@ -19,6 +19,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from data_pipelines.readers.address import is_remote, network_options
 from data_pipelines.readers.raster_file import has_mask, open_as_stored, zero_nodata
 from data_pipelines.readers.raster_header import stated_platforms
 from data_pipelines.sensors import choose_bands, find_sensor
@@ -27,14 +28,6 @@ from spectralmoe_jax.errors import UserError
 NODATA = 255  # of a map
 # By default GDAL fills the missing rows of a truncated PNG that is read at once, and caches 5 % of memory.
 _OPTIONS = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", "GDAL_CACHEMAX": 2**28}
-# Of reading over a network: large requests, retries, no waiting for a server that has gone silent, and no
-# listing of folders: side files, such as masks, are asked for by their names.
-_REMOTE = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "YES", "GDAL_HTTP_MAX_RETRY": "4", "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_LOW_SPEED_LIMIT": "1", "GDAL_HTTP_LOW_SPEED_TIME": "30",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES", "GDAL_INGESTED_BYTES_AT_OPEN": "65536",
-    "CPL_VSIL_CURL_CHUNK_SIZE": "1048576",
-}  # fmt: skip
 # Of reading what others sent: formats that hold all their pixels, no files beside them, and no network.
 _SELF_CONTAINED = {
     b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff", b"\x89PNG": "PNG",
@@ -45,22 +38,6 @@ _CLOSED = {
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}",
 }  # fmt: skip
 _from_others: ContextVar[bool] = ContextVar("_from_others", default=False)
-_NETWORK = (
-    "/vsicurl",
-    "/vsis3",
-    "/vsigs",
-    "/vsiaz",
-    "/vsiadls",
-    "/vsioss",
-    "/vsiswift",
-    "/vsihdfs",
-    "/vsiwebhdfs",
-)
-
-
-def is_remote(name: str) -> bool:
-    """Return whether a scene's name is not that of a local file, but of an address or inside an archive."""
-    return "://" in name or name.startswith("/vsi")
 
 
 def scene_stem(name: str) -> str:
@@ -70,9 +47,8 @@ def scene_stem(name: str) -> str:
 
 def reading_options(name: str) -> dict[str, Any]:
     """Return GDAL's options for reading a scene, but for those that the environment sets."""
-    is_network = "://" in name or any(part in name for part in _NETWORK)
-    options = _OPTIONS | (_REMOTE if is_network else {})
-    return {key: value for key, value in options.items() if key not in os.environ}
+    options = {key: value for key, value in _OPTIONS.items() if key not in os.environ}
+    return options | network_options(name)
 
 
 @contextlib.contextmanager

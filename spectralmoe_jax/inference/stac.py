@@ -19,8 +19,9 @@ from xml.etree import ElementTree
 import rasterio
 from rasterio.errors import RasterioError
 
+from data_pipelines.readers.address import is_remote
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.scene import is_remote, reading
+from spectralmoe_jax.inference.scene import reading
 from spectralmoe_jax.sensors import place_of
 
 SUFFIX = ".json"

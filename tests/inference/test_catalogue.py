@@ -22,6 +22,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.catalogue import find_scenes, map_scenes, part_of_scenes, plan
 from tests.inference.test_geotiff import write_scene
 from tests.inference.test_model import folder  # noqa: F401 (a fixture)
+from tests.range_server import serving
 
 BANDS = ("blue", "green", "red", "nir")
 
@@ -225,15 +226,9 @@ def test_killed_and_started_again(run, tmp_path, capsys):
 
 @pytest.fixture
 def server(scenes, monkeypatch):
-    """A process of its own: GDAL keeps Python's lock while it waits for some answers."""
     monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.01")
-    script = Path(__file__).with_name("range_server.py")
-    process = subprocess.Popen([sys.executable, str(script), str(scenes)], stdout=subprocess.PIPE, text=True)
-    try:
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    finally:
-        process.kill()
-        process.wait()
+    with serving(scenes) as address:
+        yield address
 
 
 def test_a_scene_from_a_server(run, scenes, server, tmp_path):

@@ -3,9 +3,11 @@
 Prints its port. The path /requests tells how many requests were answered with ranges.
 """
 
+import contextlib
 import functools
 import http.server
 import re
+import subprocess
 import sys
 
 
@@ -59,6 +61,18 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """Serve a folder in a process of its own, as GDAL keeps Python's lock while it waits for some answers."""
+    command = [sys.executable, __file__, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":
