@@ -60,11 +60,11 @@ def evaluate(
     tally = run.tally(split)
     report = make_report(tally)
     if jax.process_index() == 0:
-        print_table(report, f"{run.config.name}, {split}: {report['images']} images")
         if output is not None:
             write_report(report, output)
         if images is not None:
             write_images(tally.images, images)
+        print_table(report, f"{run.config.name}, {split}: {report['images']} images")
     return report
 
 

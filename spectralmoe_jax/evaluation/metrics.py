@@ -84,8 +84,8 @@ class ConfusionMatrix:
     @property
     def kappa(self) -> float:
         """Cohen's kappa: accuracy beyond that of chance, over its largest value; NaN without any."""
-        total = self.counts.sum()
-        chance = float(_ratio(self.counts.sum(axis=0) @ self.counts.sum(axis=1), total * total))
+        counts = self.counts.astype(np.float64)  # products of sums are beyond int64
+        chance = float(_ratio(counts.sum(axis=0) @ counts.sum(axis=1), counts.sum() ** 2))
         return float(_ratio(np.asarray(self.overall_accuracy - chance), np.asarray(1 - chance)))
 
     @property

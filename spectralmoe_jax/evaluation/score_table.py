@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spectralmoe_jax.config.schema import EvaluateConfig
@@ -147,14 +148,14 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     table = Table(box=None, header_style="bold")
     table.add_column("IoU, %")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     further = {"accuracy": "accuracy, all", "f1": "F1, all", "boundary_iou": "boundary IoU, all"}
     further = {key: title for key, title in further.items() if key in report["all"]}
     for title_of_column in further.values():
         table.add_column(title_of_column, justify="right")
     for name in report["classes"]:
         more = (_percent(report["all"][key][name]) for key in further)
-        table.add_row(name, *(_percent(scores["iou"][name]) for scores in columns.values()), *more)
+        table.add_row(escape(name), *(_percent(scores["iou"][name]) for scores in columns.values()), *more)
     table.add_section()
     means = {key: _mean(list(report["all"][key].values())) for key in further}
     means["accuracy"] = report["all"]["overall_accuracy"]
@@ -162,7 +163,7 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     table.add_row("mIoU", *(_percent(scores["miou"]) for scores in columns.values()), *overall, style="bold")
     console = console or (Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH))
     if title:
-        console.print(title, style="bold")
+        console.print(title, style="bold", markup=False)
     console.print(table)
     labelled = sum(not math.isnan(scores["miou"]) for scores in report["domains"].values())
     if labelled > 1:

@@ -26,7 +26,7 @@ from data_pipelines.readers.address import is_remote
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines, write_polygons
+from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines, check_vector, write_polygons
 from spectralmoe_jax.inference.preview import write_preview
 from spectralmoe_jax.inference.products import Product, product_file
 from spectralmoe_jax.inference.scene import NODATA, Scene, open_scene, reading
@@ -119,6 +119,8 @@ def predict_scene(
         # 2. predict and write, row of windows by row of windows
         with reading(name), open_scene(name) as dataset:
             scene = Scene(dataset, name, bands, sensor, file_bands)
+            if vector is not None:
+                check_vector(targets["vector"], dataset)
             settings = fitted_batch(settings, (scene.height, scene.width))
             sinks = [_open_map(temporary["map"], output, dataset, names, palette)]
             try:

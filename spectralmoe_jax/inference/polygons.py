@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +14,18 @@ import pyogrio
 import rasterio
 import shapely
 from affine import Affine
-from pyogrio.errors import DataSourceError
+from pyogrio.errors import DataLayerError, DataSourceError
+from rasterio.crs import CRS
 from rasterio.features import rasterize, shapes, sieve
+from rasterio.warp import transform as transform_points
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import NODATA, reading
 
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".parquet": "Parquet"}
 """GDAL's driver by the suffix of a file; GeoParquet is written by pyarrow."""
+_GEOPARQUET = ".parquet"
+_WGS84 = CRS.from_epsg(4326)
 _STRIP = 1024  # rows of the map in which the confidence of polygons is summed up at once
 
 
@@ -28,9 +33,9 @@ class Outlines(NamedTuple):
     """Which polygons are written, and how coarse.
 
     Attributes:
-      min_pixels: smaller areas go to the neighbour that they share most of their edge with.
-      simplify: a bend is left out whose area is below the square of this many pixels; 0 keeps every edge of
-        every pixel.
+      min_pixels: smaller areas go to their largest neighbour.
+      simplify: a bend is left out whose area is below the square of this many pixels; 0 keeps the edges of
+        the pixels.
     """
 
     min_pixels: int = 10
@@ -66,8 +71,9 @@ def write_polygons(
 ) -> None:
     """Write the polygons of a map, in its CRS, as a layer `map`.
 
-    Polygons have the fields `class` (number), `name`, `pixels` (area) and `confidence` (mean). Common edges
-    of simplified neighbours stay common: there are no gaps, and nothing overlaps.
+    A GeoJSON file has longitude and latitude instead. Polygons have the fields `class` (number), `name`,
+    `pixels` (area) and `confidence` (mean). Common edges of simplified neighbours stay common: there are no
+    gaps, and nothing overlaps.
 
     Args:
       path: file to write; its suffix is one of `DRIVERS`.
@@ -78,10 +84,11 @@ def write_polygons(
       outlines: which polygons, and how coarse.
 
     Raises:
-      UserError: the file cannot be written, or pyarrow is missing for GeoParquet.
+      UserError: the file cannot be written, or the CRS has no longitude and latitude for GeoJSON.
     """
     with reading(str(map_path)), rasterio.open(map_path) as dataset:
         classes, transform, crs = dataset.read(1), dataset.transform, dataset.crs
+    suffix = target.suffix.lower()
     found = trace(classes, confidence, outlines)
     linear = np.array([[transform.a, transform.d], [transform.b, transform.e]])
     geometry = shapely.transform(found.geometry, lambda points: points @ linear + (transform.c, transform.f))
@@ -95,14 +102,68 @@ def write_polygons(
     }
     if confidence is None:
         del fields["confidence"]
+    if suffix == ".geojson" and crs is not None:  # longitude and latitude, as RFC 7946 has them
+        geometry = shapely.transform(geometry, lambda points: _to_degrees(points, crs))
+        crs = None
     try:
-        if DRIVERS[target.suffix.lower()] == "Parquet":
-            _write_geoparquet(path, geometry, fields, crs, target)
+        if suffix == _GEOPARQUET:
+            _write_geoparquet(path, geometry, fields, crs)
         else:
-            _write_layer(path, geometry, fields, crs, DRIVERS[target.suffix.lower()])
-    except (DataSourceError, OSError) as problem:
+            _write_layer(path, geometry, fields, crs, DRIVERS[suffix])
+            _check_count(path, len(geometry))
+    except (DataSourceError, DataLayerError, OSError) as problem:
         said = " ".join(str(problem).split())
         raise UserError(f"{target}: cannot be written ({said}); choose a folder with room") from problem
+
+
+def check_vector(target: Path, scene: Any) -> None:
+    """Check that polygons of a scene can be written, before it is mapped.
+
+    Args:
+      target: file to write.
+      scene: the open scene.
+
+    Raises:
+      UserError: the scene has control points instead of a transform, or pyarrow is missing for GeoParquet.
+    """
+    if scene.transform.is_identity and scene.gcps[0]:
+        raise UserError(
+            f"{target}: polygons need a transform, and the scene has control points: warp it first "
+            "(gdalwarp), or leave --vector out"
+        )
+    if target.suffix.lower() == _GEOPARQUET and find_spec("pyarrow") is None:
+        raise UserError(f"{target}: GeoParquet needs pyarrow: pip install 'spectralmoe-jax[geoparquet]'")
+
+
+def _to_degrees(points: np.ndarray, crs: Any) -> np.ndarray:
+    """Turn points (n, 2) of a CRS into longitude and latitude (WGS 84).
+
+    Raises:
+      UserError: they have none.
+    """
+    try:
+        found = np.column_stack(transform_points(crs, _WGS84, points[:, 0], points[:, 1]))
+    except Exception as problem:  # GDAL's errors have no public base class
+        raise UserError(
+            f"the map's CRS has no longitude and latitude ({problem}); write a .gpkg"
+        ) from problem
+    if not np.isfinite(found).all():
+        raise UserError("the map lies outside the area of its CRS; write a .gpkg instead of GeoJSON")
+    return found
+
+
+def _check_count(path: Path, count: int) -> None:
+    """Read the polygons back: GDAL does not report a disk that is full when it closes a file.
+
+    Raises:
+      OSError: they are not all there.
+    """
+    try:
+        found = len(pyogrio.raw.read(path, columns=[])[2])
+    except (DataSourceError, DataLayerError) as problem:
+        raise OSError("the file is not whole") from problem
+    if found != count:
+        raise OSError("the file is not whole")
 
 
 def trace(classes: np.ndarray, confidence: Path | None = None, outlines: Outlines = OUTLINES) -> Polygons:
@@ -115,8 +176,9 @@ def trace(classes: np.ndarray, confidence: Path | None = None, outlines: Outline
     """
     valid = classes != NODATA
     # 1. join small areas to their neighbours; those without a neighbour stay
-    if outlines.min_pixels > 1:
-        joined = sieve(classes, outlines.min_pixels, mask=valid)
+    most = min(outlines.min_pixels, classes.size - 1)
+    if most > 1:
+        joined = sieve(classes, most, mask=valid)
         classes = np.where(valid, joined, NODATA).astype(np.uint8)
     # 2. outlines of pixels
     traced = list(shapes(classes, mask=valid))
@@ -124,8 +186,9 @@ def trace(classes: np.ndarray, confidence: Path | None = None, outlines: Outline
     numbers = np.array([value for _, value in traced], np.int32)
     # 3. confidence, before the outlines move
     pixels, sums = _sums(geometry, confidence, classes.shape)
-    # 4. common edges are simplified once
-    if outlines.simplify > 0 and len(geometry):
+    # 4. common edges are simplified once; they have the same points in both neighbours
+    if len(geometry):
+        geometry = shapely.segmentize(geometry, 1.0)
         geometry = shapely.coverage_simplify(geometry, outlines.simplify)
     return Polygons(geometry, numbers, pixels, sums / np.maximum(pixels, 1))
 
@@ -175,19 +238,11 @@ def _write_layer(
         )
 
 
-def _write_geoparquet(
-    path: Path, geometry: np.ndarray, fields: dict[str, np.ndarray], crs: Any, target: Path
-) -> None:
-    """Write GeoParquet 1.1, https://geoparquet.org/releases/v1.1.0.
+def _write_geoparquet(path: Path, geometry: np.ndarray, fields: dict[str, np.ndarray], crs: Any) -> None:
+    """Write GeoParquet 1.1, https://geoparquet.org/releases/v1.1.0."""
+    import pyarrow  # an optional extra
+    import pyarrow.parquet
 
-    Raises:
-      UserError: pyarrow is missing.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{target}: GeoParquet needs pyarrow: pip install pyarrow") from None
     column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Polygon"]}
     column["bbox"] = shapely.total_bounds(geometry).tolist() if len(geometry) else [0, 0, 0, 0]
     column["orientation"] = "counterclockwise"

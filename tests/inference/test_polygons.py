@@ -1,12 +1,15 @@
 """Polygons of a map: areas and confidences against the pixels; files against other readers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet
 import pyogrio
 import pytest
 import rasterio
+import rasterio.warp
 import shapely
 from rasterio.features import rasterize
 
@@ -56,6 +59,29 @@ def test_every_pixel_is_in_its_polygon(files):
     assert found.confidence[single] == pytest.approx(sure[row, column])
 
 
+def test_a_minimum_beyond_the_map():
+    """All joins the largest area; a map of a single pixel stays as it is."""
+    found = trace(blobs(), outlines=Outlines(10**8, 0))
+    assert found.pixels.sum() == (blobs() != 255).sum()
+    assert trace(np.zeros((1, 1), np.uint8), outlines=Outlines(10, 1)).pixels.tolist() == [1]
+    assert trace(blobs()[:3, 30:33]).pixels.sum() == 9
+
+
+@pytest.mark.parametrize("simplify", [0, 1, 3])
+def test_neighbours_share_their_edges(simplify):
+    """Where three classes meet, too: the polygons are a coverage, and none of its area is lost or doubled."""
+    classes = np.kron(np.random.default_rng(3).integers(0, 5, (20, 20)), np.ones((5, 5), int)).astype(
+        np.uint8
+    )
+    found = trace(classes, outlines=Outlines(1, simplify))
+    assert shapely.coverage_is_valid(found.geometry)
+    union = shapely.union_all(found.geometry)
+    assert union.area == pytest.approx(shapely.area(found.geometry).sum())
+    assert len(getattr(union, "interiors", ())) == 0
+    if not simplify:
+        assert union.area == classes.size
+
+
 def test_small_areas_join_their_neighbours():
     classes = blobs()
     found = trace(classes, outlines=Outlines(min_pixels=10, simplify=0))
@@ -75,7 +101,7 @@ def test_simplified_polygons_leave_no_gap():
     np.testing.assert_array_equal(found.pixels, exact.pixels)
 
 
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb"])
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb"])
 def test_layers_are_read_back(files, tmp_path, suffix):
     path = tmp_path / f"polygons{suffix}"
     write_polygons(path, path, *files, NAMES, EVERY)
@@ -91,6 +117,54 @@ def test_layers_are_read_back(files, tmp_path, suffix):
     with rasterio.open(files[0]) as dataset:
         np.testing.assert_allclose(bounds, dataset.bounds)
     assert ((values["confidence"] > 0.3) & (values["confidence"] < 1)).all()
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32633", "+proj=laea +lat_0=45 +lon_0=15 +datum=WGS84"])
+def test_geojson_has_longitude_and_latitude(tmp_path, crs):
+    """As RFC 7946 wants it, whatever the CRS; against GDAL's own transformation of the corners."""
+    made = write_scene(tmp_path / "map.tif", blobs()[..., None], nodata=255, crs=crs)
+    path = tmp_path / "polygons.geojson"
+    write_polygons(path, path, made, None, NAMES, EVERY)
+    content = json.loads(path.read_text())
+    assert "crs" not in content
+    layer = tmp_path / "polygons.gpkg"
+    write_polygons(layer, layer, made, None, NAMES, EVERY)
+    with rasterio.open(made) as dataset:
+        stored = dataset.crs
+    wanted = [
+        rasterio.warp.transform_geom(stored, "EPSG:4326", shapely.geometry.mapping(polygon))
+        for polygon in shapely.from_wkb(pyogrio.raw.read(layer)[2])
+    ]
+    for one, other in zip(content["features"], wanted, strict=True):
+        found, expected = (np.array(each["coordinates"][0]) for each in (one["geometry"], other))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".fgb", ".gpkg", ".parquet"])
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_a_full_disk_is_noticed(tmp_path, files, suffix, share):
+    """A limit on the size of files stands for a full disk: one line, or all polygons."""
+    path, whole = tmp_path / f"part{suffix}", tmp_path / f"whole{suffix}"
+    write_polygons(whole, whole, *files, NAMES, EVERY)
+    script = f"""
+import resource, signal
+from pathlib import Path
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.polygons import Outlines, write_polygons
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({int(whole.stat().st_size * share)}, resource.RLIM_INFINITY))
+path, made, sure = map(Path, {[str(path), *map(str, files)]!r})
+try:
+    write_polygons(path, path, made, sure, {NAMES!r}, Outlines(1, 0))
+    print("written")
+except UserError as error:
+    print("refused", len(str(error).splitlines()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() in ("written", "refused 1"), done.stderr
+    if done.stdout.strip() == "written":  # a GeoPackage may do without its index
+        assert suffix == ".gpkg"
+        assert len(pyogrio.raw.read(path)[2]) == len(pyogrio.raw.read(whole)[2])
 
 
 def test_geoparquet(files, tmp_path):
