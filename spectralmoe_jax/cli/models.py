@@ -1,11 +1,15 @@
 """Subcommands about models and weights: predict, view, convert, export, push, verify, params, compile."""
 
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -117,8 +121,11 @@ class Predict:
         # imports JAX: not for --help
         from spectralmoe_jax.inference.stac import without_stac
 
-        with without_stac(arguments.input, config.bands, config.sensor) as scenes:
-            return Predict._map(arguments, config, scenes)
+        with _ending_in_order(), without_stac(arguments.input, config.bands, config.sensor) as scenes:
+            try:
+                return Predict._map(arguments, config, scenes)
+            except UserError as problem:
+                raise UserError(scenes.said(str(problem))) from problem
 
     @staticmethod
     def _map(arguments: Namespace, config: RunConfig, scenes: "Scenes") -> int:
@@ -151,11 +158,30 @@ class Predict:
             beside,
             overwrite=arguments.overwrite,
             console=console,
+            said=scenes.said,
         )
         for item, reason in scenes.failed if index == 0 else ():
             outcomes.append(catalogue.Outcome(catalogue.Job(item, folder), "failed", reason))
-        catalogue.print_failures(outcomes, console)
+        catalogue.print_failures(outcomes, console, scenes.said)
         return 2 if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Make SIGTERM an exception inside the block, so that hidden parts of maps are removed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        """Leave with the status that a shell gives to the signal."""
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _beside(arguments: Namespace) -> "Beside":
@@ -219,9 +245,16 @@ class View:
         """Run the subcommand and return its exit status."""
         given = (arguments.stream, arguments.config, arguments.tta)
         config = open_config(arguments.checkpoint, overrides, *given)
-        page = spectralmoe_jax.view(
-            arguments.checkpoint, config, input=arguments.input, output=arguments.output
-        )
+        # imports JAX: not for --help
+        from spectralmoe_jax.inference.stac import without_stac
+
+        with without_stac([arguments.input], config.bands, config.sensor) as scenes:
+            if len(scenes.inputs) != 1:
+                why = ": ".join(scenes.failed[0]) if scenes.failed else "names several scenes; give one"
+                raise UserError(f"--input {arguments.input}: {why}")
+            page = spectralmoe_jax.view(
+                arguments.checkpoint, config, input=scenes.inputs[0], output=arguments.output
+            )
         print(f"{page}: {page.stat().st_size / 1e6:.2f} MB")
         return 0
 

@@ -25,11 +25,11 @@ from spectralmoe_jax.evaluation.evaluate import with_wavelengths
 from spectralmoe_jax.evaluation.reliability import Reliability
 from spectralmoe_jax.inference.calibration import (
     Calibration,
+    add_calibration,
     calibration_file,
     patch_distances,
     probabilities_of,
     weights_digest,
-    write_calibration,
 )
 from spectralmoe_jax.inference.model_files import config_of_model
 from spectralmoe_jax.inference.predict_step import make_features, make_predict
@@ -89,9 +89,9 @@ def calibrate(model: str | os.PathLike[str], config: Configuration | None = None
     distances = [np.asarray(patch_distances(found, mean, whitening)) for found in held_out]
     if not distances:
         raise UserError("config.data.holdout: the held-out source images have no pixel with data")
-    near = float(np.quantile(np.concatenate(distances), _NEAR))
+    near = max(float(np.quantile(np.concatenate(distances), _NEAR)), 1e-6)
     found = Calibration(weights_digest(segmenter), temperature, mean, whitening, near)
-    write_calibration(found, path)
+    add_calibration(found, path)
     report = {"temperature": temperature, "file": path, "before": before.report(), "after": after.report()}
     _print(report, len(truth))
     return report
@@ -180,8 +180,10 @@ def _patches(
 
 
 def _print(report: dict[str, Any], pixels: int) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{report['file']}: temperature {report['temperature']:.3f}, by {pixels:,} held-out pixels")
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    found, (least, most) = report["temperature"], _TEMPERATURES
+    bound = "" if 1.01 * least < found < most / 1.01 else " (as far as it may go)"
+    console.print(f"{report['file']}: temperature {found:.3f}{bound}, by {pixels:,} held-out pixels")
     for when in ("before", "after"):
         scores = report[when]
         console.print(

@@ -14,7 +14,6 @@ from data_pipelines.splits import Splits, open_splits
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_config, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import RoutedPredict, Tally, tally_split, write_images
 from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
 from spectralmoe_jax.inference.calibration import calibration_file, calibration_of
@@ -138,12 +137,8 @@ def _open_run(workdir: str | os.PathLike[str], config: RunConfig, split: str) ->
 
 
 def _temperatures(workdir: str | os.PathLike[str], segmenter: Segmenter) -> tuple[float, ...]:
-    """Return 1, and the temperature of the model's calibration; one of other weights does not count."""
-    try:
-        found = calibration_of(calibration_file(workdir), segmenter)
-    except UserError as problem:
-        print(f"not used: {problem}")
-        return (1.0,)
+    """Return 1, and the temperature of the model's calibration."""
+    found = calibration_of(calibration_file(workdir), segmenter)
     return (1.0,) if found is None else (1.0, found.temperature)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,10 @@ from spectralmoe_jax.parameters import named_leaves, split
 from spectralmoe_jax.resampling import resize_bilinear
 from spectralmoe_jax.weights.hub import HUB
 
+log = logging.getLogger(__name__)
+
 FILE = "calibration.npz"
+_KEPT = 8  # calibrations in a file: of the streams of a run, and of earlier weights
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -64,19 +68,23 @@ def calibration_file(model: str | os.PathLike[str]) -> Path | None:
 def calibration_of(path: Path | None, segmenter: Segmenter) -> Calibration | None:
     """Read the calibration of a model; None if it has none.
 
+    Calibrations of other weights do not count, which is said if there is no other.
+
     Args:
       path: where it is kept, or None.
       segmenter: with the model's weights.
 
     Raises:
-      UserError: it is damaged, or of other weights.
+      UserError: the file is damaged.
     """
     if path is None or not path.is_file():
         return None
-    found = read_calibration(path)
-    if found.weights != weights_digest(segmenter):
-        raise UserError(f"{path}: is of other weights; run `spectralmoe calibrate` again, or remove it")
-    return found
+    digest = weights_digest(segmenter)
+    for found in read_calibrations(path):
+        if found.weights == digest:
+            return found
+    log.warning("%s: is of other weights, and not used; run `spectralmoe calibrate` again", path)
+    return None
 
 
 def weights_digest(segmenter: Segmenter) -> str:
@@ -90,41 +98,54 @@ def weights_digest(segmenter: Segmenter) -> str:
     return digest.hexdigest()[:32]
 
 
-def write_calibration(found: Calibration, path: Path) -> None:
-    """Write a calibration, whole or not at all.
+def add_calibration(found: Calibration, path: Path) -> None:
+    """Write a calibration beside those of other weights in a file, whole or not at all.
+
+    The streams of a run have pixel statistics, and so weights, of their own.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the file is damaged, or cannot be written.
     """
+    others = read_calibrations(path) if path.is_file() else []
+    kept = [found, *(other for other in others if other.weights != found.weights)][:_KEPT]
+    arrays = {f"{i}/{name}": value for i, each in enumerate(kept) for name, value in each._asdict().items()}
     try:
         with atomic_write(path) as aside, aside.open("wb") as file:
-            np.savez_compressed(file, **found._asdict())
+            np.savez_compressed(file, **arrays)
     except OSError as problem:
-        raise UserError(f"{path}: cannot be written ({problem.strerror}))") from None
+        raise UserError(f"{path}: cannot be written ({problem.strerror})") from None
 
 
-def read_calibration(path: Path) -> Calibration:
-    """Read the file that `write_calibration` wrote.
+def read_calibrations(path: Path) -> list[Calibration]:
+    """Read the file that `add_calibration` wrote, the newest first.
 
     Raises:
       UserError: it is not such a file.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            values = {name: stored[name] for name in Calibration._fields}
-        found = Calibration(
-            str(values["weights"]),
-            float(values["temperature"]),
-            np.asarray(values["mean"], np.float32),
-            np.asarray(values["whitening"], np.float32),
-            float(values["distance"]),
-        )
-        whole = found.whitening.shape == (*found.mean.shape, *found.mean.shape)
+            count = len({name.partition("/")[0] for name in stored})
+            found = [
+                Calibration(
+                    str(stored[f"{i}/weights"]),
+                    float(stored[f"{i}/temperature"]),
+                    np.asarray(stored[f"{i}/mean"], np.float32),
+                    np.asarray(stored[f"{i}/whitening"], np.float32),
+                    float(stored[f"{i}/distance"]),
+                )
+                for i in range(count)
+            ]
+        whole = all(_is_sound(each) for each in found)
     except Exception:  # a damaged archive raises whatever its decompressor does
         whole = False
-    if not whole or not (found.temperature > 0 and found.distance > 0):
+    if not whole:
         raise UserError(f"{path}: is no calibration; remove it, and run `spectralmoe calibrate` again")
     return found
+
+
+def _is_sound(found: Calibration) -> bool:
+    is_square = found.whitening.shape == (*found.mean.shape, *found.mean.shape)
+    return is_square and found.temperature > 0 and found.distance > 0
 
 
 def probabilities_of(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -140,7 +161,7 @@ def probabilities_of(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray
     Returns:
       (..., C) float32, which add up to one.
     """
-    powers = np.maximum(scores, _TINY).astype(np.float32)
+    powers = np.maximum(np.asarray(scores, np.float32), _TINY)
     if temperature != 1:
         powers /= powers.max(axis=-1, keepdims=True)
         powers **= np.float32(1 / temperature)

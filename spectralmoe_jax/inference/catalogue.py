@@ -26,7 +26,7 @@ from rich.table import Table
 from data_pipelines.readers.address import is_remote
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Model
-from spectralmoe_jax.inference.polygons import OUTLINES, Outlines
+from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines
 from spectralmoe_jax.inference.products import product_file
 from spectralmoe_jax.inference.scene import open_scene, reading, scene_stem
 
@@ -34,6 +34,7 @@ SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
 """Of the scenes that are looked for in a folder."""
 _LIST = ".txt"
 _MAP, _SCENE = "SPECTRALMOE_MODEL", "SPECTRALMOE_SCENE"  # metadata of a map
+_OUTLINES = "SPECTRALMOE_OUTLINES"  # of its polygons, if there are any
 _OURS = (_MAP, "CLASS_0")  # a map has at least one of them
 _COMMENT = re.compile(r"(^|\s)#.*")
 _GLOB = re.compile(r"[*?\[]")
@@ -180,7 +181,7 @@ def plan(inputs: Sequence[str], folder: Path, beside: Beside = NOTHING) -> list[
     previews = beside.previews
     written = [place for place in (folder, previews, beside.vectors) if place is not None]
     for place in written:
-        if place.is_file() or place.suffix.lower() in SUFFIXES:
+        if place.is_file() or place.suffix.lower() in (*SUFFIXES, *DRIVERS):
             raise UserError(f"{place}: is the name of a file; let a map end in .tif, or give a folder")
     found = [(scene, name) for scene, name in find_scenes(inputs) if not _is_map(scene, folder)]
     if previews is not None and previews.is_dir():
@@ -246,6 +247,7 @@ def map_scenes(
     *,
     overwrite: bool = False,
     console: Console | None = None,
+    said: Callable[[str], str] = str,
 ) -> list[Outcome]:
     """Map scenes one after the other; a scene that fails does not stop the others.
 
@@ -256,6 +258,7 @@ def map_scenes(
       beside: what is written beside every map.
       overwrite: whether to make maps anew that are done, or that another model made.
       console: where to print a line for every scene.
+      said: rewrites what is printed, as names of scenes that are no files.
 
     Returns:
       What became of each.
@@ -275,9 +278,9 @@ def map_scenes(
             outcomes.append(outcome)
             seconds = time.monotonic() - began
             speed = f", {outcome.pixels / seconds / 1e6:.2f} Mpixel/s" if outcome.pixels else ""
-            said = f": {outcome.reason}" if outcome.reason else ""
-            line = f"{number}/{len(jobs)} {job.scene}: {outcome.state}{said} ({seconds:.1f} s{speed})"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            why = f": {outcome.reason}" if outcome.reason else ""
+            line = f"{number}/{len(jobs)} {job.scene}: {outcome.state}{why} ({seconds:.1f} s{speed})"
+            console.print(said(line), markup=False, highlight=False, soft_wrap=True)
     return outcomes
 
 
@@ -339,10 +342,15 @@ def _map(
     products = [files[name] for name in beside.products]
     drawn = [files[name] for name in ("vector", "preview") if name in files]
     rasters = [job.output, *products]
+    if "vector" in files:
+        tags[_OUTLINES] = " ".join(map(str, beside.outlines))
     there = {path: _tags_of(path) for path in rasters if path.exists()}
     for path, earlier in there.items():
         if not any(name in earlier for name in _OURS):
             raise UserError(f"{path}: exists, and is no map; give another --output")
+    for path in drawn:
+        if path.exists() and not job.output.exists() and not overwrite:
+            raise UserError(f"{path}: exists, without a map; give another folder, or --overwrite")
     if there and not overwrite:
         calibrated = tags | {"TEMPERATURE": f"{model.temperature:.6g}"} if products else tags
         whole = _is_whole(job.output, tags) and all(_is_whole(path, calibrated) for path in products)
@@ -397,7 +405,7 @@ def _is_whole(path: Path, tags: Mapping[str, str]) -> bool:
         return False
 
 
-def print_failures(outcomes: Sequence[Outcome], console: Console) -> None:
+def print_failures(outcomes: Sequence[Outcome], console: Console, said: Callable[[str], str] = str) -> None:
     """Print how many scenes came to what, and a table of those that failed."""
     counts = Counter(outcome.state for outcome in outcomes)
     console.print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
@@ -405,5 +413,5 @@ def print_failures(outcomes: Sequence[Outcome], console: Console) -> None:
     if failed:
         table = Table("scene", "reason", title="failed", box=None, header_style="bold")
         for outcome in failed:
-            table.add_row(escape(outcome.job.scene), escape(outcome.reason))
+            table.add_row(escape(said(outcome.job.scene)), escape(said(outcome.reason)))
         console.print(table)

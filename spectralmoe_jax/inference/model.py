@@ -370,7 +370,7 @@ class Model:
         """The calibration kept with the model, or None.
 
         Raises:
-          UserError: it is damaged, or of other weights.
+          UserError: it is damaged.
         """
         return calibration_of(self.calibration_file, self.segmenter)
 

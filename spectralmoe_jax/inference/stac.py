@@ -7,19 +7,21 @@ GDAL virtual raster (VRT) on the grid of its finest band; nothing is downloaded.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin, urlsplit
 from xml.etree import ElementTree
 
 import rasterio
 from rasterio.errors import RasterioError
 
 from data_pipelines.readers.address import is_remote
+from data_pipelines.readers.raster_file import has_mask
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import reading
 from spectralmoe_jax.sensors import place_of
@@ -28,6 +30,7 @@ SUFFIX = ".json"
 """Of the files that are taken for STAC; addresses may have a query behind it."""
 _PREFIXES = {
     "https://": "/vsicurl/https://", "http://": "/vsicurl/http://", "s3://": "/vsis3/", "gs://": "/vsigs/",
+    "az://": "/vsiaz/",
 }  # fmt: skip
 _TYPES = {
     "uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32",
@@ -41,10 +44,18 @@ class Scenes(NamedTuple):
     Attributes:
       inputs: as `catalogue.find_scenes` takes them, a virtual raster for every item.
       failed: items that cannot be scenes, with the reason.
+      names: the item of every virtual raster, for messages.
     """
 
     inputs: list[str]
     failed: list[tuple[str, str]]
+    names: dict[str, str]
+
+    def said(self, text: str) -> str:
+        """Return a message with the names of items in place of those of virtual rasters."""
+        for path, name in self.names.items():
+            text = text.replace(path, name)
+        return text
 
 
 class _Source(NamedTuple):
@@ -56,6 +67,8 @@ class _Source(NamedTuple):
       key: of the asset.
       href: address of the asset.
       number: of the band in the asset, from 1.
+      rank: of assets with the same band, the lowest is taken: 0 for one that is this band alone, 1 for one
+        with further bands, such as a picture in natural colours, 2 for a copy in JPEG 2000.
     """
 
     name: str
@@ -63,6 +76,7 @@ class _Source(NamedTuple):
     key: str
     href: str
     number: int
+    rank: int
 
 
 @contextlib.contextmanager
@@ -70,30 +84,52 @@ def without_stac(inputs: Sequence[str], bands: Sequence[str], sensor: str | None
     """Replace STAC items among inputs by virtual rasters, which exist inside the block.
 
     Args:
-      inputs: files ending in .json are STAC; others stay as they are.
+      inputs: files ending in .json are STAC, and may be a pattern; others stay as they are.
       bands: of the model.
       sensor: gives the aliases of their names.
 
     Raises:
-      UserError: pystac is missing, a file is no STAC, or two items have one name.
+      UserError: pystac is missing, or a file is no STAC.
     """
     with tempfile.TemporaryDirectory(prefix="spectralmoe-") as folder:
-        scenes = Scenes([], [])
+        scenes = Scenes([], [], {})
         for text in inputs:
             if not _is_stac(text):
                 scenes.inputs.append(text)
                 continue
-            for item in _items(text):
-                path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', item.id)}.vrt"
-                if path.exists():
-                    raise UserError(f"{text}: has several items {item.id!r}; map them in calls of their own")
-                try:
-                    path.write_bytes(_virtual_raster(item, bands, sensor, text))
-                except UserError as problem:
-                    scenes.failed.append((f"{text}: {item.id}", str(problem)))
-                else:
-                    scenes.inputs.append(str(path))
+            for place in _matching(text):
+                for item in _items(place):
+                    _add(scenes, Path(folder), item, place, bands, sensor)
         yield scenes
+
+
+def _matching(text: str) -> list[str]:
+    """Return the files of a pattern; a name as it is."""
+    if is_remote(text) or os.path.exists(text) or not glob.has_magic(text):
+        return [text]
+    found = sorted(glob.glob(text, recursive=True))
+    if not found:
+        raise UserError(f"{text}: no such file; give --input existing scenes")
+    return found
+
+
+def _add(
+    scenes: Scenes, folder: Path, item: Any, place: str, bands: Sequence[str], sensor: str | None
+) -> None:
+    """Add an item to the scenes, or to those that failed."""
+    name = f"{place}: {item.id}"
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', str(item.id))[:200]}.vrt"
+    try:
+        if path.exists():
+            raise UserError("there are several items of this name; map them in calls of their own")
+        path.write_bytes(_virtual_raster(item, bands, sensor, place))
+    except UserError as problem:
+        scenes.failed.append((name, str(problem)))
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:  # fields of other types
+        scenes.failed.append((name, f"is no valid STAC item ({' '.join(str(problem).split())})"))
+    else:
+        scenes.inputs.append(str(path))
+        scenes.names[str(path)] = name
 
 
 def _is_stac(text: str) -> bool:
@@ -167,12 +203,16 @@ def _sources(item: Any, place: str) -> Iterator[_Source]:
     for key, asset in item.assets.items():
         if (asset.media_type or "").split(";")[0] in ("application/json", "text/html", "application/xml"):
             continue
+        if {"thumbnail", "overview", "metadata"} & set(asset.roles or ()):
+            continue
         href = asset.get_absolute_href() or urljoin(place, asset.href)
         fields = asset.to_dict()
         stated = fields.get("bands") or fields.get("eo:bands") or [{}]
+        is_copy = "jp2" in (asset.media_type or "") or href.lower().endswith(".jp2")
+        rank = 2 if is_copy else int(len(stated) > 1)
         for number, band in enumerate(stated, 1):
             common = band.get("eo:common_name") or band.get("common_name") or ""
-            yield _Source(band.get("name") or "", common, key, href, number)
+            yield _Source(str(band.get("name") or ""), str(common), key, href, number, rank)
 
 
 def _choose(band: str, known: Sequence[_Source], sensor: str | None) -> _Source:
@@ -181,18 +221,20 @@ def _choose(band: str, known: Sequence[_Source], sensor: str | None) -> _Source:
     Raises:
       UserError: there is none, or several.
     """
+    several: list[_Source] = []
     for field in ("common", "name", "key"):
         if field == "key":
             known = [source for source in known if source.number == 1]
         found = [source for source in known if place_of(band, [getattr(source, field)], sensor) == 0]
         exact = [source for source in found if getattr(source, field).lower() == band.lower()]
-        found = exact if len(found) > 1 else found
+        found = exact or found
+        found = [source for source in found if source.rank == min(each.rank for each in found)]
         if len(found) == 1:
             return found[0]
-        if found and field != "common":
-            raise UserError(
-                f"several assets have a band {band!r}: {', '.join(source.key for source in found)}"
-            )
+        several = several or found
+    if several:
+        keys = ", ".join(source.key for source in several)
+        raise UserError(f"several assets have a band {band!r}: {keys}; give the model's bands other names")
     names = sorted({source.common or source.name or source.key for source in known})
     raise UserError(f"has no band {band!r}, only {', '.join(names)}")
 
@@ -208,8 +250,13 @@ def _header(href: str) -> dict[str, Any]:
         with reading(name), rasterio.open(name) as dataset:
             profile = {key: dataset.profile[key] for key in ("width", "height", "crs", "transform", "nodata")}
             profile |= {"dtype": dataset.dtypes[0], "bounds": dataset.bounds}
+            is_placed = not dataset.transform.is_identity or not dataset.gcps[0]
+            is_masked = has_mask(dataset)
     except RasterioError as problem:
         raise UserError(f"{href}: cannot be opened ({' '.join(str(problem).split())})") from problem
+    if not is_placed or is_masked:
+        what = "a mask" if is_masked else "control points"
+        raise UserError(f"{href}: has {what}, which a stack of assets would lose; map the file itself")
     if profile["dtype"] not in _TYPES:
         raise UserError(f"{href}: stores {profile['dtype']} values, which are no reflectance")
     return profile
@@ -232,4 +279,6 @@ def _for_gdal(href: str) -> str:
     for prefix, ours in _PREFIXES.items():
         if href.startswith(prefix):
             return ours + href.removeprefix(prefix)
-    return href if is_remote(href) else os.path.abspath(href.removeprefix("file://"))
+    if href.startswith("file://"):
+        return unquote(urlsplit(href).path)
+    return href if is_remote(href) else os.path.abspath(href)

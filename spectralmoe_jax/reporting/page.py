@@ -19,8 +19,14 @@ from spectralmoe_jax.ablation.tables import caption, header, percent, rows
 from spectralmoe_jax.config.load import flatten, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.evaluate import checkpoint_steps, evaluate_best_checkpoint, read_evaluation
+from spectralmoe_jax.evaluation.evaluate import (
+    EVALUATION_FILE,
+    checkpoint_steps,
+    evaluate_best_checkpoint,
+    read_evaluation,
+)
 from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.inference.calibration import FILE as CALIBRATION_FILE
 from spectralmoe_jax.inference.pictures import PICTURES_FILE
 from spectralmoe_jax.reporting import figures
 from spectralmoe_jax.reporting.figures import GridRecord, RunRecord, is_grid, read_grid, read_run
@@ -62,13 +68,16 @@ def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | Non
 
 
 def _evaluate_if_needed(workdir: Path) -> None:
-    """Evaluate a run that has no evaluation, no pictures, or newer checkpoints than its evaluation."""
+    """Evaluate a run without evaluation or pictures, or with newer checkpoints or a newer calibration."""
     config = read_run_config(workdir)
     (step, last), evaluation = checkpoint_steps(workdir, config), read_evaluation(workdir)
     if step is None:
         raise UserError(f"{workdir}: holds no checkpoint yet; train first")
     evaluated = evaluation and (evaluation.get("step"), evaluation.get("trained"))
-    if evaluated != (step, last) or not (workdir / PICTURES_FILE).is_file():
+    files = [workdir / name for name in (EVALUATION_FILE, CALIBRATION_FILE)]
+    times = [file.stat().st_mtime if file.is_file() else 0.0 for file in files]
+    is_old = times[0] < times[1]  # calibrated since
+    if evaluated != (step, last) or is_old or not (workdir / PICTURES_FILE).is_file():
         evaluate_best_checkpoint(workdir, config)
 
 

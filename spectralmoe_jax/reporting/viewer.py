@@ -1,8 +1,8 @@
 """`spectralmoe view`: a predicted scene as one HTML page, to pan, zoom and ask pixel by pixel.
 
 The page holds the image, the classes with their confidence, and the experts of every token, and needs neither
-network nor server. Scenes are shown at 2000 pixels a side at most; the experts of larger scenes than 36
-megapixels, which are held in memory, are left out.
+network nor server. Scenes are shown at 2000 pixels a side at most; the experts of scenes of more than 250
+million values, which are held in memory, are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from spectralmoe_jax.reporting.svg import EXPERTS, drawing, photo
 
 LONGEST = 2000
 """Longest side of the page's pictures in pixels."""
-_WITH_EXPERTS = 36_000_000  # pixels of a scene at most
+_WITH_EXPERTS = 250_000_000  # values of a scene at most, which is read at once
 _LEVELS = 254  # of the confidence in the page; 255 is no data
 
 
@@ -86,7 +86,7 @@ def scene_page(model: Model, scene: str) -> str:
         bands = (
             [opened.indexes[i] for i in display_bands(model.bands, model.sensor)] if model.sensor else None
         )
-        if height * width <= _WITH_EXPERTS:
+        if height * width * len(model.bands) <= _WITH_EXPERTS:
             experts = _experts(model, opened)
     palette, name = model.config.classes.colours, PurePosixPath(scene.partition("?")[0]).name
     about = {
@@ -98,6 +98,7 @@ def scene_page(model: Model, scene: str) -> str:
         "image": photo(scene_picture(scene, classes != NODATA, bands)),
         "values": drawing(values),
         "layers": experts,
+        "patch": model.segmenter.config.visual.patch_size,
         "transform": None if transform.is_identity else list(transform)[:6],
         "crs": crs.to_string() if crs is not None and len(crs.to_string()) < 40 else "",
     }

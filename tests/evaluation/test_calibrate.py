@@ -14,7 +14,12 @@ import spectralmoe_jax
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.calibrate import fit_gaussian, fit_temperature
-from spectralmoe_jax.inference.calibration import calibration_file, patch_distances, read_calibration
+from spectralmoe_jax.inference.calibration import (
+    add_calibration,
+    calibration_file,
+    patch_distances,
+    read_calibrations,
+)
 from tests.inference.test_model import folder, image_of  # noqa: F401 (a fixture)
 
 
@@ -60,8 +65,8 @@ def test_held_out_pixels_become_better_calibrated(calibrated, capsys):
     assert f"temperature {report['temperature']:.3f}" in capsys.readouterr().out
     # most held-out patches are near, as the distance was chosen so
     model = spectralmoe_jax.load(run)
-    image = np.load(run / "calibration.npz")
-    assert image["mean"].shape == model.features(image_of(32, 32)).shape[-1:]
+    (kept,) = read_calibrations(run / "calibration.npz")
+    assert kept.mean.shape == model.features(image_of(32, 32)).shape[-1:]
 
 
 def test_all_products_of_a_map(calibrated, tmp_path):
@@ -139,19 +144,25 @@ def test_a_converted_file_keeps_the_calibration(calibrated, tmp_path):
     np.testing.assert_array_equal(model.uncertainty(image), spectralmoe_jax.load(run).uncertainty(image))
 
 
-def test_a_calibration_of_other_weights(calibrated, tmp_path, capsys):
+def test_a_calibration_of_other_weights(calibrated, tmp_path, caplog):
     run = tmp_path / "run"
     shutil.copytree(calibrated[0], run)
     path = run / "calibration.npz"
-    found = read_calibration(path)
-    np.savez(path, **(found._asdict() | {"weights": "0" * 32}))
-    with pytest.raises(UserError, match=r"calibration\.npz: is of other weights"):
-        spectralmoe_jax.load(run).probabilities(image_of(32, 32))
-    assert main(["evaluate", "--workdir", str(run), "--split", "holdout"]) == 0
-    assert "not used" in capsys.readouterr().out
+    (found,) = read_calibrations(path)
+    path.unlink()
+    add_calibration(found._replace(weights="0" * 32, temperature=3.0), path)
+    model = spectralmoe_jax.load(run)
+    assert model.temperature == 1
+    assert "is of other weights, and not used" in caplog.text
+    with pytest.raises(UserError, match="needs a calibration"):
+        model.uncertainty(image_of(32, 32))
+    # both are kept, as those of the streams of a run are
+    add_calibration(found, path)
+    assert spectralmoe_jax.load(run).temperature == found.temperature
+    assert [each.weights for each in read_calibrations(path)] == [found.weights, "0" * 32]
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="is no calibration"):
-        read_calibration(path)
+        read_calibrations(path)
 
 
 @pytest.mark.parametrize(

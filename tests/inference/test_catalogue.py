@@ -357,3 +357,38 @@ def test_progress_reaches_all_pixels(folder, scenes, tmp_path):  # noqa: F811
         assert [outcome.state for outcome in outcomes].count(state) == 4
         assert "100%" in shown.getvalue()
         assert "Mpixel/s" in shown.getvalue()
+
+
+def test_polygons_and_pictures_of_others_stay(run, scenes, tmp_path, capsys):
+    """A file without its map is not replaced; other outlines are made anew; a file's name is no folder."""
+    layers = tmp_path / "layers"
+    command = ["predict", "--checkpoint", run, "--input", str(scenes), "--output", str(tmp_path / "maps")]
+    foreign = layers / "part_0" / "scene_0.gpkg"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    assert main([*command, "--vector", str(layers)]) == 2
+    assert "exists, without a map" in capsys.readouterr().out
+    assert foreign.read_text() == "mine"
+    foreign.unlink()
+    assert main([*command, "--vector", str(layers)]) == 0
+    assert "1 mapped" in capsys.readouterr().out
+    assert main([*command, "--vector", str(layers), "--simplify", "0"]) == 0
+    assert "5 mapped" in capsys.readouterr().out
+    assert main([*command, "--vector", str(tmp_path / "all.gpkg")]) == 2
+    assert "is the name of a file" in capsys.readouterr().err
+
+
+def test_a_terminated_command_leaves_no_hidden_part(run, tmp_path):
+    scene = np.random.default_rng(0).integers(1, 3000, (1500, 1500, 4), dtype=np.uint16)
+    with rasterio.open(write_scene(tmp_path / "scene.tif", scene), "r+") as dataset:
+        dataset.descriptions = BANDS
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    command = ["predict", "--checkpoint", run, "--input", str(tmp_path / "scene.tif"), "--output", str(maps)]
+    process = subprocess.Popen([sys.executable, "-m", "spectralmoe_jax", *command])
+    while not list(maps.glob(".*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert list(maps.iterdir()) == []

@@ -55,8 +55,8 @@ def by_band(band):
 def test_bands_are_stacked_by_name(tmp_path, fields, order):
     path, pixels = write_item(tmp_path, "one", fields)
     with without_stac([str(path), "other.tif"], order, None) as scenes:
-        (made, other), failed = scenes
-        assert (other, failed) == ("other.tif", [])
+        made, other = scenes.inputs
+        assert (other, scenes.failed) == ("other.tif", [])
         with rasterio.open(made) as dataset:
             assert dataset.descriptions == order
             assert dataset.shape == (48, 48)
@@ -139,3 +139,77 @@ def test_what_is_no_stac(tmp_path, text):
     with pytest.raises(UserError, match=r"bad\.json: ") as error, without_stac([str(path)], BANDS, None):
         pass
     assert "\n" not in str(error.value)
+
+
+def with_assets(path, **more):
+    """An item with further assets."""
+    item = json.loads(path.read_text())
+    item["assets"] |= more
+    path.write_text(json.dumps(item))
+    return path
+
+
+def test_a_picture_and_copies_beside_the_bands(tmp_path):
+    """As a public catalogue has them: true colours of three bands, JPEG 2000 copies, a thumbnail."""
+    path, pixels = write_item(tmp_path, "one", by_common_name)
+    bands = [{"name": name, "common_name": name} for name in ("red", "green", "blue")]
+    copy = {"href": "./red.jp2", "type": "image/jp2", **by_common_name("red")}
+    with_assets(
+        path,
+        visual={"href": "./TCI.tif", "eo:bands": bands, "roles": ["visual"]},
+        thumbnail={"href": "./small.jpg", "eo:bands": bands, "roles": ["thumbnail"]},
+        red_jp2=copy,
+    )
+    with without_stac([str(path)], BANDS, "sentinel2") as scenes:
+        assert scenes.failed == []
+        with rasterio.open(scenes.inputs[0]) as dataset:
+            np.testing.assert_array_equal(dataset.read(3), pixels["red"][..., 0])
+
+
+def test_addresses_of_local_files(tmp_path):
+    path, pixels = write_item(tmp_path / "a folder", "one", by_band)
+    item = json.loads(path.read_text())
+    for asset in item["assets"].values():
+        asset["href"] = (path.parent / asset["href"]).resolve().as_uri()
+    path.write_text(json.dumps(item))
+    with without_stac([str(path)], ("red",), None) as scenes, rasterio.open(scenes.inputs[0]) as dataset:
+        np.testing.assert_array_equal(dataset.read(1), pixels["red"][..., 0])
+
+
+def test_what_a_stack_would_lose_is_refused(tmp_path):
+    """Masks and control points of assets."""
+    path, _ = write_item(tmp_path, "one", by_band)
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"),
+        rasterio.open(tmp_path / "one_red.tif", "r+") as dataset,
+    ):
+        dataset.nodata = None
+        dataset.write_mask(np.eye(48, dtype=np.uint8) * 255)
+    with without_stac([str(path)], BANDS, None) as scenes:
+        assert "one_red.tif: has a mask" in scenes.failed[0][1]
+
+
+def test_a_malformed_item_stops_no_other(folder, tmp_path, capsys):  # noqa: F811
+    items = tmp_path / "items"
+    for name in ("good", "odd", "long"):
+        write_item(items, name, by_common_name)
+    odd = json.loads((items / "odd.json").read_text())
+    odd["assets"]["asset0"]["eo:bands"] = ["blue"]
+    (items / "odd.json").write_text(json.dumps(odd))
+    long = json.loads((items / "long.json").read_text())
+    (items / "long.json").write_text(json.dumps(long | {"id": "x" * 300}))
+    run = str(folder / "runs" / "quickstart")
+    maps = tmp_path / "maps"
+    assert (
+        main(["predict", "--checkpoint", run, "--input", str(items / "*.json"), "--output", str(maps)]) == 2
+    )
+    said = capsys.readouterr().out
+    assert "1 failed, 2 mapped" in said
+    assert "odd.json: odd" in said
+    assert "good.json: good: mapped" in said
+    assert "/spectralmoe-" not in said
+    page = tmp_path / "view.html"
+    assert (
+        main(["view", "--checkpoint", run, "--input", str(items / "good.json"), "--output", str(page)]) == 0
+    )
+    assert page.stat().st_size > 5000

@@ -80,6 +80,7 @@ def test_clicks_tell_what_the_map_says(viewed, tmp_path):
         classes, transform = dataset.read(1), dataset.transform
     with rasterio.open(map_path.with_name("map_confidence.tif")) as dataset:
         confidence = dataset.read(1)
+    experts = decoded(about(page_path)["layers"][-1]["picture"])[..., 0]
     with Page(page_path, 900) as page:
         page.evaluate("new Promise(done => { const wait = () => document.body.dataset.ready ? done() : "
                       "setTimeout(wait, 20); wait(); })")  # fmt: skip
@@ -111,6 +112,7 @@ def test_clicks_tell_what_the_map_says(viewed, tmp_path):
             told = re.match(r"class: (.+); probability: (\d+) %; expert: (\d+) \(layer", found[5])
             assert told[1] == model.classes[classes[row, column]]
             assert abs(int(told[2]) / 100 - confidence[row, column]) < 0.008
+            assert int(told[3]) == experts[row // 4, column // 4] + 1
         assert len(seen) > 10
         # an opaque map shows the colours of the classes alone, a transparent one those of the image
         for value in (100, 0):

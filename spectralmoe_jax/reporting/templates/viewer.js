@@ -39,7 +39,7 @@
   const colours = {
     classes: (data, i) => data[i] === 255 ? [0, 0, 0, 0] : [...about.palette[data[i]], 255],
     confidence: (data, i) => data[i + 1] === 255 ? [0, 0, 0, 0] : [data[i + 1], data[i + 1], data[i + 1], 255],
-    expert: (data, i) => [...about.experts[data[i] % about.experts.length], 255],
+    expert: (data, i) => [...about.experts[data[i] % about.experts.length], 255],  // of tokens, no pixels
   };
   const overlay = name => {
     if (!overlays.has(name)) {
@@ -57,7 +57,7 @@
   };
   const zoom = (factor, [x, y]) => {
     const smallest = Math.min(canvas.width / columns, canvas.height / rows) / 2;
-    const next = Math.min(Math.max(scale * factor, smallest), 64);
+    const next = Math.min(Math.max(scale * factor, smallest), Math.max(64, 8 * smallest));
     shift = [x - (x - shift[0]) * next / scale, y - (y - shift[1]) * next / scale];
     scale = next;
     draw();
@@ -73,7 +73,16 @@
     pen.imageSmoothingEnabled = scale < 1;
     pen.drawImage(image, 0, 0, columns, rows);
     pen.globalAlpha = opacity.value / 100;
-    pen.drawImage(overlay(layer.value), 0, 0, columns, rows);
+    const shown = overlay(layer.value), isPixels = layer.value in colours;
+    // tokens at the right and bottom may reach beyond the scene
+    const across = isPixels ? columns : shown.width * about.patch * columns / about.size[1];
+    const down = isPixels ? rows : shown.height * about.patch * rows / about.size[0];
+    pen.save();
+    pen.beginPath();
+    pen.rect(0, 0, columns, rows);
+    pen.clip();
+    pen.drawImage(shown, 0, 0, across, down);
+    pen.restore();
     pen.globalAlpha = 1;
     if (asked) {
       pen.lineWidth = 2 / scale;
@@ -109,8 +118,7 @@
       const shown = layer.value in colours ? experts.length - 1 : Number(layer.value);
       if (shown >= 0) {
         const grid = experts[shown];
-        const r = Math.min(Math.floor((row + 0.5) / rows * grid.height), grid.height - 1);
-        const c = Math.min(Math.floor((column + 0.5) / columns * grid.width), grid.width - 1);
+        const [r, c] = full.map(value => Math.floor(value / about.patch));
         said.push(`expert: ${grid.data[4 * (r * grid.width + c)] + 1} (${about.layers[shown].name})`);
       }
     }
