@@ -23,6 +23,7 @@ SMALL = {
     "model.head.decoder_layers": 1, "model.head.decoder_ffn": 16, "model.head.group_norm_groups": 4,
     "loss.num_points": 32, "train.batch_size": 2, "train.steps": 2, "train.warmup_steps": 0,
     "train.log_every": 1, "train.evaluate_every": 2, "train.checkpoint_every": 2, "evaluate.batch_size": 4,
+    "train.ema": 0.5, "train.accumulate": 2,
 }  # fmt: skip
 PLACES = {
     "clouds": ("cloud_shadow", "cloudshadow", "cloudshadow/landsat7_image.tif"),
@@ -117,3 +118,22 @@ def test_from_python(trained, tmp_path):
     assert model.features(image, bands).shape[:2] == (-(-side // patch),) * 2
     assert model.uncertainty(image, bands).shape == (side, side, 2)
     np.testing.assert_array_equal(model.predict(image, bands), found.argmax(-1))
+
+
+@pytest.mark.slow
+def test_over_http(trained, tmp_path):
+    """The server's answer is the map, byte for byte."""
+    pytest.importorskip("fastapi", reason="needs the extra `serve`")
+    from starlette.testclient import TestClient
+
+    from spectralmoe_jax.serving.app import make_app
+
+    run, scene = trained
+    model = spectralmoe_jax.load(run)
+    model.map(scene, tmp_path / "map.tif")
+    with TestClient(make_app(model)) as client:
+        answer = client.post("/predict", content=scene.read_bytes(), headers={"Content-Type": "image/tiff"})
+        assert answer.status_code == 200, answer.text
+        assert answer.content == (tmp_path / "map.tif").read_bytes()
+        about = client.get("/info").json()
+    assert [entry["name"] for entry in about["classes"]] == list(model.classes)
