@@ -130,7 +130,7 @@ def init_config(
         segmenter_config(config)
         check_sizes(config)
         draw_sheet(config, found, open_splits(config), aside_picture)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)  # names of files are no markup
     print_summary(found, console)
     console.print(f"{output}: the configuration; {picture}: what was understood, to check by eye")
     console.print(f"next: {next_command(found, output)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,17 @@ def configuration_text(found: Findings, output: Path) -> str:
 
 
 def _docstring(found: Findings, output: Path) -> str:
-    place = output.as_posix()
+    place, workdir = shlex.quote(output.as_posix()), shlex.quote(f"runs/{output.stem}")
+    text = (
+        f"{len(found.classes.names)} classes in the images of {found.folder}: "
+        f"{_domains(found.source)} to train on, {_domains(found.target)} to test on."
+    )
+    picture = output.with_suffix(".png").name
     return (
-        f'"""{len(found.classes.names)} classes in the images of {found.folder}: '
-        f"{_domains(found.source)} to train on, {_domains(found.target)} to test on.\n\n"
-        f"Written by `spectralmoe init`. {output.with_suffix('.png').name} shows what it understood; "
+        f'"""{_escaped(text)}\n\n'
+        f"Written by `spectralmoe init`. {_escaped(picture)} shows what it understood; "
         "change what it did not.\n\n"
-        f'  spectralmoe train --config {place} --workdir runs/{output.stem}\n"""'
+        f'  {_escaped(f"spectralmoe train --config {place} --workdir {workdir}")}\n"""'
     )
 
 
@@ -261,4 +266,10 @@ def _literal(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
+    """Return a string literal. The escapes of JSON are those of Python, too."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _escaped(text: str) -> str:
+    """Return text as it stands inside a string literal of one line, which it cannot end."""
+    return _quoted(text)[1:-1]
