@@ -15,6 +15,7 @@ from data_pipelines.readers.labels import RasterLabels
 from data_pipelines.readers.raster_header import read_header
 from data_pipelines.readers.vector_file import VECTOR_FORMATS
 from data_pipelines.survey.ambiguity import Ambiguous, listed
+from data_pipelines.survey.label_names import LabelNames
 from data_pipelines.survey.roles import Family, find_families, find_vector_files, require_files
 from spectralmoe_jax.errors import UserError
 
@@ -22,6 +23,7 @@ _DOMAIN, _STEM = "{domain}", "{stem}"
 _FEW = 8  # domains up to which the names of files are used whole
 _MANY = 60  # domains of one image each, beyond which a configuration would no longer be short
 _SEPARATORS = "_-. "
+_ASKED = 16  # images whose labels say where those of the others should be
 _SHARED = 16  # label files up to which each is tried as that of all images
 _MANY_TO_ONE, _ELSEWHERE = 2, 3  # ranks of `_rank`
 
@@ -96,15 +98,20 @@ def find_layout(root: Path, image_glob: str = "", mask_template: str = "") -> La
         group = _choose_images(root, families, mask_template)
         grouped = [(pattern, _matching(root, pattern, group)) for pattern in _patterns(root, group)]
     labels = [path for family in families if family.labels for path in family.paths]
+    names = LabelNames(root, [images for _, images in grouped])
     found: list[tuple[int, Layout]] = []
     for pattern, images in grouped:
         own = {path for _, path in images}
         candidates = [path for path in (*labels, *vectors) if path not in own]
-        templates = {mask_template: 0} if mask_template else _templates(root, images, candidates)
+        templates = {mask_template: 0} if mask_template else _templates(root, images, candidates, names)
         ranked = [(rank, Layout(root, pattern, t, tuple(images), ())) for t, rank in templates.items()]
         # a further pattern of the same images is for names that those before cannot pair as closely
         if ranked and (not found or ranked[0][0] < found[0][0]):
             found = ranked
+    if not mask_template and (not found or found[0][0] > 0):
+        for pattern, images in grouped:
+            if partial := _partial_template(root, images, labels + vectors, names):
+                _require_labels(Layout(root, pattern, partial, tuple(images), ()))
     layout = _one_of([layout for _, layout in found], grouped[0][1], labels + vectors, root)
     _require_labels(layout)
     if not image_glob:
@@ -240,19 +247,26 @@ def _require_few_domains(layout: Layout) -> None:
 # Labels
 
 
-def _templates(root: Path, images: Sequence[tuple[str, Path]], labels: Sequence[Path]) -> dict[str, int]:
+def _templates(
+    root: Path, images: Sequence[tuple[str, Path]], labels: Sequence[Path], names: LabelNames
+) -> dict[str, int]:
     """Return the paths of labels that every image has, of the closest kind only, with its rank.
 
-    Labels of single images come before those of domains, and these before labels of all images.
+    Labels of single images come before those of domains, and these before labels of all images. Labels that
+    are named after an image or a domain are of no other.
     """
     domain, image = images[0]
-    there = set(labels)
+    every = set(labels)
+    labels = [path for path in labels if not names.of_another(path, image)]
     ranked: dict[str, int] = {}
     seen: set[tuple[Path, ...]] = set()
     for template in dict.fromkeys(t for path in labels for t in _relations(root, domain, image, path)):
         masks = tuple(mask_path(root, template, own, path) for own, path in images)
         rank = _rank(images, masks)
-        if rank < _ELSEWHERE and masks not in seen and there.issuperset(masks):
+        if rank >= _ELSEWHERE or masks in seen or not every.issuperset(masks):
+            continue
+        pairs = zip(masks, images, strict=True)
+        if _STEM in template or not any(names.of_another(mask, path) for mask, (_, path) in pairs):
             seen.add(masks)
             ranked[template] = rank
     for rank in sorted(set(ranked.values())):
@@ -263,6 +277,24 @@ def _templates(root: Path, images: Sequence[tuple[str, Path]], labels: Sequence[
         if fitting:
             return dict.fromkeys(fitting, rank)
     return {}
+
+
+def _partial_template(
+    root: Path, images: Sequence[tuple[str, Path]], labels: Sequence[Path], names: LabelNames
+) -> str:
+    """Return the path of labels named after images that the most images have, but not all; "" if none has."""
+    there, own = set(labels), {path for _, path in images}
+    candidates = [path for path in labels if path not in own]
+    templates: dict[str, int] = {}
+    for domain, image in images[:: -(-len(images) // _ASKED)]:
+        for label in candidates:
+            if not names.of_image(label, image) or names.of_another(label, image):
+                continue
+            for template in _relations(root, domain, image, label):
+                if _STEM in template and template not in templates:
+                    masks = (mask_path(root, template, of, path) for of, path in images)
+                    templates[template] = sum(mask in there for mask in masks)
+    return max(templates, key=lambda template: templates[template], default="")
 
 
 def _relations(root: Path, domain: str, image: Path, label: Path) -> list[str]:
@@ -331,7 +363,8 @@ def _require_labels(layout: Layout) -> None:
     lacking = [(image, mask) for image, mask in layout.pairs if not mask.is_file()]
     if lacking:
         image, mask = lacking[0]
+        others = f", nor have {len(lacking) - 1} of the other {len(layout.images) - 1} images"
         raise UserError(
-            f"{image}: it has no labels {mask}, nor have {len(lacking) - 1} of the other "
-            f"{len(layout.images) - 1} images: correct --labels, or choose images that have with --images"
+            f"{image}: it has no labels {mask}{others if len(lacking) > 1 else ''}: correct --labels, or "
+            "choose images that have with --images"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,9 +52,39 @@ class Family:
 
 
 def find_files(root: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return the files below a folder with one of some suffixes, hidden ones left out, by path."""
-    found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    """Return the files below a folder with one of some suffixes, hidden ones left out, by path.
+
+    Links to folders are followed, but not to one that they are in, which would have no end.
+
+    Raises:
+      UserError: the name of a file is not UTF-8.
+    """
+    found: list[Path] = []
+    for folder, inner, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        inner[:] = [name for name in inner if not name.startswith(".") and not _is_loop(here / name)]
+        paths = [here / name for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
+    for path in found:
+        require_text(os.fspath(path), "the name of a file")
+    return sorted(found)
+
+
+def _is_loop(folder: Path) -> bool:
+    """Return whether a folder's place, or a folder that its path leads through, is inside of it."""
+    if not any(part.is_symlink() for part in (folder, *folder.parents)):
+        return False
+    inside = os.path.realpath(folder)
+    return any(Path(os.path.realpath(parent)).is_relative_to(inside) for parent in folder.absolute().parents)
+
+
+def require_text(text: str, what: str) -> None:
+    """Raise a UserError unless text can be written as UTF-8, as not all names of files can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        said = text.encode(errors="backslashreplace").decode()
+        raise UserError(f"{said}: {what} is not UTF-8, and cannot be in a configuration: rename it") from None
 
 
 def find_families(root: Path) -> list[Family]:

@@ -5,7 +5,7 @@ import pytest
 
 from data_pipelines.survey.ambiguity import Ambiguous
 from data_pipelines.survey.layout import find_layout
-from data_pipelines.survey.roles import looks_like_labels
+from data_pipelines.survey.roles import find_files, looks_like_labels
 from spectralmoe_jax.errors import UserError
 from tests.rasters import PLACE, write_polygons, write_raster
 
@@ -171,3 +171,96 @@ def test_roles_by_content(tmp_path):
     for name, (pixels, expected) in cases.items():
         path = write_raster(tmp_path / name, pixels, driver=drivers[(tmp_path / name).suffix])
         assert looks_like_labels(path, path.relative_to(tmp_path)) == expected, name
+
+
+# images without labels, and the labels that the others have
+MISSING = {
+    "in folders of domains": (
+        ["a/images/i0.tif", "a/images/i1.tif", "b/images/i0.tif", "b/images/i1.tif"],
+        ["a/labels/i0.tif", "a/labels/i1.tif", "b/labels/i0.tif"],
+        "b/images/i1.tif", "b/labels/i1.tif",
+    ),
+    "the first": (
+        ["a/images/i0.tif", "a/images/i1.tif", "b/images/i0.tif", "b/images/i1.tif"],
+        ["a/labels/i1.tif", "b/labels/i0.tif", "b/labels/i1.tif"],
+        "a/images/i0.tif", "a/labels/i0.tif",
+    ),
+    "of one folder": (["images/p.tif", "images/q.tif"], ["masks/p.tif"], "images/q.tif", "masks/q.tif"),
+    "with an ending": (["p.tif", "q.tif"], ["q_mask.tif"], "p.tif", "p_mask.tif"),
+    "beside labels of all": (["p1.tif", "p2.tif"], ["p1_label.tif", "cover.tif"], "p2.tif", "p2_label.tif"),
+    "of a whole domain": (
+        ["a/images/a0.tif", "b/images/b0.tif", "c/images/c0.tif"], ["a/labels/a0.tif", "b/labels/b0.tif"],
+        "c/images/c0.tif", "c/labels/c0.tif",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_missing_label_is_named(name, tmp_path):
+    """No other image's labels take its place."""
+    images, labels, lacking, expected = MISSING[name]
+    for path in images:
+        image(tmp_path / path)
+    for path in labels:
+        mask(tmp_path / path)
+    with pytest.raises(UserError) as error:
+        find_layout(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / lacking}: it has no labels {tmp_path / expected}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (["landsat5_image.tif", "landsat7_image.tif"], ["landsat5_label.tif"]),
+        (["img/image_1.tif", "img/image_2.tif"], ["gt/mask_1.tif"]),
+        (["1/i1.tif", "1/i2.tif", "2/i1.tif", "2/i2.tif"], ["1/labels/i1.tif", "2/labels/i2.tif"]),
+        (["a/images/1.tif", "b/images/1.tif"], ["b/labels.tif"]),
+    ],
+)
+def test_labels_of_one_domain_are_not_those_of_all(images, labels, tmp_path):
+    for path in images:
+        image(tmp_path / path)
+    for path in labels:
+        mask(tmp_path / path)
+    with pytest.raises(UserError, match=r"no labels"):
+        find_layout(tmp_path)
+
+
+def test_labels_that_no_image_is_named_after(tmp_path):
+    """Letters of words, and digits of numbers, are no names."""
+    for name in ("a.tif", "b.tif"):
+        image(tmp_path / "letters" / name)
+    mask(tmp_path / "letters/label.tif")
+    assert find_layout(tmp_path / "letters").mask_template == "label.tif"
+    for name in ("1.tif", "9.tif"):
+        image(tmp_path / "digits" / name)
+    mask(tmp_path / "digits/labels_2019.tif")
+    assert find_layout(tmp_path / "digits").mask_template == "labels_2019.tif"
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    """As a search with patterns does; a link to a folder that it is in ends."""
+    for kind, write in {"images": image, "labels": mask}.items():
+        for number in (1, 2):
+            write(tmp_path / f"elsewhere/south/{kind}/{number}.tif")
+            write(tmp_path / f"{kind}/{number}.tif")
+    root = tmp_path / "root"
+    (root / "north").mkdir(parents=True)
+    (root / "south").symlink_to("../elsewhere/south")
+    for kind in ("images", "labels"):
+        (root / "north" / kind).symlink_to(f"../../{kind}")
+    expected = [
+        root / place / kind / f"{number}.tif"
+        for place in ("north", "south") for kind in ("images", "labels") for number in (1, 2)
+    ]  # fmt: skip
+    assert find_files(root, [".tif"]) == expected
+    layout = find_layout(root)
+    assert (layout.image_glob, layout.mask_template) == (
+        "{domain}/images/*.tif", "{domain}/labels/{stem}.tif",
+    )  # fmt: skip
+    assert len(layout.images) == 4
+    (root / "all").symlink_to("..")  # around the folder
+    (root / "itself").symlink_to(".")
+    (tmp_path / "elsewhere/south/back").symlink_to("../../root")  # through another link
+    assert find_files(root, [".tif"]) == expected
