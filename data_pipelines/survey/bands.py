@@ -1,4 +1,4 @@
-"""Names of the bands of images and their sensor, from names, tags, wavelengths or the number of bands."""
+"""Names of the bands of images and their sensor, from names, tags, wavelengths or hundreds of bands."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from data_pipelines.survey.ambiguity import Ambiguous
 from spectralmoe_jax.errors import UserError
 
 _COLOURS = ("red", "green", "blue")
+_HYPERSPECTRAL = 30  # bands beyond which their number alone tells a sensor
 _CLOSE = 0.005  # um, largest difference between the wavelengths of a file and those of its sensor
 
 
@@ -162,6 +163,14 @@ def _names(
         )
     if count == 1:
         return ("gray",), None, "a single band"
+    fitting = _with_count(count)
+    if fitting and not sensor:
+        raise Ambiguous(
+            "--sensor",
+            f"{image}: {count} bands without names, as many as sensors have that are known",
+            fitting,
+            remedy="name them in their order, as in red,green,blue,nir, with --bands, or the sensor with",
+        )
     raise Ambiguous(
         "--bands",
         f"{image}: {count} bands without names"
@@ -205,14 +214,19 @@ def _by_wavelengths(image: Path) -> str:
 
 
 def _by_count(header: Header) -> str:
-    """Return the only sensor with as many bands as a file without names, or "".
+    """Return the only hyperspectral sensor with as many bands as a file without names, or "".
 
-    Files of red, green and blue are of no sensor that is known.
+    Fewer bands can be of anything, in any order.
     """
-    if any(map(is_band_name, header.descriptions)) or set(_COLOURS) <= set(header.colours):
+    if header.count <= _HYPERSPECTRAL or header.states_wavelengths:
         return ""
-    fitting = [name for name, sensor in SENSORS.items() if len(sensor.bands) == header.count]
-    return fitting[0] if len(fitting) == 1 and header.count > 1 else ""
+    fitting = [] if any(map(is_band_name, header.descriptions)) else _with_count(header.count)
+    return fitting[0] if len(fitting) == 1 else ""
+
+
+def _with_count(count: int) -> list[str]:
+    """Return the sensors with a number of bands."""
+    return [name for name, sensor in SENSORS.items() if len(sensor.bands) == count]
 
 
 def _by_names(names: Sequence[str]) -> str:

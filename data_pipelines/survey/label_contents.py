@@ -139,6 +139,8 @@ def _count_raster(mask: Path) -> tuple[Counter, bool, Value | None]:
             values, numbers = np.unique(pixels[..., 0], return_counts=True)
             if not np.isfinite(values).all():
                 raise UserError(f"{mask}: holds values that are not finite: store labels as whole numbers")
+            if (fractional := values[values != np.round(values)]).size:
+                raise UserError(f"{mask}: holds {fractional[0]:g}: store labels as whole numbers")
             for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
                 counts[_whole(value)] += number
         if len(counts) > 1 << 16:

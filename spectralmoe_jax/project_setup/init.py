@@ -24,6 +24,7 @@ from data_pipelines.survey.band_statistics import Statistics, band_statistics
 from data_pipelines.survey.bands import Bands, find_bands
 from data_pipelines.survey.label_contents import choose_classes, parse_values, read_contents
 from data_pipelines.survey.layout import Layout, find_layout
+from data_pipelines.survey.roles import require_text
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.config.schema import RunConfig
@@ -119,6 +120,10 @@ def init_config(
     picture = output.with_suffix(".png")
     _require_new(output, picture)
     given = Options().with_answers(options)
+    require_text(folder, "the name of the folder")
+    require_text(os.fspath(output), "the name of the output")
+    for name, value in dataclasses.asdict(given).items():
+        require_text("".join(value), f"the value of --{name}")
     if given.encoder:
         _require_visual(given.encoder)
     elif given.weights:

@@ -16,7 +16,7 @@ _WIDTH = 110
 _FEW = 16  # bands up to which names and statistics stand in the function itself
 _SPARSE = 0.5  # share of labelled pixels below which crops are placed on labels
 _DENSE = 0.95  # share from which on pixels without a label change nothing
-_STEPS, _EVERY = 300, 100
+_STEPS, _WARM_UP, _EVERY = 300, 30, 100
 
 
 def configuration_text(found: Findings, output: Path) -> str:
@@ -200,7 +200,10 @@ def _preset(found: Findings, name: str) -> list[str]:
 def _run(found: Findings) -> list[str]:
     """Return the lines about steps and windows."""
     sizes = found.sizes
-    lines = [f"config.train.steps = {_STEPS}"]
+    lines = [
+        f"config.train.steps = {_STEPS}",
+        f"config.train.warmup_steps = {_WARM_UP}  # fewer than steps: a trial of 2 steps needs 0",
+    ]
     if sizes.batch != 8:
         lines.append(f"config.train.batch_size = {sizes.batch}")
     if found.encoder is not None:

@@ -1,5 +1,6 @@
 """`spectralmoe init` on a small folder: the configuration, the picture, the printed command, the errors."""
 
+import os
 import shlex
 from types import SimpleNamespace
 
@@ -223,3 +224,34 @@ def test_the_help_names_every_option(capsys):
         main(["init", "--help"])
     printed = capsys.readouterr().out
     assert all(option in printed for option, _, _ in Init._OPTIONS)
+
+
+def test_names_that_are_no_text(folder, tmp_path, capsys):
+    """Folders, files and outputs whose names are bytes that are not UTF-8."""
+    odd = os.fsdecode(b"b\xff")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/north").symlink_to(folder / "north")
+    (tmp_path / f"root/{odd}").symlink_to(folder / "south")
+    (tmp_path / odd).symlink_to(folder)
+    for root, output in (("root", "my.py"), (odd, "my.py"), (folder, f"{odd}.py")):
+        assert (
+            main(["init", str(tmp_path / root), "--output", str(tmp_path / output), "--target", "north"]) == 2
+        )
+        said = capsys.readouterr().err
+        assert "b\\udcff" in said
+        assert said.endswith("is not UTF-8, and cannot be in a configuration: rename it\n")
+        assert said.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"root", odd}
+
+
+def test_a_trial_of_two_steps(written):
+    """The warm-up has to be shortened with the run, as the file says."""
+    shorter = {"train.steps": 2, "train.evaluate_every": 2, "train.checkpoint_every": 2}
+    assert (
+        "config.train.warmup_steps = 30  # fewer than steps: a trial of 2 steps needs 0"
+        in written.read_text()
+    )
+    with pytest.raises(UserError, match=r"train\.warmup_steps = 30: must be between 0 and 1") as error:
+        load_config(str(written)).replaced(shorter)
+    assert "\n" not in str(error.value)
+    assert load_config(str(written)).replaced({**shorter, "train.warmup_steps": 0}).train.steps == 2

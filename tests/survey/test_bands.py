@@ -1,4 +1,4 @@
-"""Names of bands and the sensor, from names, colours, tags, wavelengths or the number of bands."""
+"""Names of bands and the sensor, from names, colours, tags, wavelengths or hundreds of bands."""
 
 import numpy as np
 import pytest
@@ -32,17 +32,29 @@ def test_colours(tmp_path):
     assert (found.names, found.sensor, found.file_bands) == (("red", "green", "blue"), None, None)
 
 
-def test_number_of_bands(tmp_path):
-    found = found_in(image(tmp_path / "a.tif", 13))
-    assert found.sensor == "sentinel2"
-    assert found.names == found.file_bands == tuple(band.name for band in SENSORS["sentinel2"].bands)
+@pytest.mark.parametrize(("count", "sensor"), [(32, "orbita_ohs"), (239, "prisma")])
+def test_number_of_hyperspectral_bands(tmp_path, count, sensor):
+    found = found_in(image(tmp_path / "a.tif", count))
+    assert found.sensor == sensor
+    assert found.names == found.file_bands == tuple(band.name for band in SENSORS[sensor].bands)
 
 
-@pytest.mark.parametrize("count", [2, 4, 11])  # of no sensor, and of several
+# with the sensors that have as many bands: one, several, or none
+NUMBERS = {
+    2: (), 4: ("gaofen1", "gaofen2", "planetscope", "aerial_rgbn"), 6: ("generic",), 7: ("landsat5",),
+    8: ("landsat7",), 11: ("landsat8", "landsat9"), 13: ("sentinel2",), 31: (), 224: ("enmap", "aviris"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("count", NUMBERS)
 def test_a_number_that_says_nothing(tmp_path, count):
     path = image(tmp_path / "a.tif", count, photometric="MINISBLACK")
-    with pytest.raises(Ambiguous, match=f"{count} bands without names.*--bands$"):
+    option = "--sensor" if NUMBERS[count] else "--bands"
+    with pytest.raises(Ambiguous, match=f"{count} bands without names.*--bands.*") as error:
         found_in(path)
+    assert (error.value.option, error.value.choices) == (option, NUMBERS[count])
+    for sensor in NUMBERS[count]:
+        assert found_in(path, sensor=sensor).names == tuple(band.name for band in SENSORS[sensor].bands)
     names = tuple(f"x{number}" for number in range(count))
     found = found_in(path, names)
     assert found.names == found.file_bands == names

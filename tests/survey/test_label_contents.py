@@ -131,3 +131,13 @@ def test_options_of_polygons_for_rasters(tmp_path):
     layout = folder_with(tmp_path, {name: np.ones((8, 8), np.uint8) for name in "ab"})
     with pytest.raises(UserError, match="--attribute and --layer are for polygons"):
         read_contents(layout, "cover")
+
+
+def test_fractions_are_no_classes(tmp_path):
+    for name in "ab":
+        pixels = RNG.integers(1, 4000, (24, 30, 3)).astype(np.uint16)
+        write_raster(tmp_path / f"images/{name}.tif", pixels, **PLACE)
+        write_raster(tmp_path / f"masks/{name}.tif", RNG.choice([0.5, 1.5], (24, 30)).astype(np.float32))
+    layout = find_layout(tmp_path, "images/{domain}.tif", "masks/{stem}.tif")
+    with pytest.raises(UserError, match=r"masks/a.tif: holds 0.5: store labels as whole numbers$"):
+        read_contents(layout)
