@@ -167,7 +167,7 @@ def _names(
     if fitting and not sensor:
         raise Ambiguous(
             "--sensor",
-            f"{image}: {count} bands without names, as many as sensors have that are known",
+            f"{image}: {count} bands without names, as many as known sensors have",
             fitting,
             remedy="name them in their order, as in red,green,blue,nir, with --bands, or the sensor with",
         )
