@@ -83,7 +83,7 @@ def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
       scene: file, or a name that GDAL opens.
 
     Raises:
-      UserError: it is not an image, or not reachable.
+      UserError: it is not an image, or not reachable, or has a text that cannot be decoded.
     """
     name = os.fspath(scene)
     try:
@@ -99,7 +99,13 @@ def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
             f"{name}: cannot be read as an image ({said}); give a complete GeoTIFF, PNG or JPEG"
         ) from error
     with dataset:
-        yield dataset
+        try:
+            yield dataset
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}: a text in its header, such as the description of a band, is not UTF-8; write the "
+                "texts anew, or store the image without them"
+            ) from error
 
 
 def _driver_of(name: str) -> str:
@@ -131,7 +137,7 @@ class Scene:
       dtype: of the pixels: uint8 if all bands of the file are, else float32.
 
     Raises:
-      UserError: the file lacks a band; see `data_pipelines.sensors.choose_bands`.
+      UserError: the file lacks a band, see `data_pipelines.sensors.choose_bands`, or has complex values.
     """
 
     def __init__(
@@ -156,6 +162,12 @@ class Scene:
         known = None if sensor is None or has_mask(dataset) else find_sensor(sensor).nodata
         self.nodata = known if dataset.nodata is None else dataset.nodata
         self.height, self.width = dataset.shape
+        found = {dataset.dtypes[place] for place in places}
+        if any("complex" in dtype for dtype in found):
+            raise UserError(
+                f"{self.name}: its values are complex numbers ({', '.join(sorted(found))}); give real ones, such "
+                "as their amplitude"
+            )
         self.dtype = np.uint8 if set(dataset.dtypes) == {"uint8"} else np.float32
         self.is_masked = has_alpha or has_mask(dataset)
 

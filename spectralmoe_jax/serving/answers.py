@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio.shutil
 from rasterio.enums import Interleaving
 
@@ -19,6 +20,7 @@ from spectralmoe_jax.serving.limits import Limits
 FORMATS = {"tif": "image/tiff", "png": "image/png", "geojson": "application/geo+json"}
 """Media type of an answer by the name of its format."""
 _MAX_BLOCK = 2**28  # bytes that GDAL decodes at once
+_MAX_ROW = 2**29  # bytes of the scores of one row of windows, which a map keeps in memory
 _SAMPLE_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
 
 
@@ -46,7 +48,7 @@ def answer_image(model: Model, image: Path, format: str, limits: Limits) -> byte
     output = image.with_name("map.tif")
     try:
         with files_of_others():
-            _check_size(image, limits, model.config.evaluate.window)
+            _check_size(image, limits, model.config.evaluate.window, len(model.classes))
             model.map(image, output)
             return _ENCODERS[format](output, model)
     except UserError as error:
@@ -57,7 +59,7 @@ def answer_image(model: Model, image: Path, format: str, limits: Limits) -> byte
         raise kind(said.replace(str(image), "image")) from error
 
 
-def _check_size(image: Path, limits: Limits, window: int) -> None:
+def _check_size(image: Path, limits: Limits, window: int, classes: int) -> None:
     """Check how much memory an image takes, before a pixel of it is decoded.
 
     Raises:
@@ -69,6 +71,12 @@ def _check_size(image: Path, limits: Limits, window: int) -> None:
             raise ImageTooLargeError(
                 f"the image has {height} x {width} pixels, more than {limits.max_megapixels:g} megapixels "
                 f"where a side counts as {window} at least; post it in parts"
+            )
+        row = width * window * classes * np.dtype(np.float32).itemsize
+        if row > _MAX_ROW:
+            raise ImageTooLargeError(
+                f"the image is {width} pixels wide: the scores of a row of windows take {row / 1e6:.0f} MB, "
+                f"more than {_MAX_ROW / 1e6:.0f} MB; post it in parts that are less wide"
             )
         block = _block_bytes(dataset)
         if block > _MAX_BLOCK:

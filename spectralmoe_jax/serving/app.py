@@ -255,3 +255,9 @@ def _add_handlers(app: FastAPI, limits: Limits) -> None:
         """Log why a map could not be written; paths of the server are not for its clients."""
         log.error("%s", error)
         return JSONResponse({"detail": "the server could not write the map"}, 500)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        """Log what nobody expects, in one line; the server of the application logs the traceback."""
+        log.error("%s failed (%s: %s)", request.url.path, type(error).__name__, " ".join(str(error).split()))
+        return JSONResponse({"detail": "the server failed on this request; its log says why"}, 500)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError  # what transforming raises; no public module has it
+from rasterio.errors import RasterioError
 from rasterio.features import shapes
 from rasterio.warp import transform_geom
 from shapely.geometry import mapping, shape
@@ -17,6 +19,9 @@ from shapely.geometry.polygon import orient
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import NODATA, reading
 
+# What GDAL, and shapely after it, raise for coordinates without a place; SystemError is Python's own for an
+# error of C code that it did not report.
+_NOT_ON_EARTH = (RasterioError, CPLE_BaseError, SystemError, ValueError, OverflowError)
 _PRECISION = 8  # decimals of a degree: a millimetre
 _MOST_CORNERS = 500_000  # of all polygons of a map: 15 MB of text, 100 MB while it is made
 
@@ -32,7 +37,7 @@ def map_as_geojson(path: Path, names: Sequence[str]) -> str:
       A FeatureCollection; the properties of a feature are `class` (number) and `name`.
 
     Raises:
-      UserError: the map has no CRS, or too many polygons.
+      UserError: the map has no CRS, too many polygons, or no place on Earth.
     """
     with reading(str(path)), rasterio.open(path) as dataset:
         if dataset.crs is None:
@@ -51,7 +56,12 @@ def map_as_geojson(path: Path, names: Sequence[str]) -> str:
             properties = {"class": int(number), "name": names[int(number)]}
             yield {"type": "Feature", "properties": properties, "geometry": _oriented(on_earth)}
 
-    return json.dumps({"type": "FeatureCollection", "features": list(features())})
+    try:
+        return json.dumps({"type": "FeatureCollection", "features": list(features())}, allow_nan=False)
+    except _NOT_ON_EARTH as error:
+        raise UserError(
+            "the image's CRS and transform do not lead to longitudes and latitudes; ask for tif or png"
+        ) from error
 
 
 def count_corners(classes: np.ndarray) -> int:

@@ -128,9 +128,9 @@ class WindowQueue:
 
     def _answer(self, taken: list[_Windows]) -> None:
         """Predict windows together; if that fails, each request's alone, so that no other pays for one."""
-        tiles = np.concatenate([windows.tiles for windows in taken])
-        missing = self._rounded(len(tiles)) - len(tiles)
         try:
+            tiles = np.concatenate([windows.tiles for windows in taken])
+            missing = self._rounded(len(tiles)) - len(tiles)
             scores = self._predict(np.concatenate([tiles, np.repeat(tiles[-1:], missing, axis=0)]))
         except Exception as error:
             if len(taken) == 1:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import threading
 import time
 import warnings
@@ -10,8 +11,10 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
+from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.io import MemoryFile
+from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform_geom
 from shapely.geometry import shape
 
@@ -23,12 +26,13 @@ from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Model
 from spectralmoe_jax.models.build import segmenter_config
-from spectralmoe_jax.serving import request_body
+from spectralmoe_jax.serving import request_body, service
 from spectralmoe_jax.serving.app import make_app
 from spectralmoe_jax.serving.geojson import count_corners
 from spectralmoe_jax.serving.limits import Limits
 from tests.random_weights import random_segmenter
-from tests.serving.images import file_of, pixels_of
+from tests.rasters import write_raster
+from tests.serving.images import UTM, file_of, pixels_of
 from tests.tiny_run import SIZES
 
 TINY = [
@@ -233,6 +237,63 @@ def test_an_image_in_one_enormous_block(model, folder):
     with TestClient(make_app(model, Limits(max_megapixels=100))) as client:
         detail = said(client.post("/predict", content=path.read_bytes(), headers=TIFF), 413)
     assert "blocks of 540 MB" in detail
+
+
+def test_a_row_of_windows_that_is_too_large(model, folder):
+    """700,000 x 32 pixels of scores of six classes take 538 MB; no pixel has data, and the file is small."""
+    path = folder / "row.tif"
+    profile = {"driver": "GTiff", "height": 1, "width": 700_000, "count": 3, "dtype": "uint8", "nodata": 0}
+    layout = {"tiled": True, "compress": "deflate", "sparse_ok": True}
+    with rasterio.open(path, "w", **profile, **layout):
+        pass
+    assert 4 * 6 * 32 * 700_000 > 2**29
+    with TestClient(make_app(model, Limits(max_megapixels=100))) as client:
+        detail = said(client.post("/predict", content=path.read_bytes(), headers=TIFF), 413)
+    assert "700000 pixels wide" in detail
+    assert "538 MB" in detail
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        {"crs": CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')},
+        {"transform": from_origin(1e15, 1e15, 10, 10)},
+        {"transform": Affine(math.nan, 0, 0, 0, 1e-3, 0)},
+        {"transform": Affine(1e308, 0, 1e308, 0, 1e308, 0)},
+    ],
+)
+def test_places_that_are_not_on_earth(client, folder, profile):
+    data = file_of(folder, pixels_of(20, 20), **profile)
+    detail = said(client.post("/predict?format=geojson", content=data, headers=TIFF), 422)
+    assert "ask for tif or png" in detail
+
+
+def test_a_description_that_is_no_text(client, folder):
+    path = write_raster(folder / "image.tif", pixels_of(20, 20), **UTM)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.descriptions = ("redX", "green", "blue")
+    data = path.read_bytes()
+    broken = data.replace(b"redX", b"r\xff\xfeX")
+    assert "not UTF-8" in said(client.post("/predict", content=broken, headers=TIFF), 422)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_values(client, folder, dtype):
+    data = file_of(folder, pixels_of(20, 20, dtype=dtype))
+    assert "complex" in said(client.post("/predict", content=data, headers=TIFF), 422)
+
+
+def test_an_error_that_nobody_expects(model, folder, monkeypatch, caplog):
+    """One line for the client, and what it was for the log."""
+
+    def fail(*_):
+        raise ZeroDivisionError("of /tmp/secret")
+
+    monkeypatch.setattr(service, "answer_image", fail)
+    data = file_of(folder, pixels_of(20, 20))
+    with TestClient(make_app(model), raise_server_exceptions=False) as client:
+        assert "failed" in said(client.post("/predict", content=data, headers=TIFF), 500)
+    assert "ZeroDivisionError: of /tmp/secret" in caplog.text
 
 
 def in_process(app, receive, headers=()):

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
+from spectralmoe_jax.serving import window_queue
 from spectralmoe_jax.serving.window_queue import OutOfTimeError, WindowQueue
 
 FAR = time.monotonic() + 3600
@@ -85,6 +86,24 @@ def test_one_request_pays_for_its_own_windows_alone(queue, model):
     np.testing.assert_array_equal(jobs[2].result(), 2.0 * windows(3))
     with pytest.raises(ValueError, match="thirteen"):
         jobs[1].result()
+
+
+def test_windows_that_do_not_fit_in_memory(queue, model, monkeypatch):
+    """Their request fails, and the thread goes on."""
+    model.leave.set()
+
+    class Full:
+        repeat, ceil = np.repeat, np.ceil
+
+        @staticmethod
+        def concatenate(*_):
+            raise MemoryError("no room")
+
+    monkeypatch.setattr(window_queue, "np", Full)
+    with pytest.raises(MemoryError, match="no room"):
+        queue.until(time.monotonic() + 5)(windows(1))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(queue.until(FAR)(windows(3)), 2.0 * windows(3))
 
 
 def test_time_is_over(queue, model):
