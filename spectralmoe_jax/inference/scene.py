@@ -165,8 +165,8 @@ class Scene:
         found = {dataset.dtypes[place] for place in places}
         if any("complex" in dtype for dtype in found):
             raise UserError(
-                f"{self.name}: its values are complex numbers ({', '.join(sorted(found))}); give real ones, such "
-                "as their amplitude"
+                f"{self.name}: its values are complex numbers ({', '.join(sorted(found))}); give real ones, "
+                "such as their amplitude"
             )
         self.dtype = np.uint8 if set(dataset.dtypes) == {"uint8"} else np.float32
         self.is_masked = has_alpha or has_mask(dataset)
