@@ -35,7 +35,7 @@ from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 TRAINABLE, OPTIMIZER, AVERAGE = "trainable", "optimizer", "average"
-_HELD_OUT = "held_out"
+_HELD_OUT, _DECAY = "held_out", "average_decay"
 
 _MODEL_SECTIONS = ("bands", "classes", "model")
 # Keys that decide how the model is computed, not what it computes: they may differ between runs.
@@ -105,6 +105,7 @@ class CheckpointStore:
     def __init__(self, workdir: str | os.PathLike[str], config: RunConfig, metric: str | None = None):
         self._given = config.given
         self._metric = metric or config.train.selection
+        self._decay = config.train.ema
         self._folder = (Path(workdir) / CHECKPOINTS).absolute()
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._saving: ocp.AsyncResponse[bool] | None = None
@@ -151,6 +152,16 @@ class CheckpointStore:
         score = -math.inf if self.best is None else self._score(self.metrics_of(self.best) or {})
         return HeldOut(score if math.isfinite(score) else None)
 
+    def decay_of(self, step: int) -> float | None:
+        """Return the decay of the average in a step's checkpoint; None if it holds no average.
+
+        A checkpoint that does not state it, as those of earlier versions, has that of the configuration.
+        """
+        stored = self._metadata(step)
+        if AVERAGE not in stored.metadata:
+            return None
+        return (stored.custom_metadata or {}).get(_DECAY, self._decay)
+
     def save(
         self,
         step: int,
@@ -191,6 +202,7 @@ class CheckpointStore:
                     "fingerprint": fingerprint(self._given),
                     "model": model_part(self._given),
                     _HELD_OUT: held_out.stored(self._metric),
+                    _DECAY: None if average is None else self._decay,
                 },
                 force=True,
             )

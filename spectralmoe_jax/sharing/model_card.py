@@ -38,6 +38,7 @@ class Facts:
       record: record of origin of the weight file.
       step: step of the checkpoint.
       last: the last step that the run was trained to.
+      average: decay of the average of the weights that the checkpoint holds, or None.
       held_out: scores of the checkpoint on held-out source images, or None.
       evaluation: report on the target images, as `evaluation.json` has it, or None.
       images: counts of each of these images.
@@ -50,6 +51,7 @@ class Facts:
     record: Mapping[str, Any]
     step: int
     last: int
+    average: float | None
     held_out: Mapping[str, float] | None
     evaluation: Mapping[str, Any] | None
     images: Sequence[ImageCounts]
@@ -91,7 +93,7 @@ def _introduction(facts: Facts) -> str:
     model = config.model
     depth = "" if model.depth is None else f", with a depth encoder of kind `{model.depth.kind}`"
     progress = f"step {facts.step} of a run that was trained to step {facts.last} of {config.train.steps}"
-    average = "" if config.train.ema is None else f", averaged over the steps with decay {config.train.ema}"
+    average = "" if facts.average is None else f", averaged over the steps with decay {facts.average}"
     return f"""# {facts.repository.split("/")[1]}
 
 A model for semantic segmentation of remote-sensing images: it gives each pixel one of

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from huggingface_hub import constants
 from spectralmoe_jax import __version__
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.load import CHECKPOINTS, config_dict, read_run_config
+from spectralmoe_jax.config.published import without_folders
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.conversion.export import convert_trained
 from spectralmoe_jax.errors import UserError
@@ -32,7 +33,7 @@ from spectralmoe_jax.evaluation.metrics import read_images
 from spectralmoe_jax.sharing.model_card import LIBRARY, Facts, write_model_card
 from spectralmoe_jax.weights.hub import CONFIG, HUB, WEIGHTS, is_reachable
 from spectralmoe_jax.weights.reading import manifest, open_weight_file
-from spectralmoe_jax.weights.writing import atomic_create
+from spectralmoe_jax.weights.writing import atomic_create, require_absent
 
 CARD = "README.md"
 _TARGET = re.compile(HUB + r"(?P<repository>[\w.-]+/[\w.-]+)")
@@ -51,14 +52,15 @@ def push(
 ) -> str:
     """Publish the best checkpoint of a run; `load(target)` then gives the same predictions to the bit.
 
-    Absolute paths of this machine are cut to their last part in what is published.
+    Paths of this machine are cut to their last part in what is published, and addresses to what is no secret;
+    see `config.published`.
 
     Args:
       run: folder of the run.
       target: `hf://owner/name`.
       licence: of what was trained, such as apache-2.0. The card says beside it under which terms the weights
         of the encoders in the file are, where their format is known.
-      private: create a private repository.
+      private: create a private repository; one that exists must be private.
       message: of the commit.
       overwrite: commit to a repository that exists.
       evaluate: score the checkpoint on the target images first, for the card.
@@ -77,7 +79,11 @@ def push(
     if not (folder / CHECKPOINTS).is_dir():
         raise UserError(f"{run}: is no folder of a run; give one that `spectralmoe train` wrote")
     config = read_run_config(folder)
-    hub = _open_hub(repository, overwrite) if dry_run is None else None
+    hub = None
+    if dry_run is None:
+        hub = _open_hub(repository, private, overwrite)
+    else:
+        require_absent(Path(dry_run))
 
     # 2. scores
     if evaluate:
@@ -114,7 +120,7 @@ def write_folder(folder: Path, run: Path, config: RunConfig, repository: str, li
     if step is None or last is None:
         raise UserError(f"{run}: holds no checkpoint yet; train first")
     with CheckpointStore(run, config) as store:
-        held_out = store.metrics_of(step)
+        held_out, average = store.metrics_of(step), store.decay_of(step)
     evaluation = read_evaluation(run)
     if evaluation is not None and evaluation.get("step") != step:
         raise UserError(
@@ -132,18 +138,10 @@ def write_folder(folder: Path, run: Path, config: RunConfig, repository: str, li
     # 3. the card
     images = read_images(run / IMAGES_FILE) if evaluation is not None else ()
     origin = manifest(open_weight_file(folder / WEIGHTS))
-    facts = Facts(repository, licence, config, shown, origin, step, last, held_out, evaluation, images)
+    facts = Facts(
+        repository, licence, config, shown, origin, step, last, average, held_out, evaluation, images
+    )
     (folder / CARD).write_text(write_model_card(facts))
-
-
-def without_folders(value: Any) -> Any:
-    """Cut every absolute path among JSON values to its last part."""
-    if isinstance(value, Mapping):
-        return {key: without_folders(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_folders(item) for item in value]
-    is_path = isinstance(value, str) and value.startswith(("/", "~"))
-    return Path(value).name if is_path else value
 
 
 def _repository(target: str) -> str:
@@ -154,11 +152,11 @@ def _repository(target: str) -> str:
     return match["repository"]
 
 
-def _open_hub(repository: str, overwrite: bool) -> Any:
+def _open_hub(repository: str, private: bool, overwrite: bool) -> Any:
     """Return the client of the hub, once it accepts the name.
 
     Raises:
-      UserError: there is no token or no network, or the repository exists.
+      UserError: there is no token or no network, or the repository exists, or is public and must not be.
     """
     token = huggingface_hub.get_token()
     if token is None:
@@ -169,16 +167,30 @@ def _open_hub(repository: str, overwrite: bool) -> Any:
     if constants.HF_HUB_OFFLINE or not is_reachable(huggingface_hub.hf_hub_url(repository, CARD)):
         raise UserError(f"{HUB}{repository}: the hub is out of reach; write the folder with --dry-run DIR")
     hub = huggingface_hub.HfApi(token=token)
-    if _asked(repository, lambda: hub.repo_exists(repository)) and not overwrite:
-        raise UserError(
-            f"{HUB}{repository}: exists already; choose another name, or add --overwrite for a new commit"
-        )
+    if _asked(repository, lambda: hub.repo_exists(repository)):
+        if not overwrite:
+            raise UserError(
+                f"{HUB}{repository}: exists already; choose another name, or add --overwrite for a new commit"
+            )
+        if private:
+            _require_private(hub, repository)
     return hub
+
+
+def _require_private(hub: Any, repository: str) -> None:
+    """Raise a UserError if a repository is public, which creating it once more does not change."""
+    if not _asked(repository, lambda: hub.repo_info(repository)).private:
+        raise UserError(
+            f"{HUB}{repository}: is public; make it private on the hub, choose another name, or leave out "
+            "--private"
+        )
 
 
 def _upload(hub: Any, repository: str, folder: Path, private: bool, message: str, overwrite: bool) -> str:
     """Create the repository where needed, commit the folder, and return the address of the commit."""
     _asked(repository, lambda: hub.create_repo(repository, private=private, exist_ok=overwrite))
+    if private:
+        _require_private(hub, repository)
     commit = {"repo_id": repository, "folder_path": folder, "commit_message": message}
     advice = "; the same command with --overwrite tries again"  # the repository exists now
     return str(_asked(repository, lambda: hub.upload_folder(**commit), advice).commit_url)

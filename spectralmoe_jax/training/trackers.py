@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 from spectralmoe_jax.config.load import flatten
+from spectralmoe_jax.config.published import without_folders
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.files import atomic_write
@@ -142,8 +143,20 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as given, as JSON values by dotted key."""
-    return json.loads(json.dumps(flatten(config.given)))
+    """Return the configuration as given, as JSON values by dotted key, without folders of this machine."""
+    return without_folders(json.loads(json.dumps(flatten(config.given))))
+
+
+def _stored_ids(path: Path) -> dict[str, str]:
+    """Return the ids in a file by the names of trackers; none, with a warning, if it is damaged."""
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        if isinstance(found, dict) and all(isinstance(id, str) for id in found.values()):
+            return found
+    except ValueError:
+        pass
+    log.warning("%s: %s is damaged, so the ids of its runs are lost; new ones are started", KEY, path)
+    return {}
 
 
 class Trackers:
@@ -176,7 +189,7 @@ class Trackers:
           UserError: a new run cannot be started. A run that resumes only warns, and goes on without.
         """
         path = self._workdir / TRACKERS_FILE
-        ids: dict[str, str] = json.loads(path.read_text()) if self._names and path.is_file() else {}
+        ids = _stored_ids(path) if self._names else {}
         for name in self._names:
             assert self._config is not None  # given with names
             id = ids.get(name)
@@ -189,10 +202,10 @@ class Trackers:
                 log.warning("%s: %s %s; training goes on without it", KEY, name, reason)
                 continue
             self._resumed |= {name} if id else set()
-        found = ids | {name: tracker.id for name, tracker in self._open.items()}
-        if found != ids:
-            with atomic_write(path) as aside:
-                aside.write_text(json.dumps(found, indent=2) + "\n")
+            if id != self._open[name].id:  # stored at once: the next tracker may end the run
+                ids[name] = self._open[name].id
+                with atomic_write(path) as aside:
+                    aside.write_text(json.dumps(ids, indent=2) + "\n")
 
     def log(self, step: int, kind: str, values: Mapping[str, float], was_sent: bool = False) -> None:
         """Send a record of `metrics.jsonl`; numbers that are not finite are left out.

@@ -34,12 +34,17 @@ def atomic_create(destination: Path) -> Iterator[Path]:
     Raises:
       UserError: the destination exists, or its parent folder does not.
     """
+    require_absent(destination)
+    with atomic_write(destination) as temporary:
+        yield temporary
+
+
+def require_absent(destination: Path) -> None:
+    """Raise a UserError if a file or folder exists, or cannot be made because its parent folder does not."""
     if destination.exists():
         raise UserError(f"{destination}: exists already; remove it or choose another name")
     if not destination.parent.is_dir():
         raise UserError(f"{destination.parent}: no such folder; make it first")
-    with atomic_write(destination) as temporary:
-        yield temporary
 
 
 def require_suffix(target: Path, *suffixes: str) -> None:

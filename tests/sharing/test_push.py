@@ -15,6 +15,7 @@ import spectralmoe_jax
 from spectralmoe_jax.ablation.results import image_interval
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.config.load import load_config, read_run_config
+from spectralmoe_jax.config.published import without_folders
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import read_images
 from spectralmoe_jax.sharing import push as pushing
@@ -122,6 +123,7 @@ class Hub:
 
     asked: list = []  # noqa: RUF012 (emptied by the fixture)
     exists = False
+    is_private = True
     refuses = ""
 
     def __init__(self, token):
@@ -129,6 +131,9 @@ class Hub:
 
     def repo_exists(self, repository):
         return self.exists
+
+    def repo_info(self, repository):
+        return SimpleNamespace(private=self.is_private)
 
     def create_repo(self, repository, *, private, exist_ok):
         self.asked.append(("create", repository, private, exist_ok))
@@ -227,7 +232,7 @@ def test_licences_and_a_run_without_scores(run):
     """A licence that the hub does not list, and the weights of an encoder under their own."""
     visual = {"source": "hf://meta/encoder@v1", "licence": "DINOv3 License", "preset": "dinov3_l"}
     facts = Facts("lab/fields", "DINOv3", read_run_config(run), {}, {"encoders": {"visual": visual}}, 2, 2,
-                  None, None, ())  # fmt: skip
+                  None, None, None, ())  # fmt: skip
     card = ModelCard(write_model_card(facts))
     assert (card.data.license, card.data.license_name, card.data.base_model) == (
         "other",
@@ -242,4 +247,74 @@ def test_licences_and_a_run_without_scores(run):
 
 def test_paths_are_cut_to_their_last_part():
     given = {"root": "/home/me/data", "list": ["~/a.pth", "b/c", "hf://x/y"], "n": 3}
-    assert pushing.without_folders(given) == {"root": "data", "list": ["a.pth", "b/c", "hf://x/y"], "n": 3}
+    assert without_folders(given) == {"root": "data", "list": ["a.pth", "b/c", "hf://x/y"], "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "stays"),
+    [
+        ("a.safetensors,/home/alice/secret/b.safetensors", "a.safetensors,b.safetensors"),
+        ("/home/alice/a.pth, ~/secret/b.pth;/c/d.pth", "a.pth,b.pth;d.pth"),
+        ("a.pth, /home/alice/b.pth", "a.pth,b.pth"),
+        ("/home/alice/my data, old/x.tif", "x.tif"),
+        ("root=/home/alice/data,b.tif", "root=data,b.tif"),
+        ("visual=/home/alice/a.pth,depth=/home/alice/b.pth", "visual=a.pth,depth=b.pth"),
+        ("band:/home/alice/x", "band:x"),
+        ("see /home/alice/x", "see x"),
+        ("file:///home/alice/x.tif", "x.tif"),
+        ("a,file:///home/alice/x.tif,b", "a,x.tif,b"),
+        ("../../home/alice/x.tif", "x.tif"),
+        ("runs/../../alice/x.tif", "x.tif"),
+        ("https://user:tok@host/x.tif?sig=a/b&c=d", "https://host/x.tif"),
+        ("https://user:t,k@host/x.tif#part", "https://host/x.tif"),
+        ("https://h/a?sig=1,https://u@h/b?sig=2,/home/c", "https://h/a,https://h/b,c"),
+        ("/vsicurl/https://user:tok@host/x.tif?sig=a/b", "x.tif"),
+        ("s3://bucket/key/x.tif", "s3://bucket/key/x.tif"),
+        ("hf://meta/encoder@v1", "hf://meta/encoder@v1"),
+        ("/home/alice/data/", "data"),
+        ("/home/alice/img_?.tif", "img_?.tif"),
+    ],
+)
+def test_paths_and_secrets_within_a_value(value, stays):
+    assert without_folders(value) == stays
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["water / river", "red/green", "and/or, either/or", "a, b and c", "~10 m", "./a/b", "1.5", "a..b",
+     "x = 3", "images/*/*.tif", "configs/a.py:crop=512", "(.*)/kernel$"],
+)  # fmt: skip
+def test_what_is_no_path_stays(value):
+    assert without_folders(value) == value
+
+
+def test_a_repository_that_is_public(hub, run, capsys, monkeypatch):
+    """Asked for a private one, nothing is published into it: before scores, and after its creation."""
+    monkeypatch.setattr(Hub, "is_private", False)
+    said = "is public; make it private on the hub, choose another name, or leave out --private"
+    assert said in refused(capsys, str(run), TARGET, "--private")  # made by another, in between
+    assert [what for what, *_ in hub.asked] == ["create"]
+    monkeypatch.setattr(Hub, "exists", True)
+    monkeypatch.setattr(pushing, "evaluate_best_checkpoint", lambda *_: pytest.fail("scored"))
+    assert said in refused(capsys, str(run), TARGET, "--private", "--overwrite", "--evaluate")
+    assert [what for what, *_ in hub.asked] == ["create"]
+
+
+def test_a_destination_is_refused_before_scores(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pushing, "evaluate_best_checkpoint", lambda *_: pytest.fail("scored"))
+    given = [str(run), TARGET, "--evaluate", "--dry-run"]
+    assert "exists already" in refused(capsys, *given, str(tmp_path))
+    assert "no such folder" in refused(capsys, *given, str(tmp_path / "none" / "model"))
+
+
+def test_the_card_has_the_average_of_the_checkpoint(run, tmp_path):
+    """The configuration may have changed since."""
+    for name, given in (("none", None), ("other", 0.5)):
+        shutil.copytree(run, tmp_path / name)
+        stored = json.loads((run / "config.json").read_text())
+        stored["train"]["ema"] = given
+        (tmp_path / name / "config.json").write_text(json.dumps(stored))
+        (tmp_path / name / "evaluation.json").unlink(missing_ok=True)
+        spectralmoe_jax.push(tmp_path / name, TARGET, licence="mit", dry_run=tmp_path / f"{name}-model")
+        text = (tmp_path / f"{name}-model/README.md").read_text()
+        assert "averaged over the steps with decay 0.9." in text

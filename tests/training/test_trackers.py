@@ -211,6 +211,45 @@ def test_a_tracker_that_cannot_be_opened(tmp_path, monkeypatch, caplog):
     assert "wandb cannot be opened (no key); training goes on without it" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b"", b'{"wandb": ', b"[1]", b'{"wandb": 1}', b"\xff\xfe"])
+def test_ids_that_cannot_be_read(tmp_path, monkeypatch, caplog, content):
+    """One warning; the tracker starts a new run, whose id takes their place."""
+    asked = []
+    package = trackers.PACKAGES["wandb"]._replace(open=lambda *given: asked.append(given[2]) or Broken(99))
+    monkeypatch.setitem(trackers.PACKAGES, "wandb", package)
+    (tmp_path / "trackers.json").write_bytes(content)
+    trackers.Trackers(("wandb",), tmp_path, make_config()).open()
+    assert asked == [None]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == trackers.__name__]
+    assert f"{tmp_path / 'trackers.json'} is damaged" in warning
+    assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": "one"}
+
+
+def test_the_second_tracker_cannot_be_opened(tmp_path, monkeypatch):
+    """The run in the first one is ended, and the next attempt resumes it."""
+    asked, ended = [], []
+
+    def open_first(workdir, config, id):
+        asked.append(id)
+        return SimpleNamespace(id="one", log=None, finish=lambda best, is_complete: ended.append(is_complete))
+
+    def refuse(*_):
+        raise PermissionError("no key")
+
+    for name, action in (("wandb", open_first), ("mlflow", refuse)):
+        monkeypatch.setitem(trackers.PACKAGES, name, trackers.PACKAGES[name]._replace(open=action))
+    config = make_config(steps=4, trackers=("wandb", "mlflow"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="mlflow cannot be opened"):
+            run_experiment(make_experiment(), config, tmp_path)
+    assert (asked, ended) == ([None, "one"], [False, False])
+
+
+def test_trackers_get_no_folders():
+    config = make_config().replaced({"data.root": "/home/alice/secret/dubai"})
+    assert trackers._settings(config)["data.root"] == "dubai"
+
+
 def test_numbers_that_are_not_finite_are_left_out(tmp_path):
     taken = []
     several = trackers.Trackers((), tmp_path)
