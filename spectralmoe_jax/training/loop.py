@@ -90,6 +90,7 @@ def fit(
     store: CheckpointStore,
     workdir: Path,
     trackers: Trackers | None = None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> int:
     """Train from the last checkpoint, or from the start, to `settings.steps` or the end of `patience`.
 
@@ -104,6 +105,7 @@ def fit(
       store: checkpoints of the run, read from and written to.
       workdir: existing folder for the metrics.
       trackers: further readers of the metrics, not opened yet; None for none.
+      on_start: called once nothing refuses the run any more, before anything is written to its folder.
 
     Returns:
       The number of steps done.
@@ -130,14 +132,12 @@ def fit(
 
     with (
         StopRequest() as stop,
-        trackers,
+        _started(trackers, not held_out.is_complete(start, settings), on_start),
         MetricsLog(workdir, start, silent=silent, trackers=trackers) as log,
         ProgressReport(start, settings.steps, experiment.batch_size, silent=silent) as progress,
         Heartbeat(workdir) as heartbeat,
         contextlib.closing(prefetch(experiment.make_batches(start), place=place)) as batches,
     ):
-        if not held_out.is_complete(start, settings):
-            trackers.open()
         if start:
             progress.print(f"resumed at step {start}")
         step = start
@@ -194,6 +194,16 @@ def fit(
         elif stopping:
             progress.print(f"stop requested: saved at step {step}; the same command resumes there")
     return step
+
+
+@contextlib.contextmanager
+def _started(trackers: Trackers, goes_on: bool, on_start: Callable[[], None]) -> Iterator[None]:
+    """Start a run, which its trackers may refuse, and end its trackers after the block."""
+    with trackers:
+        if goes_on:
+            trackers.open()
+        on_start()
+        yield
 
 
 def _restore_or_init(

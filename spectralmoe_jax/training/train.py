@@ -291,18 +291,23 @@ def run_experiment(
         with contextlib.closing(prefetch(experiment.make_batches(0), ahead=1)) as batches:
             next(batches)
 
-    # 2. folder and configuration, written by host 0
+    # 2. folder; its configuration is replaced once the last checkpoint is restored, so that a run that is
+    # refused keeps its own, and before the first one is saved
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        _print_changes(config, workdir)
-        save_config(config, workdir / CONFIG_FILE)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("configuration saved")
+
+    def save_configuration() -> None:
+        """Write the configuration on host 0."""
+        if jax.process_index() == 0:
+            _print_changes(config, workdir)
+            save_config(config, workdir / CONFIG_FILE)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("configuration saved")
 
     # 3. the loop
     trackers = Trackers(config.train.trackers if jax.process_index() == 0 else (), workdir, config)
     with CheckpointStore(workdir, config, experiment.selection_metric) as store:
-        step = fit(experiment, config.train, jax.random.key(config.seed), store, workdir, trackers)
+        key = jax.random.key(config.seed)
+        step = fit(experiment, config.train, key, store, workdir, trackers, save_configuration)
         return {"step": step, "best": store.best, "workdir": str(workdir)}
 
 

@@ -99,10 +99,17 @@ def test_off_is_no_part_of_the_state():
     assert off.result is off.params
 
 
+def contents(folder):
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_switching_it_on_or_off_while_training(tmp_path):
     run_experiment(make_experiment(), make_config(steps=4), tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(UserError, match=r"config.train.ema = 0.9: needs a run that has it .*checkpoints/4"):
         run_experiment(make_experiment(), make_config(steps=8, ema=0.9), tmp_path)
+    assert contents(tmp_path) == before
+    assert run_experiment(make_experiment(), make_config(steps=5), tmp_path)["step"] == 5
     other = tmp_path / "other"
     run_experiment(make_experiment(), make_config(steps=4, ema=0.9), other)
     assert run_experiment(make_experiment(), make_config(steps=8), other)["step"] == 8

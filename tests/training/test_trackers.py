@@ -16,6 +16,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.training import trackers
 from spectralmoe_jax.training.train import run_experiment
 from tests.training.fake_experiment import make_config, make_experiment
+from tests.training.test_average import contents
 from tests.training.test_resume import records
 
 
@@ -209,6 +210,19 @@ def test_a_tracker_that_cannot_be_opened(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert run_experiment(make_experiment(), config, tmp_path)["step"] == 4
     assert "wandb cannot be opened (no key); training goes on without it" in caplog.text
+
+
+def test_a_refused_tracker_leaves_the_run_as_it_was(tmp_path, monkeypatch):
+    """The run was killed after step 9, and has records of steps after its last checkpoint."""
+    with pytest.raises(Interrupted):
+        run_experiment(make_experiment(interrupt_at(9)), make_config(steps=12, checkpoint_every=5), tmp_path)
+    before = contents(tmp_path)
+    package = trackers.PACKAGES["wandb"]._replace(open=lambda *_: 1 / 0)
+    monkeypatch.setitem(trackers.PACKAGES, "wandb", package)
+    config = make_config(steps=12, checkpoint_every=5, trackers=("wandb",))
+    with pytest.raises(UserError, match="wandb cannot be opened"):
+        run_experiment(make_experiment(), config, tmp_path)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("content", [b"", b'{"wandb": ', b"[1]", b'{"wandb": 1}', b"\xff\xfe"])
