@@ -49,7 +49,8 @@ def assert_same_tensors(found: dict[str, list], wanted: dict[str, list], toleran
 
 
 def assert_same_scores(found: dict, wanted: dict) -> None:
-    assert found.keys() == wanted.keys()
+    """Every score of then is there and equal; later versions add others."""
+    assert found.keys() >= wanted.keys()
     for key, value in wanted.items():
         if isinstance(value, dict):
             assert_same_scores(found[key], value)
