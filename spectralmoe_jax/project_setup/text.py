@@ -39,8 +39,8 @@ def configuration_text(found: Findings, output: Path) -> str:
 def _docstring(found: Findings, output: Path) -> str:
     place, workdir = shlex.quote(output.as_posix()), shlex.quote(f"runs/{output.stem}")
     text = (
-        f"{len(found.classes.names)} classes in the images of {found.folder}: "
-        f"{_domains(found.source)} to train on, {_domains(found.target)} to test on."
+        f"{len(found.classes.names)} classes: {_domains(found.source)} to train on, "
+        f"{_domains(found.target)} to test on."
     )
     picture = output.with_suffix(".png").name
     return (

@@ -53,7 +53,7 @@ def test_names_are_data(found, folder, place, domains, bands, classes, rest):
     )
     tree = ast.parse(configuration_text(changed, output))
     first, _, last = ast.get_docstring(tree, clean=False).partition("\n\nWritten by ")
-    assert first == (f"3 classes in the images of {folder}: {source[0]} to train on, {target[0]} to test on.")
+    assert first == (f"3 classes: {source[0]} to train on, {target[0]} to test on.")
     told, _, command = last.rpartition("\n\n  ")
     assert told.startswith(f"`spectralmoe init`. {place}.png shows ")
     assert shlex.split(command, comments=False) == [
