@@ -137,3 +137,20 @@ def test_over_http(trained, tmp_path):
         assert answer.content == (tmp_path / "map.tif").read_bytes()
         about = client.get("/info").json()
     assert [entry["name"] for entry in about["classes"]] == list(model.classes)
+
+
+@pytest.mark.slow
+def test_a_stac_item_beside_the_file(trained, tmp_path):
+    """The scene as the asset of an item, and as itself, in one call: the same map."""
+    run, scene = trained
+    bands = [{"name": name} for name in spectralmoe_jax.load(run).bands]
+    item = {
+        "type": "Feature", "stac_version": "1.1.0", "id": "as_item", "geometry": None, "links": [],
+        "properties": {"datetime": "2024-05-01T00:00:00Z"}, "stac_extensions": [],
+        "assets": {"data": {"href": str(scene), "bands": bands}},
+    }  # fmt: skip
+    (tmp_path / "item.json").write_text(json.dumps(item))
+    given = ["predict", "--checkpoint", str(run), "--output", str(tmp_path / "maps")]
+    assert main([*given, "--input", str(tmp_path / "item.json"), str(scene)]) == 0
+    found, wanted = (read(tmp_path / "maps" / f"{name}.tif") for name in ("as_item", scene.stem))
+    np.testing.assert_array_equal(found, wanted)
