@@ -66,11 +66,7 @@ def read_pixels(
       UnreadableFile: the file is truncated or unreadable.
       UserError: pixels are not finite.
     """
-    indexes = None if bands is None else [band + 1 for band in bands]
-    with open_image(path) as dataset:
-        pixels = _read_band_last(dataset, indexes, window)  # (H, W, C)
-        missing = _masked(dataset, window, alpha)
-        nodata = _nodata(dataset, nodata, alpha)
+    pixels, missing, nodata = _read_as_stored(path, window, bands, nodata, alpha)
     if nodata is not None:
         everywhere = zero_nodata(pixels, nodata)
         missing = everywhere if missing is None else missing | everywhere
@@ -101,11 +97,7 @@ def read_values(
       UnreadableFile: the file is truncated or unreadable.
       UserError: values that are data are not finite.
     """
-    indexes = None if bands is None else [band + 1 for band in bands]
-    with open_image(path) as dataset:
-        pixels = _read_band_last(dataset, indexes, window)  # (H, W, C)
-        missing = _masked(dataset, window, alpha)
-        nodata = _nodata(dataset, nodata, alpha)
+    pixels, missing, nodata = _read_as_stored(path, window, bands, nodata, alpha)
     is_data = np.ones(pixels.shape, bool)
     if nodata is not None:
         is_data = ~np.isnan(pixels) if np.isnan(nodata) else pixels != nodata
@@ -113,6 +105,16 @@ def read_values(
         is_data &= ~missing[..., None]
     _require_finite(path, pixels[is_data])
     return pixels, is_data
+
+
+def _read_as_stored(
+    path: Path, window: Window | None, bands: Sequence[int] | None, nodata: float | None, alpha: bool
+) -> tuple[np.ndarray, np.ndarray | None, float | None]:
+    """Read pixels (H, W, C), where a mask or alpha marks them missing, and the nodata value that holds."""
+    indexes = None if bands is None else [band + 1 for band in bands]
+    with open_image(path) as dataset:
+        pixels = _read_band_last(dataset, indexes, window)
+        return pixels, _masked(dataset, window, alpha), _nodata(dataset, nodata, alpha)
 
 
 def _require_finite(path: Path, values: np.ndarray) -> None:

@@ -96,6 +96,11 @@ def add_model(parser: argparse.ArgumentParser, *, workdir: bool = False) -> None
         metavar="RUN",
         help="the same as --workdir" if workdir else what + ", or hf://owner/name",
     )
+    add_config_of_model(parser)
+
+
+def add_config_of_model(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--config` of a trained model."""
     parser.add_argument(
         "--config",
         metavar="FILE[:args]",

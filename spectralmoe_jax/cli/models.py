@@ -17,6 +17,7 @@ from rich.console import Console
 import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import (
     add_config,
+    add_config_of_model,
     add_model,
     add_stream,
     add_tta,
@@ -79,8 +80,8 @@ class Predict:
             "--vector",
             metavar="FILE.gpkg",
             type=Path,
-            help="also write the polygons of the map (.gpkg, .geojson, .fgb, .parquet), with their "
-            "confidence; for several scenes, the folder of GeoPackages",
+            help="also write the polygons of the map (.gpkg, .geojson, .fgb, .parquet); "
+            "--confidence adds theirs; for several scenes, the folder of GeoPackages",
         )
         parser.add_argument(
             "--min-pixels",
@@ -185,7 +186,7 @@ def _ending_in_order() -> Iterator[None]:
 
 
 def _beside(arguments: Namespace) -> "Beside":
-    """Return what is written beside every map; polygons want a confidence.
+    """Return what is written beside every map.
 
     Raises:
       UserError: an option has a value that cannot be.
@@ -277,11 +278,7 @@ class Serve:
             "hf://owner/name",
         )
         model.add_argument("--checkpoint", metavar="RUN", help="the same")
-        parser.add_argument(
-            "--config",
-            metavar="FILE[:args]",
-            help="configuration to use instead of the model's own; needed for weights that carry none",
-        )
+        add_config_of_model(parser)
         parser.add_argument(
             "--host",
             default="127.0.0.1",

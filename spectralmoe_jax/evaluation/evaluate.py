@@ -16,7 +16,7 @@ from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_confi
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.evaluation.metrics import RoutedPredict, Tally, tally_split, write_images
 from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
-from spectralmoe_jax.inference.calibration import calibration_file, calibration_of
+from spectralmoe_jax.inference.calibration import calibration_file, calibration_of, weights_digest
 from spectralmoe_jax.inference.model_files import config_of_model, weight_specs
 from spectralmoe_jax.inference.pictures import write_pictures
 from spectralmoe_jax.inference.predict_step import make_routed_step
@@ -138,7 +138,7 @@ def _open_run(workdir: str | os.PathLike[str], config: RunConfig, split: str) ->
 
 def _temperatures(workdir: str | os.PathLike[str], segmenter: Segmenter) -> tuple[float, ...]:
     """Return 1, and the temperature of the model's calibration."""
-    found = calibration_of(calibration_file(workdir), segmenter)
+    found = calibration_of(calibration_file(workdir), lambda: weights_digest(segmenter))
     return (1.0,) if found is None else (1.0, found.temperature)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,21 +66,21 @@ def calibration_file(model: str | os.PathLike[str]) -> Path | None:
     return first / FILE if first.is_dir() else first.with_name(f"{first.stem}.{FILE}")
 
 
-def calibration_of(path: Path | None, segmenter: Segmenter) -> Calibration | None:
+def calibration_of(path: Path | None, weights: Callable[[], str]) -> Calibration | None:
     """Read the calibration of a model; None if it has none.
 
     Calibrations of other weights do not count, which is said if there is no other.
 
     Args:
       path: where it is kept, or None.
-      segmenter: with the model's weights.
+      weights: computes the digest of the model's weights; called if there is a file.
 
     Raises:
       UserError: the file is damaged.
     """
     if path is None or not path.is_file():
         return None
-    digest = weights_digest(segmenter)
+    digest = weights()
     for found in read_calibrations(path):
         if found.weights == digest:
             return found

@@ -372,7 +372,7 @@ class Model:
         Raises:
           UserError: it is damaged.
         """
-        return calibration_of(self.calibration_file, self.segmenter)
+        return calibration_of(self.calibration_file, lambda: self.weights_digest)
 
     @property
     def temperature(self) -> float:

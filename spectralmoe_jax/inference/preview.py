@@ -95,8 +95,9 @@ def write_preview(
     figure.savefig(path, format="png")
 
 
-def _decimated(dataset: Any) -> tuple[int, int]:
-    factor = max(1.0, max(dataset.shape) / _LONGEST)
+def decimated_shape(dataset: Any, longest: int = _LONGEST) -> tuple[int, int]:
+    """Return the height and width of an open raster, reduced so that no side is longer than `longest`."""
+    factor = max(1.0, max(dataset.shape) / longest)
     return max(1, round(dataset.height / factor)), max(1, round(dataset.width / factor))
 
 
@@ -106,7 +107,7 @@ def _read_map(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
         counts = np.zeros(256, np.int64)
         for _, window in dataset.block_windows(1):
             counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
-        decimated = dataset.read(1, out_shape=_decimated(dataset))
+        decimated = dataset.read(1, out_shape=decimated_shape(dataset))
     counts = counts[:classes]
     return decimated, counts / max(counts.sum(), 1)
 

@@ -22,7 +22,7 @@ from spectralmoe_jax.evaluation.score_table import MODALITIES
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.model import Model, load
 from spectralmoe_jax.inference.predict_step import make_routed_step
-from spectralmoe_jax.inference.preview import NODATA, scene_picture
+from spectralmoe_jax.inference.preview import NODATA, decimated_shape, scene_picture
 from spectralmoe_jax.inference.products import product_file
 from spectralmoe_jax.inference.scene import Scene, open_scene, reading
 from spectralmoe_jax.inference.sliding_window import expert_maps
@@ -120,9 +120,8 @@ def scene_page(model: Model, scene: str) -> str:
 def _decimated(path: Path) -> tuple[np.ndarray, Any, Any]:
     """Read a raster at the size of the page, with the transform and the CRS of its full size."""
     with reading(str(path)), rasterio.open(path) as dataset:
-        factor = max(1.0, max(dataset.shape) / LONGEST)
-        shape = tuple(max(1, round(side / factor)) for side in dataset.shape)
-        return dataset.read(1, out_shape=shape), dataset.transform, dataset.crs
+        reduced = dataset.read(1, out_shape=decimated_shape(dataset, LONGEST))
+        return reduced, dataset.transform, dataset.crs
 
 
 def _values(classes: np.ndarray, confidence: np.ndarray) -> np.ndarray:
