@@ -13,7 +13,7 @@ PACKAGES = ("spectralmoe_jax", "data_pipelines")
 # is the package's own __init__.py: its version, and functions that it loads when they are first used.
 ARROWS = {
     "errors": "",
-    "files": "",
+    "files": "errors",
     "configs": "",
     "config": "errors files",
     "import_path": "errors",

@@ -32,7 +32,7 @@ from spectralmoe_jax.config.fields import (
 from spectralmoe_jax.config.model import HEADS
 from spectralmoe_jax.config.schema import RunConfig, assign
 from spectralmoe_jax.errors import UserError, bad_value, choose, require
-from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.files import atomic_write, read_json
 
 # ml_collections is imported where it is used: the model and the step also run without it.
 if typing.TYPE_CHECKING:
@@ -375,15 +375,11 @@ def read_given(path: str | os.PathLike[str]) -> Given:
     Raises:
       UserError: the file is missing or not a stored configuration.
     """
+    remedy = "name a folder that `spectralmoe train` wrote, or restore its config.json"
     try:
-        values = json.loads(Path(path).read_text())
+        return as_given(read_json(Path(path), remedy))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name a folder that `spectralmoe train` wrote") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a stored configuration: {_one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a stored configuration: it holds no section")
-    return as_given(values)
+        raise UserError(f"{path} does not exist; {remedy.partition(',')[0]}") from None
 
 
 def flatten(given: Any, prefix: str = "") -> dict[str, Any]:

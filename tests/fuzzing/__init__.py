@@ -1,0 +1,1 @@
+"""Damaged and hostile inputs of every reader, made by seed."""
