@@ -204,7 +204,7 @@ def test_stored_configuration_is_the_configuration(name, tmp_path):
 def test_broken_stored_configuration_is_named(text, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(text, encoding="latin1")
-    with pytest.raises(UserError, match=r"config\.json is not a stored configuration"):
+    with pytest.raises(UserError, match=r"config\.json: damaged"):
         read_config(path)
 
 

@@ -1,4 +1,4 @@
-"""Variants of a good input: damaged bytes, and JSON documents of another shape. The same seed gives the same ones."""
+"""Variants of a good input: damaged bytes, and JSON documents of another shape, by seed."""
 
 import copy
 import json
@@ -74,7 +74,7 @@ def _extreme_number(data: bytes, place: int, random: np.random.Generator) -> byt
 
 
 def reshaped(document: Any, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield (what was done, bytes) of `count` JSON documents in which one value is another, or gone, or twice."""
+    """Yield (what was done, bytes) of `count` JSON documents in which one value is another, or gone."""
     random = np.random.default_rng(seed)
     places = list(_places(document))
     odd = (

@@ -1,4 +1,4 @@
-"""What reading a damaged input may end in: the right value, or an error of one line, soon and in little memory."""
+"""Reading a damaged input ends in the right value or an error of one line, soon, in little memory."""
 
 import signal
 from collections import Counter

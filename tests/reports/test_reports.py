@@ -28,7 +28,9 @@ RENAMED = {
         "spectralmoe_jax.weights.reading import open_weight_file as open_source"
     ),
     "spectralmoe_jax.evaluation.report": "spectralmoe_jax.evaluation.score_table",
-    "spectralmoe_jax.parallel.meeting import meet": "spectralmoe_jax.parallel.distributed import rendezvous as meet",
+    "spectralmoe_jax.parallel.meeting import meet": (
+        "spectralmoe_jax.parallel.distributed import rendezvous as meet"
+    ),
     "spectralmoe_jax.prediction.geotiff": "spectralmoe_jax.inference.geotiff",
     "spectralmoe_jax.prediction.windows import WindowSettings": (
         "spectralmoe_jax.config.schema import EvaluateConfig as WindowSettings"
@@ -38,8 +40,8 @@ RENAMED = {
     "tables.comma_separated(": "tables.csv_table(",
 }  # fmt: skip
 
-# Helper files: opens a configuration that has the section `data` alone, as one script gives it; and trains the
-# tiny configuration, which another script expects as a file that was never stored.
+# Files that scripts need: one opens a configuration with the section `data` alone; the other trains the tiny
+# configuration, which was never stored.
 HELPERS = {
     "tiny_geotiff.py": """
 from data_pipelines.readers.image_files import GeoTiffTiles
