@@ -35,7 +35,7 @@ class ValidatedFile(NamedTuple):
       header: header of the image.
       channels: positions of the wanted bands in the file.
       nodata: value of pixels without data, where the file states none.
-      alpha: the file's last band is an alpha beside the wanted bands.
+      alpha: positions of alpha bands beside them.
       label_random_access: windows of the labels are read without decoding what precedes them.
     """
 
@@ -46,7 +46,7 @@ class ValidatedFile(NamedTuple):
     header: Header
     channels: tuple[int, ...]
     nodata: float | None
-    alpha: bool
+    alpha: tuple[int, ...]
     label_random_access: bool
 
 
@@ -61,7 +61,7 @@ class FileRecord(Record):
       col: first column.
       channels: positions of the wanted bands in the file.
       nodata: value of pixels without data, where the file states none.
-      alpha: the file's last band is an alpha beside the wanted bands.
+      alpha: positions of alpha bands beside them.
       has_nodata: pixels can be missing.
       by_window: windows of the image are read from the file, not cut from the decoded image.
       label_by_window: likewise for the labels.
@@ -73,7 +73,7 @@ class FileRecord(Record):
     col: int
     channels: tuple[int, ...]
     nodata: float | None
-    alpha: bool
+    alpha: tuple[int, ...]
     has_nodata: bool
     by_window: bool
     label_by_window: bool
@@ -141,7 +141,7 @@ def find_channels(
     sensor: str | None,
     file_bands: Sequence[str] | None,
     domain: str = "",
-) -> tuple[tuple[int, ...], bool]:
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Find bands in a file; see `data_pipelines.sensors.choose_bands`.
 
     Args:
@@ -153,7 +153,7 @@ def find_channels(
       domain: domain of the file, which may tell its sensor.
 
     Returns:
-      Positions of the bands, and whether the file's last band is an alpha beside them.
+      Positions of the bands, and of alpha bands beside them.
 
     Raises:
       UserError: as for `choose_bands`.
@@ -196,7 +196,7 @@ def to_records(
             channels=file.channels,
             nodata=file.nodata,
             alpha=file.alpha,
-            has_nodata=file.header.has_nodata or file.alpha or file.nodata is not None,
+            has_nodata=file.header.has_nodata or bool(file.alpha) or file.nodata is not None,
             by_window=by_window,
             label_by_window=label_by_window,
         )

@@ -18,12 +18,14 @@ from typing import Any
 import cv2
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, Interleaving, MaskFlags
+from rasterio.enums import ColorInterp, Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from data_pipelines.readers.address import is_remote, network_options
+from data_pipelines.readers.orientation import upright
 from data_pipelines.readers.unreadable import UnreadableFile, unreadable
+from data_pipelines.readers.validity import Validity, validity_of
 from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError
 
@@ -44,20 +46,20 @@ def read_pixels(
     window: Window | None = None,
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
-    alpha: bool = False,
+    alpha: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read pixels, with nodata set to zero.
 
-    A pixel is missing if all its bands have the nodata value; a single band with that value becomes zero. In
-    a file with a mask and no nodata value, such as a JPEG-compressed mosaic, masked pixels are missing and
-    become zero.
+    A pixel is missing where the file's mask or an alpha band is 0, or where each of the bands has its nodata
+    value or is masked on its own; a single such band becomes zero. A mask goes before nodata values; see
+    `validity.validity_of`.
 
     Args:
       path: the file.
       window: part of the file; default all.
       bands: positions in the file, from 0, in the wanted order; default all.
-      nodata: nodata value where the file states none and has no mask.
-      alpha: the file's last band is an alpha, which masks where it is 0.
+      nodata: nodata value where the file states none for these bands and has no mask.
+      alpha: positions of alpha bands, which mask where they are 0.
 
     Returns:
       Pixels (H, W, C) of a type of `AS_STORED`, or float32; and where they are missing, (H, W) bool, or None.
@@ -66,17 +68,38 @@ def read_pixels(
       UnreadableFile: the file is truncated or unreadable.
       UserError: pixels are not finite.
     """
-    pixels, missing, nodata = _read_as_stored(path, window, bands, nodata, alpha)
-    if nodata is not None:
-        everywhere = zero_nodata(pixels, nodata)
+    with open_image(path) as dataset:
+        pixels, missing = read_valid(dataset, validity_of(dataset, bands, nodata, alpha), window)
+    if pixels.dtype not in AS_STORED:
+        warn_of_rounding(path, pixels)
+        pixels = pixels.astype(np.float32, copy=False)
+        _require_finite(path, pixels)
+    return pixels, missing
+
+
+def read_valid(
+    dataset: Any, validity: Validity, window: Window | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read pixels of an open file, with what is no data set to zero; for training and prediction.
+
+    Args:
+      dataset: the file.
+      validity: the bands, and how the file states which of their values are data.
+      window: part of the file; None for all.
+
+    Returns:
+      Pixels (H, W, C) as stored, and where they are missing, (H, W) bool, or None if they cannot be.
+    """
+    part = _raster_window(window)
+    pixels = _read_band_last(dataset, validity.bands, window)
+    missing = validity.masked(dataset, part)
+    absent = validity.absent(dataset, part, pixels)
+    if absent is not None:
+        everywhere = np.asarray(absent.all(axis=-1))
+        pixels[absent] = 0
         missing = everywhere if missing is None else missing | everywhere
     if missing is not None:
         pixels[missing] = 0
-    if pixels.dtype not in AS_STORED:
-        if pixels.dtype.kind in "ui":
-            _warn_of_rounding(path, pixels)
-        pixels = pixels.astype(np.float32, copy=False)
-        _require_finite(path, pixels)
     return pixels, missing
 
 
@@ -85,7 +108,7 @@ def read_values(
     window: Window | None = None,
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
-    alpha: bool = False,
+    alpha: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read pixels as stored, and which values are data, with the arguments of `read_pixels`.
 
@@ -97,24 +120,15 @@ def read_values(
       UnreadableFile: the file is truncated or unreadable.
       UserError: values that are data are not finite.
     """
-    pixels, missing, nodata = _read_as_stored(path, window, bands, nodata, alpha)
-    is_data = np.ones(pixels.shape, bool)
-    if nodata is not None:
-        is_data = ~np.isnan(pixels) if np.isnan(nodata) else pixels != nodata
-    if missing is not None:
-        is_data &= ~missing[..., None]
+    with open_image(path) as dataset:
+        validity, part = validity_of(dataset, bands, nodata, alpha), _raster_window(window)
+        pixels = _read_band_last(dataset, validity.bands, window)
+        masked, absent = validity.masked(dataset, part), validity.absent(dataset, part, pixels)
+    is_data = np.ones(pixels.shape, bool) if absent is None else ~absent
+    if masked is not None:
+        is_data &= ~masked[..., None]
     _require_finite(path, pixels[is_data])
     return pixels, is_data
-
-
-def _read_as_stored(
-    path: Path, window: Window | None, bands: Sequence[int] | None, nodata: float | None, alpha: bool
-) -> tuple[np.ndarray, np.ndarray | None, float | None]:
-    """Read pixels (H, W, C), where a mask or alpha marks them missing, and the nodata value that holds."""
-    indexes = None if bands is None else [band + 1 for band in bands]
-    with open_image(path) as dataset:
-        pixels = _read_band_last(dataset, indexes, window)
-        return pixels, _masked(dataset, window, alpha), _nodata(dataset, nodata, alpha)
 
 
 def _require_finite(path: Path, values: np.ndarray) -> None:
@@ -127,27 +141,12 @@ def _require_finite(path: Path, values: np.ndarray) -> None:
         )
 
 
-def zero_nodata(pixels: np.ndarray, nodata: float) -> np.ndarray:
-    """Set values that equal the nodata value to zero, in place.
-
-    Args:
-      pixels: (H, W, C) as stored.
-      nodata: the nodata value; NaN does not match infinite values.
-
-    Returns:
-      (H, W) bool, true where all bands of a pixel had the nodata value.
-    """
-    equal = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
-    pixels[equal] = 0
-    return equal.all(axis=-1)
-
-
 def missing_pixels(
     path: Path,
     window: Window | None = None,
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
-    alpha: bool = False,
+    alpha: Sequence[int] = (),
 ) -> np.ndarray | None:
     """Return where pixels are missing, with the arguments of `read_pixels`; reads as little as possible.
 
@@ -158,10 +157,9 @@ def missing_pixels(
       UnreadableFile: the file is truncated or unreadable.
     """
     with open_image(path) as dataset:
-        masked = _masked(dataset, window, alpha)
-        nodata = _nodata(dataset, nodata, alpha)
-        equal = None if nodata is None else _all_equal(dataset, window, bands, nodata)
-    missing = equal if masked is None else masked if equal is None else masked | equal
+        validity, part = validity_of(dataset, bands, nodata, alpha), _raster_window(window)
+        masked, absent = validity.masked(dataset, part), validity.all_absent(dataset, part)
+    missing = absent if masked is None else masked if absent is None else masked | absent
     return missing if missing is not None and missing.any() else None
 
 
@@ -179,41 +177,10 @@ def read_mask(
         return np.moveaxis(dataset.read(window=_raster_window(window)), 0, -1), table
 
 
-def _nodata(dataset: rasterio.DatasetReader, known: float | None, alpha: bool) -> float | None:
-    """Return the nodata value of a file: its own, else `known` unless the file has a mask or an alpha."""
-    return known if dataset.nodata is None and not alpha and not has_mask(dataset) else dataset.nodata
-
-
-def has_mask(dataset: rasterio.DatasetReader) -> bool:
-    """Return whether a file without a nodata value has a mask; an alpha band counts as a band."""
-    return dataset.nodata is None and dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
-
-
-def _masked(dataset: rasterio.DatasetReader, window: Window | None, alpha: bool) -> np.ndarray | None:
-    """Return where the file's mask or alpha marks missing pixels, (H, W) bool; None if it has neither."""
-    if alpha:
-        return dataset.read(dataset.count, window=_raster_window(window)) == 0
-    if not has_mask(dataset):
-        return None
-    return dataset.read_masks(1, window=_raster_window(window)) == 0
-
-
-def _all_equal(
-    dataset: rasterio.DatasetReader, window: Window | None, bands: Sequence[int] | None, nodata: float
-) -> np.ndarray | None:
-    """Return where all bands equal a value, (H, W) bool; None as soon as that is nowhere."""
-    everywhere: np.ndarray | None = None
-    for band in range(dataset.count) if bands is None else bands:
-        values = dataset.read(band + 1, window=_raster_window(window))
-        equal = np.isnan(values) if np.isnan(nodata) else values == nodata
-        everywhere = equal if everywhere is None else everywhere & equal
-        if not everywhere.any():
-            return None
-    return everywhere
-
-
-def _warn_of_rounding(path: Path, pixels: np.ndarray) -> None:
+def warn_of_rounding(path: Path, pixels: np.ndarray) -> None:
     """Warn once for each file of integers that float32 does not hold exactly."""
+    if pixels.dtype.kind not in "ui" or pixels.dtype.itemsize < 4:
+        return
     largest = max(int(pixels.max(initial=0)), -int(pixels.min(initial=0)))
     if largest <= _EXACT or path in _rounded:
         return
@@ -230,14 +197,15 @@ def _warn_of_rounding(path: Path, pixels: np.ndarray) -> None:
 
 
 def _read_band_last(
-    dataset: rasterio.DatasetReader, indexes: Sequence[int] | None, window: Window | None
+    dataset: rasterio.DatasetReader, indexes: Sequence[int], window: Window | None
 ) -> np.ndarray:
     """Read pixels (H, W, C) as stored, straight into this layout where GDAL can."""
     if not _decodes_in_place(dataset):
-        return band_last(dataset.read(indexes, window=_raster_window(window)))
+        dtypes = {dataset.dtypes[index - 1] for index in indexes}
+        common = np.result_type(*dtypes) if len(dtypes) > 1 else None  # as a virtual raster may have them
+        return band_last(dataset.read(indexes, window=_raster_window(window), out_dtype=common))
     height, width = (dataset.height, dataset.width) if window is None else (window.height, window.width)
-    count = dataset.count if indexes is None else len(indexes)
-    pixels = np.empty((height, width, count), dataset.dtypes[0])
+    pixels = np.empty((height, width, len(indexes)), dataset.dtypes[0])
     dataset.read(indexes, window=_raster_window(window), out=np.moveaxis(pixels, -1, 0))
     return pixels
 
@@ -375,7 +343,7 @@ def _clearing_errors(dataset: rasterio.DatasetReader) -> Iterator[rasterio.Datas
 
 
 def open_as_stored(path: Path | str, driver: str | None = None) -> rasterio.DatasetReader:
-    """Open a raster without the warning on a missing georeference, and without converting CMYK to RGBA.
+    """Open a raster upright, without the warning on a missing georeference, and TIFFs of CMYK as four bands.
 
     Args:
       path: a file, or any other name that GDAL opens.
@@ -383,7 +351,8 @@ def open_as_stored(path: Path | str, driver: str | None = None) -> rasterio.Data
     """
     with ignore_missing_georeference():
         dataset = rasterio.open(path, driver=driver)
-        if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+        stated = dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
+        if stated == "CMYK" and dataset.driver == "GTiff":
             dataset.close()
             dataset = rasterio.open(f"GTIFF_RAW:{path}", driver=driver)
         # With threads, GDAL does not repeat a request that fails, and some of its versions then return zeros:
@@ -391,7 +360,7 @@ def open_as_stored(path: Path | str, driver: str | None = None) -> rasterio.Data
         elif _decodes_in_place(dataset) and not is_remote(os.fspath(path)):
             dataset.close()
             dataset = rasterio.open(path, driver=driver, NUM_THREADS=2)
-        return dataset
+        return upright(dataset, os.fspath(path))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import re
@@ -16,10 +17,13 @@ import rasterio
 from rasterio.errors import RasterioError
 
 from data_pipelines.readers.address import Address
-from data_pipelines.readers.raster_file import has_mask, no_pixels, open_image
+from data_pipelines.readers.raster_file import no_pixels, open_image
 from data_pipelines.readers.unreadable import unreadable
+from data_pipelines.readers.validity import states_missing
 from spectralmoe_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+_several: set[str] = set()  # files of several rasters, for which a warning was logged
 _RANDOM_ACCESS = ("GTiff", "COG", "VRT", "HDF4Image", "netCDF", "Zarr", "ENVI", "EHdr", "HFA")  # GDAL drivers
 _PLATFORM_TAGS = frozenset(
     (
@@ -48,6 +52,7 @@ _DATE_TAGS = (
     "acquisitiondatetime", "acquisition_date", "acquisition_datetime", "acquisition_time", "date_acquired",
     "sensing_time", "datatake_sensing_start", "product_start_time", "start_time", "datetime",
 )  # fmt: skip
+_LISTED = 20  # names of rasters in a message
 _DATE = re.compile(r"\s*(19|20)\d\d[-:/.]?(?P<month>\d\d)[-:/.]?\d\d")
 _REMEDY = "give config.model.visual.{key}s in micrometres"
 _IMAGERY = {"wavelength": "CENTRAL_WAVELENGTH_UM", "fwhm": "FWHM_UM"}  # GDAL's own items, in micrometres
@@ -106,6 +111,7 @@ def read_header(path: Path) -> Header:
       UnreadableFile: the file cannot be opened as an image, or has no pixels.
     """
     with open_image(path) as dataset:
+        require_one_raster(dataset, str(path))
         if not dataset.width or not dataset.height or not dataset.count:
             raise no_pixels(path)
         return Header(
@@ -114,8 +120,8 @@ def read_header(path: Path) -> Header:
             count=dataset.count,
             dtype=_common_type(dataset.dtypes),
             descriptions=dataset.descriptions,
-            colours=tuple(colour.name for colour in dataset.colorinterp),
-            has_nodata=dataset.nodata is not None or has_mask(dataset),
+            colours=colours_of(dataset),
+            has_nodata=states_missing(dataset),
             random_access=dataset.driver in _RANDOM_ACCESS,
             crs=dataset.crs,
             transform=dataset.transform,
@@ -123,6 +129,42 @@ def read_header(path: Path) -> Header:
             platforms=stated_platforms(dataset),
             month=stated_month(dataset),
         )
+
+
+def require_one_raster(dataset: Any, name: str) -> None:
+    """Refuse an open file that only holds other rasters, and warn of one that holds more than is read.
+
+    Raises:
+      UserError: lists the names of the rasters.
+    """
+    names = dataset.subdatasets
+    if not names:
+        return
+    listed = ", ".join(names[:_LISTED]) + (
+        f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    )
+    if not dataset.count:
+        raise UserError(
+            f"{name}: holds {len(names)} rasters, and no bands of its own: give one of them by its name, or "
+            f"write their bands to one GeoTIFF: {listed}"
+        )
+    if len(names) > 1 and name not in _several:
+        _several.add(name)
+        log.warning("%s: holds %d rasters, of which the first is read: %s", name, len(names), listed)
+
+
+def colours_of(dataset: Any) -> tuple[str, ...]:
+    """Return the colour interpretation of the bands of an open file: "red", "gray", "palette", ...
+
+    A colour table of greys in their order, as grey BMP files have, counts as no table.
+    """
+    names = [colour.name for colour in dataset.colorinterp]
+    for place, name in enumerate(names):
+        if name == "palette" and all(
+            colour[:3] == (value,) * 3 for value, colour in dataset.colormap(place + 1).items()
+        ):
+            names[place] = "gray"
+    return tuple(names)
 
 
 def _common_type(dtypes: Iterable[str]) -> np.dtype:

@@ -51,10 +51,10 @@ def choose_bands(
     sensor: str | None = None,
     file_bands: Sequence[str] | None = None,
     texts: Iterable[str] = (),
-) -> tuple[tuple[int, ...], bool]:
-    """Find bands in a file that may have an alpha band, and check numbered ones.
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Find bands in a file that may have alpha bands, and check numbered ones.
 
-    The last band is an alpha if the file marks it so, it has no other name, and it is not wanted.
+    A band in any place is an alpha if the file marks it so, it has no other name, and it is not wanted.
 
     Args:
       file: name of the file, for error messages.
@@ -66,27 +66,43 @@ def choose_bands(
       texts: as for `check_numbers`.
 
     Returns:
-      Positions of the wanted bands, and whether the last band is an alpha beside them.
+      Positions of the wanted bands, and of alpha bands beside them.
 
     Raises:
-      UserError: as for `select_bands` and `check_numbers`.
+      UserError: as for `select_bands` and `check_numbers`; or a band is stored as numbers of a colour table.
     """
     count = len(descriptions)
-    own = file_bands[-1] if file_bands is not None and len(file_bands) == count else descriptions[-1]
-    has_alpha = colours[-1] == "alpha" and (own or "alpha").strip().lower() in ("alpha", "a")
-    apart = count - (has_alpha and len(wanted) == count - 1)
-    channels = select_bands(
+    own = file_bands if file_bands is not None and len(file_bands) == count else descriptions
+    alpha = tuple(i for i in range(count) if colours[i] == "alpha" and _may_be_alpha(own[i]))
+    others = [i for i in range(count) if i not in alpha]
+    lengths = {len(wanted), len(wanted if file_bands is None else file_bands)}
+    searched = others if alpha and len(others) in lengths else list(range(count))
+    if file_bands is not None and len(file_bands) == count:
+        file_bands = [file_bands[i] for i in searched]
+    found = select_bands(
         file,
         wanted,
-        apart,
-        descriptions[:apart],
-        colours=colours[:apart],
+        len(searched),
+        [descriptions[i] for i in searched],
+        colours=[colours[i] for i in searched],
         sensor=sensor,
         file_bands=file_bands,
     )
+    channels = tuple(searched[place] for place in found)
+    for name, channel in zip(wanted, channels, strict=True):
+        if colours[channel] == "palette":
+            raise UserError(
+                f"{file}: its band {channel + 1}, read as {name}, holds numbers of a colour table and not "
+                "values (a paletted image): convert the image to RGB or grey"
+            )
     if file_bands is None:
         check_numbers(file, wanted, channels, descriptions, sensor, texts)
-    return channels, has_alpha and count - 1 not in channels
+    return channels, tuple(i for i in alpha if i not in channels)
+
+
+def _may_be_alpha(name: str | None) -> bool:
+    """Return whether a band that is marked as alpha has no name that says otherwise."""
+    return (name or "alpha").strip().lower() in ("alpha", "a")
 
 
 def select_bands(

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.windows import Window
 
 from data_pipelines.readers.address import is_remote, network_options
-from data_pipelines.readers.raster_file import has_mask, open_as_stored, zero_nodata
-from data_pipelines.readers.raster_header import stated_platforms
+from data_pipelines.readers.raster_file import open_as_stored, read_valid, warn_of_rounding
+from data_pipelines.readers.raster_header import colours_of, require_one_raster, stated_platforms
+from data_pipelines.readers.validity import validity_of
+from data_pipelines.records import Window
 from data_pipelines.sensors import choose_bands, find_sensor
 from spectralmoe_jax.errors import UserError
 
@@ -134,10 +135,11 @@ class Scene:
 
     Attributes:
       indexes: numbers in the file, from 1, of the bands of the model.
-      dtype: of the pixels: uint8 if all bands of the file are, else float32.
+      dtype: of the pixels: uint8 if all these bands are, else float32.
 
     Raises:
-      UserError: the file lacks a band, see `data_pipelines.sensors.choose_bands`, or has complex values.
+      UserError: the file lacks a band, see `data_pipelines.sensors.choose_bands`, has complex values, or
+        only holds other rasters.
     """
 
     def __init__(
@@ -149,18 +151,19 @@ class Scene:
         file_bands: Sequence[str] | None,
     ):
         self.dataset, self.name, self.bands = dataset, os.fspath(name), bands
-        places, has_alpha = choose_bands(
+        require_one_raster(dataset, self.name)
+        places, alpha = choose_bands(
             self.name,
             bands,
             dataset.descriptions,
-            [colour.name for colour in dataset.colorinterp],
+            colours_of(dataset),
             sensor=sensor,
             file_bands=file_bands,
             texts=(scene_stem(self.name), *stated_platforms(dataset)),
         )
         self.indexes = [place + 1 for place in places]
-        known = None if sensor is None or has_mask(dataset) else find_sensor(sensor).nodata
-        self.nodata = known if dataset.nodata is None else dataset.nodata
+        known = None if sensor is None else find_sensor(sensor).nodata
+        self._validity = validity_of(dataset, places, known, alpha)
         self.height, self.width = dataset.shape
         found = {dataset.dtypes[place] for place in places}
         if any("complex" in dtype for dtype in found):
@@ -168,8 +171,7 @@ class Scene:
                 f"{self.name}: its values are complex numbers ({', '.join(sorted(found))}); give real ones, "
                 "such as their amplitude"
             )
-        self.dtype = np.uint8 if set(dataset.dtypes) == {"uint8"} else np.float32
-        self.is_masked = has_alpha or has_mask(dataset)
+        self.dtype = np.uint8 if found == {"uint8"} else np.float32
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the rows from `start` to before `stop`.
@@ -180,24 +182,20 @@ class Scene:
         Raises:
           UserError: the file is truncated, or has values that are not finite.
         """
-        window = Window(0, start, self.width, stop - start)
+        window = Window(start, 0, stop - start, self.width)
         try:
             with rasterio.Env(**reading_options(self.name)):
-                stored = np.moveaxis(self.dataset.read(self.indexes, window=window), 0, -1)
-                masked = self.dataset.dataset_mask(window=window) == 0 if self.is_masked else False
+                stored, missing = read_valid(self.dataset, self._validity, window)
         except RasterioError as error:
             why = "the connection may be lost" if is_remote(self.name) else "it may be truncated"
             raise UserError(
                 f"{self.name}: cannot be read in rows {start} to {stop - 1}, {why}; give a complete file"
             ) from error
-        missing = np.zeros(stored.shape[:2], bool) | masked
-        if self.nodata is not None:  # as in training: where only one band has the value, it reads as zero
-            missing |= zero_nodata(stored, self.nodata)
-        stored[missing] = 0
-        pixels = stored.astype(self.dtype)
+        warn_of_rounding(Path(self.name), stored)
+        pixels = stored.astype(self.dtype, copy=False)
         if self.dtype == np.float32:
             self._check_finite(pixels, start)
-        return pixels, ~missing
+        return pixels, np.ones(pixels.shape[:2], bool) if missing is None else ~missing
 
     def _check_finite(self, pixels: np.ndarray, start: int) -> None:
         bad = np.argwhere(~np.isfinite(pixels))

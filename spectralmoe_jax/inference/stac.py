@@ -21,7 +21,7 @@ import rasterio
 from rasterio.errors import RasterioError
 
 from data_pipelines.readers.address import is_remote
-from data_pipelines.readers.raster_file import has_mask
+from data_pipelines.readers.validity import has_mask
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import reading
 from spectralmoe_jax.sensors import place_of

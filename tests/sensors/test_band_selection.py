@@ -90,15 +90,21 @@ def test_bands_taken_by_position_are_reported_once(caplog):
 @pytest.mark.parametrize(
     ("descriptions", "colours", "file_bands", "wanted", "found"),
     [
-        ((None,) * 4, (*RGB, "alpha"), None, RGB, ((0, 1, 2), True)),
-        ((*RGB, "alpha"), (*RGB, "alpha"), None, ("blue", "red"), ((2, 0), True)),
-        ((*RGB, None), (*RGB, "alpha"), None, RGB, ((0, 1, 2), True)),
-        ((*RGB, "nir"), (*RGB, "alpha"), None, RGB, ((0, 1, 2), False)),  # it has another name
-        ((None,) * 4, (*RGB, "alpha"), (*RGB, "nir"), ("nir", "red"), ((3, 0), False)),
-        ((None,) * 4, (*RGB, "alpha"), (*RGB, "nir"), ("blue", "red"), ((2, 0), False)),
-        ((None,) * 4, (*RGB, "alpha"), None, (*RGB, "nir"), ((0, 1, 2, 3), False)),
-        ((None, None), ("gray", "alpha"), None, ("pan",), ((0,), True)),
-        ((None,) * 3, RGB, None, RGB, ((0, 1, 2), False)),
+        ((None,) * 4, (*RGB, "alpha"), None, RGB, ((0, 1, 2), (3,))),
+        ((*RGB, "alpha"), (*RGB, "alpha"), None, ("blue", "red"), ((2, 0), (3,))),
+        ((*RGB, None), (*RGB, "alpha"), None, RGB, ((0, 1, 2), (3,))),
+        ((*RGB, "nir"), (*RGB, "alpha"), None, RGB, ((0, 1, 2), ())),  # it has another name
+        ((None,) * 4, (*RGB, "alpha"), (*RGB, "nir"), ("nir", "red"), ((3, 0), ())),
+        ((None,) * 4, (*RGB, "alpha"), (*RGB, "nir"), ("blue", "red"), ((2, 0), ())),
+        ((None,) * 4, (*RGB, "alpha"), None, (*RGB, "nir"), ((0, 1, 2, 3), ())),
+        ((None, None), ("gray", "alpha"), None, ("pan",), ((0,), (1,))),
+        ((None,) * 3, RGB, None, RGB, ((0, 1, 2), ())),
+        ((None,) * 4, ("alpha", *RGB), None, RGB, ((1, 2, 3), (0,))),
+        ((None,) * 5, (*RGB, "alpha", "undefined"), None, (*RGB, "nir"), ((0, 1, 2, 4), (3,))),
+        ((None,) * 5, (*RGB, "undefined", "alpha"), (*RGB, "nir"), ("nir",), ((3,), (4,))),
+        ((None,) * 4, (*RGB, "alpha"), (*RGB, "alpha"), RGB, ((0, 1, 2), (3,))),
+        ((None,) * 4, (*RGB, "alpha"), ("nir", "red", "green", "A"), ("red", "nir"), ((1, 0), (3,))),
+        ((None,) * 4, (*RGB, "alpha"), (*RGB, "alpha"), ("alpha",), ((3,), ())),  # wanted as a band
     ],
 )
 def test_an_alpha_band_is_not_a_band(descriptions, colours, file_bands, wanted, found):
@@ -122,7 +128,7 @@ SEVEN = tuple(f"B{number}" for number in range(1, 8))
 )
 def test_band_numbers_follow_the_sensor(texts, sensor, places):
     found = choose_bands("x", LANDSAT, SEVEN, ("gray",) * 7, sensor=sensor, texts=texts)
-    assert found == (places, False)
+    assert found == (places, ())
 
 
 @pytest.mark.parametrize(
@@ -148,14 +154,14 @@ def test_band_numbers_of_another_sensor_are_rejected(texts, sensor, there, parts
     assert all(part in str(error.value) for part in ["x.tif: ", *parts]), error.value
     names = ("blue", "green", "red", "nir", "swir16", "thermal", "swir22", "pan")[: len(there)]
     named = choose_bands("x.tif", LANDSAT, names, ("gray",) * len(there), **options)  # not by numbers
-    assert named == ((0, 1, 2, 3, 4, 6), False)
+    assert named == ((0, 1, 2, 3, 4, 6), ())
 
 
 @pytest.mark.parametrize("other", ["prisma", "aviris"])
 def test_numbers_of_spectrometers_are_not_names(other):
     there = tuple(f"band {number}" for number in range(1, 225))
     chosen = choose_bands("x", ("band 47",), there, ("gray",) * 224, sensor="enmap", texts=("enmap_x",))
-    assert chosen == ((46,), False)
+    assert chosen == ((46,), ())
     with pytest.raises(UserError, match=f"is of {other}"):
         choose_bands("x", ("band 47",), there, ("gray",) * 224, sensor="enmap", texts=(f"{other}_x",))
 
