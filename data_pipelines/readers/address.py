@@ -28,11 +28,23 @@ _NETWORK = (
     "/vsihdfs",
     "/vsiwebhdfs",
 )
+_PART = re.compile(r"[A-Za-z][A-Za-z0-9_]+:")
 
 
 def is_remote(name: str) -> bool:
     """Return whether a name is not that of a local file, but an address or a place inside an archive."""
     return "://" in name or name.startswith("/vsi")
+
+
+def container_of(name: str) -> Path | None:
+    """Return the local file of GDAL's name for one of the rasters in it, such as `netcdf:FILE:VARIABLE`.
+
+    None for other names.
+    """
+    if not _PART.match(name) or os.path.exists(name):
+        return None
+    files = (Path(part.strip('"')) for part in name.split(":")[1:])
+    return next((file for file in files if file.is_file()), None)
 
 
 def network_options(name: str) -> dict[str, Any]:

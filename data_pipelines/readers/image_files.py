@@ -186,6 +186,7 @@ class GeoTiffTiles:
         header = read_header(image)
         sensor = self.sensors.get(domain, self.sensor)
         channels, alpha = find_channels(image, header, self.bands, sensor, file_bands, domain)
+        header = header.with_type_of(channels)
         if header.dtype.kind not in "uif":
             raise UserError(
                 f"{image}: pixels of type {header.dtype} are not supported, store integers or floats"

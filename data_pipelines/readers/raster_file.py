@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
@@ -32,6 +33,9 @@ from spectralmoe_jax.errors import UserError
 AS_STORED = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16))
 """Types that pixels keep. All others become float32: int32 is exact up to 2**24 and rounded beyond, which is
 logged; float64 is rounded to 7 digits, and values above 3.4e38 are reported as not finite."""
+
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)
+"""What reading a damaged file raises: rasterio's errors, or GDAL's own where rasterio does not expect one."""
 
 log = logging.getLogger(__name__)
 _NO_PIXELS = ("Invalid dataset dimensions", "zero number of strips", "Missing one of rasterXSize")
@@ -200,13 +204,18 @@ def _read_band_last(
     dataset: rasterio.DatasetReader, indexes: Sequence[int], window: Window | None
 ) -> np.ndarray:
     """Read pixels (H, W, C) as stored, straight into this layout where GDAL can."""
-    if not _decodes_in_place(dataset):
-        dtypes = {dataset.dtypes[index - 1] for index in indexes}
-        common = np.result_type(*dtypes) if len(dtypes) > 1 else None  # as a virtual raster may have them
-        return band_last(dataset.read(indexes, window=_raster_window(window), out_dtype=common))
     height, width = (dataset.height, dataset.width) if window is None else (window.height, window.width)
+    part = _raster_window(window)
+    dtypes = {dataset.dtypes[index - 1] for index in indexes}
+    if len(dtypes) > 1:  # as virtual rasters may have, and rasterio does not read at once
+        pixels = np.empty((height, width, len(indexes)), np.result_type(*dtypes))
+        for place, index in enumerate(indexes):
+            pixels[..., place] = dataset.read(index, window=part)
+        return pixels
+    if not _decodes_in_place(dataset):
+        return band_last(dataset.read(indexes, window=part))
     pixels = np.empty((height, width, len(indexes)), dataset.dtypes[0])
-    dataset.read(indexes, window=_raster_window(window), out=np.moveaxis(pixels, -1, 0))
+    dataset.read(indexes, window=part, out=np.moveaxis(pixels, -1, 0))
     return pixels
 
 
@@ -315,7 +324,7 @@ def open_image(path: Path) -> Iterator[rasterio.DatasetReader]:
             else:
                 with open_as_stored(path) as opened_now, _clearing_errors(opened_now) as dataset:
                     yield dataset
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         reason = " ".join(str(error.__cause__ or error).split()).partition(" (this error can")[0]
         if any(sign in reason for sign in _NO_PIXELS):
             raise no_pixels(path) from error
@@ -336,7 +345,7 @@ def _clearing_errors(dataset: rasterio.DatasetReader) -> Iterator[rasterio.Datas
     """
     try:
         yield dataset
-    except RasterioError:
+    except GDAL_ERRORS:
         with suppress(Exception):
             _ = dataset.colorinterp
         raise

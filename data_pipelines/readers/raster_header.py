@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import mmap
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ class Header:
       width: in pixels.
       count: number of bands.
       dtype: the type that holds the values of all bands.
+      dtypes: the type of each band, by rasterio's name.
       descriptions: names of the bands, None for a band without.
       colours: colour interpretation of the bands: "red", "gray", "undefined", ...
       has_nodata: pixels can be missing, by a nodata value or a mask in the file.
@@ -85,6 +87,7 @@ class Header:
     width: int
     count: int
     dtype: np.dtype
+    dtypes: tuple[str, ...]
     descriptions: tuple[str | None, ...]
     colours: tuple[str, ...]
     has_nodata: bool
@@ -103,6 +106,10 @@ class Header:
         factor = self.crs.linear_units_factor[1]  # metres in a unit
         return float(np.sqrt(abs(self.transform.determinant))) * factor
 
+    def with_type_of(self, channels: Sequence[int]) -> Header:
+        """Return this header with the type that holds the values of some bands, by their positions."""
+        return dataclasses.replace(self, dtype=_common_type(self.dtypes[channel] for channel in channels))
+
 
 def read_header(path: Path) -> Header:
     """Read the header of an image file.
@@ -111,7 +118,7 @@ def read_header(path: Path) -> Header:
       UnreadableFile: the file cannot be opened as an image, or has no pixels.
     """
     with open_image(path) as dataset:
-        require_one_raster(dataset, str(path))
+        require_one_raster(dataset, str(path), "write their bands to one GeoTIFF")
         if not dataset.width or not dataset.height or not dataset.count:
             raise no_pixels(path)
         return Header(
@@ -119,6 +126,7 @@ def read_header(path: Path) -> Header:
             width=dataset.width,
             count=dataset.count,
             dtype=_common_type(dataset.dtypes),
+            dtypes=tuple(dataset.dtypes),
             descriptions=dataset.descriptions,
             colours=colours_of(dataset),
             has_nodata=states_missing(dataset),
@@ -131,7 +139,7 @@ def read_header(path: Path) -> Header:
         )
 
 
-def require_one_raster(dataset: Any, name: str) -> None:
+def require_one_raster(dataset: Any, name: str, remedy: str) -> None:
     """Refuse an open file that only holds other rasters, and warn of one that holds more than is read.
 
     Raises:
@@ -145,8 +153,7 @@ def require_one_raster(dataset: Any, name: str) -> None:
     )
     if not dataset.count:
         raise UserError(
-            f"{name}: holds {len(names)} rasters, and no bands of its own: give one of them by its name, or "
-            f"write their bands to one GeoTIFF: {listed}"
+            f"{name}: holds {len(names)} rasters, and no bands of its own: {remedy}; they are {listed}"
         )
     if len(names) > 1 and name not in _several:
         _several.add(name)

@@ -163,8 +163,8 @@ def select_bands(
     # 3. by colour or position
     if count != len(wanted):
         raise UserError(
-            f"{file}: {count} bands without names, the configuration names {len(wanted)} "
-            f"({', '.join(wanted)}): set bands to what the file holds, or name its bands in data.file_bands"
+            f"{file}: {count} bands without names{_in_colours(colours)}, the configuration names "
+            f"{len(wanted)} ({', '.join(wanted)}): set bands to what the file holds, or name its bands in data.file_bands"
         )
     return _by_colour(file, wanted, searched, colours, known_as) or _by_position(file, wanted)
 
@@ -291,6 +291,14 @@ def _same_band(table: Sensor, other: Sensor, number: str) -> bool:
     if ours.name == theirs.name and not _number(ours.name):
         return True
     return abs(ours.centre - theirs.centre) <= _SAME_BAND * min(ours.width, theirs.width)
+
+
+def _in_colours(colours: Sequence[str]) -> str:
+    """Return what few bands without names are in their file, in brackets; or "" if it says nothing."""
+    if len(colours) > 4 or not set(colours) - {"undefined"}:
+        return ""
+    kind = "CMYK: " if "cyan" in colours else ""
+    return f" ({kind}{', '.join(colours)})"
 
 
 def _by_colour(

@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_pipelines.readers.address import is_remote
+from data_pipelines.readers.address import container_of, is_remote
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Model
 from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines
@@ -105,6 +105,9 @@ def _scenes_of(text: str) -> list[tuple[str, PurePosixPath]]:
     if not path.exists() and _GLOB.search(text):
         files = sorted(map(Path, glob.glob(text, recursive=True)))
         return [(str(file), PurePosixPath(file.stem)) for file in files if _is_scene(Path(file.name))]
+    if (container := container_of(text)) is not None:
+        raster = re.sub(r"\W+", "_", text.rpartition(":")[2])
+        return [(text, PurePosixPath(f"{container.stem}_{raster}"))]
     if not path.is_file():
         raise UserError(f"{text}: no such file, folder or pattern; give --input existing scenes")
     return [(text, PurePosixPath(path.stem))]

@@ -22,7 +22,7 @@ from rasterio._err import CPLE_BaseError  # what copying raises; no public modul
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from data_pipelines.readers.address import is_remote
+from data_pipelines.readers.address import container_of, is_remote
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
@@ -111,7 +111,7 @@ def predict_scene(
         targets["vector"] = Path(vector)
     if preview is not None:
         targets["preview"] = Path(preview)
-    if not is_remote(name) and not Path(name).is_file():
+    if not is_remote(name) and not Path(name).is_file() and container_of(name) is None:
         raise UserError(f"{name}: no such file; give --input an existing scene")
     _check_targets(name, targets)
 
@@ -278,7 +278,7 @@ def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output:
 
 
 def _check_targets(scene: str, targets: dict[str, Path]) -> None:
-    input = Path(scene)
+    input = container_of(scene) or Path(scene)
     for name, path in targets.items():
         suffixes = {"preview": (".png",), "vector": tuple(DRIVERS)}.get(name, (".tif", ".tiff"))
         if path.suffix.lower() not in suffixes:

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 
 from data_pipelines.readers.address import is_remote, network_options
-from data_pipelines.readers.raster_file import open_as_stored, read_valid, warn_of_rounding
+from data_pipelines.readers.raster_file import GDAL_ERRORS, open_as_stored, read_valid, warn_of_rounding
 from data_pipelines.readers.raster_header import colours_of, require_one_raster, stated_platforms
 from data_pipelines.readers.validity import validity_of
 from data_pipelines.records import Window
@@ -89,7 +89,7 @@ def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
     name = os.fspath(scene)
     try:
         dataset = open_as_stored(name, _driver_of(name) if _from_others.get() else None)
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         said = " ".join(str(error).split())
         if is_remote(name):
             raise UserError(
@@ -151,7 +151,7 @@ class Scene:
         file_bands: Sequence[str] | None,
     ):
         self.dataset, self.name, self.bands = dataset, os.fspath(name), bands
-        require_one_raster(dataset, self.name)
+        require_one_raster(dataset, self.name, "give one of them by its name, or write them to one GeoTIFF")
         places, alpha = choose_bands(
             self.name,
             bands,
@@ -186,7 +186,7 @@ class Scene:
         try:
             with rasterio.Env(**reading_options(self.name)):
                 stored, missing = read_valid(self.dataset, self._validity, window)
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             why = "the connection may be lost" if is_remote(self.name) else "it may be truncated"
             raise UserError(
                 f"{self.name}: cannot be read in rows {start} to {stop - 1}, {why}; give a complete file"

@@ -1,0 +1,91 @@
+"""Damaged images: read as plain rasterio reads the same bytes, in training and prediction, or refused."""
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.enums import MaskFlags
+
+from data_pipelines.readers.file_records import find_channels
+from data_pipelines.readers.raster_file import read_pixels
+from data_pipelines.readers.raster_header import read_header
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.inference.scene import Scene, open_scene, reading
+from tests.fuzzing.mutations import damaged
+from tests.fuzzing.outcome import try_all
+from tests.rasters import PLACE, write_raster
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+RGB = {"photometric": "RGB"}
+FORMATS = {
+    "GeoTIFF, striped": ("a.tif", np.uint16, 4, {"nodata": 3, **PLACE}),
+    "GeoTIFF, tiled": ("b.tif", np.uint8, 3, {"tiled": True, "blockxsize": 16, "blockysize": 16, **RGB}),
+    "GeoTIFF, deflate": ("c.tif", np.uint16, 5, {"compress": "deflate", "interleave": "pixel"}),
+    "GeoTIFF, float": ("d.tif", np.float32, 2, {"nodata": -9999, "compress": "lzw", "predictor": 3}),
+    "PNG": ("e.png", np.uint8, 3, {"driver": "PNG"}),
+    "PNG, alpha": ("f.png", np.uint16, 4, {"driver": "PNG"}),
+    "JPEG": ("g.jpg", np.uint8, 3, {"driver": "JPEG"}),
+    "BMP": ("h.bmp", np.uint8, 3, {"driver": "BMP"}),
+    "ENVI header": ("i.img", np.int16, 3, {"driver": "ENVI", "nodata": -7}),
+}
+
+
+def read_both(path):
+    """Read an image as training does and as prediction does; they agree."""
+    header = read_header(path)
+    colours = [colour for colour in header.colours if colour != "alpha" or header.count == 1]
+    names = ("red", "green", "blue") if len(colours) == 3 else tuple(map(str, range(len(colours))))
+    named = tuple(name or f"unnamed {place}" for place, name in enumerate(header.descriptions))
+    file_bands = named if any(header.descriptions) else None
+    names = named if file_bands else names
+    channels, alpha = find_channels(path, header, names, None, file_bands)
+    if header.with_type_of(channels).dtype.kind not in "uif":
+        raise UserError("complex")
+    pixels, missing = read_pixels(path, None, channels, None, alpha)
+    with reading(str(path)), open_scene(path) as dataset:
+        scene = Scene(dataset, path, names, None, file_bands)
+        again, valid = scene.read(0, scene.height)
+    np.testing.assert_array_equal(again, pixels)
+    np.testing.assert_array_equal(valid, np.ones(valid.shape, bool) if missing is None else ~missing)
+    return channels, alpha, pixels, ~valid
+
+
+def expected(path, channels, alpha):
+    """The pixels and where they are missing, by rasterio and the masks that it gives for single bands."""
+    with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False), rasterio.open(path) as dataset:
+        pixels = np.stack([dataset.read(band + 1) for band in channels], axis=-1)
+        masked = np.zeros(pixels.shape, bool)
+        for place, band in enumerate(channels):
+            if MaskFlags.alpha not in dataset.mask_flag_enums[band]:
+                masked[..., place] = dataset.read_masks(band + 1) == 0
+        missing = masked.all(axis=-1)
+        for band in alpha:
+            missing |= dataset.read(band + 1) == 0
+    return np.where(masked | missing[..., None], 0, pixels), missing
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 60), pytest.param(1, 400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_images(kind, seed, count, tmp_path, record_property):
+    name, dtype, bands, options = FORMATS[kind]
+    pixels = np.random.default_rng(5).integers(0, 9, (40, 50, bands)).astype(dtype)
+    path = write_raster(tmp_path / name, pixels, **options)
+    changed = path.with_suffix(".hdr") if kind == "ENVI header" else path
+    good, number = changed.read_bytes(), iter(range(1 << 30))
+    rest = path.read_bytes()
+
+    def read(variant):
+        # a folder each: GDAL remembers files by name
+        folder = tmp_path / str(next(number))
+        folder.mkdir()
+        read.path = folder / name
+        read.path.write_bytes(rest)
+        (folder / changed.name).write_bytes(variant)
+        return read_both(read.path)
+
+    def is_exact(_, found):
+        channels, alpha, pixels, missing = found
+        wanted, where = expected(read.path, channels, alpha)
+        return np.array_equal(pixels, wanted.astype(np.float32)) and np.array_equal(missing, where)
+
+    assert is_exact(None, read(good))
+    try_all(damaged(good, count, seed), read, is_exact, record_property, kind)
