@@ -324,11 +324,21 @@ def open_image(path: Path) -> Iterator[rasterio.DatasetReader]:
             else:
                 with open_as_stored(path) as opened_now, _clearing_errors(opened_now) as dataset:
                     yield dataset
+    except UnicodeDecodeError as error:
+        raise text_unreadable(os.fspath(path)) from error
     except GDAL_ERRORS as error:
         reason = " ".join(str(error.__cause__ or error).split()).partition(" (this error can")[0]
         if any(sign in reason for sign in _NO_PIXELS):
             raise no_pixels(path) from error
         raise unreadable(path, reason) from error
+
+
+def text_unreadable(name: str) -> UserError:
+    """Return the error for an image file with a text that cannot be decoded."""
+    return UserError(
+        f"{name}: a text in its header, such as the description of a band, is not UTF-8; write the "
+        "texts anew, or store the image without them"
+    )
 
 
 def no_pixels(path: Path) -> UnreadableFile:

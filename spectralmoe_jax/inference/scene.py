@@ -19,7 +19,13 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
 from data_pipelines.readers.address import is_remote, network_options
-from data_pipelines.readers.raster_file import GDAL_ERRORS, open_as_stored, read_valid, warn_of_rounding
+from data_pipelines.readers.raster_file import (
+    GDAL_ERRORS,
+    open_as_stored,
+    read_valid,
+    text_unreadable,
+    warn_of_rounding,
+)
 from data_pipelines.readers.raster_header import colours_of, require_one_raster, stated_platforms
 from data_pipelines.readers.validity import validity_of
 from data_pipelines.records import Window
@@ -103,10 +109,7 @@ def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
         try:
             yield dataset
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{name}: a text in its header, such as the description of a band, is not UTF-8; write the "
-                "texts anew, or store the image without them"
-            ) from error
+            raise text_unreadable(name) from error
 
 
 def _driver_of(name: str) -> str:

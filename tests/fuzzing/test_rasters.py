@@ -49,9 +49,9 @@ def read_both(path):
     return channels, alpha, pixels, ~valid
 
 
-def expected(path, channels, alpha):
+def expected(path, channels, alpha, **options):
     """The pixels and where they are missing, by rasterio and the masks that it gives for single bands."""
-    with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False), rasterio.open(path) as dataset:
+    with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False), rasterio.open(path, **options) as dataset:
         pixels = np.stack([dataset.read(band + 1) for band in channels], axis=-1)
         masked = np.zeros(pixels.shape, bool)
         for place, band in enumerate(channels):
@@ -84,8 +84,12 @@ def test_images(kind, seed, count, tmp_path, record_property):
 
     def is_exact(_, found):
         channels, alpha, pixels, missing = found
-        wanted, where = expected(read.path, channels, alpha)
-        return np.array_equal(pixels, wanted.astype(np.float32)) and np.array_equal(missing, where)
+        # what a damaged stream holds beyond a block's end depends on GDAL's decoder, another with threads
+        for options in ({}, {"NUM_THREADS": 2}):
+            wanted, where = expected(read.path, channels, alpha, **options)
+            if np.array_equal(pixels, wanted.astype(np.float32)) and np.array_equal(missing, where):
+                return True
+        return False
 
     assert is_exact(None, read(good))
     try_all(damaged(good, count, seed), read, is_exact, record_property, kind)
