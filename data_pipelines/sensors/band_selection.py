@@ -164,7 +164,8 @@ def select_bands(
     if count != len(wanted):
         raise UserError(
             f"{file}: {count} bands without names{_in_colours(colours)}, the configuration names "
-            f"{len(wanted)} ({', '.join(wanted)}): set bands to what the file holds, or name its bands in data.file_bands"
+            f"{len(wanted)} ({', '.join(wanted)}): set bands to what the file holds, or name its bands in "
+            "data.file_bands"
         )
     return _by_colour(file, wanted, searched, colours, known_as) or _by_position(file, wanted)
 
