@@ -10,6 +10,7 @@ import numpy as np
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window as RasterWindow
 
+_EPSILON = np.finfo(np.float32).eps  # in GDAL's test of float64 as well
 _BY_GDAL = ("int64", "uint64")  # their nodata values are no floats
 
 
@@ -152,21 +153,21 @@ def is_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
 
 
 def _is_near(values: np.ndarray, value: Any) -> np.ndarray:
-    """Return which floats equal a value by GDAL's test: to two units of their sum's last digit.
+    """Return which floats equal a value by GDAL's test: to two units in the last digit of float32.
 
-    That sum overflows for very large values of one sign, all of which then are equal.
+    The test compares with the sum of both, which overflows for very large values of one sign: all are equal.
     """
-    limits, size = np.finfo(values.dtype), abs(value)
+    size, largest = abs(value), np.finfo(values.dtype).max
     if size == 0 or np.isinf(size):
         return np.asarray(values == value)
     # 1. what may be equal, in two comparisons
-    least, most = size * (1 - 5 * limits.eps), size * (1 + 5 * limits.eps)
-    if size > limits.max * limits.eps / 4:
-        least, most = min(least, (limits.max - size) * (1 - 5 * limits.eps)), np.inf
+    least, most = size * (1 - 5 * _EPSILON), size * (1 + 5 * _EPSILON)
+    if size > largest * _EPSILON / 4:
+        least, most = min(least, (largest - size) * (1 - 5 * _EPSILON)), np.inf
     low, high = (least, most) if value > 0 else (-most, -least)
     found = (values >= low) & (values <= high)
     # 2. what is
     if found.any():
         some = values[found]
-        found[found] = (some == value) | (np.abs(some - value) < limits.eps * np.abs(some + value) * 2)
+        found[found] = (some == value) | (np.abs(some - value) < _EPSILON * np.abs(some + value) * 2)
     return found

@@ -2,17 +2,11 @@
 
 import numpy as np
 import pytest
-import rasterio
-from rasterio.enums import MaskFlags
 
-from data_pipelines.readers.file_records import find_channels
-from data_pipelines.readers.raster_file import read_pixels
-from data_pipelines.readers.raster_header import read_header
-from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.inference.scene import Scene, open_scene, reading
 from tests.fuzzing.mutations import damaged
 from tests.fuzzing.outcome import try_all
 from tests.rasters import PLACE, write_raster
+from tests.reference_pixels import expected, read_both
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 RGB = {"photometric": "RGB"}
@@ -27,40 +21,6 @@ FORMATS = {
     "BMP": ("h.bmp", np.uint8, 3, {"driver": "BMP"}),
     "ENVI header": ("i.img", np.int16, 3, {"driver": "ENVI", "nodata": -7}),
 }
-
-
-def read_both(path):
-    """Read an image as training does and as prediction does; they agree."""
-    header = read_header(path)
-    colours = [colour for colour in header.colours if colour != "alpha" or header.count == 1]
-    names = ("red", "green", "blue") if len(colours) == 3 else tuple(map(str, range(len(colours))))
-    named = tuple(name or f"unnamed {place}" for place, name in enumerate(header.descriptions))
-    file_bands = named if any(header.descriptions) else None
-    names = named if file_bands else names
-    channels, alpha = find_channels(path, header, names, None, file_bands)
-    if header.with_type_of(channels).dtype.kind not in "uif":
-        raise UserError("complex")
-    pixels, missing = read_pixels(path, None, channels, None, alpha)
-    with reading(str(path)), open_scene(path) as dataset:
-        scene = Scene(dataset, path, names, None, file_bands)
-        again, valid = scene.read(0, scene.height)
-    np.testing.assert_array_equal(again, pixels)
-    np.testing.assert_array_equal(valid, np.ones(valid.shape, bool) if missing is None else ~missing)
-    return channels, alpha, pixels, ~valid
-
-
-def expected(path, channels, alpha, **options):
-    """The pixels and where they are missing, by rasterio and the masks that it gives for single bands."""
-    with rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM=False), rasterio.open(path, **options) as dataset:
-        pixels = np.stack([dataset.read(band + 1) for band in channels], axis=-1)
-        masked = np.zeros(pixels.shape, bool)
-        for place, band in enumerate(channels):
-            if MaskFlags.alpha not in dataset.mask_flag_enums[band]:
-                masked[..., place] = dataset.read_masks(band + 1) == 0
-        missing = masked.all(axis=-1)
-        for band in alpha:
-            missing |= dataset.read(band + 1) == 0
-    return np.where(masked | missing[..., None], 0, pixels), missing
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 60), pytest.param(1, 400, marks=pytest.mark.slow)])
