@@ -160,12 +160,15 @@ def _is_near(values: np.ndarray, value: Any) -> np.ndarray:
     size, largest = abs(value), np.finfo(values.dtype).max
     if size == 0 or np.isinf(size):
         return np.asarray(values == value)
-    # 1. what may be equal, in two comparisons
+    # 1. what may be equal: beyond the bound that is nearer to zero there mostly is nothing
     least, most = size * (1 - 5 * _EPSILON), size * (1 + 5 * _EPSILON)
     if size > largest * _EPSILON / 4:
         least, most = min(least, (largest - size) * (1 - 5 * _EPSILON)), np.inf
-    low, high = (least, most) if value > 0 else (-most, -least)
-    found = (values >= low) & (values <= high)
+    found = np.asarray(values >= least if value > 0 else values <= -least)
+    if value < 0 and found.any():
+        found &= values >= -most
+    elif found.any():
+        found &= values <= most
     # 2. what is
     if found.any():
         some = values[found]
