@@ -71,8 +71,9 @@ def find_bands(
     if chosen is None and not names and (found := _by_count(header)):
         sensors, sensor_origin = dict.fromkeys(domains, found), f"the one with {header.count} bands"
         chosen = found
-    count = header.count - _has_alpha(first, header)
-    own, file_bands, origin = _names(first, header, count, tuple(names), chosen)
+    alpha = _alpha(first, header)
+    held = [place for place in range(header.count) if place not in alpha]
+    own, file_bands, origin = _names(first, header, held, tuple(names), chosen)
     if chosen is None and (found := _by_names(own)):
         sensors, sensor_origin = dict.fromkeys(domains, found), "by the names of the bands"
         chosen = found
@@ -122,35 +123,39 @@ def _mentioned(root: Path, domains: Mapping[str, Sequence[Path]]) -> tuple[dict[
     return {}, ""
 
 
-def _has_alpha(image: Path, header: Header) -> bool:
-    """Return whether the last band is a mask, not a band of its own.
+def _alpha(image: Path, header: Header) -> tuple[int, ...]:
+    """Return the positions of bands that are masks, not bands of their own.
 
     Raises:
-      Ambiguous: the file calls it alpha, but it holds other values than 0 and the largest.
+      Ambiguous: the file calls one alpha, but it holds other values than 0 and the largest.
     """
-    if header.colours[-1] != "alpha" or is_band_name(header.descriptions[-1]):
-        return False
-    pixels, _ = read_values(image, None, [header.count - 1])
-    if len(np.unique(pixels)) <= 2:
-        return True
-    raise Ambiguous(
-        "--bands",
-        f"{image}: its band {header.count} is called alpha, but holds {len(np.unique(pixels))} values",
-        remedy=f"name all {header.count} bands, as in red,green,blue,nir, with",
-    )
+    found = []
+    for place, (colour, name) in enumerate(zip(header.colours, header.descriptions, strict=True)):
+        if colour != "alpha" or is_band_name(name):
+            continue
+        pixels, _ = read_values(image, None, [place])
+        if len(np.unique(pixels)) > 2:
+            raise Ambiguous(
+                "--bands",
+                f"{image}: its band {place + 1} is called alpha, but holds {len(np.unique(pixels))} values",
+                remedy=f"name all {header.count} bands, as in red,green,blue,nir, with",
+            )
+        found.append(place)
+    return tuple(found)
 
 
 def _names(
-    image: Path, header: Header, count: int, given: tuple[str, ...], sensor: str | None
+    image: Path, header: Header, held: Sequence[int], given: tuple[str, ...], sensor: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None, str]:
     """Return names of the bands, the same for `file_bands` if the files need them, and their origin."""
-    own = [re.sub(r"\s*\([^()]*\)\s*$", "", name or "").strip() for name in header.descriptions[:count]]
+    own = [re.sub(r"\s*\([^()]*\)\s*$", "", header.descriptions[place] or "").strip() for place in held]
+    colours, count = tuple(header.colours[place] for place in held), len(held)
     if given:
         return given, _file_bands(image, header, given, sensor), "as given"
     if all(map(is_band_name, own)):
         return tuple(own), None, "as the files call them"
-    if sorted(header.colours[:count]) == sorted(_COLOURS):
-        return header.colours[:count], None, "by the colours of the files"
+    if sorted(colours) == sorted(_COLOURS):
+        return colours, None, "by the colours of the files"
     of_sensor = [] if sensor is None else [band.name for band in find_sensor(sensor).bands]
     if sensor and len(of_sensor) == count:
         return tuple(of_sensor), _file_bands(image, header, of_sensor, sensor), f"those of {sensor}, in order"
@@ -192,12 +197,8 @@ def _file_bands(
         named = all(map(is_band_name, header.descriptions)) or len(set(header.descriptions)) > 1
         return None if named or tuple(names) == header.colours else tuple(names)
     except UserError:
-        has_alpha = header.colours[-1] == "alpha"
-        if len(names) not in (
-            header.count,
-            header.count - has_alpha,
-        ):  # the file has to name some of its bands
-            raise
+        if len(names) not in (header.count, header.count - header.colours.count("alpha")):
+            raise  # the file has to name some of its bands
         find_channels(image, header, names, sensor, tuple(names))
         return tuple(names)
 
