@@ -25,6 +25,18 @@ def bad_value(key: str, value: object, must: str) -> UserError:
     return UserError(f"{key} = {shown}: {must}")
 
 
+def shown(text: object, at_most: int = _SHOWN) -> str:
+    """Return a name out of a file or an address as a message shows it: one line, of limited length.
+
+    Args:
+      text: the name.
+      at_most: number of characters that are kept.
+    """
+    kept = str(text)[: at_most + 1]
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept[:at_most])
+    return plain + "..." * (len(kept) > at_most)
+
+
 def require(condition: bool, key: str, message: str) -> None:
     """Raise a UserError that names the key unless the condition holds."""
     if not condition:

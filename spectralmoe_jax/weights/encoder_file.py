@@ -18,13 +18,20 @@ from flax import nnx
 
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.presets import FAMILIES, PRESETS, Family, preset
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 from spectralmoe_jax.models.backbone import make_encoder
 from spectralmoe_jax.models.encoders.encoder import Encoder
 from spectralmoe_jax.models.encoders.galileo import KERNEL as GALILEO_KERNEL
 from spectralmoe_jax.models.positions import bicubic_matrix, linear_matrix
 from spectralmoe_jax.parameters import fill, leaves, with_values
-from spectralmoe_jax.weights.formats import EncoderFile, default_leaves, file_fields, recognise
+from spectralmoe_jax.weights.formats import (
+    EncoderFile,
+    default_leaves,
+    file_fields,
+    hugging_face_section,
+    recognise,
+    refusing_misfits,
+)
 from spectralmoe_jax.weights.name_rules import LeafPath, Shape, stream_tensors
 from spectralmoe_jax.weights.reading import WeightFile, manifest
 
@@ -177,16 +184,16 @@ def _applies(key: str, config: EncoderConfig) -> bool:
 
 def _require_activation(encoder_file: EncoderFile, config: EncoderConfig) -> None:
     """Raise a UserError where config.json names another activation: models of one shape differ in it."""
-    settings = encoder_file.file.config or {}
-    theirs = settings.get("vision_config", settings).get("hidden_act")
+    with refusing_misfits(encoder_file.file.spec):
+        theirs = hugging_face_section(encoder_file.file.config, "vision_config").get("hidden_act")
     gated = config.ffn == "swiglu"
     if theirs is None or (gated and config.kind != "dinov3"):  # DINOv2's SwiGLU ignores the setting
         return
     ours = "silu" if gated else config.family.activation
     if theirs != ours:
         raise UserError(
-            f"{encoder_file.file.spec}: config.json has hidden_act {theirs}, which this encoder does not "
-            f"compute; a {encoder_file.format.title} with {ours} is needed"
+            f"{encoder_file.file.spec}: config.json has hidden_act {shown(theirs)}, which this encoder does "
+            f"not compute; a {encoder_file.format.title} with {ours} is needed"
         )
 
 
@@ -212,14 +219,26 @@ def infer_config(
     row = preset(chosen, "--preset") if chosen else {}
     if preset_name:
         fields = {**fields, **row}
-    whole = {"heads": max(1, fields["width"] // _HEAD_WIDTH), **row, **fields}
-    if FAMILIES.get(whole["kind"], Family()).wavelengths:
-        whole |= _ANY_BANDS
-    if whole["kind"] == "galileo":
-        whole = {"patch_size": GALILEO_KERNEL, **whole}
-    config = EncoderConfig(**whole)
+    with refusing_misfits(encoder_file.file.spec):
+        whole = {"heads": max(1, fields["width"] // _HEAD_WIDTH), **row, **fields}
+        if FAMILIES.get(whole["kind"], Family()).wavelengths:
+            whole |= _ANY_BANDS
+        if whole["kind"] == "galileo":
+            whole = {"patch_size": GALILEO_KERNEL, **whole}
+        config = EncoderConfig(**whole)
     require_architecture(encoder_file, config, f"--preset {preset_name}")
+    if encoder_file.names is None:
+        _require_recorded_shapes(encoder_file.file, config)
     return fields, config
+
+
+def _require_recorded_shapes(file: WeightFile, config: EncoderConfig) -> None:
+    """Raise a UserError where a native file's record gives a tensor another shape than it has."""
+    with refusing_misfits(file.spec):
+        for path, shape in stored_leaves(config).items():
+            name = "/".join(path)
+            if name in file and file.shape(name) != shape:
+                raise ValueError(f"{name} is {file.shape(name)}, its record makes it {shape}")
 
 
 def candidate_presets(encoder_file: EncoderFile, fields: dict[str, Any]) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from spectralmoe_jax.config.model import UNTIED_NORMS, EncoderConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 from spectralmoe_jax.models.positions import centred_periods
 from spectralmoe_jax.weights import format_tables as tables
 from spectralmoe_jax.weights.format_tables import TensorNames, encoder_rules
@@ -20,6 +22,7 @@ from spectralmoe_jax.weights.reading import WeightFile, manifest
 NATIVE = "native"  # the format of files with this project's names, which are the paths of leaves
 _GALILEO_WRAPPER = ".backbone"
 _NATIVE_TENSOR = "blocks/attention/qkv/kernel"
+_LARGEST = 1 << 16  # size of an encoder in a record
 
 
 class Format(NamedTuple):
@@ -197,7 +200,7 @@ def recognise(file: WeightFile, name: str | None = None, kind: str = "") -> Enco
     if found:
         return next((encoder_file for encoder_file in found if encoder_file.format.kind == kind), found[0])
     # 3. neither
-    first = ", ".join(list(file)[:3])
+    first = ", ".join(map(shown, list(file)[:3]))
     if name is not None:
         raise UserError(f"{file.spec}: is not of the format {name}; its tensors start with {first}")
     raise UserError(
@@ -207,7 +210,7 @@ def recognise(file: WeightFile, name: str | None = None, kind: str = "") -> Enco
 
 def _has_channels(file: WeightFile, patch: str, channels: int) -> bool:
     """Return whether a file's patch convolution has this number of bands; true for 0."""
-    return not channels or file.shape(f"{patch}.weight")[1] == channels
+    return not channels or file.shape(f"{patch}.weight")[1:2] == (channels,)
 
 
 def publication(encoder_file: EncoderFile) -> EncoderFile:
@@ -257,16 +260,61 @@ def file_fields(encoder_file: EncoderFile) -> dict[str, Any]:
     """Infer fields of `EncoderConfig` from the shapes of a file's tensors and its Hugging Face configuration.
 
     Fields that the file does not determine are left out.
+
+    Raises:
+      UserError: the shapes or the configuration are those of no encoder.
     """
-    if encoder_file.names is None:
-        fields = dict(manifest(encoder_file.file).get("encoder", {}))
-        return fields | {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    names, prefix = encoder_file.names, encoder_file.prefix
+    with refusing_misfits(encoder_file.file.spec):
+        if encoder_file.names is None:
+            return _recorded_fields(encoder_file.file)
+        return _inferred_fields(encoder_file, encoder_file.names)
+
+
+@contextlib.contextmanager
+def refusing_misfits(spec: str) -> Iterator[None]:
+    """Turn what goes wrong with the sizes of an encoder's file into an error that names the file.
+
+    A file may hold the names of a format with tensors of any shape, and any value in its configuration.
+
+    Raises:
+      UserError: something did.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+        reason = shown(" ".join(str(problem).split()))
+        raise UserError(
+            f"{spec}: its sizes are those of no encoder ({reason}); it is damaged or of another model: give "
+            "another file"
+        ) from None
+
+
+def _recorded_fields(file: WeightFile) -> dict[str, Any]:
+    """Return the fields in the record of a native file, checked against its largest tensors."""
+    fields = dict(manifest(file).get("encoder", {}))
+    if not fields:
+        return fields
+    layers, width = file.shape(_NATIVE_TENSOR)[:2]
+    stated = {key: fields.get(key) for key in ("layers", "width")}
+    if stated != {"layers": layers, "width": width}:
+        raise ValueError(f"its record says {stated}, its tensors have {layers} layers of width {width}")
+    too_large = [key for key, value in fields.items() if isinstance(value, int) and abs(value) > _LARGEST]
+    if too_large:
+        raise ValueError(f"{', '.join(too_large)} above {_LARGEST}")
+    return fields | {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+
+
+def _inferred_fields(encoder_file: EncoderFile, names: TensorNames) -> dict[str, Any]:
+    """Infer the fields from the shapes of a published file and its configuration."""
+    prefix = encoder_file.prefix
     file = encoder_file.file.renamed(lambda name: _strip_prefix(name, prefix))
+    empty = [name for name in file if 0 in file.shape(name)]
+    if empty:  # whose other axes may have any length
+        raise ValueError(f"{shown(empty[0])} is empty")
     block = names.block.format(layer=0)
     gated = bool(names.gated) and all(f"{block}{name}.weight" in file for name in names.gated)
     width = file.shape(f"{block}{names.norm1}.weight")[0]
-    fields = {
+    fields: dict[str, Any] = {
         "kind": encoder_file.format.kind,
         "width": width,
         "layers": _count_layers(names, file),
@@ -327,7 +375,7 @@ def _sam_fields(names: TensorNames, file: WeightFile, width: int, layers: int) -
     fields: dict[str, Any] = {"heads": width // shapes[0][1], "window": (shapes[0][0] + 1) // 2}
     if f"{names.neck[0]}.weight" in file:
         fields["neck_width"] = file.shape(f"{names.neck[0]}.weight")[0]
-    settings = (file.config or {}).get("vision_config", file.config or {})
+    settings = hugging_face_section(file.config, "vision_config")
     longer = [layer for layer, shape in enumerate(shapes) if shape != shapes[0]]
     global_numbers = sorted(settings.get("global_attn_indexes", longer))
     if not global_numbers:
@@ -343,12 +391,30 @@ def _sam_fields(names: TensorNames, file: WeightFile, width: int, layers: int) -
 
 def _hugging_face_fields(config: dict[str, Any] | None) -> dict[str, Any]:
     config = config or {}
-    if "encoder" in config.get("model", ()):  # Galileo's own
+    if "encoder" in (config.get("model") or ()):  # Galileo's own
         config = {"num_attention_heads": config["model"]["encoder"].get("num_heads")}
-    for section in ("vision_config", "backbone_config"):
-        config = config.get(section) or config
+    config = hugging_face_section(config, "vision_config", "backbone_config")
     theirs = {"heads": "num_attention_heads", "norm_eps": "layer_norm_eps", "rope_base": "rope_theta"}
-    return {ours: config[name] for ours, name in theirs.items() if config.get(name) is not None}
+    found = {ours: config[name] for ours, name in theirs.items() if config.get(name) is not None}
+    for key, value in found.items():
+        is_number = isinstance(value, int if key == "heads" else int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise ValueError(f"{theirs[key]} in config.json is {shown(repr(value))}")
+    return found
+
+
+def hugging_face_section(config: dict[str, Any] | None, *names: str) -> dict[str, Any]:
+    """Return the innermost of the named sections of a config.json that it has; itself if it has none.
+
+    Raises:
+      ValueError: a section is no object.
+    """
+    found = config or {}
+    for name in names:
+        found = found.get(name) or found
+        if not isinstance(found, dict):
+            raise ValueError(f"{name} in config.json is {shown(repr(found))}")
+    return found
 
 
 def default_leaves(encoder_file: EncoderFile, config: EncoderConfig) -> dict[LeafPath, np.ndarray]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
+from spectralmoe_jax.files import read_json as read_json_file
 
 # Files of a Hugging Face folder: weights in one file, or in shards that an index lists.
 CONFIG = "config.json"
@@ -20,7 +20,13 @@ GALILEO_WEIGHTS = "encoder.pt"  # beside Galileo's own config.json
 
 HUB = "hf://"
 TIMEOUT = 2.0  # seconds without an answer after which the hub counts as unreachable
-_SPEC = re.compile(HUB + r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?")
+_SPEC = re.compile(
+    HUB + r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>[^/]+(?:/[^/]+)*))?",
+    re.ASCII,
+)
+_LONGEST = 96  # characters of owner/name; other parts are names of files
+_LONGEST_FILE = 255
+_DAMAGED = "download it again"
 
 
 def fetch(spec: str) -> Path:
@@ -35,10 +41,7 @@ def fetch(spec: str) -> Path:
       UserError: the name is malformed, the repository lacks the file, or the hub cannot be reached within
         `TIMEOUT` seconds; the message describes what to download by hand.
     """
-    match = _SPEC.fullmatch(spec)
-    if match is None:
-        raise UserError(f"{spec}: write hf://owner/name, hf://owner/name@revision or hf://owner/name/file")
-    repository, revision, inside = match.groups()
+    repository, revision, inside = _parse(spec)
     file, folder = (inside, "") if inside and Path(inside).suffix else (None, f"{inside}/" if inside else "")
     cached = _find_in_cache(repository, revision, file, folder)
     if cached is not None:
@@ -49,11 +52,38 @@ def fetch(spec: str) -> Path:
     except UserError:
         raise
     except Exception as problem:  # the client raises errors of several HTTP libraries
-        reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+        reason = shown(" ".join(str(problem).split())) or type(problem).__name__
         raise UserError(
             f"{spec}: could not be downloaded ({reason}); for weights behind a licence accept it and run "
             f"`hf auth login`, or {_manual_download(repository, file, folder)}"
         ) from None
+
+
+def _parse(spec: str) -> tuple[str, str | None, str | None]:
+    """Return repository, revision and file or folder of a name on the hub; the last two may be None.
+
+    Raises:
+      UserError: the name is malformed, or one that the hub does not allow.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise UserError(
+            f"{shown(spec)}: write hf://owner/name, hf://owner/name@revision or hf://owner/name/file"
+        )
+    repository, revision, inside = match.groups()
+    names, rest = repository.split("/"), [revision or "main", *(inside or "file").split("/")]
+    if len(repository) > _LONGEST or not all(map(_is_name, names)) or not all(map(_is_plain, rest)):
+        raise UserError(
+            f"{shown(spec)}: no name on the hub: owner and name are letters, digits, single - and dots, at "
+            f"most {_LONGEST} characters together, and a file lies inside the repository"
+        )
+    return repository, revision, inside
+
+
+def _is_name(part: str) -> bool:
+    """Return whether the hub allows an owner or the name of a repository."""
+    unfit = part[0] in "-." or part[-1] in "-." or part.endswith(".git")
+    return not unfit and "--" not in part and ".." not in part
 
 
 def fetch_first(specs: Iterable[str]) -> None:
@@ -73,12 +103,26 @@ def shard_names(index: Path) -> list[str]:
     """Return the file names of the shards that an index lists.
 
     Raises:
-      UserError: the index is not readable or lists no shards.
+      UserError: the index is not readable, lists no shards, or names something else than a weight file beside
+        it.
     """
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
-        raise UserError(f"{index}: has no weight_map that names the shards; download it again")
+        raise UserError(f"{index}: has no weight_map that names the shards; {_DAMAGED}")
+    suffix = ".safetensors" if index.name == INDEX else ".bin"
+    for name in table.values():
+        if not (isinstance(name, str) and name.endswith(suffix) and _is_plain(name)):
+            raise UserError(
+                f"{index}: names {shown(repr(name))} as a shard, which is no {suffix} file beside it; "
+                f"{_DAMAGED}"
+            )
     return sorted(set(table.values()))
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether a name is that of a file in the same folder."""
+    short = len(name.encode(errors="replace")) <= _LONGEST_FILE
+    return short and name.isprintable() and not set("/\\") & set(name) and not name.startswith(".")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,14 +132,9 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: the file is not readable, not JSON, or holds no object.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
-        raise UserError(
-            f"{path}: not a readable JSON file ({' '.join(str(problem).split())}); download it again"
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object; download it again")
-    return value
+        return read_json_file(path, _DAMAGED)
+    except OSError as problem:
+        raise UserError(f"{path}: not readable ({problem.strerror}); {_DAMAGED}") from None
 
 
 def _find_in_cache(repository: str, revision: str | None, file: str | None, folder: str) -> Path | None:

@@ -16,9 +16,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 
 LeafPath = tuple[str, ...]
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 Shape = tuple[int, ...]
 
 
@@ -151,7 +152,7 @@ def read_tensors(
 
     Raises:
       UserError: lists all problems together: leaves without a rule or tensor, unexpected tensors, tensors of
-        the wrong shape.
+        the wrong shape, and, where the mapping has a method `type(name)`, those that hold no floats.
     """
     return dict(
         stream_tensors(
@@ -188,6 +189,7 @@ def stream_tensors(
     used: set[str] = set()
     missing: list[str] = []
     wrong: list[str] = []
+    untyped: list[str] = []
     # 1. Find the rule that fills each leaf, and check that its tensors exist and fit.
     stored: dict[LeafPath, Rule] = {}
     for path, shape in leaves.items():
@@ -204,6 +206,7 @@ def stream_tensors(
         else:
             stored[path] = rule
             wrong += _misfits(rule, shape, tensors, resizer)
+            untyped += _without_floats(names, tensors)
     # 2. Check tensors that must hold a constant.
     for name, value in (constants or {}).items():
         if name in tensors:
@@ -212,7 +215,8 @@ def stream_tensors(
                 wrong.append(f"{name} should hold the constant {value}")
     # 3. Everything else must be a tensor that the model does not need.
     left = sorted(name for name in set(tensors) - used if not any(re.fullmatch(p, name) for p in ignored))
-    _raise_problems(file, {"missing": missing, "unexpected": left, "wrong shape": wrong})
+    problems = {"missing": missing, "unexpected": left, "wrong shape": wrong, "no floats": untyped}
+    _raise_problems(file, problems)
     # 4. Read the leaves.
     return (
         (path, _read_leaf(stored[path], path, shape, tensors, resizer) if path in stored else defaults[path])
@@ -234,6 +238,14 @@ def _misfits(
     return problems
 
 
+def _without_floats(names: Iterable[str], tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """Describe the tensors of another type than floats: quantised, packed or of no weights at all."""
+    type_of = getattr(tensors, "type", None)
+    if type_of is None:
+        return []
+    return [f"{name} is {type_of(name)}" for name in names if type_of(name) not in _FLOATS]
+
+
 def _raise_problems(file: str, problems: Mapping[str, list[str]]) -> None:
     listed = [f"{what} ({len(items)}): {_enumerate(items)}" for what, items in problems.items() if items]
     if listed:
@@ -245,7 +257,7 @@ def _raise_problems(file: str, problems: Mapping[str, list[str]]) -> None:
 
 def _enumerate(items: list[str], at_most: int = 12) -> str:
     more = [f"and {len(items) - at_most} more"] * (len(items) > at_most)
-    return ", ".join(items[:at_most] + more)
+    return ", ".join([shown(item) for item in items[:at_most]] + more)
 
 
 def _read_leaf(

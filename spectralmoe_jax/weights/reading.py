@@ -7,12 +7,9 @@ mapping from tensor names to arrays that reads a tensor from disk only on access
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,9 @@ import ml_dtypes  # noqa: F401 (registers bfloat16 with numpy)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
+from spectralmoe_jax.files import parse_json
+from spectralmoe_jax.weights import torch_files
 from spectralmoe_jax.weights.hub import (
     CONFIG,
     GALILEO_WEIGHTS,
@@ -34,9 +33,8 @@ from spectralmoe_jax.weights.hub import (
     shard_names,
 )
 
+_LONGEST_PATH = 4096
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-# Keys under which training code stores the state dict.
-STATE_DICT_KEYS = ("state_dict", "model", "module", "teacher")
 _HALF_PRECISION = ("float16", "bfloat16")
 MANIFEST = "spectralmoe"  # key of a native file's header that holds its record of origin
 
@@ -60,17 +58,27 @@ class WeightFile(Mapping[str, np.ndarray]):
         shapes: Mapping[str, tuple[int, ...]],
         read: Callable[[str], np.ndarray],
         *,
+        types: Mapping[str, str] | None = None,
         config: dict[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
     ):
         self.spec, self.paths, self.config = spec, tuple(paths), config
         self.metadata = dict(metadata or {})
         self._shapes, self._read = dict(shapes), read
+        self._types = dict.fromkeys(shapes, "float32") | dict(types or {})
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._shapes:
             raise KeyError(name)
-        value = self._read(name)
+        if self._types[name] not in _TYPES:
+            raise UserError(
+                f"{self.spec}: {shown(name)} is {self._types[name]}, which is not read: save it as float32, "
+                "float16 or bfloat16"
+            )
+        try:
+            value = self._read(name)
+        except (ArithmeticError, LookupError, OSError, RuntimeError, SafetensorError, ValueError) as problem:
+            raise UserError(f"{self.spec}: {shown(name)} cannot be read ({_one_line(problem)})") from None
         return value.astype(np.float32) if value.dtype.name in _HALF_PRECISION else value
 
     def __contains__(self, name: object) -> bool:
@@ -86,6 +94,13 @@ class WeightFile(Mapping[str, np.ndarray]):
         """Return the shape of a tensor without reading it."""
         return self._shapes[name]
 
+    def type(self, name: str) -> str:
+        """Return the name of a tensor's NumPy type, such as "float32", without reading it.
+
+        Of tensors that are not read it is what they are, such as "sparse" or "F8_E4M3".
+        """
+        return self._types[name]
+
     def renamed(self, rename: Callable[[str], str], metadata: Mapping[str, str] | None = None) -> WeightFile:
         """Return the same tensors under other names.
 
@@ -100,18 +115,46 @@ class WeightFile(Mapping[str, np.ndarray]):
             list(self.paths),
             {new: self._shapes[old] for new, old in old_names.items()},
             lambda name: self._read(old_names[name]),
+            types={new: self._types[old] for new, old in old_names.items()},
             config=self.config,
             metadata=self.metadata if metadata is None else metadata,
         )
 
 
+# Keys of a record of origin that are read again, and what they hold.
+_RECORDED: dict[str, type | tuple[type, ...]] = {
+    "encoder": dict, "encoders": dict, "configuration": dict, "earlier": dict, "format": str, "licence": str,
+    "preset": (str, type(None)),
+}  # fmt: skip
+
+
 def manifest(file: WeightFile) -> dict[str, Any]:
-    """Return the record of origin in a native file's header; empty if there is none."""
-    try:
-        value = json.loads(file.metadata.get(MANIFEST, "{}"))
-    except ValueError:
+    """Return the record of origin in a native file's header; empty if there is none.
+
+    Raises:
+      UserError: the record is damaged.
+    """
+    if MANIFEST not in file.metadata:
         return {}
-    return value if isinstance(value, dict) else {}
+    remedy = "convert the file that it was made from again"
+    record = parse_json(file.metadata[MANIFEST], f"{file.spec}: the record in its header", remedy)
+    _require_record(file.spec, record, remedy)
+    return record
+
+
+def _require_record(spec: str, record: Any, remedy: str) -> None:
+    """Raise a UserError where a record, or one inside it, holds something else than records do."""
+    pending = [record]
+    while pending:
+        each = pending.pop()
+        wrong = not isinstance(each, dict) or [
+            key for key, kind in _RECORDED.items() if key in each and not isinstance(each[key], kind)
+        ]
+        if wrong:
+            what = f"wrong {', '.join(wrong)}" if isinstance(wrong, list) else "it is no object"
+            raise UserError(f"{spec}: the record in its header is damaged ({what}): {remedy}")
+        pending += [each["earlier"]] if "earlier" in each else []
+        pending += list(each.get("encoders", {}).values())
 
 
 def open_weight_file(spec: str | os.PathLike[str]) -> WeightFile:
@@ -133,7 +176,11 @@ def open_weight_file(spec: str | os.PathLike[str]) -> WeightFile:
     text = os.fspath(spec)
     if text.startswith(HUB):
         return _open_path(fetch(text), text)
-    return _open_path(Path(text).expanduser(), text)
+    name = shown(text, _LONGEST_PATH)
+    try:
+        return _open_path(Path(text).expanduser(), name)
+    except RuntimeError as problem:  # of a home folder that is none
+        raise UserError(f"{name}: {problem}") from None
 
 
 def _open_path(path: Path, spec: str) -> WeightFile:
@@ -174,21 +221,37 @@ def _existing_shards(index: Path, spec: str) -> list[Path]:
     return shards
 
 
+# The types of tensors that are read: as they are, or half precision as float32.
+_SAFETENSORS_TYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+    "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+_TYPES = frozenset((*_SAFETENSORS_TYPES.values(), "complex128"))
+
+
 def _open_safetensors(paths: list[Path], spec: str, config: dict[str, Any] | None = None) -> WeightFile:
     path_of: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    types: dict[str, str] = {}
     metadata: dict[str, str] = {}
     for path in paths:
         try:
             with safe_open(path, "np") as file:
                 metadata |= file.metadata() or {}
-                for name in file.keys():  # noqa: SIM118 (an open file is no mapping)
-                    path_of[name], shapes[name] = path, tuple(file.get_slice(name).get_shape())
+                names = list(file.keys())
+                slices = [file.get_slice(name) for name in names]
+                of_file = {name: tuple(each.get_shape()) for name, each in zip(names, slices, strict=True)}
+                types |= {n: _type_name(each.get_dtype()) for n, each in zip(names, slices, strict=True)}
+            _require_distinct(path)
         except (OSError, SafetensorError) as problem:
             raise UserError(
                 f"{path}: not a complete safetensors file ({_one_line(problem)}); it may be truncated: "
                 "download or write it again"
             ) from None
+        _require_new(spec, of_file, shapes)
+        shapes |= of_file
+        path_of |= dict.fromkeys(of_file, path)
 
     def read(name: str) -> np.ndarray:
         """Read one tensor."""
@@ -196,118 +259,75 @@ def _open_safetensors(paths: list[Path], spec: str, config: dict[str, Any] | Non
         with safe_open(path_of[name], "np") as file:
             return file.get_tensor(name)
 
-    return WeightFile(spec, paths, shapes, read, config=config, metadata=metadata)
+    return WeightFile(spec, paths, shapes, read, types=types, config=config, metadata=metadata)
+
+
+def _type_name(stored: object) -> str:
+    return _SAFETENSORS_TYPES.get(str(stored), str(stored))
+
+
+def _require_distinct(path: Path) -> None:
+    """Raise a UserError if a safetensors file has a name twice; the library would take the last."""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+
+    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return an object of the header, whose names have to differ."""
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            name = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}: damaged, it holds {shown(name)} twice: download or write it again")
+        return found
+
+    json.loads(header, object_pairs_hook=refuse_repeated)
+
+
+def _require_new(spec: str, names: Iterable[str], known: Mapping[str, Any]) -> None:
+    """Raise a UserError if two shards hold a tensor of the same name."""
+    for name in names:
+        if name in known:
+            raise UserError(f"{spec}: two of its files hold {shown(name)}: download them again")
 
 
 def _one_line(problem: Exception) -> str:
-    return " ".join(str(problem).split())
+    return shown(" ".join(str(problem).split()))
 
 
 def _open_torch(paths: list[Path], spec: str, config: dict[str, Any] | None = None) -> WeightFile:
-    loaded = [_load_torch(path, spec) for path in paths]
-    state_dicts = [_find_state_dict(each) for each in loaded]
-    items = itertools.chain.from_iterable(state.items() for state in state_dicts)
-    tensors = {name: value for name, value in items if hasattr(value, "detach")}
+    tensors: dict[str, Any] = {}
+    types: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for path in paths:
+        loaded = torch_files.load(path, spec)
+        of_file = torch_files.find_tensors(loaded)
+        _require_new(spec, of_file, tensors)
+        for name, tensor in of_file.items():
+            types[name] = torch_files.type_of(tensor)
+            if types[name] in _TYPES and torch_files.is_larger_than_file(tensor, path):
+                raise UserError(
+                    f"{spec}: {shown(name)} repeats few elements to {tensor.numel():,}, more than its file "
+                    "holds: save it whole, with .contiguous()"
+                )
+        tensors |= of_file
+        metadata |= _metadata_beside(loaded)
     if not tensors:
         raise UserError(f"{spec}: holds no tensors by name; give a file with a state dict")
+    unchecked = list(paths)
 
     def read(name: str) -> np.ndarray:
-        """Read one tensor."""
-        tensor = tensors[name].detach()
-        # torch cannot convert bfloat16 to numpy
-        is_half = str(tensor.dtype).removeprefix("torch.") in _HALF_PRECISION
-        return (tensor.float() if is_half else tensor).numpy()
+        """Read one tensor; before the first, compare the files with their checksums."""
+        while unchecked:
+            torch_files.require_undamaged(unchecked[-1], spec)
+            unchecked.pop()
+        return torch_files.as_array(tensors[name])
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return WeightFile(spec, paths, shapes, read, config=config, metadata=_metadata_beside(loaded))
+    shapes = {name: torch_files.shape_of(tensor) for name, tensor in tensors.items()}
+    return WeightFile(spec, paths, shapes, read, types=types, config=config, metadata=metadata)
 
 
-def _metadata_beside(loaded: Sequence[Any]) -> dict[str, str]:
+def _metadata_beside(loaded: Any) -> dict[str, str]:
     """Return the record of origin that `writing.write_tensors_file` stores beside a state dict."""
-    metadata: dict[str, str] = {}
-    for each in loaded:
-        meta = each.get("meta") if isinstance(each, Mapping) else None
-        record = meta.get(MANIFEST) if isinstance(meta, Mapping) else None
-        if isinstance(record, str):
-            metadata[MANIFEST] = record
-    return metadata
-
-
-def _load_torch(path: Path, spec: str) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{spec}: reading a {path.suffix} file needs PyTorch: pip install torch (or give safetensors)"
-        ) from None
-    is_zip = zipfile.is_zipfile(path)  # torch before 1.6 wrote bare pickles, which cannot be memory-mapped
-    broken = f"{spec}: not a complete file of torch.save; it may be truncated: download it again"
-    if not is_zip and not _is_pickle(path):
-        raise UserError(broken)
-    try:
-        with torch.serialization.safe_globals(_stand_ins()):
-            return torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
-    except pickle.UnpicklingError as problem:
-        if "weights_only" not in str(problem) and "Unsupported" not in str(problem):
-            raise UserError(broken) from None
-        raise UserError(
-            f"{spec}: the file contains code, which was not run; if you trust the file, save only "
-            "its tensors: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError):
-        raise UserError(broken) from None
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"  # the opcode that every pickle of protocol 2 and later starts with
-
-
-def _find_state_dict(value: Any) -> Mapping[str, Any]:
-    """Return the state dict nested in what training code saved; empty if there is none."""
-    while isinstance(value, Mapping):
-        nested = next((value[key] for key in STATE_DICT_KEYS if isinstance(value.get(key), Mapping)), None)
-        if nested is None:
-            return value
-        value = nested
-    return {}
-
-
-# Objects in files of torch.save that are neither tensors nor plain containers.
-#
-# mmengine saves its training log beside the state dict: objects of its own, numpy arrays, and methods that
-# are looked up by `getattr`. torch would refuse the whole file because of them. Each of these names is
-# therefore answered with an empty class: loading goes on, no code of the file runs, and mmengine need not be
-# installed. Every other name is still refused.
-
-_STAND_IN_NAMES = (
-    ("mmengine.logging.history_buffer", "HistoryBuffer"),
-    ("mmengine.logging", "HistoryBuffer"),
-    ("builtins", "getattr"),
-    ("__builtin__", "getattr"),  # as pickle's protocol 2 writes it
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-)
-
-
-class _StandIn:
-    """Accepts whatever a pickle passes to it and keeps nothing."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _StandIn:
-        return object.__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _stand_ins() -> list[Any]:
-    """Return one empty class for each name, for `torch.serialization.safe_globals`."""
-    return [type(name, (_StandIn,), {"__module__": module}) for module, name in _STAND_IN_NAMES]
+    meta = loaded.get("meta") if isinstance(loaded, Mapping) else None
+    record = meta.get(MANIFEST) if isinstance(meta, Mapping) else None
+    return {MANIFEST: record} if isinstance(record, str) else {}
