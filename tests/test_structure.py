@@ -14,6 +14,7 @@ PACKAGES = ("spectralmoe_jax", "data_pipelines")
 ARROWS = {
     "errors": "",
     "files": "errors",
+    "npz": "errors",
     "configs": "",
     "config": "errors files",
     "import_path": "errors",
@@ -31,7 +32,7 @@ ARROWS = {
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
     "data_pipelines.readers": (
-        "errors config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
+        "errors files npz config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
     ),
     "host_memory": "",
     "read_ahead": "",
@@ -46,7 +47,7 @@ ARROWS = {
     "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "errors files config parameters parallel resampling sensors models checkpoints read_ahead "
+        "errors files npz config parameters parallel resampling sensors models checkpoints read_ahead "
         "data_pipelines.records data_pipelines.sensors data_pipelines.readers data_pipelines.splits "
         "data_pipelines.sheet weights"
     ),
@@ -72,8 +73,8 @@ ARROWS = {
     "data_pipelines.datasets": "errors data_pipelines.records data_pipelines.readers",
     "data_pipelines.benchmarks": "data_pipelines.datasets",
     "data_pipelines.prepare": (
-        "errors config data_pipelines.records data_pipelines.readers host_memory data_pipelines.sheet "
-        "data_pipelines.datasets"
+        "errors files npz config data_pipelines.records data_pipelines.readers host_memory "
+        "data_pipelines.sheet data_pipelines.datasets"
     ),
     "data_pipelines.survey": ("errors data_pipelines.records data_pipelines.sensors data_pipelines.readers"),
     "project_setup": (
@@ -81,7 +82,7 @@ ARROWS = {
         "data_pipelines.readers data_pipelines.tiles data_pipelines.splits data_pipelines.sheet "
         "data_pipelines.prepare data_pipelines.survey"
     ),
-    "parity": "errors config parameters resampling adapters layers mask2former models weights",
+    "parity": "errors files npz config parameters resampling adapters layers mask2former models weights",
     "reporting": (
         "errors files config spectralmoe_jax data_pipelines.sheet inference evaluation training ablation"
     ),
@@ -94,7 +95,7 @@ ARROWS = {
     ),
 }
 # What the data may know of the other package: never a model.
-KNOWN_TO_DATA = {"errors", "files", "host_memory", "import_path", "config", "sensors"}
+KNOWN_TO_DATA = {"errors", "files", "npz", "host_memory", "import_path", "config", "sensors"}
 
 
 def module_of(file: Path) -> str:

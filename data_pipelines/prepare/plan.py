@@ -17,6 +17,7 @@ import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset, Listing, Pair
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.npz import read_npz
 
 PIECE_TILES, PIECE_BYTES = 200, 1 << 29
 """Largest piece, some seconds of work; an image with more tiles is a piece of its own."""
@@ -78,6 +79,26 @@ class Plan:
         return sum(len(piece.pairs) for piece in self.pieces)
 
 
+_NOTED = (
+    "name", "image", "domain", "height", "width", "valid", "class_pixels", "bytes", "fingerprint", "band",
+    "value", "count",
+)  # fmt: skip
+
+
+def read_note(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a piece's note.
+
+    Returns:
+      For each of N tiles: `name`, `image` (name of its image), `domain`, `height`, `width` and `valid`
+      (number of pixels that are not zero in every band), (N,) each, and `class_pixels` (N, K). For the piece:
+      `bytes` of the examples, `fingerprint`, and `band`, `value`, `count` of `Histograms.sparse`.
+
+    Raises:
+      UserError: the note is damaged.
+    """
+    return read_npz(path, f"remove {path.parent.parent} to begin anew", _NOTED)
+
+
 class Workspace(NamedTuple):
     """Folders of an unfinished preparation, on one file system.
 
@@ -107,11 +128,8 @@ class Workspace(NamedTuple):
     def has_stale_notes(self, pieces: Sequence[Piece]) -> bool:
         """Return whether a finished piece is not among `pieces`, or was cut from other files."""
         fingerprints = {self.note(piece): piece.fingerprint for piece in pieces}
-        for path in self.notes.iterdir():
-            with np.load(path) as arrays:
-                if fingerprints.get(path) != str(arrays["fingerprint"]):
-                    return True
-        return False
+        notes = list(self.notes.iterdir())
+        return any(fingerprints.get(path) != str(read_note(path)["fingerprint"]) for path in notes)
 
 
 def list_downloads(dataset: Dataset, folder: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:

@@ -21,8 +21,10 @@ from data_pipelines.prepare.plan import Plan, Workspace, difference, list_downlo
 from data_pipelines.prepare.progress import ProgressReport
 from data_pipelines.prepare.statistics import write_metadata
 from data_pipelines.readers.prepared import UNFINISHED
+from data_pipelines.readers.prepared_files import read_statistics
 from data_pipelines.sheet import counted
 from spectralmoe_jax.errors import UserError, bad_value
+from spectralmoe_jax.files import read_json
 
 
 def prepare(
@@ -183,7 +185,7 @@ def _begin(workspace: Workspace, working: Path, plan: Plan) -> None:
             path.unlink()
     listing = working / "files.json"
     if workspace.has_stale_notes(plan.pieces):
-        before = json.loads(listing.read_text()) if listing.is_file() else {}
+        before = read_json(listing, f"remove {working} to begin anew") if listing.is_file() else {}
         changed = difference(before, plan.files)
         raise UserError(
             f"{working}: holds tiles of files that changed since they were cut: "
@@ -196,10 +198,7 @@ def _begin(workspace: Workspace, working: Path, plan: Plan) -> None:
 
 def _check_same(final: Path, downloads: Path, plan: Plan) -> None:
     """Raise UserError if `final` was prepared from other files or with other options."""
-    try:
-        before = json.loads((final / "statistics.json").read_text())["source_fingerprint"]
-    except (OSError, ValueError, KeyError):
-        before = None
+    before = read_statistics(final).get("source_fingerprint")
     if before != plan.fingerprint:
         raise UserError(
             f"{final}: was prepared from other files than {downloads} holds now, or with other options: "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipelines.prepare.plan import Piece, Plan
+from data_pipelines.readers.prepared_files import STATISTICS, damaged, read_statistics
 from data_pipelines.sheet import counted
 from spectralmoe_jax.config.load import load_config, shipped_files
+from spectralmoe_jax.errors import shown
 
 _PLAIN_SECONDS = 15.0  # between lines that do not go to a terminal
 _SHOWN = 20  # lines about missing files
@@ -96,7 +97,14 @@ class ProgressReport:
 
     def result(self, folder: Path) -> None:
         """Report content and place of prepared tiles, and the lines for a configuration."""
-        statistics = json.loads((folder / "statistics.json").read_text())
+        statistics = read_statistics(folder)
+        try:
+            self._describe(folder, statistics)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+            reason = f"its numbers are incomplete ({type(problem).__name__} {shown(problem)})"
+            raise damaged(folder / STATISTICS, reason) from None
+
+    def _describe(self, folder: Path, statistics: Mapping[str, Any]) -> None:
         for split, numbers in statistics["splits"].items():
             share = numbers["labelled_pixels"] / numbers["pixels"]
             tiles = counted(numbers["tiles"], "tile")

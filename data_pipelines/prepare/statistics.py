@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.datasets.dataset import Dataset
-from data_pipelines.prepare.plan import Piece, Plan, Workspace
+from data_pipelines.prepare.plan import Piece, Plan, Workspace, read_note
 
 PERCENTILES = (1, 2, 25, 50, 75, 98, 99)
 _INDEXED = ("name", "image", "domain", "height", "width", "valid", "labelled", "class_pixels")
@@ -93,18 +92,6 @@ class Histograms:
         ranks = np.searchsorted(np.cumsum(counts), [place, min(place + 1, total - 1)], side="right")
         low, high = (int(value) for value in self.values[ranks])
         return low + (high - low) * rest / 100
-
-
-def read_note(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a piece's note.
-
-    Returns:
-      For each of N tiles: `name`, `image` (name of its image), `domain`, `height`, `width` and `valid`
-      (number of pixels that are not zero in every band), (N,) each, and `class_pixels` (N, K). For the piece:
-      `bytes` of the examples, `fingerprint`, and `band`, `value`, `count` of `Histograms.sparse`.
-    """
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 def write_metadata(dataset: Dataset, version: str, plan: Plan, workspace: Workspace) -> dict[str, Any]:

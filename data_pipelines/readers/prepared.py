@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.readers.prepared_files import (
+    INDEX,
+    INFO,
+    STATISTICS,
+    Layout,
+    read_columns,
+    read_layout,
+    read_statistics,
+    remedy_for,
+)
 from data_pipelines.records import Record, Window, crop
 from data_pipelines.sensors import select_bands
 from spectralmoe_jax.config.schema import RunConfig
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 
 UNFINISHED = ".incomplete"
 """Suffix of the folder in which tiles are prepared; it is renamed when it is complete."""
@@ -67,8 +76,8 @@ class PreparedTiles:
       dtype: type of the pixels, as stored.
 
     Raises:
-      UserError: there are no prepared tiles, a split or band is unknown, or the classes are others. Reading
-        raises it for a damaged shard.
+      UserError: there are no prepared tiles, a file of them is damaged, a split or band is unknown, or the
+        classes are others. Reading raises it for a damaged shard.
     """
 
     def __init__(
@@ -82,7 +91,7 @@ class PreparedTiles:
         sensor: str | None = None,
     ):
         self.folder = find_prepared(Path(root), dataset)
-        statistics = _statistics(self.folder)
+        statistics = read_statistics(self.folder)
         self.classes: tuple[str, ...] = tuple(statistics["classes"])
         if classes is not None and tuple(classes) != self.classes:
             raise UserError(
@@ -102,8 +111,8 @@ class PreparedTiles:
                 )
         if not wanted:
             raise UserError(f"{self.folder}: no split named, there are {', '.join(statistics['splits'])}")
-        self.records, self.class_pixels = _read_index(self.folder, wanted)
-        self._shards = _Shards(self.folder)
+        self.records, self.class_pixels = _records(read_columns(self.folder, wanted, statistics))
+        self._shards = _Shards(read_layout(self.folder, statistics))
 
     def read_image(self, record: PreparedRecord, window: Window | None = None) -> np.ndarray:
         """Read raw pixel values (H, W, C) of `dtype`, of the tile or a window; read-only."""
@@ -161,7 +170,7 @@ def find_prepared(root: Path, dataset: str | None = None) -> Path:
     below = (folder for folder in (*root.glob("*/"), *root.glob("*/*/")) if UNFINISHED not in str(folder))
     found: dict[str, list[Path]] = {}
     for folder in filter(_is_prepared, (root,) if _is_prepared(root) else below):
-        found.setdefault(_statistics(folder)["benchmark"], []).append(folder)
+        found.setdefault(read_statistics(folder)["benchmark"], []).append(folder)
     if dataset is not None:
         found = {dataset: found[dataset]} if dataset in found else {}
     if len(found) > 1:
@@ -179,21 +188,20 @@ def find_prepared(root: Path, dataset: str | None = None) -> Path:
 class _Shards:
     """Reads and parses the records of all shards of a folder; keeps the last tile of each thread."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, layout: Layout):
+        self._layout = layout
         self._start()
 
     def _start(self) -> None:
-        self._layout: _Layout | None = None
         self._readers: dict[Path, Any] = {}
         self._lock = threading.Lock()
         self._last = threading.local()
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"folder": self.folder}
+    def __getstate__(self) -> dict[str, Layout]:
+        return {"layout": self._layout}
 
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.folder = state["folder"]
+    def __setstate__(self, state: dict[str, Layout]) -> None:
+        self._layout = state["layout"]
         self._start()
 
     def read(self, record: PreparedRecord) -> Mapping[str, np.ndarray]:
@@ -201,24 +209,19 @@ class _Shards:
         place = record.split, record.index
         if getattr(self._last, "place", None) != place:
             self._last.place, self._last.example = None, None  # frees the last tile before the next is read
-            self._last.example = self._parse(*place)
+            self._last.example = self._parse(record)
             self._last.place = place
         return self._last.example
 
-    def _parse(self, split: str, index: int) -> Mapping[str, np.ndarray]:
-        with self._lock:
-            if self._layout is None:
-                self._layout = _Layout(self.folder)
-            layout = self._layout
-        path, length, position = layout.locate(split, index)
+    def _parse(self, record: PreparedRecord) -> Mapping[str, np.ndarray]:
+        path, length, position = self._layout.locate(record.split, record.index)
         try:
             (encoded,) = self._reader(path, length).read([position])
-            return layout.decode(encoded)
-        except (RuntimeError, ValueError, KeyError) as problem:
+            return self._layout.decode(encoded, (record.height, record.width))
+        except (RuntimeError, ValueError, IndexError) as problem:
             reason = " ".join(str(problem).split())
             raise UserError(
-                f"{path}: record {position} is damaged ({reason}): restore the file, or remove "
-                f"{path.parent} and prepare it again"
+                f"{path}: record {position} is damaged ({shown(reason)}): {remedy_for(path.parent)}"
             ) from problem
 
     def _reader(self, path: Path, length: int) -> Any:
@@ -226,33 +229,6 @@ class _Shards:
             if path not in self._readers:
                 self._readers[path] = _open_shard(path, length)
             return self._readers[path]
-
-
-class _Layout:
-    """Position and encoding of each tile's record, from the files of TensorFlow Datasets."""
-
-    def __init__(self, folder: Path):
-        import tensorflow_datasets as tfds
-        from tensorflow_datasets.core.example_parser import ExampleParserNp
-
-        info = tfds.builder_from_directory(folder).info
-        self._features = {name: info.features[name] for name in ("image", "label")}
-        specification = info.features.get_serialized_info()
-        self._parser = ExampleParserNp({name: specification[name] for name in self._features})
-        self._paths = {name: [Path(p) for p in split.filepaths] for name, split in info.splits.items()}
-        self._ends = {name: np.cumsum(split.shard_lengths) for name, split in info.splits.items()}
-
-    def locate(self, split: str, index: int) -> tuple[Path, int, int]:
-        """Return (shard, its number of records, position in it) of tile `index` of `split`."""
-        ends = self._ends[split]
-        shard = int(np.searchsorted(ends, index, side="right"))
-        start = int(ends[shard - 1]) if shard else 0
-        return self._paths[split][shard], int(ends[shard]) - start, index - start
-
-    def decode(self, encoded: bytes) -> dict[str, np.ndarray]:
-        """Return `image` (h, w, C) and `label` (h, w) of a record."""
-        parsed = self._parser.parse_example(encoded)
-        return {name: feature.decode_example_np(parsed[name]) for name, feature in self._features.items()}
 
 
 def _open_shard(path: Path, length: int) -> Any:
@@ -269,24 +245,20 @@ def _open_shard(path: Path, length: int) -> Any:
     return reader
 
 
-def _read_index(folder: Path, splits: Sequence[str]) -> tuple[tuple[PreparedRecord, ...], np.ndarray]:
+def _records(
+    columns: Mapping[str, Mapping[str, np.ndarray]],
+) -> tuple[tuple[PreparedRecord, ...], np.ndarray]:
+    """Return the tiles of some splits, and their class counts."""
     records: list[PreparedRecord] = []
-    class_pixels = []
-    with np.load(folder / "index.npz") as index:
-        for split in splits:
-            columns = (index[f"{split}/{key}"].tolist() for key in _COLUMNS)
-            for number, (domain, name, height, width, image) in enumerate(zip(*columns, strict=True)):
-                records.append(PreparedRecord(domain, name, height, width, image, split, number))
-            class_pixels.append(index[f"{split}/class_pixels"])
-    return tuple(records), np.concatenate(class_pixels)
+    for split, of_split in columns.items():
+        rows = zip(*(of_split[key].tolist() for key in _COLUMNS), strict=True)
+        for number, (domain, name, height, width, image) in enumerate(rows):
+            records.append(PreparedRecord(domain, name, height, width, image, split, number))
+    return tuple(records), np.concatenate([of_split["class_pixels"] for of_split in columns.values()])
 
 
 def _is_prepared(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("dataset_info.json", "statistics.json", "index.npz"))
-
-
-def _statistics(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "statistics.json").read_text())
+    return all((folder / name).is_file() for name in (INFO, STATISTICS, INDEX))
 
 
 def _version(folder: Path) -> tuple[int, ...]:

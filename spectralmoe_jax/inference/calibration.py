@@ -23,6 +23,7 @@ from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.model_files import weight_specs
 from spectralmoe_jax.inference.sliding_window import Predict
 from spectralmoe_jax.models.segmenter import Segmenter
+from spectralmoe_jax.npz import read_npz
 from spectralmoe_jax.parameters import named_leaves, split
 from spectralmoe_jax.resampling import resize_bilinear
 from spectralmoe_jax.weights.hub import HUB
@@ -123,30 +124,34 @@ def read_calibrations(path: Path) -> list[Calibration]:
     Raises:
       UserError: it is not such a file.
     """
+    remedy = "remove it, and run `spectralmoe calibrate` again"
+    stored = read_npz(path, remedy, what="calibration")
+    count = len({name.partition("/")[0] for name in stored})
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            count = len({name.partition("/")[0] for name in stored})
-            found = [
-                Calibration(
-                    str(stored[f"{i}/weights"]),
-                    float(stored[f"{i}/temperature"]),
-                    np.asarray(stored[f"{i}/mean"], np.float32),
-                    np.asarray(stored[f"{i}/whitening"], np.float32),
-                    float(stored[f"{i}/distance"]),
-                )
-                for i in range(count)
-            ]
-        whole = all(_is_sound(each) for each in found)
-    except Exception:  # a damaged archive raises whatever its decompressor does
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: is no calibration; remove it, and run `spectralmoe calibrate` again")
+        found = [
+            Calibration(
+                str(stored[f"{i}/weights"]),
+                float(stored[f"{i}/temperature"]),
+                np.asarray(stored[f"{i}/mean"], np.float32),
+                np.asarray(stored[f"{i}/whitening"], np.float32),
+                float(stored[f"{i}/distance"]),
+            )
+            for i in range(count)
+        ]
+    except (KeyError, TypeError, ValueError):
+        found = []
+    if not found or not all(_is_sound(each) for each in found):
+        raise UserError(f"{path}: not a readable calibration: {remedy}")
     return found
 
 
 def _is_sound(found: Calibration) -> bool:
-    is_square = found.whitening.shape == (*found.mean.shape, *found.mean.shape)
-    return is_square and found.temperature > 0 and found.distance > 0
+    """Return whether a calibration has a mean, a square matrix and positive numbers, all of them finite."""
+    mean, whitening = found.mean, found.whitening
+    is_square = mean.ndim == 1 and whitening.shape == (*mean.shape, *mean.shape)
+    numbers = (found.temperature, found.distance)
+    is_finite = all(np.isfinite(each).all() for each in (mean, whitening, *numbers))
+    return is_square and is_finite and min(numbers) > 0
 
 
 def probabilities_of(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import jax
@@ -20,6 +19,7 @@ from spectralmoe_jax.parity.comparison import (
     Shape,
     compare,
     compare_if_present,
+    parse_meta,
     raise_problems,
     read_arrays,
     require_arrays,
@@ -44,7 +44,7 @@ def verify_adapter(path: Path) -> list[Check]:
     """
     golden = read_arrays(path)
     try:
-        meta = json.loads(str(golden.pop("meta")))
+        meta = parse_meta(path, str(golden.pop("meta")))
         preset, config = golden_adapter_config(meta)
         inputs = _input_shapes(golden, meta, config)
     except KeyError as missing:
@@ -84,6 +84,10 @@ def _input_shapes(golden: dict[str, np.ndarray], meta: dict, config: SpectralMoE
     if meta["noisy"] or "noise" in golden:
         draws = None if batch is None or patches is None else batch * patches
         shapes["noise"] = (meta["num_layers"], 2, draws, config.num_experts)
+    if meta["num_layers"] * len(config.ranks) > len(golden):
+        raise ValueError(
+            f"{meta['num_layers']} layers of {len(config.ranks)} experts in {len(golden)} arrays"
+        )
     for layer in range(meta["num_layers"]):
         for expert, rank in enumerate(config.ranks):
             shapes[f"param/experts_a.{layer}.{expert}"] = (config.num_tokens, rank)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
+from spectralmoe_jax.files import parse_json
+from spectralmoe_jax.npz import read_npz
 
 Shape = tuple[int | None, ...]  # None: any length
+_LARGEST = 1 << 16  # number among hyper-parameters
 
 
 def read_arrays(path: Path, texts: Iterable[str] = ("meta",)) -> dict[str, np.ndarray]:
@@ -26,17 +27,30 @@ def read_arrays(path: Path, texts: Iterable[str] = ("meta",)) -> dict[str, np.nd
       UserError: the file is not readable, or another array does not hold numbers.
     """
     texts = set(texts)
-    try:
-        with np.load(path) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as problem:
-        raise UserError(
-            f"{path}: not a readable golden: truncated, or no .npz archive of numbers; restore the file"
-        ) from problem
+    arrays = read_npz(path, "restore the file", what="golden")
     for key, array in arrays.items():
-        if key not in texts and array.dtype.kind not in "fiub":
+        if array.dtype.kind not in ("fiubU" if key in texts else "fiub"):
             raise UserError(f"{path}: {key} holds {array.dtype}, not numbers; see goldens/README.md")
     return arrays
+
+
+def parse_meta(path: Path, text: str | bytes) -> dict[str, Any]:
+    """Return the hyper-parameters of a golden file.
+
+    Raises:
+      UserError: they are no JSON object, or a number among them is larger than a golden's can be.
+    """
+    meta = parse_json(text, path, "restore the file")
+    pending = [meta]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict | list):
+            pending += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+            raise UserError(f"{path}: holds the number {shown(value)}, which no golden has; restore the file")
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}: its hyper-parameters are no JSON object; see goldens/README.md")
+    return meta
 
 
 def require_arrays(

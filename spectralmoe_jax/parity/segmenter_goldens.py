@@ -7,7 +7,6 @@ class. `released_assignment`, `class_assignment` and `slot_points` translate bet
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from spectralmoe_jax.parity.comparison import (
     Shape,
     compare,
     compare_if_present,
+    parse_meta,
     raise_problems,
     read_arrays,
     require_arrays,
@@ -56,7 +56,7 @@ def verify_segmenter(path: Path) -> list[Check]:
     """
     golden = read_arrays(path.with_suffix(".npz"))
     try:
-        meta = json.loads(path.read_text())
+        meta = parse_meta(path, path.read_bytes())
         require_arrays(path.with_suffix(".npz"), golden, _input_shapes(golden, meta), OUTPUTS)
         config, loss_config = golden_segmenter_config(
             meta, [golden[f"feature_{i}"].shape[-1] for i in range(4)]

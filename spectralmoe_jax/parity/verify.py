@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 from spectralmoe_jax.parity import encoder_goldens, galileo_goldens
 from spectralmoe_jax.parity.adapter_goldens import verify_adapter
 from spectralmoe_jax.parity.comparison import Check, read_arrays
@@ -81,7 +82,7 @@ def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
         for path in sorted(root.rglob(pattern))
         if not beside or path.with_suffix(beside).exists()
     ]
-    checks = [(path, verify(path)) for path, verify in found]
+    checks = [(path, _guarded(path, verify, path)) for path, verify in found]
     taken = {path.with_suffix(".npz") for path, _ in found}
     checks += _check_encoders(path for path in sorted(root.rglob("*.npz")) if path not in taken)
     if not checks:
@@ -96,13 +97,28 @@ def check_folder(directory: str | os.PathLike[str]) -> list[Check]:
     ]
 
 
+def _guarded(path: Path, check: Callable[..., list[Check]], *arguments: Any) -> list[Check]:
+    """Check one golden file, whose arrays may not fit each other.
+
+    Raises:
+      UserError: they do not.
+    """
+    try:
+        return check(*arguments)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+        reason = shown(" ".join(f"{type(problem).__name__}: {problem}".split()))
+        raise UserError(
+            f"{path}: its arrays do not fit each other ({reason}); see goldens/README.md"
+        ) from problem
+
+
 def _check_encoders(paths: Iterable[Path]) -> Iterator[tuple[Path, list[Check]]]:
     """Check the golden files of encoders among some `.npz` files; others are left out."""
     for path in paths:
         arrays = read_arrays(path, texts=TEXTS)
         for module in ENCODERS:
             if module.is_golden(path, arrays):
-                yield path, module.verify_encoder(path, arrays)
+                yield path, _guarded(path, module.verify_encoder, path, arrays)
                 break
 
 

@@ -161,7 +161,7 @@ def test_a_calibration_of_other_weights(calibrated, tmp_path, caplog):
     assert spectralmoe_jax.load(run).temperature == found.temperature
     assert [each.weights for each in read_calibrations(path)] == [found.weights, "0" * 32]
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="is no calibration"):
+    with pytest.raises(UserError, match="not a readable calibration"):
         read_calibrations(path)
 
 

@@ -108,9 +108,9 @@ def test_holdout_and_description(root):
 
 def test_a_tile_is_decoded_once_for_label_and_image(root, monkeypatch):
     decoded = []
-    decode = prepared_module._Layout.decode
+    decode = prepared_module.Layout.decode
     monkeypatch.setattr(
-        prepared_module._Layout, "decode", lambda self, encoded: decoded.append(0) or decode(self, encoded)
+        prepared_module.Layout, "decode", lambda self, *record: decoded.append(0) or decode(self, *record)
     )
     source = PreparedTiles(root)
     for record in source.records[:3]:
