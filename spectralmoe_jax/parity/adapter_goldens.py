@@ -84,10 +84,9 @@ def _input_shapes(golden: dict[str, np.ndarray], meta: dict, config: SpectralMoE
     if meta["noisy"] or "noise" in golden:
         draws = None if batch is None or patches is None else batch * patches
         shapes["noise"] = (meta["num_layers"], 2, draws, config.num_experts)
-    if meta["num_layers"] * len(config.ranks) > len(golden):
-        raise ValueError(
-            f"{meta['num_layers']} layers of {len(config.ranks)} experts in {len(golden)} arrays"
-        )
+    experts = meta["num_layers"] * len(config.ranks)
+    if experts > len(golden):
+        raise ValueError(f"{experts} experts in {len(golden)} arrays")
     for layer in range(meta["num_layers"]):
         for expert, rank in enumerate(config.ranks):
             shapes[f"param/experts_a.{layer}.{expert}"] = (config.num_tokens, rank)

@@ -98,7 +98,7 @@ def test_torch_files(is_zip, seed, count, tmp_path, record_property):
 
     def is_exact(variant, found):
         loaded = torch.load(io.BytesIO(variant), weights_only=True)
-        inside = loaded if "state_dict" not in loaded else loaded["state_dict"]
+        inside = loaded.get("state_dict", loaded)
         expected = {name: x.numpy() for name, x in inside.items() if isinstance(x, torch.Tensor)}
         return same(found, expected)
 
@@ -201,14 +201,16 @@ def hub_names(count, seed):
     """Names on the hub with a part replaced by something odd, and names put together by chance."""
     random = np.random.default_rng(seed)
     parts = (
-        "hf://", "hf:/", "a", "lab", "encoder", "-", "--", "..", ".", "/", "//", "@", "@main", "\\", "\n", "\0",
-        "\x1b[2J", "é", "\u202e", "\ud800", " ", "%2e%2e", "~", "x" * 97, "y" * 300, ".git", ":", "*", "?",
+        "hf://", "hf:/", "a", "lab", "encoder", "-", "--", "..", ".", "/", "//", "@", "@main", "\\", "\n",
+        "\0", "\x1b[2J", "é", "\u202e", "\ud800", " ", "%2e%2e", "~", "x" * 97, "y" * 300, ".git", ":", "*", "?",
         "model.safetensors", "refs/pr/1", "file.pth", "../../etc/passwd", "$(id)", "|", "CON",
     )  # fmt: skip
     for number in range(count):
         drawn = "".join(random.choice(parts, int(random.integers(1, 7))))
         start = ("hf://", "hf://lab/encoder/", "hf://lab/encoder@", "hf://lab/")[number % 4]
-        yield f"{start + drawn!r}"[:60], start + drawn
+        yield repr(start + drawn)[:60], start + drawn
+    for name in ("", "@main", "/model.safetensors", "@main/file.pth", "@c0ffee"):
+        yield name, f"hf://lab/encoder{name}"
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 200), pytest.param(1, 2000, marks=pytest.mark.slow)])
