@@ -41,9 +41,7 @@ def read_npz(
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in wanted}
     except OSError as problem:
-        if problem.filename or problem.errno:
-            raise
-        reason = str(problem)
+        reason = problem.strerror or str(problem)
     except Exception as problem:  # a damaged archive raises whatever its decompressor does
         reason = str(problem) or type(problem).__name__
     raise UserError(f"{path}: not a readable {what} ({shown(' '.join(reason.split()))}): {remedy}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from data_pipelines.datasets.dataset import Listing, Pair
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 
 SPLIT_FILE = "split.txt"
 _NAMED = 5  # missing files listed by name; the others are counted
@@ -116,8 +116,16 @@ def check_archives(
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Return the lines of a list, without comments (from # to the end of the line) and empty lines."""
-    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    """Return the lines of a list, without comments (from # to the end of the line) and empty lines.
+
+    Raises:
+      UserError: the file is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise UserError(f"{path}: no list of names, it is not UTF-8 text ({problem.reason})") from None
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return tuple(line for line in lines if line)
 
 
@@ -140,10 +148,12 @@ def read_split(path: Path, names: Collection[str], what: str) -> dict[str, str]:
         name, _, side = line.rpartition(" ")
         name = name.strip()
         if side not in ("source", "target") or not name:
-            raise UserError(f"{path}: {line!r} is not understood, write `NAME source` or `NAME target`")
+            raise UserError(
+                f"{path}: {shown(repr(line))} is not understood, write `NAME source` or `NAME target`"
+            )
         if name not in names:
             raise UserError(
-                f"{path}: there is no {what} {name!r} in {path.parent}: correct or remove the line"
+                f"{path}: there is no {what} {shown(repr(name))} in {path.parent}: correct or remove the line"
             )
         if name in sides:
             raise UserError(f"{path}: {name} is named twice: keep one of the lines")

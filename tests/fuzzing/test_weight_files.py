@@ -202,7 +202,8 @@ def hub_names(count, seed):
     random = np.random.default_rng(seed)
     parts = (
         "hf://", "hf:/", "a", "lab", "encoder", "-", "--", "..", ".", "/", "//", "@", "@main", "\\", "\n",
-        "\0", "\x1b[2J", "é", "\u202e", "\ud800", " ", "%2e%2e", "~", "x" * 97, "y" * 300, ".git", ":", "*", "?",
+        "\0", "\x1b[2J", "é", "\u202e", "\ud800", " ", "%2e%2e", "~", "x" * 97, "y" * 300, ".git", ":",
+        "*", "?",
         "model.safetensors", "refs/pr/1", "file.pth", "../../etc/passwd", "$(id)", "|", "CON",
     )  # fmt: skip
     for number in range(count):
