@@ -195,6 +195,8 @@ def _shard_lengths(path: Path, split: Mapping[str, Any]) -> list[int]:
 
 def _check_features(path: Path, dtype: np.dtype, bands: int) -> None:
     """Compare features.json with the fields of prepared tiles; what it names is not imported."""
+    if not path.is_file():
+        raise damaged(path, "it is missing")
     found = read_json(path, remedy_for(path.parent))
     wanted = {"image": (dtype.name, ["-1", "-1", str(bands)]), "label": ("uint8", ["-1", "-1"])}
     for name, (type_name, dimensions) in wanted.items():

@@ -6,6 +6,7 @@ the weights; what a caller has to know about bands and classes; and `load.py`, w
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -29,6 +30,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS, INFORMATION, LOADER = "program.bin", "weights.npz", "model.json", "load.py"
 _LOADER = '''"""Load the model beside this file; needs jax, flatbuffers and numpy. `info` describes it."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -37,6 +39,8 @@ from jax import export
 
 FOLDER = Path(__file__).resolve().parent
 info = json.loads((FOLDER / "model.json").read_text())
+for name, digest in info["sha256"].items():
+    assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, f"{FOLDER / name}: damaged"
 _program = export.deserialize(bytearray((FOLDER / "program.bin").read_bytes()))
 _weights = dict(np.load(FOLDER / "weights.npz"))
 
@@ -78,9 +82,15 @@ def export(
         weights = {name: np.asarray(leaf) for name, leaf in named_leaves(split(segmenter)).items()}
         (folder / PROGRAM).write_bytes(_program(segmenter, run))
         np.savez(folder / WEIGHTS, **weights)  # type: ignore[arg-type]
-        (folder / INFORMATION).write_text(json.dumps(_information(segmenter, run), indent=2) + "\n")
+        information = _information(segmenter, run) | {"sha256": _digests(folder)}
+        (folder / INFORMATION).write_text(json.dumps(information, indent=2) + "\n")
         (folder / LOADER).write_text(_LOADER)
     return target
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the program and of its weights, which the loader compares."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (PROGRAM, WEIGHTS)}
 
 
 def _program(segmenter: Segmenter, run: RunConfig) -> bytes:

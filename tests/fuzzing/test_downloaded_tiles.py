@@ -1,0 +1,68 @@
+"""Tiles of downloaded benchmarks: the pixels that GDAL reads from the same file, or one line."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+
+from data_pipelines.datasets import get_dataset
+from data_pipelines.datasets.dataset import Pair
+from data_pipelines.datasets.downloaded_files import read_names, read_split
+from spectralmoe_jax.errors import UserError
+from tests.fuzzing.mutations import damaged
+from tests.fuzzing.outcome import try_all
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A pair of LoveDA, in PNG."""
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (60, 40, 3), np.uint8)).save(tmp_path / "1.png")
+    Image.fromarray(random.integers(0, 8, (60, 40), np.uint8)).save(tmp_path / "1_mask.png")
+    return Pair("train_rural", "rural", "1", tmp_path / "1.png", tmp_path / "1_mask.png")
+
+
+def stored(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            return dataset.read()
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 64), pytest.param(1, 500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", ["image", "label"])
+def test_tiles(side, seed, count, pair, record_property):
+    path, dataset = getattr(pair, side), get_dataset("loveda")
+
+    def read(variant):
+        path.write_bytes(variant)
+        (cell,) = dataset.cells(pair)
+        return dataset.read_tile(pair, cell)
+
+    def is_exact(variant, tile):
+        pixels, labels = tile
+        area = np.s_[:60, :40]
+        expected = np.r_[255, :7].astype(np.uint8)[stored(pair.label)[0]]
+        return np.array_equal(pixels[area], stored(pair.image).transpose(1, 2, 0)) and np.array_equal(
+            labels[area], expected
+        )
+
+    variants = damaged(path.read_bytes(), count, seed, headers=0.2)
+    try_all(variants, read, is_exact, record_property, f"downloaded tile, {side}")
+
+
+def test_lists_that_are_no_text(tmp_path):
+    (tmp_path / "split.txt").write_bytes(b"\xff\xfea\x00")
+    with pytest.raises(UserError, match=r"split\.txt: no list of names, it is not UTF-8 text"):
+        read_names(tmp_path / "split.txt")
+    (tmp_path / "split.txt").write_text("\ufeffa source\n", encoding="utf-8")
+    assert read_split(tmp_path / "split.txt", ["a"], "scene") == {"a": "source"}
+    (tmp_path / "split.txt").write_text("\x1b[2J" + "b" * 5000 + " source\n")
+    with pytest.raises(UserError, match="there is no scene") as error:
+        read_split(tmp_path / "split.txt", ["a"], "scene")
+    assert len(str(error.value)) < 500
+    assert str(error.value).isprintable()
