@@ -47,9 +47,10 @@ def test_other_content(name, content, folder):
 
 STATISTICS = (
     ("splits", None), ("splits", []), ("splits", {"test": {}}), ("splits", {"test": {"tiles": -1}}),
-    ("bands", 3), ("bands", []), ("bands", ["red", "red"]), ("bands", ["red", 3]), ("classes", None), ("classes", "abc"),
-    ("classes", [str(n) for n in range(256)]), ("dtype", "O"), ("dtype", "float64"), ("dtype", 3),
-    ("dtype", "<U9"), ("dtype", "uint16"), ("benchmark", None), ("bands", ["nir", "red", "green"]),
+    ("bands", 3), ("bands", []), ("bands", ["red", "red"]), ("bands", ["red", 3]), ("classes", None),
+    ("classes", "abc"), ("classes", [str(n) for n in range(256)]), ("dtype", "O"),
+    ("dtype", "float64"), ("dtype", 3), ("dtype", "<U9"), ("dtype", "uint16"), ("benchmark", None),
+    ("bands", ["nir", "red", "green"]),
 )  # fmt: skip
 
 
