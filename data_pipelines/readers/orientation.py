@@ -54,29 +54,32 @@ class Turned:
     """An open raster with rows and columns upright, with the part of rasterio's interface that readers use.
 
     Args:
-      dataset: the raster as stored.
+      stored: the raster as stored.
       turn: what makes it upright.
+
+    Attributes:
+      stored: likewise.
     """
 
-    def __init__(self, dataset: Any, turn: Turn):
-        self._dataset, self._turn = dataset, turn
+    def __init__(self, stored: Any, turn: Turn):
+        self.stored, self._turn = stored, turn
 
     def __getattr__(self, name: str) -> Any:
         """Return what does not depend on rows and columns from the raster as stored."""
         if name not in _SAME:
             raise AttributeError(name)
-        return getattr(self._dataset, name)
+        return getattr(self.stored, name)
 
     def __enter__(self) -> Turned:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._dataset.close()
+        self.stored.close()
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self._swapped(self._dataset.shape)
+        return self._swapped(self.stored.shape)
 
     @property
     def height(self) -> int:
@@ -91,12 +94,12 @@ class Turned:
     @property
     def block_shapes(self) -> list[tuple[int, int]]:
         """Rows and columns of the blocks of each band."""
-        return [self._swapped(shape) for shape in self._dataset.block_shapes]
+        return [self._swapped(shape) for shape in self.stored.block_shapes]
 
     @property
     def transform(self) -> Affine:
         """From columns and rows to coordinates; the identity without georeference."""
-        stored = self._dataset.transform
+        stored = self.stored.transform
         if stored.is_identity:
             return stored
         across, right = (-1, self.width) if self._turn.columns else (1, 0)
@@ -118,7 +121,7 @@ class Turned:
         **options: Any,
     ) -> np.ndarray:
         """Read bands, as rasterio does."""
-        return self._read(self._dataset.read, indexes, out, window, out_shape, options)
+        return self._read(self.stored.read, indexes, out, window, out_shape, options)
 
     def read_masks(
         self,
@@ -129,14 +132,14 @@ class Turned:
         **options: Any,
     ) -> np.ndarray:
         """Read masks of bands, as rasterio does."""
-        return self._read(self._dataset.read_masks, indexes, out, window, out_shape, options)
+        return self._read(self.stored.read_masks, indexes, out, window, out_shape, options)
 
     def _read(
         self, read: Any, indexes: Any, out: Any, window: Any, out_shape: Any, options: dict[str, Any]
     ) -> np.ndarray:
         if out_shape is not None:
             options["out_shape"] = (*out_shape[:-2], *self._swapped(out_shape[-2:]))
-        stored = read(indexes, window=None if window is None else self._stored(window), **options)
+        stored = read(indexes, window=None if window is None else self._window(window), **options)
         upright = np.swapaxes(stored, -1, -2) if self._turn.transposed else stored
         upright = upright[..., :: -1 if self._turn.rows else 1, :: -1 if self._turn.columns else 1]
         if out is None:
@@ -144,7 +147,7 @@ class Turned:
         out[...] = upright
         return out
 
-    def _stored(self, window: RasterWindow) -> RasterWindow:
+    def _window(self, window: RasterWindow) -> RasterWindow:
         """Return a window of the upright raster as one of the stored raster."""
         row, column, height, width = window.row_off, window.col_off, window.height, window.width
         row = self.height - row - height if self._turn.rows else row

@@ -326,7 +326,8 @@ def _first_scan(content: mmap.mmap) -> int:
 def _missing_of_tiff(path: Path) -> str:
     """Compare the end of the last block of every band with the length of the file."""
     length = path.stat().st_size
-    with open_image(path) as dataset:
+    with open_image(path) as opened:
+        dataset = getattr(opened, "stored", opened)
         ends = [_end_of_last_block(dataset, band) for band in dataset.indexes]
     missing = max(ends, default=0) - length
     return f"{missing} bytes short" if missing > 0 else ""

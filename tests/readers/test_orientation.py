@@ -10,7 +10,7 @@ from rasterio.windows import Window as RasterWindow
 
 from data_pipelines.readers.image_files import ImageFolder
 from data_pipelines.readers.raster_file import open_as_stored, open_image, read_mask, read_pixels
-from data_pipelines.readers.raster_header import read_header
+from data_pipelines.readers.raster_header import find_truncation, read_header
 from data_pipelines.records import Window
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import Scene, open_scene
@@ -142,6 +142,23 @@ def test_control_points_beside_the_tag_are_refused(tmp_path):
         read_pixels(path)
     with pytest.raises(UserError, match="orientation tag"), open_scene(path):
         pass
+
+
+def test_a_truncated_turned_file_is_found(tmp_path):
+    path = save(tmp_path / "x.tif", picture(), 6)
+    assert find_truncation(path) == ""
+    path.write_bytes(path.read_bytes()[:-10])
+    assert find_truncation(path)
+    tall = tmp_path / "tall.tif"
+    tifffile.imwrite(
+        tall, np.zeros((96, 32), np.uint8), tile=(16, 16), extratags=[(ORIENTATION, "H", 1, 6, True)]
+    )
+    assert read_header(tall).width == 96
+    assert find_truncation(tall) == ""
+    with open_image(tall) as dataset:
+        end = int(dataset.get_tag_item("BLOCK_OFFSET_1_5", "TIFF", bidx=1)) + 256
+    tall.write_bytes(tall.read_bytes()[: end - 1])
+    assert find_truncation(tall) == "1 bytes short"
 
 
 def test_tags_that_say_nothing(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import rasterio
+from rasterio.enums import ColorInterp
 
 from data_pipelines.sensors import SENSORS
 from data_pipelines.survey.ambiguity import Ambiguous
@@ -83,6 +84,10 @@ def test_an_alpha_with_many_values_is_ambiguous(tmp_path):
         found_in(path)
     pixels[..., 3] = np.where(pixels[..., 3] > 99, 255, 0)
     path = write_raster(tmp_path / "b.tif", pixels, photometric="RGB", alpha="YES")
+    assert found_in(path).names == ("red", "green", "blue")
+    path = write_raster(tmp_path / "c.tif", pixels[..., [3, 0, 1, 2]], alpha="no")
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = [getattr(ColorInterp, name) for name in ("alpha", "red", "green", "blue")]
     assert found_in(path).names == ("red", "green", "blue")
 
 
