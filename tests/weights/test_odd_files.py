@@ -179,6 +179,16 @@ def test_a_flipped_bit_of_a_torch_file_is_noticed(place, tmp_path):
     assert "damaged, its content differs from the checksums in it" in refusal(path)
 
 
+def test_torch_files_without_checksums(tmp_path):
+    torch, _ = torch_values()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"x": torch.arange(10.0)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    np.testing.assert_array_equal(open_weight_file(tmp_path / "x.pth")["x"], np.arange(10))
+
+
 def index(folder, shard):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}")

@@ -1,0 +1,90 @@
+"""Files with the names of a published encoder and odd tensors: read whole, or an error of one line."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from safetensors.numpy import save as save_safetensors
+
+from spectralmoe_jax.conversion.convert import convert
+from spectralmoe_jax.weights.encoder_file import infer_config, stored_leaves, stream_encoder
+from spectralmoe_jax.weights.formats import default_leaves, recognise
+from spectralmoe_jax.weights.reading import open_weight_file
+from tests.fuzzing.outcome import try_all
+
+QUICK_AND_LONG = [(0, 64), pytest.param(1, 400, marks=pytest.mark.slow)]
+CHANGES = {
+    "gone": lambda x: None,
+    "empty": lambda x: x[:0],
+    "huge and empty": lambda x: np.zeros((2**40, 0), np.float32),
+    "scalar": lambda x: x.reshape(-1)[0],
+    "flat": lambda x: x.reshape(-1),
+    "more axes": lambda x: x[None, ..., None],
+    "transposed": lambda x: x.T.copy(),
+    "twice as long": lambda x: np.concatenate([x, x]) if x.ndim else x,
+    "one shorter": lambda x: x[1:] if x.ndim else x,
+    "whole numbers": lambda x: x.astype(np.int8),
+    "complex": lambda x: x.astype(np.complex64),
+    "half precision": lambda x: x.astype(np.float16),
+}
+
+
+def odd_tensors(tensors, count, seed):
+    """Yield tensors of which one is changed; every tenth time none."""
+    random = np.random.default_rng(seed)
+    names = sorted(tensors)
+    for number in range(count):
+        name, what = str(random.choice(names)), str(random.choice(list(CHANGES)))
+        changed = dict(tensors) if number % 10 == 0 else {**tensors, name: CHANGES[what](tensors[name])}
+        yield (
+            f"{name}: {what}",
+            {key: np.asarray(value) for key, value in changed.items() if value is not None},
+        )
+
+
+def total(tensors):
+    return sum(float(np.sum(tensor, dtype=np.float64)) for tensor in tensors)
+
+
+@pytest.mark.parametrize(("seed", "count"), QUICK_AND_LONG)
+def test_encoder(seed, count, goldens, tmp_path, record_property):
+    good = load_file(goldens / "encoders/softcon/weights.safetensors")
+    path = tmp_path / "x.safetensors"
+
+    def read(tensors):
+        path.write_bytes(save_safetensors(tensors))
+        encoder_file = recognise(open_weight_file(path))
+        _, config = infer_config(encoder_file)
+        assert sum(np.prod(shape) for shape in stored_leaves(config).values()) < 10**7
+        leaves = dict(stream_encoder(encoder_file, config))
+        return [leaf for name, leaf in leaves.items() if name not in default_leaves(encoder_file, config)]
+
+    def is_exact(tensors, leaves):
+        return np.isclose(total(leaves), total(tensors.values()), rtol=1e-5)
+
+    try_all(odd_tensors(good, count, seed), read, is_exact, record_property, "encoder with odd tensors")
+
+
+@pytest.mark.slow
+def test_released_segmenter(goldens, tmp_path, record_property):
+    good = load_file(goldens / "released_tiny/dinov3_laplace_k1.safetensors")
+    source, target = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    (tmp_path / "good.safetensors").write_bytes(save_safetensors(good))
+    convert(str(tmp_path / "good.safetensors"), str(target))
+    expected = load_file(target)
+    target.unlink()
+
+    def read(tensors):
+        source.write_bytes(save_safetensors(tensors))
+        try:
+            convert(str(source), str(target))
+            return load_file(target)
+        finally:
+            target.unlink(missing_ok=True)
+
+    def is_exact(tensors, found):
+        # what changed are tensors that carry no weights, or the precision of one
+        return found.keys() == expected.keys() and all(
+            np.allclose(found[name], expected[name], atol=1e-2) for name in expected
+        )
+
+    try_all(odd_tensors(good, 120, 2), read, is_exact, record_property, "released segmenter with odd tensors")
