@@ -6,12 +6,12 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as save_safetensors
 
 from spectralmoe_jax.conversion.convert import convert
-from spectralmoe_jax.weights.encoder_file import infer_config, stored_leaves, stream_encoder
-from spectralmoe_jax.weights.formats import default_leaves, recognise
+from spectralmoe_jax.weights.encoder_file import infer_config, stream_encoder
+from spectralmoe_jax.weights.formats import recognise
 from spectralmoe_jax.weights.reading import open_weight_file
 from tests.fuzzing.outcome import try_all
 
-QUICK_AND_LONG = [(0, 64), pytest.param(1, 400, marks=pytest.mark.slow)]
+QUICK_AND_LONG = [(0, 12), pytest.param(1, 400, marks=pytest.mark.slow)]
 CHANGES = {
     "gone": lambda x: None,
     "empty": lambda x: x[:0],
@@ -41,10 +41,6 @@ def odd_tensors(tensors, count, seed):
         )
 
 
-def total(tensors):
-    return sum(float(np.sum(tensor, dtype=np.float64)) for tensor in tensors)
-
-
 @pytest.mark.parametrize(("seed", "count"), QUICK_AND_LONG)
 def test_encoder(seed, count, goldens, tmp_path, record_property):
     good = load_file(goldens / "encoders/softcon/weights.safetensors")
@@ -53,13 +49,14 @@ def test_encoder(seed, count, goldens, tmp_path, record_property):
     def read(tensors):
         path.write_bytes(save_safetensors(tensors))
         encoder_file = recognise(open_weight_file(path))
-        _, config = infer_config(encoder_file)
-        assert sum(np.prod(shape) for shape in stored_leaves(config).values()) < 10**7
-        leaves = dict(stream_encoder(encoder_file, config))
-        return [leaf for name, leaf in leaves.items() if name not in default_leaves(encoder_file, config)]
+        return dict(stream_encoder(encoder_file, infer_config(encoder_file)[1]))
 
-    def is_exact(tensors, leaves):
-        return np.isclose(total(leaves), total(tensors.values()), rtol=1e-5)
+    expected = read(good)  # tests/parity compares these with the authors' values
+
+    def is_exact(tensors, found):
+        return found.keys() == expected.keys() and all(
+            np.allclose(found[name], expected[name], atol=1e-2) for name in expected
+        )
 
     try_all(odd_tensors(good, count, seed), read, is_exact, record_property, "encoder with odd tensors")
 
