@@ -5,7 +5,7 @@
 #
 # One process uses all accelerators that JAX finds. PROCESSES=N starts N processes that share the GPUs evenly, or
 # the CPU if there are none. Every start resumes from the last complete checkpoint. The script exits on statuses for
-# which a restart is useless (0 done or stopped on request, 2 bad input, 130 interrupted).
+# which a restart is useless (0 done or stopped on request, 2 bad input, 126 and 127 no program, 130 interrupted).
 #
 #   RESTARTS          restarts after a crash (default 10)
 #   WATCHDOG_SECONDS  restart a run that has had no heartbeat for this long (default 1800)
@@ -13,22 +13,28 @@
 set -uo pipefail
 set -m # signals reach the processes only through this script
 
-fail() {
-  echo "error: local.sh: $*" >&2
+fail() { # one line: control characters of a value become ?
+  local message="$*"
+  printf 'error: local.sh: %s\n' "${message//[[:cntrl:]]/?}" >&2
   exit 2
 }
 
-whole() { [[ ${!1} =~ ^[0-9]+$ ]] || fail "$1 = ${!1}: give a whole number"; }
+whole() { # NAME LEAST MOST: its value is a whole number in decimal; leading zeros are dropped
+  [[ ${!1} =~ ^0*([[:digit:]]{1,9})$ ]] || fail "$1 = ${!1}: give a whole number"
+  printf -v "$1" %d "$((10#${BASH_REMATCH[1]}))"
+  ((${!1} >= $2)) || fail "$1 = ${!1}: give at least $2"
+  ((${!1} <= $3)) || fail "$1 = ${!1}: give at most $3"
+}
 
 PROCESSES=${PROCESSES:-1}
 RESTARTS=${RESTARTS:-10}
 WATCHDOG_SECONDS=${WATCHDOG_SECONDS:-1800}
-whole PROCESSES
-whole RESTARTS
-whole WATCHDOG_SECONDS
-((PROCESSES > 0)) || fail "PROCESSES = 0: give at least 1"
+whole PROCESSES 1 1024
+whole RESTARTS 0 999999999
+whole WATCHDOG_SECONDS 1 999999999
+[[ ! ${PORT:-} ]] || whole PORT 1 65535
 command -v spectralmoe >/dev/null || fail "no command spectralmoe: activate the environment it is installed in"
-watchdog=$(dirname "${BASH_SOURCE[0]}")/watchdog.sh
+watchdog=$(dirname -- "${BASH_SOURCE[0]}")/watchdog.sh
 
 gpus=()
 if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then
@@ -103,7 +109,7 @@ run_once() {
 for ((attempt = 0; ; attempt++)); do
   run_once "$@"
   case $status in
-    0 | 2 | 130) exit "$status" ;;
+    0 | 2 | 126 | 127 | 130) exit "$status" ;;
   esac
   [[ $asked ]] && exit "$status"
   if ((attempt >= RESTARTS)); then

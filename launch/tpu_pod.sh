@@ -20,8 +20,9 @@
 # without running it.
 set -euo pipefail
 
-fail() {
-  echo "error: tpu_pod.sh: $*" >&2
+fail() { # one line: control characters of a value become ?
+  local message="$*"
+  printf 'error: tpu_pod.sh: %s\n' "${message//[[:cntrl:]]/?}" >&2
   exit 2
 }
 
@@ -56,17 +57,26 @@ need() {
 
 need name zone
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name $name: give lower-case letters, digits and dashes"
-[[ ! $nfs || $nfs =~ ^[^:]+:/ ]] || fail "--nfs $nfs: give HOST:/SHARE"
-[[ $python =~ ^python3\.[0-9]+$ ]] || fail "--python $python: give python3.11 or newer"
+[[ $zone =~ ^[a-z][-a-z0-9]*$ ]] || fail "--zone $zone: give lower-case letters, digits and dashes"
+[[ ! $project || $project =~ ^[a-z][-a-z0-9.:]*$ ]] || fail "--project $project: give the identifier of a project"
+[[ ! $type || $type =~ ^[A-Za-z0-9][-A-Za-z0-9._]*$ ]] || fail "--type $type: give letters, digits, dashes and dots"
+[[ ! $version || $version =~ ^[A-Za-z0-9][-A-Za-z0-9._]*$ ]] || fail "--version $version: give letters, digits, dashes and dots"
+[[ $worker =~ ^([[:digit:]]{1,5}|all)$ ]] || fail "--worker $worker: give a whole number, or all"
+[[ ! $nfs || $nfs =~ ^[][A-Za-z0-9.:_][][A-Za-z0-9.:_-]*:/ && $nfs != *[[:cntrl:]]* ]] || fail "--nfs $nfs: give HOST:/SHARE"
+[[ $python =~ ^python3\.(1[1-9]|[2-9][[:digit:]])$ ]] || fail "--python $python: give python3.11 or newer"
 where=(--zone="$zone" ${project:+--project="$project"})
 
-show() { # print a command as it would be typed
+quoted() { # print a word in single quotes, which no shell looks into
+  printf "'%s'" "${1//\'/\'\\\'\'}"
+}
+
+show() { # print words as they would be typed: a shell reads each as it is
   local word line=()
   for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=@,+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    [[ $word =~ ^[A-Za-z0-9_./:=@,+-]+$ ]] || word=$(quoted "$word")
     line+=("$word")
   done
-  echo "${line[*]}"
+  printf "%s\n" "${line[*]}"
 }
 
 do_it() {
@@ -89,8 +99,14 @@ case $action in
     fi
     ;;
   install)
-    archive=${TMPDIR:-/tmp}/spectralmoe-$name.tar.gz
-    do_it git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar.gz --output="$archive" HEAD
+    # a folder of our own: another user of this machine could have put a link at any name that is known before
+    folder=${TMPDIR:-/tmp}/spectralmoe.XXXXXX
+    if [[ ! $dry_run ]]; then
+      folder=$(mktemp -d -- "$folder" 2>/dev/null) || fail "TMPDIR = ${TMPDIR:-/tmp}: no temporary folder can be made there"
+      trap 'rm -rf -- "$folder"' EXIT
+    fi
+    archive=$folder/spectralmoe.tar.gz
+    do_it git -C "$(dirname -- "${BASH_SOURCE[0]}")/.." archive --format=tar.gz --output="$archive" HEAD
     do_it gcloud compute tpus tpu-vm scp "$archive" "$name:spectralmoe.tar.gz" "${where[@]}" --worker=all
     packages="$python-venv libexpat1 ${nfs:+nfs-common}"
     steps="sudo apt-get update -q && sudo apt-get install -q -y ${packages% }"
@@ -98,7 +114,7 @@ case $action in
     steps+=" && $python -m venv venv && venv/bin/pip install -q './spectralmoe[tpu]'"
     if [[ $nfs ]]; then
       steps+=" && sudo mkdir -p /mnt/shared"
-      steps+=" && { mountpoint -q /mnt/shared || sudo mount -t nfs '$nfs' /mnt/shared; }"
+      steps+=" && { mountpoint -q /mnt/shared || sudo mount -t nfs $(quoted "$nfs") /mnt/shared; }"
     fi
     on_workers all "$steps"
     ;;

@@ -14,17 +14,28 @@
 set -uo pipefail
 set -m # the training gets its own process group, which can be killed as a whole and receives Ctrl-C
 
-fail() {
-  echo "error: watchdog.sh: $*" >&2
+fail() { # one line: control characters of a value become ?
+  local message="$*"
+  printf 'error: watchdog.sh: %s\n' "${message//[[:cntrl:]]/?}" >&2
   exit 2
 }
 
+whole() { # NAME LEAST MOST: its value is a whole number in decimal; leading zeros are dropped
+  [[ ${!1} =~ ^0*([[:digit:]]{1,9})$ ]] || fail "$1 = ${!1}: give a whole number"
+  printf -v "$1" %d "$((10#${BASH_REMATCH[1]}))"
+  ((${!1} >= $2)) || fail "$1 = ${!1}: give at least $2"
+  ((${!1} <= $3)) || fail "$1 = ${!1}: give at most $3"
+}
+
 seconds=${1:-}
-[[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "give SECONDS first, a whole number, not '$seconds'"
+[[ $seconds =~ ^0*([1-9][[:digit:]]{0,8})$ ]] || fail "give SECONDS first, a whole number, not '$seconds'"
+seconds=${BASH_REMATCH[1]}
 shift
 (($#)) || fail "give the command to run after SECONDS"
-stop_seconds=${STOP_SECONDS:-100}
-[[ $stop_seconds =~ ^[0-9]+$ ]] || fail "STOP_SECONDS = $stop_seconds: give a whole number"
+STOP_SECONDS=${STOP_SECONDS:-100}
+STOPPED_STATUS=${STOPPED_STATUS:-0}
+whole STOP_SECONDS 0 999999999
+whole STOPPED_STATUS 0 255
 
 workdir=
 previous=
@@ -47,14 +58,14 @@ exec 3>&2 2>/dev/null # otherwise bash prints its own message about the killed j
 
 kill_all() { # REASON
   killed=yes
-  echo "watchdog.sh: $1: killed" >&3
+  printf 'watchdog.sh: %s: killed\n' "${1//[[:cntrl:]]/?}" >&3
   kill -ABRT "$training" # the fault handler prints the stack of every thread
   sleep 1
   kill -KILL -- "-$training"
 }
 
 heartbeat=${HEARTBEAT:-$workdir/heartbeat/0.json}
-last=$(cat "$heartbeat")
+last=$(head -c 1000 -- "$heartbeat")
 changed=$SECONDS
 checked=$SECONDS
 stop_at=
@@ -67,12 +78,12 @@ while kill -0 "$training"; do
     kill -KILL -- "-$training"
   elif [[ $asked && ! $stop_at ]]; then
     kill "-$asked" "$training"
-    stop_at=$((SECONDS + stop_seconds))
+    stop_at=$((SECONDS + STOP_SECONDS))
   elif [[ $stop_at ]] && ((SECONDS >= stop_at)); then
-    kill_all "not stopped $stop_seconds s after SIG$asked"
+    kill_all "not stopped $STOP_SECONDS s after SIG$asked"
   elif ((SECONDS - checked >= (seconds < 40 ? 1 : 10))); then
     checked=$SECONDS
-    beat=$(cat "$heartbeat")
+    beat=$(head -c 1000 -- "$heartbeat")
     if [[ $beat != "$last" ]]; then
       last=$beat
       changed=$SECONDS
@@ -85,5 +96,5 @@ done
 wait "$training"
 status=$?
 [[ $killed ]] && exit 124
-[[ $status == 0 && $stop_at ]] && exit "${STOPPED_STATUS:-0}"
+[[ $status == 0 && $stop_at ]] && exit "$STOPPED_STATUS"
 exit "$status"

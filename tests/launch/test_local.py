@@ -49,7 +49,7 @@ def test_restarts_stop_at_the_limit(machine):
     assert done.stderr.endswith("training ended with status 3 after 1 restarts\n")
 
 
-@pytest.mark.parametrize("status", [2, 130])
+@pytest.mark.parametrize("status", [2, 126, 127, 130])
 def test_errors_that_a_restart_cannot_fix_end_the_run(machine, status):
     assert machine.run(*LOCAL, PROCESSES="2", TRAINING=f"exit {status}").returncode == status
     assert len(machine.trainings) == 2
@@ -73,6 +73,14 @@ def test_signals_reach_every_process(machine, name, training, status):
     [
         ({"PROCESSES": "two"}, "PROCESSES = two: give a whole number"),
         ({"PROCESSES": "0"}, "PROCESSES = 0: give at least 1"),
+        ({"PROCESSES": "00"}, "PROCESSES = 0: give at least 1"),
+        ({"PROCESSES": "99999"}, "PROCESSES = 99999: give at most 1024"),
+        ({"PROCESSES": "a[$(id)]"}, "PROCESSES = a[$(id)]: give a whole number"),
+        ({"RESTARTS": "0x8"}, "RESTARTS = 0x8: give a whole number"),
+        ({"RESTARTS": "9" * 30}, "RESTARTS = 999999999999999999999999999999: give a whole number"),
+        ({"RESTARTS": "1\n"}, "RESTARTS = 1?: give a whole number"),
+        ({"WATCHDOG_SECONDS": "0"}, "WATCHDOG_SECONDS = 0: give at least 1"),
+        ({"PORT": "65536"}, "PORT = 65536: give at most 65535"),
         ({"RESTARTS": "-1"}, "RESTARTS = -1: give a whole number"),
         ({"PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "0,1,2"}, "PROCESSES = 2 cannot share 3 GPUs evenly"),
         ({"PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "0"}, "PROCESSES = 2 cannot share 1 GPUs evenly"),
@@ -83,3 +91,15 @@ def test_bad_input_is_one_line(machine, environment, expected):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"error: local.sh: {expected}")
     assert machine.trainings == []
+
+
+@pytest.mark.parametrize(("restarts", "count"), [("02", 2), ("08", 8), ("010", 10)])
+def test_numbers_are_decimal(machine, restarts, count):
+    """With leading zeros as well, which the shell takes for octal ones."""
+    sleep = machine.record.parent / "programs" / "sleep"  # nothing waits
+    sleep.write_text("#!/bin/sh\n")
+    sleep.chmod(0o755)
+    done = machine.run(*LOCAL, TRAINING="exit 3", RESTARTS=restarts, PROCESSES="01", WATCHDOG_SECONDS="0900")
+    assert done.returncode == 3
+    assert len(machine.trainings) == count + 1
+    assert done.stderr.endswith(f"training ended with status 3 after {count} restarts\n")

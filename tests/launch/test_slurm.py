@@ -68,14 +68,14 @@ def test_a_cancelled_job_is_not_requeued(machine):
 
 
 def test_a_crash_is_requeued_up_to_the_limit(machine):
-    done = submit(machine, training="exit 3", RESTARTS="1")
+    done = submit(machine, training="exit 3", RESTARTS="01", WATCHDOG_SECONDS="0900")
     assert done.returncode == 3
     assert machine.calls.count(REQUEUE) == 1
     assert len(machine.trainings) == 4
     assert "status 3 after 1 restarts" in done.stderr
 
 
-@pytest.mark.parametrize("status", [2, 130])
+@pytest.mark.parametrize("status", [2, 126, 127, 130])
 def test_errors_that_a_restart_cannot_fix_are_not_requeued(machine, status):
     assert submit(machine, training=f"exit {status}").returncode == status
     assert machine.calls == []
@@ -143,6 +143,9 @@ def test_bad_input_is_one_line(machine):
     for done, expected in (
         (submit(machine, "--array=0-0"), "the tasks of an array cannot share one --workdir: put %a in it"),
         (submit(machine, RESTARTS="x"), "RESTARTS = x: give a whole number"),
+        (submit(machine, RESTARTS="0x8"), "RESTARTS = 0x8: give a whole number"),
+        (submit(machine, WATCHDOG_SECONDS="1\n"), "WATCHDOG_SECONDS = 1?: give a whole number"),
+        (submit(machine, SUBCOMMAND="-x"), "SUBCOMMAND = -x: give train or ablate"),
         (machine.run("launch/slurm.sbatch"), "submit it: sbatch launch/slurm.sbatch"),
         (
             machine.run("launch/slurm.sbatch", SLURM_JOB_ID="1", SLURM_SUBMIT_DIR="/"),

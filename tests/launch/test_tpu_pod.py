@@ -1,9 +1,12 @@
 """launch/tpu_pod.sh: commands of a dry run, commands that run, and rejected arguments."""
 
+import re
 import shlex
 import subprocess
 
 import pytest
+
+from tests.launch.conftest import ROOT
 
 POD = ("--name", "pod-1", "--zone", "us-central2-b")
 TPUS = ["gcloud", "compute", "tpus"]
@@ -24,7 +27,10 @@ def commands(machine, action, *options):
     assert machine.calls == []
     assert pod(machine, action, *POD, *options).returncode == 0
     lines = [shlex.split(line) for line in printed.stdout.splitlines()]
-    assert machine.calls == lines
+    made = [
+        re.sub(r"(/spectralmoe\.)\w{6}(?=/)", r"\1XXXXXX", word) for call in machine.calls for word in call
+    ]
+    assert made == [word for line in lines for word in line]
     return lines
 
 
@@ -117,6 +123,17 @@ def test_a_worker_starts_one_detached_training(machine, tmp_path):
         (("tail", "--name", "Pod 1", "--zone", "z"), "--name Pod 1: give lower-case letters"),
         (("tail", *POD, "--wrker", "1"), "--wrker is not an option"),
         (("install", *POD, "--nfs", "/runs"), "--nfs /runs: give HOST:/SHARE"),
+        (("install", *POD, "--nfs", "-oexec:/runs"), "--nfs -oexec:/runs: give HOST:/SHARE"),
+        (("install", *POD, "--nfs", "h:/a\nb"), "--nfs h:/a?b: give HOST:/SHARE"),
+        (("install", *POD, "--python", "python3.8"), "--python python3.8: give python3.11 or newer"),
+        (("tail", "--name", "n", "--zone", "-z"), "--zone -z: give lower-case letters"),
+        (("tail", "--name", "a\nb", "--zone", "z"), "--name a?b: give lower-case letters"),
+        (("tail", "--name", "-n", "--zone", "z"), "--name -n: give lower-case letters"),
+        (("tail", *POD, "--worker", "0 --command=x"), "--worker 0 --command=x: give a whole number, or all"),
+        (("tail", *POD, "--worker", "$(id)"), "--worker $(id): give a whole number, or all"),
+        (("tail", *POD, "--project", "-p"), "--project -p: give the identifier of a project"),
+        (("create", *POD, "--type", "-t", "--version", "v"), "--type -t: give letters"),
+        (("create", *POD, "--type", "t", "--version", "v 1"), "--version v 1: give letters"),
         (("install", *POD, "--python", "python2"), "--python python2: give python3.11 or newer"),
         (
             ("run", *POD, "--config", "c.py"),
@@ -149,3 +166,75 @@ def test_values_from_the_environment(machine):
         done.stdout
         == "gcloud compute tpus tpu-vm create n --zone=z --project=p --accelerator-type=t --version=v\n"
     )
+
+
+HOSTILE = (
+    "h:/x' /mnt ; } ; touch {ran} ; { echo '",
+    "h:/$(touch {ran})",
+    "h:/`touch {ran}`",
+    'h:/a b"&|;<>*',
+)
+
+
+def on_a_worker(command, folder):
+    """Run what a worker would, with programs of the system that only note what they are called with."""
+    programs = folder / "worker"
+    programs.mkdir()
+    for name in ("sudo", "mountpoint", "python3.11", "tar", "nohup", "setsid"):
+        code = (
+            "exit 1"
+            if name == "mountpoint"
+            else f'printf "%s\\037" "$@" >>{folder}/noted; echo >>{folder}/noted'
+        )
+        (programs / name).write_text(f"#!/bin/sh\n{code}\n")
+        (programs / name).chmod(0o755)
+    (folder / "venv" / "bin").mkdir(parents=True)
+    (folder / "venv" / "bin" / "pip").symlink_to("/bin/true")
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder)}
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True,
+                          timeout=30, check=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("share", HOSTILE)
+def test_a_share_reaches_a_worker_as_one_word(machine, tmp_path, share):
+    share = share.replace("{ran}", str(tmp_path / "ran"))
+    [*_, install] = commands(machine, "install", "--nfs", share)
+    done = on_a_worker(install[-1].removeprefix("--command="), tmp_path)
+    assert done.returncode == 0, done.stderr
+    calls = [line.split("\x1f")[:-1] for line in (tmp_path / "noted").read_text().splitlines()]
+    assert ["mount", "-t", "nfs", share, "/mnt/shared"] in calls
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ['it\'s "$(touch ran)" `touch ran`', "a\nb", "--x=;touch ran", "", "*", "~", "\\"]
+)
+def test_arguments_reach_a_worker_whole(machine, tmp_path, text):
+    printed = pod(machine, "run", *POD, "--dry-run", "--", "--config", "c.py", "--workdir", text)
+    command = shlex.split(printed.stdout)[-1].removeprefix("--command=")
+    (tmp_path / "spectralmoe").mkdir()
+    done = on_a_worker(f"{command}; wait", tmp_path)
+    assert done.returncode == 0, done.stderr
+    called = (tmp_path / "noted").read_text().split("\x1f")[:-1]
+    assert called == ["setsid", "launch/local.sh", "--config", "c.py", "--workdir", text]
+    assert not list(tmp_path.rglob("ran"))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_the_archive_follows_no_link_and_is_removed(machine, tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "temporary"
+    folder.mkdir()
+    victim.write_text("precious")
+    for name in ("spectralmoe-pod-1.tar.gz", "spectralmoe.tar.gz", "spectralmoe"):
+        (folder / name).symlink_to(victim)
+    (tmp_path / "programs" / "git").unlink()  # the real one writes
+    assert pod(machine, "install", *POD, TMPDIR=str(folder)).returncode == 0
+    assert victim.read_text() == "precious"
+    assert len(list(folder.iterdir())) == 3
+    assert [call[0] for call in machine.calls] == ["gcloud", "gcloud"]
+
+
+def test_no_temporary_folder_is_one_line(machine, tmp_path):
+    done = pod(machine, "install", *POD, TMPDIR=str(tmp_path / "none"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: tpu_pod.sh: TMPDIR = ")

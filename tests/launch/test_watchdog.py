@@ -75,6 +75,9 @@ def test_a_training_that_ignores_sigterm_is_killed(machine, tmp_path):
         ((), "give SECONDS first, a whole number, not ''"),
         (("spectralmoe",), "give SECONDS first, a whole number, not 'spectralmoe'"),
         (("0", "x"), "give SECONDS first, a whole number, not '0'"),
+        (("000", "x"), "give SECONDS first, a whole number, not '000'"),
+        (("9\n8", "x"), "give SECONDS first, a whole number, not '9?8'"),
+        (("a[$(id)]", "x"), "give SECONDS first, a whole number, not 'a[$(id)]'"),
         (("9",), "give the command to run after SECONDS"),
         (("9", "spectralmoe", "train"), "the command has no --workdir"),
     ],
@@ -84,3 +87,36 @@ def test_bad_input_is_one_line(machine, words, expected):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"error: watchdog.sh: {expected}")
     assert machine.trainings == []
+
+
+def test_numbers_are_decimal(machine, tmp_path):
+    """With leading zeros as well, which the shell takes for octal ones."""
+    status, err = ended(watch(machine, tmp_path / "run", "sleep 60", seconds="01"))
+    assert (status, "for 1 s (last: none): killed" in err) == (124, True)
+    lasting = "trap '' TERM; touch $RECORD/waiting.$$; sleep 60"
+    process = watch(machine, tmp_path, lasting, seconds="0900", STOP_SECONDS="01", STOPPED_STATUS="08")
+    machine.await_waiting(1)
+    process.send_signal(signal.SIGTERM)
+    status, err = ended(process)
+    assert (status, "not stopped 1 s after SIGTERM: killed" in err) == (124, True)
+
+
+def test_sigterm_ends_with_a_decimal_status(machine, tmp_path):
+    process = watch(machine, tmp_path, UNTIL_ASKED, seconds="09", STOPPED_STATUS="010")
+    machine.await_waiting(1)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 10
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", "0x10", "a[$(id)]", "9" * 30, "8\n"])
+@pytest.mark.parametrize("name", ["STOP_SECONDS", "STOPPED_STATUS"])
+def test_what_is_no_number_is_refused(machine, tmp_path, name, value):
+    status, err = ended(watch(machine, tmp_path, "exit 0", **{name: value}))
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: watchdog.sh: {name} = ")
+
+
+def test_a_heartbeat_is_printed_without_control_characters(machine, heartbeat, tmp_path):
+    heartbeat.write_text("\x1b[2J\nx")
+    status, err = ended(watch(machine, tmp_path / "run", "sleep 60", seconds=1))
+    assert (status, "(last: ?[2J?x): killed" in err) == (124, True)
