@@ -13,17 +13,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import errno
 import importlib.util
 import json
 import logging
 import os
 import re
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +31,14 @@ from jax.experimental import multihost_utils
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.errors import RunLost, UserError
+from spectralmoe_jax.parallel.rendezvous import bind_address, rendezvous
 
 log = logging.getLogger(__name__)
 TIME_LIMIT = 300  # seconds in which all processes have to be there
 LEAVE_LIMIT = 10  # seconds in which a process that fails leaves the others
 LOST_AFTER = 60  # seconds without a heartbeat of a process, after which the others end
 PORT = 8476
-GREETING = "spectralmoe"
-GO = "go"
+_LONGEST_LIMIT = 1_000_000
 
 
 # 1. Find the cluster.
@@ -104,7 +102,7 @@ def _cluster(found_by: str, given: Mapping[str, str | int | None]) -> Cluster:
         raise UserError(f"{', '.join(missing)} missing: give all of {', '.join(given)}, or none")
     names, (address, processes, process) = list(given), given.values()
     host, _, port = str(address).rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UserError(f"{names[0]} = {address}: give HOST:PORT of process 0")
     count, index = _whole(names[1], processes), _whole(names[2], process)
     if count < 1:
@@ -115,10 +113,9 @@ def _cluster(found_by: str, given: Mapping[str, str | int | None]) -> Cluster:
 
 
 def _whole(name: str, value: str | int | None) -> int:
-    try:
-        return int(str(value))
-    except ValueError:
-        raise UserError(f"{name} = {value}: has to be a whole number") from None
+    if not re.fullmatch("-?[0-9]{1,15}", str(value)):
+        raise UserError(f"{name} = {value}: has to be a whole number")
+    return int(str(value))
 
 
 def _slurm_cluster(environment: Mapping[str, str]) -> Cluster:
@@ -153,14 +150,14 @@ def _slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     tasks, visible = _slurm_tasks_here(environment), _visible_gpus(environment)
     on_node = environment.get("SLURM_GPUS_ON_NODE", "")
     has_its_own = on_node.isdecimal() and visible < int(on_node)
-    if tasks == 1 or visible < tasks or has_its_own:
+    if tasks <= 1 or visible < tasks or has_its_own:
         return None
     if visible % tasks:
         raise UserError(
             f"SLURM starts {tasks} processes on a node with {visible} GPUs: choose --ntasks-per-node "
             "that divides them"
         )
-    share, local = visible // tasks, int(environment.get("SLURM_LOCALID") or 0)
+    share, local = visible // tasks, _whole("SLURM_LOCALID", environment.get("SLURM_LOCALID") or 0)
     return tuple(range(local * share, (local + 1) * share))
 
 
@@ -170,7 +167,7 @@ def _slurm_tasks_here(environment: Mapping[str, str]) -> int:
     counts: list[int] = []
     for count, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         counts += [int(count)] * int(nodes or 1)
-    node = int(environment.get("SLURM_NODEID") or 0)
+    node = _whole("SLURM_NODEID", environment.get("SLURM_NODEID") or 0)
     return counts[node] if node < len(counts) else 1
 
 
@@ -220,9 +217,11 @@ def join_cluster(cluster: Cluster | None, time_limit: int = TIME_LIMIT) -> Itera
       time_limit: seconds to wait for the others.
 
     Raises:
-      UserError: not all were there in time; names where and what to look at.
+      UserError: not all were there in time; names where and what to look at. Or the time limit cannot be.
       RunLost: a collective failed within the context, as when another process died.
     """
+    if not 1 <= time_limit <= _LONGEST_LIMIT:
+        raise UserError(f"--start-timeout {time_limit}: give 1 to {_LONGEST_LIMIT} seconds")
     if cluster is None:
         yield
         return
@@ -243,6 +242,7 @@ def join_cluster(cluster: Cluster | None, time_limit: int = TIME_LIMIT) -> Itera
             cluster.coordinator,
             cluster.processes,
             cluster.process,
+            coordinator_bind_address=cluster.coordinator and bind_address(cluster.coordinator),
             local_device_ids=cluster.local_devices,
             # On SLURM JAX's own detection would leave a process one GPU where local_devices says all.
             cluster_detection_method=None if cluster.coordinator is None else "deactivate",
@@ -290,112 +290,6 @@ def _end_now(error: BaseException) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def rendezvous(address: str, processes: int, process: int, time_limit: float) -> None:
-    """Wait until all processes of the run have called this.
-
-    Args:
-      address: HOST:PORT of process 0; the port is free again on return.
-      processes: number of processes.
-      process: index of this process.
-      time_limit: seconds to wait.
-
-    Raises:
-      UserError: not all were there in time; names the missing ones.
-    """
-    host, _, port = address.rpartition(":")
-    until = time.monotonic() + time_limit
-    if process == 0:
-        _await_others(int(port), processes, until, time_limit)
-    else:
-        _report(host.strip("[]"), int(port), processes, process, until, time_limit)
-
-
-def _await_others(port: int, processes: int, until: float, time_limit: float) -> None:
-    """Wait, as process 0, for the others to report, then let them go."""
-    present: dict[int, socket.socket] = {}
-    with contextlib.ExitStack() as stack:
-        with _listen(port) as listener:
-            while len(present) < processes - 1:
-                try:
-                    listener.settimeout(_remaining(until))
-                    visitor = stack.enter_context(listener.accept()[0])
-                    visitor.settimeout(min(5, _remaining(until)))
-                    words = _read_line(visitor).split()
-                except OSError:
-                    if time.monotonic() < until:
-                        continue  # a visitor that says nothing
-                    missing = ", ".join(str(i) for i in range(1, processes) if i not in present)
-                    problem = f"process {missing} of {processes} did not report within {time_limit:g} s"
-                    _send(present.values(), problem)
-                    raise UserError(_with_remedy(problem)) from None
-                if len(words) != 3 or words[0] != GREETING:
-                    continue
-                if words[2] != str(processes):
-                    problem = (
-                        f"process {words[1]} was started as one of {words[2]} processes, process 0 as one of "
-                        f"{processes}"
-                    )
-                    _send([*present.values(), visitor], problem)
-                    raise UserError(_with_remedy(problem))
-                present[int(words[1])] = visitor
-        # The port is free now: JAX listens there next.
-        _send(present.values(), GO)
-
-
-def _report(host: str, port: int, processes: int, process: int, until: float, time_limit: float) -> None:
-    """Report, as another process, to process 0 until it answers."""
-    problem = "no answer"
-    while time.monotonic() < until:
-        try:
-            with socket.create_connection((host, port), timeout=min(5, _remaining(until))) as connection:
-                connection.sendall(f"{GREETING} {process} {processes}\n".encode())
-                # Process 0 gives up first, and says who is missing.
-                connection.settimeout(_remaining(until) + 2)
-                answer = _read_line(connection)
-        except OSError as error:
-            problem = error.strerror or str(error)
-        else:
-            if answer == GO:
-                return
-            if answer:
-                raise UserError(_with_remedy(answer))
-        time.sleep(min(0.5, _remaining(until)))
-    raise UserError(
-        f"process {process} of {processes} cannot reach process 0 at {host}:{port} within {time_limit:g} s "
-        f"({problem}): see that it was started there and that the port is open"
-    )
-
-
-def _listen(port: int) -> socket.socket:
-    try:
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
-        return socket.create_server(("", port), backlog=1024)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise UserError(f"port {port} of the coordinator is taken on this host: give another one") from None
-
-
-def _read_line(connection: socket.socket) -> str:
-    with connection.makefile(encoding="utf-8", errors="replace") as file:
-        return file.readline(1000).strip()
-
-
-def _send(connections: Iterable[socket.socket], line: str) -> None:
-    for connection in connections:
-        with contextlib.suppress(OSError):
-            connection.sendall(f"{line}\n".encode())
-
-
-def _remaining(until: float) -> float:
-    return max(0.01, until - time.monotonic())
-
-
-def _with_remedy(problem: str) -> str:
-    return f"{problem}: see that all were started, with the same count, and reach the coordinator"
 
 
 # 3. Check that all run the same.

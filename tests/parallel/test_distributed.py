@@ -2,17 +2,15 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parallel import distributed
-from spectralmoe_jax.parallel.distributed import Cluster, find_cluster, first_host, rendezvous
+from spectralmoe_jax.parallel.distributed import Cluster, find_cluster, first_host
+from tests.parallel.test_rendezvous import free_port
 
 SLURM = {
     "SLURM_JOB_ID": "4242",
@@ -68,6 +66,8 @@ def test_precedence_of_command_line_variables_and_schedulers():
         (("h", 2, 0), "--coordinator = h: give HOST:PORT"),
         (("h:x", 2, 0), "--coordinator = h:x: give HOST:PORT"),
         ((":1", 2, 0), "--coordinator = :1: give HOST:PORT"),
+        (("h:٣", 2, 0), "--coordinator = h:٣: give HOST:PORT"),
+        (("h:" + "1" * 5000, 2, 0), "--coordinator = h:1"),
         (("h:65536", 2, 0), "--coordinator = h:65536: give HOST:PORT"),
         (("h:1", 2, 2), "--process-id = 2: processes are numbered from 0 to 1"),
         (("h:1", 2, -1), "--process-id = -1: processes are numbered from 0 to 1"),
@@ -160,78 +160,6 @@ def test_tpu_vms(monkeypatch):
     assert find_cluster({"TPU_WORKER_HOSTNAMES": "a,b"}) == Cluster("the TPU VM")
     assert find_cluster({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
     assert find_cluster({"JAX_PLATFORMS": "cpu"}) is None
-
-
-# Meeting
-
-
-def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
-
-
-def met(address, processes, process, time_limit):
-    """What a thread that meets the others came to."""
-    outcome: list[object] = []
-
-    def run():
-        try:
-            rendezvous(address, processes, process, time_limit)
-            outcome.append("met")
-        except UserError as error:
-            outcome.append(str(error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, outcome
-
-
-def outcomes(meetings, limit=10):
-    for thread, _ in meetings:
-        thread.join(limit)
-    return [outcome[0] for _, outcome in meetings]
-
-
-def test_processes_meet_in_any_order_and_ignore_strangers():
-    address = f"127.0.0.1:{free_port()}"
-    meetings = [met(address, 3, process, 10) for process in (2, 0)]
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 1) as stranger:
-                stranger.sendall(b"GET / HTTP/1.1\r\n")
-            break
-        except OSError:
-            time.sleep(0.05)
-    meetings.append(met(address, 3, 1, 10))
-    assert outcomes(meetings) == ["met"] * 3
-
-
-def test_processes_name_the_one_that_is_missing():
-    address = f"127.0.0.1:{free_port()}"
-    began = time.monotonic()
-    said = outcomes([met(address, 4, process, 1) for process in (0, 1, 3)])
-    assert time.monotonic() - began < 4
-    assert set(said) == {
-        "process 2 of 4 did not report within 1 s: see that all were started, with the same count, "
-        "and reach the coordinator"
-    }
-
-
-def test_processes_with_different_counts():
-    address = f"127.0.0.1:{free_port()}"
-    said = outcomes([met(address, 2, 0, 5), met(address, 3, 1, 5)])
-    assert all(
-        line.startswith("process 1 was started as one of 3 processes, process 0 as one of 2: see that")
-        for line in said
-    )
-
-
-def test_a_port_in_use():
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"^port {port} of the coordinator is taken on this host"):
-            rendezvous(f"127.0.0.1:{port}", 2, 0, 1)
 
 
 def test_an_unreachable_coordinator_is_reported_within_the_limit():
