@@ -22,6 +22,7 @@ from data_pipelines.splits import SPLITS, Splits, open_splits, training_batches,
 from data_pipelines.transforms import normalise
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
+from spectralmoe_jax.escapes import plain
 
 _TIMED_TILES = 24
 _TIMED_SECONDS = 2.0
@@ -219,11 +220,10 @@ def show(config: RunConfig, batches: int, output: Path) -> Inspection:
     ):
         console.print(table)
     for remark in remarks(config, found):
-        console.print(remark)
+        console.print(plain(remark))
     draw(config, found, output)
-    console.print(
-        f"{output}: {sum(len(batch['label']) for batch in found.batches)} tiles as training sees them"
-    )
+    tiles = sum(len(batch["label"]) for batch in found.batches)
+    console.print(plain(f"{output}: {tiles} tiles as training sees them"))
     return found
 
 
@@ -287,14 +287,14 @@ def _contents_table(found: Inspection) -> Table:
             numbers, sizes = zip(*domains.values(), strict=True)
             domains = {f"{len(domains)} domains": (sum(numbers), sum(sizes))}
         for domain, (images, size) in domains.items():
-            table.add_row(split, domain, f"{images:,}", f"{size:,.2f}")
+            table.add_row(plain(split), plain(domain), f"{images:,}", f"{size:,.2f}")
     return table
 
 
 def _classes_table(config: RunConfig, found: Inspection) -> Table:
     table = _table(f"classes in these batches, {found.labelled:.1%} labelled", "class", "share of labelled")
     for name, share in zip(config.classes.names, found.shares, strict=True):
-        table.add_row(name, f"{share:.2%}")
+        table.add_row(plain(name), f"{share:.2%}")
     return table
 
 
@@ -304,7 +304,9 @@ def _bands_table(config: RunConfig, found: Inspection) -> Table:
     table = _table(title, "band", "mean", "std", "mean, normalised", "std, normalised")
     rows = list(zip(config.bands, found.raw, found.normalised, strict=True))
     for name, raw, normalised in rows[::step]:
-        table.add_row(name, *(f"{value:,.4g}" for value in raw), *(f"{value:.2f}" for value in normalised))
+        table.add_row(
+            plain(name), *(f"{value:,.4g}" for value in raw), *(f"{value:.2f}" for value in normalised)
+        )
     return table
 
 

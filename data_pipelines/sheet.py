@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines.records import IGNORE
 from data_pipelines.sensors import SENSORS, visible
+from spectralmoe_jax.escapes import printable
 
 INK, QUIET = "#1b1f24", "#5b6470"  # colours of text, and of less important text
 _DPI = 120
@@ -38,7 +39,7 @@ class Sheet:
         """Write a line of text whose left end is at `left` and whose middle is at `top`."""
         place = left / self.width, 1 - top / self.height
         self.figure.text(
-            *place, text, size=size, color=color, **{"va": "center", "parse_math": False, **style}
+            *place, printable(text), size=size, color=color, **{"va": "center", "parse_math": False, **style}
         )
 
     def axes(self, left: float, top: float, width: float, height: float) -> Any:

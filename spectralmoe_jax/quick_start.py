@@ -14,6 +14,7 @@ from data_pipelines.splits import Splits, open_splits
 from data_pipelines.synthetic import SyntheticDataset
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import EvaluateConfig, RunConfig
+from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 from spectralmoe_jax.evaluation.score_table import print_table, score, write_report
 from spectralmoe_jax.inference.model import Model
@@ -78,7 +79,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     shares = {key: f"{100 * summary[key]:.1f} %" for key in ("source", "target", "constant")}
     print(f"mIoU: source {shares['source']}, target {shares['target']}")
     print(f"mIoU of the best constant prediction on the target: {shares['constant']}")
-    print(f"Done in {summary['seconds']:.0f} seconds. Results in {workdir}:")
+    print(f"Done in {summary['seconds']:.0f} seconds. Results in {printable(workdir)}:")
     print("  panel.png    scenes, truth, prediction and experts of both sensors")
     print(f"  map.tif      map of {scenes[0].relative_to(workdir)}, for any GIS; map.png shows both")
     print("  report.json  all scores")

@@ -13,6 +13,7 @@ PACKAGES = ("spectralmoe_jax", "data_pipelines")
 # is the package's own __init__.py: its version, and functions that it loads when they are first used.
 ARROWS = {
     "errors": "",
+    "escapes": "",
     "files": "errors",
     "npz": "errors",
     "configs": "",
@@ -44,58 +45,60 @@ ARROWS = {
         "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
         "data_pipelines.sources data_pipelines.transforms"
     ),
-    "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
+    "data_pipelines.sheet": "escapes data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "errors files npz config parameters parallel resampling sensors models checkpoints read_ahead "
+        "errors escapes files npz config parameters parallel resampling sensors models checkpoints read_ahead "
         "data_pipelines.records data_pipelines.sensors data_pipelines.readers data_pipelines.splits "
         "data_pipelines.sheet weights"
     ),
     "evaluation": (
-        "errors files config parameters parallel resampling models checkpoints data_pipelines.records "
+        "errors escapes files config parameters parallel resampling models checkpoints data_pipelines.records "
         "data_pipelines.loader "
         "data_pipelines.sources data_pipelines.splits inference"
     ),
     "training": (
-        "errors files config parameters parallel adapters mask2former models checkpoints host_memory "
+        "errors escapes files config parameters parallel adapters mask2former models checkpoints host_memory "
         "read_ahead "
         "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
     ),
-    "ablation": "errors files config models checkpoints evaluation training",
-    "ahead_of_time": "errors config parameters spectralmoe_jax parallel models weights inference training",
+    "ablation": "errors escapes files config models checkpoints evaluation training",
+    "ahead_of_time": "errors escapes config parameters spectralmoe_jax parallel models weights inference training",
     "conversion": "errors files config parameters models weights inference",
-    "sharing": ("errors config spectralmoe_jax models checkpoints weights evaluation ablation conversion"),
-    "serving": "errors config spectralmoe_jax sensors inference",
+    "sharing": (
+        "errors escapes config spectralmoe_jax models checkpoints weights evaluation ablation conversion"
+    ),
+    "serving": "errors escapes config spectralmoe_jax sensors inference",
     "data_pipelines.inspect": (
-        "errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
+        "errors escapes config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
         "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"
     ),
     "data_pipelines.datasets": "errors data_pipelines.records data_pipelines.readers",
     "data_pipelines.benchmarks": "data_pipelines.datasets",
     "data_pipelines.prepare": (
-        "errors files npz config data_pipelines.records data_pipelines.readers host_memory "
+        "errors escapes files npz config data_pipelines.records data_pipelines.readers host_memory "
         "data_pipelines.sheet data_pipelines.datasets"
     ),
     "data_pipelines.survey": ("errors data_pipelines.records data_pipelines.sensors data_pipelines.readers"),
     "project_setup": (
-        "errors files config models training data_pipelines.records data_pipelines.sensors "
+        "errors escapes files config models training data_pipelines.records data_pipelines.sensors "
         "data_pipelines.readers data_pipelines.tiles data_pipelines.splits data_pipelines.sheet "
         "data_pipelines.prepare data_pipelines.survey"
     ),
-    "parity": "errors files npz config parameters resampling adapters layers mask2former models weights",
+    "parity": "errors escapes files npz config parameters resampling adapters layers mask2former models weights",
     "reporting": (
-        "errors files config spectralmoe_jax data_pipelines.sheet inference evaluation training ablation"
+        "errors escapes files config spectralmoe_jax data_pipelines.sheet inference evaluation training ablation"
     ),
     # most subcommands call functions of the package itself
-    "cli": "errors config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",
+    "cli": "errors escapes config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",
     "__main__": "cli",
     "configuration": "config",
     "quick_start": (
-        "config models data_pipelines.synthetic data_pipelines.splits inference evaluation training"
+        "escapes config models data_pipelines.synthetic data_pipelines.splits inference evaluation training"
     ),
 }
 # What the data may know of the other package: never a model.
-KNOWN_TO_DATA = {"errors", "files", "npz", "host_memory", "import_path", "config", "sensors"}
+KNOWN_TO_DATA = {"errors escapes", "files", "npz", "host_memory", "import_path", "config", "sensors"}
 
 
 def module_of(file: Path) -> str:

@@ -21,6 +21,7 @@ from data_pipelines.sheet import (
     short,
     stretched,
 )
+from spectralmoe_jax.escapes import drawn
 
 _TILES = 8  # in a row
 _ROWS = 3  # on a sheet with few splits; every split has at least one
@@ -169,9 +170,11 @@ def _draw_bands(sheet: Sheet, dataset: Dataset, splits: Mapping[str, Any], left:
         colour = _LINES[number % len(_LINES)]
         axes.vlines(at, low, high, color=colour, linewidth=1.6, alpha=0.45)
         style = {"color": colour, "markersize": 3, "linewidth": 0.9}
-        axes.plot(at, [band["mean"] for band in bands], "o-", label=short(split, 20), **style)
+        axes.plot(at, [band["mean"] for band in bands], "o-", label=drawn(short(split, 20)), **style)
     few = range(0, len(dataset.bands), -(-len(dataset.bands) // 16))
-    axes.set_xticks(few, [short(dataset.bands[place], 10) for place in few], rotation=90 * (len(few) > 5))
+    axes.set_xticks(
+        few, [drawn(short(dataset.bands[place], 10)) for place in few], rotation=90 * (len(few) > 5)
+    )
     axes.tick_params(labelsize=8, colors=QUIET, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)

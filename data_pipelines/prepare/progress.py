@@ -17,6 +17,7 @@ from data_pipelines.readers.prepared_files import STATISTICS, damaged, read_stat
 from data_pipelines.sheet import counted
 from spectralmoe_jax.config.load import load_config, shipped_files
 from spectralmoe_jax.errors import shown
+from spectralmoe_jax.escapes import plain
 
 _PLAIN_SECONDS = 15.0  # between lines that do not go to a terminal
 _SHOWN = 20  # lines about missing files
@@ -30,11 +31,11 @@ class ProgressReport:
 
     def say(self, line: str) -> None:
         """Write one line, above the live line on a terminal."""
-        self._console.print(line, markup=False)
+        self._console.print(plain(line))
 
     def busy(self, what: str) -> AbstractContextManager[Any]:
         """Show on a terminal that work is going on."""
-        return self._console.status(what)
+        return self._console.status(plain(what))
 
     def missing(self, lines: Sequence[str]) -> None:
         """List what is missing in a download folder."""

@@ -14,6 +14,7 @@ from spectralmoe_jax.ablation.run import check_folder, end_with_parent, execute,
 from spectralmoe_jax.ablation.schedule import divide_devices, own_command, run_all
 from spectralmoe_jax.ablation.tables import csv_of_runs, csv_table, latex_table, markdown_table, write_plots
 from spectralmoe_jax.errors import UserError, bad_value, choose, require
+from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.files import atomic_write
 
 RESULTS_FILE, TIMINGS_FILE, GRID_FILE = "results.json", "timings.json", "grid.json"
@@ -63,11 +64,11 @@ def ablate(
     opened.workdir.mkdir(parents=True, exist_ok=True)
     _write_grid_file(opened)
     if at_random := _on_random_encoders(opened.runs):
-        print(
+        note = (
             f"note: {', '.join(at_random)}: the frozen visual encoder has random weights, on which little "
-            "is learnt: name a file in config.model.visual.weights",
-            flush=True,
+            "is learnt: name a file in config.model.visual.weights"
         )
+        print(printable(note), flush=True)
     command = own_command(_arguments(spec, opened.workdir, overrides, base, seeds))
     run_all([run for run in opened.runs if not only or run.variant in only], command, shares)
 

@@ -25,6 +25,7 @@ from spectralmoe_jax.ablation.run import (
     record_failure,
 )
 from spectralmoe_jax.errors import bad_value
+from spectralmoe_jax.escapes import printable
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _CACHED_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # JAX's default of 1 would skip small programs
@@ -215,4 +216,4 @@ def own_command(arguments: Sequence[str]) -> list[str]:
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spectralmoe_jax.ablation.results import Results
+from spectralmoe_jax.escapes import csv_cell, drawn, latex, markdown, printable
 from spectralmoe_jax.files import atomic_write
 
 MISSING = "-"
@@ -96,14 +97,15 @@ def percent(value: float | None, sign: bool = False) -> str:
 def markdown_table(results: Results) -> str:
     """Format a Markdown table with its caption and what failed."""
     names, lines = header(results), []
-    lines.append(f"{caption(results)}\n")
-    lines.append(f"| {' | '.join(names)} |")
+    lines.append(f"{markdown(caption(results))}\n")
+    lines.append(f"| {' | '.join(map(markdown, names))} |")
     lines.append(f"|---|{'---:|' * (len(names) - 1)}")
     for row in rows(results):
         first, *rest = row.cells
-        shown = [f"**{first}**" if row.is_reference else first, *rest]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in shown)} |")
-    failed = [f"- {row.cells[0]}: {row.note}" for row in rows(results) if row.note]
+        shown = [markdown(cell) for cell in (first, *rest)]
+        shown[0] = f"**{shown[0]}**" if row.is_reference else shown[0]
+        lines.append(f"| {' | '.join(shown)} |")
+    failed = [f"- {markdown(row.cells[0])}: {markdown(row.note)}" for row in rows(results) if row.note]
     return "\n".join([*lines, *(["\nFailed:\n", *failed] if failed else [])]) + "\n"
 
 
@@ -121,30 +123,31 @@ def caption(results: Results) -> str:
 
 def latex_table(results: Results) -> str:
     """Format a LaTeX `tabular` with booktabs."""
-    names = [_escaped(name) for name in header(results)]
-    lines = [f"% {caption(results)}", rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule"]
+    names = [latex(name) for name in header(results)]
+    lines = [
+        f"% {printable(caption(results))}",
+        rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}",
+        r"\toprule",
+    ]
     lines += [" & ".join(names) + r" \\", r"\midrule"]
-    lines += [" & ".join(_number(cell) for cell in row.cells) + r" \\" for row in rows(results)]
+    for row in rows(results):
+        first, *rest = row.cells
+        lines.append(" & ".join([latex(first), *map(_number, rest)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-_SPECIAL = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-
-
-def _escaped(text: str) -> str:
-    return "".join(_SPECIAL.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def _number(cell: str) -> str:
     """Set a cell that starts with a sign in math mode, for a true minus sign."""
-    text = _escaped(cell)
+    text = latex(cell)
     return f"${text}$".replace(" to ", "$ to $") if cell[:1] in ("+", "-") and len(cell) > 1 else text
 
 
 def csv_table(results: Results) -> str:
     """Format the table as CSV, as it is shown, one line for each variant."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header(results), *(row.cells for row in rows(results))])
+    csv.writer(out, lineterminator="\n").writerows(
+        map(csv_cell, cells) for cells in (header(results), *(row.cells for row in rows(results)))
+    )
     return out.getvalue()
 
 
@@ -163,8 +166,8 @@ def csv_of_runs(results: Results) -> str:
             "mean_miou",
             "held_out",
             "overall_accuracy",
-            *(f"miou {domain}" for domain in domains),
-            *(f"iou {name}" for name in classes),
+            *(csv_cell(f"miou {domain}") for domain in domains),
+            *(csv_cell(f"iou {name}") for name in classes),
             "error",
         ]
     )
@@ -174,7 +177,7 @@ def csv_of_runs(results: Results) -> str:
             values: list[Any] = [run.get(key) for key in known]
             values += [run.get("domains", {}).get(domain) for domain in domains]
             values += [run.get("iou", {}).get(each) for each in classes]
-            writer.writerow([name, run["seed"], *values, run.get("error")])
+            writer.writerow([csv_cell(name), run["seed"], *values, csv_cell(run.get("error"))])
     return out.getvalue()
 
 
@@ -217,7 +220,7 @@ def draw_scores(results: Results) -> Any:
     reference = results["variants"][results["reference"]]["miou"]["mean"]
     if reference is not None:
         axes.axvline(100 * reference, color=_REFERENCE, linewidth=0.8, linestyle=":", zorder=1)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), list(map(drawn, names)))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("mIoU on the target, %: each seed, mean and standard deviation")
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -247,8 +250,8 @@ def draw_classes(results: Results) -> Any:
             size=8,
             color="white" if value < 55 else _INK,
         )
-    axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(classes)), list(map(drawn, classes)), rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), list(map(drawn, names)))
     axes.set_title("IoU on the target by class, %, mean over seeds", size=10)
     axes.tick_params(length=0)
     return figure

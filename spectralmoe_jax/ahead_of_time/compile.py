@@ -25,6 +25,7 @@ from spectralmoe_jax.ahead_of_time.program_cost import collectives, product_flop
 from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import BALANCED, MESH_AXES, RunConfig
 from spectralmoe_jax.errors import UserError, choose, require
+from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.inference.predict_step import make_predict_step
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.parallel import Layout
@@ -283,7 +284,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console = console or Console(highlight=False, soft_wrap=True)
     mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
     memory = "" if report["memory"] is None else f" of {_format_size(report['memory'])}"
-    console.print(f"{report['topology']}: {report['devices']} devices{memory}, mesh {mesh}", style="bold")
+    console.print(plain(f"{report['topology']}: {report['devices']} devices{memory}, mesh {mesh}", "bold"))
     steps = [name for name in STEPS if name in report]
     table = Table(box=None, header_style="bold")
     table.add_column("per device")
@@ -305,7 +306,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     unknown = [name for name in steps if report[name]["collectives"] is None]
     if unknown:
         names = ", ".join(unknown)
-        console.print(f"exchanges between devices are not known: the compiler gave no text of {names}")
+        console.print(plain(f"exchanges between devices are not known: the compiler gave no text of {names}"))
 
 
 def _format_exchange(step: dict[str, Any], kind: str, axes: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from spectralmoe_jax.config.load import load_config, read_run_config
 from spectralmoe_jax.config.reference import reference, show_config
 from spectralmoe_jax.config.schema import MAIN
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import printable
 
 
 class Init:
@@ -67,7 +68,7 @@ class Init:
     @staticmethod
     def _ask(question: Any) -> str:
         """Ask at the terminal for what a folder leaves open; an empty answer stops with the error."""
-        print(f"{question}\n{question.option}: ", end="", flush=True)
+        print(f"{printable(question)}\n{question.option}: ", end="", flush=True)
         answer = sys.stdin.readline().strip()
         if not answer:
             raise question

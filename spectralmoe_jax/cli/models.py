@@ -27,6 +27,7 @@ from spectralmoe_jax.cli.arguments import (
 from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.weights.hub import fetch_first
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ class View:
             page = spectralmoe_jax.view(
                 arguments.checkpoint, config, input=scenes.inputs[0], output=arguments.output
             )
-        print(f"{page}: {page.stat().st_size / 1e6:.2f} MB")
+        print(printable(f"{page}: {page.stat().st_size / 1e6:.2f} MB"))
         return 0
 
 
@@ -380,7 +381,7 @@ class Convert:
             to=arguments.to,
             config=config,
         )
-        print(done)
+        print(printable(done))
         return 0
 
 
@@ -406,7 +407,7 @@ class Export:
         config = open_config(arguments.checkpoint, overrides, arguments.stream, arguments.config)
         folder = spectralmoe_jax.export(arguments.checkpoint, arguments.output, config)
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-        print(f"{folder}: {size:.1f} MB; {folder / 'load.py'} loads it")
+        print(printable(f"{folder}: {size:.1f} MB; {folder / 'load.py'} loads it"))
         return 0
 
 
@@ -458,7 +459,7 @@ class Push:
             evaluate=arguments.evaluate,
             dry_run=arguments.dry_run,
         )
-        print(done)
+        print(printable(done))
         return 0
 
 
@@ -497,7 +498,7 @@ class Params:
         rows.append(("total", sum(part.trainable for part in parts), sum(part.frozen for part in parts)))
         print(f"{'':<20}{'trainable':>15}{'frozen':>15}")
         for name, trainable, frozen in rows:
-            print(f"{name:<20}{trainable:>15,}{frozen:>15,}")
+            print(f"{printable(name):<20}{trainable:>15,}{frozen:>15,}")
         return 0
 
 

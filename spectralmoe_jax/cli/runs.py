@@ -16,6 +16,7 @@ from spectralmoe_jax.cli.arguments import (
     refuse_overrides,
 )
 from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.weights.hub import fetch_first
 
 
@@ -93,7 +94,7 @@ class Train:
             result = spectralmoe_jax.train(config, arguments.workdir)
             if jax.process_index() == 0:
                 best = "" if result["best"] is None else f", best checkpoint at step {result['best']}"
-                print(f"{result['workdir']}: {result['step']} steps{best}")
+                print(printable(f"{result['workdir']}: {result['step']} steps{best}"))
         return 0
 
 
@@ -244,7 +245,7 @@ class Ablate:
         grid = (arguments.grid, arguments.workdir)
         options = {"base": arguments.base, "seeds": arguments.seeds}
         if arguments.list:
-            print("\n".join(map(str, list_folders(*grid, overrides, **options))))
+            print("\n".join(map(printable, list_folders(*grid, overrides, **options))))
             return 0
         if arguments.task is not None:
             run_task(*grid, arguments.task, overrides, with_parent=arguments.end_with_parent, **options)
@@ -280,5 +281,5 @@ class Report:
         """Run the subcommand and return its exit status."""
         refuse_overrides(overrides, "report")
         path = spectralmoe_jax.report(arguments.workdir, arguments.output)
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+        print(printable(f"{path}: {path.stat().st_size / 1e6:.2f} MB"))
         return 0

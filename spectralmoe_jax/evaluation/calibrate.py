@@ -21,6 +21,7 @@ from data_pipelines.splits import Splits, open_splits
 from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.evaluation.evaluate import with_wavelengths
 from spectralmoe_jax.evaluation.reliability import Reliability
 from spectralmoe_jax.inference.calibration import (
@@ -180,10 +181,11 @@ def _patches(
 
 
 def _print(report: dict[str, Any], pixels: int) -> None:
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(highlight=False, soft_wrap=True)
     found, (least, most) = report["temperature"], _TEMPERATURES
     bound = "" if 1.01 * least < found < most / 1.01 else " (as far as it may go)"
-    console.print(f"{report['file']}: temperature {found:.3f}{bound}, by {pixels:,} held-out pixels")
+    line = f"{report['file']}: temperature {found:.3f}{bound}, by {pixels:,} held-out pixels"
+    console.print(plain(line))
     for when in ("before", "after"):
         scores = report[when]
         console.print(

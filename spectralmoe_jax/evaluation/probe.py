@@ -23,6 +23,7 @@ from data_pipelines.splits import Splits, open_splits
 from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import drawn, plain
 from spectralmoe_jax.evaluation.features import FeatureExtractor
 from spectralmoe_jax.evaluation.logistic_regression import LinearClassifier, fit_centroids, fit_logistic
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, patch_classes
@@ -220,7 +221,7 @@ def _mean_and_deviation(seeds: list[list[float]], stage: int) -> tuple[float, fl
 
 def _print(report: dict[str, Any]) -> None:
     """Print a table: one row for each stage."""
-    table = Table(box=None, header_style="bold", title=f"{report['name']}: mIoU of frozen features, %")
+    table = Table(box=None, header_style="bold", title=plain(f"{report['name']}: mIoU of frozen features, %"))
     table.add_column("stage")
     table.add_column("penalty", justify="right")
     columns = [(name, split) for name, splits in report["miou"].items() for split in splits]
@@ -231,7 +232,7 @@ def _print(report: dict[str, Any]) -> None:
         for name, split in columns:
             mean, deviation = _mean_and_deviation(report["miou"][name][split], stage)
             cells.append(f"{mean:.1f}" + (f" ± {deviation:.1f}" if report["seeds"] > 1 else ""))
-        table.add_row(label, f"{report['penalty'][stage]:g}", *cells)
+        table.add_row(plain(label), f"{report['penalty'][stage]:g}", *cells)
     console = Console()
     console.width = max(console.width, 120)
     console.print(table)
@@ -261,11 +262,11 @@ def _plot(report: dict[str, Any], path: Path) -> None:
                 label=label,
                 capsize=2,
             )
-    axes.set_xticks(places, report["stages"], rotation=45, ha="right")
+    axes.set_xticks(places, list(map(drawn, report["stages"])), rotation=45, ha="right")
     axes.set_ylabel("mIoU, %")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, handlelength=4)
-    axes.set_title(f"{report['name']}: linear classifiers on frozen features")
+    axes.set_title(drawn(f"{report['name']}: linear classifiers on frozen features"))
     with atomic_write(path) as aside:
         figure.savefig(aside, dpi=150)

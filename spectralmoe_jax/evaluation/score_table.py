@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix, Tally, mutual_information
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.sliding_window import Predict
@@ -148,14 +148,14 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     table = Table(box=None, header_style="bold")
     table.add_column("IoU, %")
     for name in columns:
-        table.add_column(escape(name), justify="right")
+        table.add_column(plain(name), justify="right")
     further = {"accuracy": "accuracy, all", "f1": "F1, all", "boundary_iou": "boundary IoU, all"}
     further = {key: title for key, title in further.items() if key in report["all"]}
     for title_of_column in further.values():
         table.add_column(title_of_column, justify="right")
     for name in report["classes"]:
         more = (_percent(report["all"][key][name]) for key in further)
-        table.add_row(escape(name), *(_percent(scores["iou"][name]) for scores in columns.values()), *more)
+        table.add_row(plain(name), *(_percent(scores["iou"][name]) for scores in columns.values()), *more)
     table.add_section()
     means = {key: _mean(list(report["all"][key].values())) for key in further}
     means["accuracy"] = report["all"]["overall_accuracy"]
@@ -163,7 +163,7 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
     table.add_row("mIoU", *(_percent(scores["miou"]) for scores in columns.values()), *overall, style="bold")
     console = console or (Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH))
     if title:
-        console.print(title, style="bold", markup=False)
+        console.print(plain(title, "bold"))
     console.print(table)
     labelled = sum(not math.isnan(scores["miou"]) for scores in report["domains"].values())
     if labelled > 1:
@@ -176,7 +176,7 @@ def print_table(report: Report, title: str = "", console: Console | None = None)
         )
     for modality in dict.fromkeys(entry["modality"] for entry in report.get("routing", ())):
         nmi = [f"{e['nmi']:.2f}" for e in report["routing"] if e["modality"] == modality]
-        console.print(f"mutual information of expert and class by layer, {modality}: {' '.join(nmi)}")
+        console.print(plain(f"mutual information of expert and class by layer, {modality}: {' '.join(nmi)}"))
 
 
 def _percent(value: float) -> str:

@@ -19,12 +19,12 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from data_pipelines.readers.address import container_of, is_remote
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.inference.model import Model
 from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines
 from spectralmoe_jax.inference.products import product_file
@@ -283,7 +283,7 @@ def map_scenes(
             speed = f", {outcome.pixels / seconds / 1e6:.2f} Mpixel/s" if outcome.pixels else ""
             why = f": {outcome.reason}" if outcome.reason else ""
             line = f"{number}/{len(jobs)} {job.scene}: {outcome.state}{why} ({seconds:.1f} s{speed})"
-            console.print(said(line), markup=False, highlight=False, soft_wrap=True)
+            console.print(plain(said(line)), soft_wrap=True)
     return outcomes
 
 
@@ -416,5 +416,5 @@ def print_failures(outcomes: Sequence[Outcome], console: Console, said: Callable
     if failed:
         table = Table("scene", "reason", title="failed", box=None, header_style="bold")
         for outcome in failed:
-            table.add_row(escape(said(outcome.job.scene)), escape(said(outcome.reason)))
+            table.add_row(plain(said(outcome.job.scene)), plain(said(outcome.reason)))
         console.print(table)

@@ -16,6 +16,7 @@ import rasterio
 from data_pipelines.readers.raster_file import open_as_stored
 from data_pipelines.records import IGNORE
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import drawn
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.scene import NODATA, reading
 
@@ -88,7 +89,7 @@ def write_preview(
         axes.set_xticks([])
         axes.set_yticks([])
     patches = [
-        Patch(facecolor=colour / 255, edgecolor="0.4", label=f"{name}  {share:.1%}")
+        Patch(facecolor=colour / 255, edgecolor="0.4", label=drawn(f"{name}  {share:.1%}"))
         for name, colour, share in zip(names, colours, shares, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
@@ -270,10 +271,12 @@ def _draw(rows: Sequence[Mapping[str, np.ndarray]], titles: Sequence[str], headi
         main, _, small = titles[i].partition("\n")
         middle = (low + cell / 2) / height
         beside: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
-        figure.text(0.20 / width, middle, main, size=11, weight="bold", color=_INK, **beside)
-        figure.text(0.44 / width, middle, small, size=9.5, color=_QUIET, **beside)
+        figure.text(0.20 / width, middle, drawn(main), size=11, weight="bold", color=_INK, **beside)
+        figure.text(0.44 / width, middle, drawn(small), size=9.5, color=_QUIET, **beside)
     if heading:
-        figure.text(left / width, 1 - 0.22 / height, heading, size=13, weight="bold", color=_INK, va="center")
+        figure.text(
+            left / width, 1 - 0.22 / height, drawn(heading), size=13, weight="bold", color=_INK, va="center"
+        )
     return figure
 
 
@@ -284,7 +287,7 @@ def _picture(axes: Any, picture: np.ndarray, title: str) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     if title:
-        axes.set_title(title, size=11, color=_INK, pad=5)
+        axes.set_title(drawn(title), size=11, color=_INK, pad=5)
 
 
 def _legends(figure, names, palette, expert_count: int, error: bool) -> None:
@@ -292,7 +295,9 @@ def _legends(figure, names, palette, expert_count: int, error: bool) -> None:
     from matplotlib.patches import Patch
 
     height = figure.get_figheight()
-    patch = lambda colour, text: Patch(facecolor=tuple(c / 255 for c in colour), edgecolor="none", label=text)
+    patch = lambda colour, text: Patch(
+        facecolor=tuple(c / 255 for c in colour), edgecolor="none", label=drawn(text)
+    )
     style: dict[str, Any] = {
         "frameon": False,
         "fontsize": 10.5,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spectralmoe_jax.errors import UserError, shown
+from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.parity import encoder_goldens, galileo_goldens
 from spectralmoe_jax.parity.adapter_goldens import verify_adapter
 from spectralmoe_jax.parity.comparison import Check, read_arrays
@@ -54,7 +55,7 @@ def verify(directory: str | os.PathLike[str]) -> bool:
     for check in checks:
         error = "" if np.isnan(check.error) else f"{check.error:.1e}"
         bound = "" if check.bound is None else f"{check.bound:.0e}{' absolute' * check.absolute}"
-        table.add_row(check.file, check.quantity, error, bound, _verdict(check))
+        table.add_row(plain(check.file), plain(check.quantity), error, bound, plain(_verdict(check)))
     console = Console()
     console.width = max(console.width, 140)
     console.print(table)

@@ -29,6 +29,7 @@ from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, choose
+from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.project_setup.findings import Findings
@@ -135,10 +136,10 @@ def init_config(
         segmenter_config(config)
         check_sizes(config)
         draw_sheet(config, found, open_splits(config), aside_picture)
-    console = Console(highlight=False, soft_wrap=True, markup=False)  # names of files are no markup
+    console = Console(highlight=False, soft_wrap=True)
     print_summary(found, console)
-    console.print(f"{output}: the configuration; {picture}: what was understood, to check by eye")
-    console.print(f"next: {next_command(found, output)}")
+    console.print(plain(f"{output}: the configuration; {picture}: what was understood, to check by eye"))
+    console.print(plain(f"next: {next_command(found, output)}"))
     return config
 
 

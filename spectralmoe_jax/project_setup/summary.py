@@ -16,6 +16,7 @@ from data_pipelines.splits import Splits
 from data_pipelines.survey.ambiguity import listed
 from data_pipelines.tiles.label_grid import label_grid
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.project_setup.findings import Findings
 
 _COLUMNS, _ROWS = 8, 2  # pictures in a row, and rows of a split
@@ -32,7 +33,7 @@ def print_summary(found: Findings, console: Console) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, text in summary(found):
-        table.add_row(name, text)
+        table.add_row(plain(name), plain(text))
     console.print(table)
 
 

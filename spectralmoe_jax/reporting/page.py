@@ -19,6 +19,7 @@ from spectralmoe_jax.ablation.tables import caption, header, percent, rows
 from spectralmoe_jax.config.load import flatten, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.evaluation.evaluate import (
     EVALUATION_FILE,
     checkpoint_steps,
@@ -243,6 +244,11 @@ def _css(palette: Sequence[Sequence[int]]) -> list[str]:
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in palette]
 
 
+def _finalized(value: Any) -> Any:
+    """Make what a template shows printable; markup of our own stays as it is."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def rendered(template: str, **values: Any) -> str:
     """Render a page from its template."""
     environment = jinja2.Environment(
@@ -251,6 +257,7 @@ def rendered(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_finalized,
     )
     environment.filters["percent"] = percent
     environment.filters["css"] = _css

@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from spectralmoe_jax.escapes import html
 from spectralmoe_jax.inference.preview import EXPERT_COLOURS, class_map, error_map
 
 EXPERTS = (
@@ -80,7 +80,7 @@ def line_chart(
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     for tick in _whole_ticks(x_low, x_high):
         parts.append(_below(x_of(tick), HEIGHT - _BOTTOM + 16, number(tick)))
-    parts.append(_below((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6, escape(x_label)))
+    parts.append(_below((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6, html(x_label)))
     for i, line in enumerate(lines):
         points = [(x_of(x), y_of(y)) for x, y in zip(line.x, line.y, strict=True)]
         parts.append(f'<path class="line s{i % SERIES} d{min(i, 3)}" d="{_path(points)}"/>')
@@ -116,7 +116,7 @@ def stacked_chart(shares: np.ndarray, x: Sequence[float], title: str, x_label: s
         parts.append(f'<text x="{_LEFT - 6}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:.0%}</text>')
     for tick in _whole_ticks(x_low, x_high):
         parts.append(_below(x_of(tick), height - _BOTTOM + 16, number(tick)))
-    parts.append(_below((_LEFT + WIDTH - _RIGHT) / 2, height - 6, escape(x_label)))
+    parts.append(_below((_LEFT + WIDTH - _RIGHT) / 2, height - 6, html(x_label)))
     return _svg(parts, title, height)
 
 
@@ -158,13 +158,13 @@ def dot_chart(rows: Sequence[Dots], title: str, x_label: str) -> str:
             parts.append(f'<path class="line s0 d1" d="M{x:.1f} {top}V{height - 36}"/>')
     for i, row in enumerate(rows):
         y = top + step * i + 23
-        parts.append(f'<text x="{left}" y="{y - 10}">{escape(_short(row.name))}</text>')
+        parts.append(f'<text x="{left}" y="{y - 10}">{html(_short(row.name))}</text>')
         kind = "s0" if row.is_reference else "s7"
         parts += [f'<circle class="dot {kind}" cx="{x_of(v):.1f}" cy="{y}" r="3.5"/>' for v in row.values]
         if row.values:
             mean = x_of(float(np.mean(row.values)))
             parts.append(f'<path class="line {kind} d0" d="M{mean:.1f} {y - 7}v14"/>')
-    parts.append(_below(WIDTH / 2, height - 5, escape(x_label)))
+    parts.append(_below(WIDTH / 2, height - 5, html(x_label)))
     return _svg(parts, title, height)
 
 
@@ -228,10 +228,10 @@ def _short(text: str, longest: int = 48) -> str:
 
 
 def _svg(parts: Sequence[str], title: str, height: int = HEIGHT) -> str:
-    label = escape(title, quote=True)
+    label = html(title, quote=True)
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f"<title>{html(title)}</title>{''.join(parts)}</svg>"
     )
 
 

@@ -18,6 +18,7 @@ import rasterio
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.load import Configuration
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.evaluation.score_table import MODALITIES
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.model import Model, load
@@ -92,7 +93,7 @@ def scene_page(model: Model, scene: str) -> str:
     about = {
         "size": [height, width],
         "shown": list(classes.shape),
-        "classes": list(model.classes),
+        "classes": list(map(printable, model.classes)),
         "palette": [list(map(int, colour)) for colour in palette],
         "experts": [list(colour) for colour in EXPERTS],
         "image": photo(scene_picture(scene, classes != NODATA, bands)),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
+
+from spectralmoe_jax.escapes import html
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; }
@@ -16,7 +17,7 @@ td, th { text-align: left; vertical-align: top; padding: .15rem 1rem .15rem 0; }
 
 def as_page(description: dict[str, Any]) -> str:
     """Return HTML with every operation of an OpenAPI description: parameters, bodies and responses."""
-    title, version = (escape(description["info"][key]) for key in ("title", "version"))
+    title, version = (html(description["info"][key]) for key in ("title", "version"))
     operations = [
         _operation(method, path, operation)
         for path, methods in description["paths"].items()
@@ -41,8 +42,8 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         for status, response in operation["responses"].items()
     ]
     return (
-        f"<section><h2><code>{escape(method.upper())} {escape(path)}</code></h2>"
-        f"<p>{escape(operation.get('description', ''))}</p>"
+        f"<section><h2><code>{html(method.upper())} {html(path)}</code></h2>"
+        f"<p>{html(' '.join(operation.get('description', '').split()))}</p>"
         f"{_table('Given', [*parameters, *bodies])}{_table('Answers', responses)}</section>"
     )
 
@@ -50,7 +51,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
     if not rows:
         return ""
-    cells = "".join(f"<tr><th><code>{escape(a)}</code></th><td>{escape(b)}</td></tr>" for a, b in rows)
+    cells = "".join(f"<tr><th><code>{html(a)}</code></th><td>{html(b)}</td></tr>" for a, b in rows)
     return f"<h3>{title}</h3><table>{cells}</table>"
 
 

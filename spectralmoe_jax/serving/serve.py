@@ -14,6 +14,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from spectralmoe_jax.config.load import Configuration
 from spectralmoe_jax.errors import UserError, bad_value
+from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.inference.model import load
 from spectralmoe_jax.serving.app import make_app
 from spectralmoe_jax.serving.limits import Limits
@@ -74,7 +75,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, listen, and print the line."""
         await super().startup(sockets)
-        print(self._line, flush=True)
+        print(printable(self._line), flush=True)
 
 
 def _shown(listener: socket.socket) -> str:

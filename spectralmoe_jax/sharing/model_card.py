@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from spectralmoe_jax import __version__
 from spectralmoe_jax.ablation.results import LEVEL, RESAMPLES, image_interval
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.escapes import markdown, printable
 from spectralmoe_jax.evaluation.metrics import ImageCounts
 from spectralmoe_jax.models.build import count_parameters
 from spectralmoe_jax.weights.hub import HUB
@@ -72,15 +73,15 @@ def _metadata(facts: Facts) -> ModelCardData:
     bases = ["/".join(name.removeprefix(HUB).split("@")[0].split("/")[:2]) for name in hubs if HUB in name]
     results = None
     if facts.evaluation is not None and facts.evaluation["miou"] is not None:
-        miou = facts.evaluation["miou"]
-        results = [EvalResult(TASK, config.name, config.name, "mean_iou", miou, metric_name="mIoU")]
+        miou, name = facts.evaluation["miou"], printable(config.name)
+        results = [EvalResult(TASK, name, name, "mean_iou", miou, metric_name="mIoU")]
     return ModelCardData(
         license=facts.licence.lower() if listed else "other",
-        license_name=None if listed else facts.licence,
+        license_name=None if listed else printable(facts.licence),
         library_name=LIBRARY,
         pipeline_tag=TASK,
-        tags=["remote-sensing", "semantic-segmentation", "jax", _name(config.model.adapter.kind)],
-        base_model=bases or None,
+        tags=["remote-sensing", "semantic-segmentation", "jax", printable(_name(config.model.adapter.kind))],
+        base_model=list(map(printable, bases)) or None,
         model_name=facts.repository.split("/")[1],
         eval_results=results,
     )
@@ -135,10 +136,11 @@ def _data(facts: Facts) -> str:
         ("target, never trained on", ", ".join(config.data.target) or "none"),
     ]
     streams = "".join(
-        f"\nA further stream of the training, `{name}`, has the bands {', '.join(stream.bands)}."
+        f"\nA further stream of the training, {markdown(name)}, has the bands "
+        f"{markdown(', '.join(stream.bands))}."
         for name, stream in config.streams.items()
     )
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {markdown(value)} |" for name, value in rows)
     return f"## Data\n\n| | |\n|---|---|\n{table}\n{streams}".rstrip()
 
 
@@ -151,7 +153,7 @@ def _held_out_of(config: RunConfig) -> str:
 def _scores(facts: Facts) -> str:
     lines = ["## Scores", ""]
     if facts.held_out:
-        shown = ", ".join(f"{name} {_percent(value)}" for name, value in facts.held_out.items())
+        shown = ", ".join(f"{markdown(name)} {_percent(value)}" for name, value in facts.held_out.items())
         lines += [f"On held-out source images, which chose the checkpoint: {shown}.", ""]
     if facts.evaluation is None:
         return "\n".join([*lines, "The model was not scored on target images before it was published."])
@@ -167,9 +169,9 @@ def _scores(facts: Facts) -> str:
     if len(report["domains"]) > 1:
         for domain, scores in report["domains"].items():
             own = [image for image in images if image.domain == domain]
-            lines.append(f"| {domain} | {_percent(scores['miou'])} | {_interval(own)} |")
+            lines.append(f"| {markdown(domain)} | {_percent(scores['miou'])} | {_interval(own)} |")
     lines += ["", "| class | IoU |", "|---|---|"]
-    lines += [f"| {name} | {_percent(value)} |" for name, value in report["all"]["iou"].items()]
+    lines += [f"| {markdown(name)} | {_percent(value)} |" for name, value in report["all"]["iou"].items()]
     return "\n".join([*lines, "", f"Overall accuracy: {_percent(report['all']['overall_accuracy'])}."])
 
 
@@ -186,13 +188,14 @@ def _licence(facts: Facts) -> str:
     lines = [
         "## Licence",
         "",
-        f"What was trained is published under {facts.licence}, as its publisher states.",
+        f"What was trained is published under {markdown(facts.licence)}, as its publisher states.",
     ]
     encoders = facts.record.get("encoders", {})
     for name, encoder in encoders.items():
-        origin = f"{encoder.get('preset') or 'an encoder'} from {encoder['source']}"
+        origin = markdown(f"{encoder.get('preset') or 'an encoder'} from {encoder['source']}")
         lines.append(
-            f"The file also holds the weights of the {name} encoder ({origin}): {encoder['licence']}."
+            f"The file also holds the weights of the {markdown(name)} encoder ({origin}): "
+            f"{markdown(encoder['licence'])}."
         )
     if not encoders:
         lines.append("Its encoders were not read from a published file, or their origin is not recorded.")

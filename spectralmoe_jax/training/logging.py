@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.files import atomic_write, naming_file
 from spectralmoe_jax.training.trackers import Trackers
 
@@ -229,4 +230,4 @@ class ProgressReport:
 
     def print(self, line: str) -> None:
         """Print one line, above the live one on a terminal."""
-        self._console.print(line, markup=False)
+        self._console.print(plain(line))

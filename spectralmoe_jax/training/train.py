@@ -33,6 +33,7 @@ from spectralmoe_jax.config.load import (
 from spectralmoe_jax.config.model import Mask2FormerConfig
 from spectralmoe_jax.config.schema import BALANCED, MAIN, RunConfig, TrainConfig
 from spectralmoe_jax.errors import UserError, bad_value
+from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.evaluation.metrics import Tally, held_out_scores, tally_split
 from spectralmoe_jax.host_memory import keep_freed_memory
 from spectralmoe_jax.inference.predict_step import checked_batches, make_scores
@@ -316,4 +317,4 @@ def _print_changes(config: RunConfig, workdir: Path) -> None:
     if (workdir / CONFIG_FILE).exists():
         changes = describe_differences(flatten(read_run_given(workdir)), flatten(config.given))
         if changes:
-            print(f"resuming with a changed configuration: {changes}", flush=True)
+            print(printable(f"resuming with a changed configuration: {changes}"), flush=True)

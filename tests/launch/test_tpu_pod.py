@@ -191,8 +191,8 @@ def on_a_worker(command, folder):
     (folder / "venv" / "bin").mkdir(parents=True)
     (folder / "venv" / "bin" / "pip").symlink_to("/bin/true")
     environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder)}
-    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True,
-                          timeout=30, check=False)  # fmt: skip
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, check=False,
+                          capture_output=True, text=True, timeout=30)  # fmt: skip
 
 
 @pytest.mark.parametrize("share", HOSTILE)
