@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _JOINERS = "\u200c\u200d"  # part of how some scripts are written
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # also in full width
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?( to [+-]?\d+(\.\d+)?)?|-")
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 _LATEX = {
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
     **{mark: f"{{{mark}}}" for mark in "[]*"},  # after a line break these would be its options

@@ -53,8 +53,8 @@ ARROWS = {
         "data_pipelines.sheet weights"
     ),
     "evaluation": (
-        "errors escapes files config parameters parallel resampling models checkpoints data_pipelines.records "
-        "data_pipelines.loader "
+        "errors escapes files config parameters parallel resampling models checkpoints "
+        "data_pipelines.records data_pipelines.loader "
         "data_pipelines.sources data_pipelines.splits inference"
     ),
     "training": (
@@ -63,7 +63,9 @@ ARROWS = {
         "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
     ),
     "ablation": "errors escapes files config models checkpoints evaluation training",
-    "ahead_of_time": "errors escapes config parameters spectralmoe_jax parallel models weights inference training",
+    "ahead_of_time": (
+        "errors escapes config parameters spectralmoe_jax parallel models weights inference training"
+    ),
     "conversion": "errors files config parameters models weights inference",
     "sharing": (
         "errors escapes config spectralmoe_jax models checkpoints weights evaluation ablation conversion"
@@ -87,7 +89,8 @@ ARROWS = {
     ),
     "parity": "errors escapes files npz config parameters resampling adapters layers mask2former models weights",
     "reporting": (
-        "errors escapes files config spectralmoe_jax data_pipelines.sheet inference evaluation training ablation"
+        "errors escapes files config spectralmoe_jax data_pipelines.sheet inference evaluation "
+        "training ablation"
     ),
     # most subcommands call functions of the package itself
     "cli": "errors escapes config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",
@@ -98,7 +101,7 @@ ARROWS = {
     ),
 }
 # What the data may know of the other package: never a model.
-KNOWN_TO_DATA = {"errors escapes", "files", "npz", "host_memory", "import_path", "config", "sensors"}
+KNOWN_TO_DATA = {"errors", "escapes", "files", "npz", "host_memory", "import_path", "config", "sensors"}
 
 
 def module_of(file: Path) -> str:

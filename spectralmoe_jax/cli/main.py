@@ -5,16 +5,23 @@ explained in one line on standard error. 75: a run of several processes lost one
 130: interrupted.
 """
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import io
+import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 from spectralmoe_jax import __version__
-from spectralmoe_jax.cli.arguments import Parser, split_overrides
 from spectralmoe_jax.errors import RunLost, UserError
+from spectralmoe_jax.escapes import PrintableFormatter, printable
 
 # To add a subcommand, add a line here and a class of the same name to the module that the line names, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
@@ -48,23 +55,115 @@ COMMANDS = {
 }
 
 
+WITHOUT_JAX = {"prepare", "init", "data", "config"}
+"""Subcommands that compute nothing on an accelerator."""
+
+
+class Stopped(BaseException):
+    """SIGTERM came before the first step: there is nothing to save."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (by default the process's own) and return the exit status."""
+    """Run a command line and return its exit status.
+
+    Args:
+      argv: the words after the command's name. None for those of this process, which is then the command's
+        own: it gets handlers of signals, and is ended without waiting for what still runs in it.
+    """
+    is_own = argv is None
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if is_own:
+        _prepare_process(arguments)
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         return _fail(str(error))
     except RunLost as error:
         _fail(str(error))
         return 75
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 1
     except OSError as error:
+        _discard_output()
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         _fail("interrupted")
-        return 130
+        return _leave(130) if is_own else 130
+    except Stopped:
+        print("stopped before the first step: the same command starts again", file=sys.stderr)
+        return _leave(0) if is_own else 0
+
+
+def _run(argv: list[str]) -> int:
+    """Dispatch, and turn errors of the platform into a UserError."""
+    try:
+        return _dispatch(argv)
+    except Exception as error:
+        from spectralmoe_jax.cli.platform import platform_problem  # not for --help
+
+        problem = platform_problem(error)
+        if problem is None:
+            raise
+        raise UserError(problem) from error
+
+
+def _prepare_process(argv: Sequence[str]) -> None:
+    """Make streams, logging and signals of this process those of a command."""
+    # 1. streams: closed ones discard, and names that the encoding lacks are shown with backslashes
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+    # 2. logging: warnings are one line each
+    assert logging.lastResort is not None
+    logging.lastResort.setFormatter(PrintableFormatter("%(message)s"))
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache
+
+    # 3. signals
+    sys.unraisablehook = _raise_again
+    if argv[:1] in (["train"], ["quickstart"]):
+        signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop before the first step; the training then listens itself."""
+    raise Stopped
+
+
+def _raise_again(problem: Any) -> None:
+    """Send a signal again whose exception came where Python can only drop it, as in a callback."""
+    numbers = {KeyboardInterrupt: signal.SIGINT, Stopped: signal.SIGTERM}
+    if problem.exc_type in numbers:
+        again = threading.Timer(0.1, os.kill, (os.getpid(), numbers[problem.exc_type]))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(problem)
+
+
+def _leave(status: int) -> int:
+    """End the process at once: a compiler that still runs in a thread would not survive the usual end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
+
+def _discard_output() -> None:
+    """Let nothing else fail at a standard output that takes no more."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -79,12 +178,18 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
         raise UserError(f"unknown subcommand {name!r}; {hint}")
+    from spectralmoe_jax.cli.arguments import Parser, split_overrides
+    from spectralmoe_jax.cli.platform import check_platform
+
     module, _ = COMMANDS[name]
     command = getattr(importlib.import_module(f"spectralmoe_jax.cli.{module}"), name.capitalize())
     parser = Parser(prog=f"spectralmoe {name}", description=inspect.cleandoc(command.__doc__))
     command.add_arguments(parser)
     overrides, rest = split_overrides(argv[1:])
-    return command.run(parser.parse_args(rest), overrides)
+    arguments = parser.parse_args(rest)
+    if name not in WITHOUT_JAX:
+        check_platform()
+    return command.run(arguments, overrides)
 
 
 def _overview() -> str:
@@ -104,5 +209,5 @@ def _overview() -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(message.strip())}", file=sys.stderr)
     return 2
