@@ -13,6 +13,10 @@
 set -uo pipefail
 set -m # signals reach the processes only through this script
 
+asked=
+trap 'asked=TERM' TERM
+trap 'asked=INT' INT
+
 fail() { # one line: control characters of a value become ?
   local message="$*"
   printf 'error: local.sh: %s\n' "${message//[[:cntrl:]]/?}" >&2
@@ -71,10 +75,6 @@ signal_all() { # SIGNAL
   for pid in "${running[@]}"; do kill "-$1" "$pid" 2>/dev/null; done
 }
 
-asked=
-trap 'asked=TERM' TERM
-trap 'asked=INT' INT
-
 # Runs all processes once. `status` becomes 0, or the status of the first process that failed. The others then fail
 # as a consequence, so they are killed rather than asked to stop.
 run_once() {
@@ -107,7 +107,11 @@ run_once() {
 }
 
 for ((attempt = 0; ; attempt++)); do
+  [[ $asked == TERM ]] && exit 0
+  [[ $asked == INT ]] && exit 130
   run_once "$@"
+  # a process that SIGTERM ended had not begun to listen: nothing is lost
+  [[ $asked == TERM && $status == 143 ]] && exit 0
   case $status in
     0 | 2 | 126 | 127 | 130) exit "$status" ;;
   esac

@@ -96,5 +96,7 @@ done
 wait "$training"
 status=$?
 [[ $killed ]] && exit 124
+# a training that SIGTERM ended had not begun to listen: nothing is lost
+[[ $stop_at && $asked == TERM && $status == 143 ]] && status=0
 [[ $status == 0 && $stop_at ]] && exit "$STOPPED_STATUS"
 exit "$status"

@@ -97,7 +97,7 @@ def percent(value: float | None, sign: bool = False) -> str:
 def markdown_table(results: Results) -> str:
     """Format a Markdown table with its caption and what failed."""
     names, lines = header(results), []
-    lines.append(f"{markdown(caption(results))}\n")
+    lines.append(f"{markdown(caption(results).strip())}\n")
     lines.append(f"| {' | '.join(map(markdown, names))} |")
     lines.append(f"|---|{'---:|' * (len(names) - 1)}")
     for row in rows(results):

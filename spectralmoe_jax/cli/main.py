@@ -5,21 +5,17 @@ explained in one line on standard error. 75: a run of several processes lost one
 130: interrupted.
 """
 
-import contextlib
 import difflib
 import importlib
 import inspect
 import io
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
-from types import FrameType
-from typing import Any
 
 from spectralmoe_jax import __version__
+from spectralmoe_jax.cli.signals import INTERRUPTED, leave, listen
 from spectralmoe_jax.errors import RunLost, UserError
 from spectralmoe_jax.escapes import PrintableFormatter, printable
 
@@ -59,10 +55,6 @@ WITHOUT_JAX = {"prepare", "init", "data", "config"}
 """Subcommands that compute nothing on an accelerator."""
 
 
-class Stopped(BaseException):
-    """SIGTERM came before the first step: there is nothing to save."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status.
 
@@ -90,11 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
+        if is_own:
+            leave(INTERRUPTED, "error: interrupted")
         _fail("interrupted")
-        return _leave(130) if is_own else 130
-    except Stopped:
-        print("stopped before the first step: the same command starts again", file=sys.stderr)
-        return _leave(0) if is_own else 0
+        return INTERRUPTED
 
 
 def _run(argv: list[str]) -> int:
@@ -130,34 +121,7 @@ def _prepare_process(argv: Sequence[str]) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache
 
     # 3. signals
-    sys.unraisablehook = _raise_again
-    if argv[:1] in (["train"], ["quickstart"]):
-        signal.signal(signal.SIGTERM, _stop)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Stop before the first step; the training then listens itself."""
-    raise Stopped
-
-
-def _raise_again(problem: Any) -> None:
-    """Send a signal again whose exception came where Python can only drop it, as in a callback."""
-    numbers = {KeyboardInterrupt: signal.SIGINT, Stopped: signal.SIGTERM}
-    if problem.exc_type in numbers:
-        again = threading.Timer(0.1, os.kill, (os.getpid(), numbers[problem.exc_type]))
-        again.daemon = True
-        again.start()
-    else:
-        sys.__unraisablehook__(problem)
-
-
-def _leave(status: int) -> int:
-    """End the process at once: a compiler that still runs in a thread would not survive the usual end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(status)
+    listen(argv[0] if argv else "")
 
 
 def _discard_output() -> None:

@@ -27,7 +27,7 @@ _FLAG = re.compile(r"(?:Unknown flags? in XLA_FLAGS|Couldn't parse[^:]*|Failed t
 def check_platform(environment: MutableMapping[str, str] = os.environ) -> None:
     """Refuse what would end the process later; call it before JAX is imported.
 
-    XLA ends the process at a flag that it does not know. A library for an accelerator that is not there prints
+    XLA ends the process at a flag that it does not know. A library for an absent accelerator prints
     a page before JAX falls back to the CPU, so JAX is kept from loading it.
 
     Raises:

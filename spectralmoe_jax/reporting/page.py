@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -249,8 +250,8 @@ def _finalized(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def rendered(template: str, **values: Any) -> str:
-    """Render a page from its template."""
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spectralmoe_jax.reporting"),
         autoescape=True,
@@ -261,4 +262,9 @@ def rendered(template: str, **values: Any) -> str:
     )
     environment.filters["percent"] = percent
     environment.filters["css"] = _css
-    return environment.get_template(template).render(version=__version__, **values)
+    return environment
+
+
+def rendered(template: str, **values: Any) -> str:
+    """Render a page from its template."""
+    return _environment().get_template(template).render(version=__version__, **values)

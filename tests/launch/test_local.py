@@ -7,6 +7,7 @@ import pytest
 from spectralmoe_jax.parallel.distributed import find_cluster
 from tests.launch.conftest import UNTIL_ASKED
 
+NOT_LISTENING = "touch $RECORD/waiting.$$; exec sleep 60"  # as Python before it is up
 LOCAL = ("launch/local.sh", "--config", "c.py", "--workdir", "runs/x")
 
 
@@ -57,7 +58,11 @@ def test_errors_that_a_restart_cannot_fix_end_the_run(machine, status):
 
 @pytest.mark.parametrize(
     ("name", "training", "status"),
-    [("SIGTERM", UNTIL_ASKED, 0), ("SIGINT", UNTIL_ASKED.replace("exit 0' TERM", "exit 130' INT"), 130)],
+    [
+        ("SIGTERM", UNTIL_ASKED, 0),
+        ("SIGTERM", NOT_LISTENING, 0),
+        ("SIGINT", UNTIL_ASKED.replace("exit 0' TERM", "exit 130' INT"), 130),
+    ],
 )
 def test_signals_reach_every_process(machine, name, training, status):
     process = machine.start(*LOCAL, PROCESSES="2", TRAINING=training)

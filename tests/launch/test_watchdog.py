@@ -52,9 +52,10 @@ def test_the_exit_status_is_that_of_the_training(machine, tmp_path, status):
     assert ended(watch(machine, tmp_path, f"exit {status}"))[0] == status
 
 
+@pytest.mark.parametrize("training", [UNTIL_ASKED, "touch $RECORD/waiting.$$; exec sleep 60"])
 @pytest.mark.parametrize(("told", "status"), [({}, 0), ({"STOPPED_STATUS": "75"}, 75)])
-def test_sigterm_is_forwarded(machine, tmp_path, told, status):
-    process = watch(machine, tmp_path, UNTIL_ASKED, **told)
+def test_sigterm_is_forwarded(machine, tmp_path, told, status, training):
+    process = watch(machine, tmp_path, training, **told)
     machine.await_waiting(1)
     process.send_signal(signal.SIGTERM)
     assert ended(process)[0] == status

@@ -1,0 +1,70 @@
+"""Signals of the process of a command: Ctrl-C, and SIGTERM before the first training step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any, NoReturn
+
+INTERRUPTED = 130
+_STOPPABLE = ("train", "quickstart")
+# An exception that a signal raises below these is lost in C++, which then ends the process: code that imports
+# a compiled module, and JAX where it hands a program to the compiler.
+_NO_EXCEPTIONS = ("<frozen importlib", "/jax/_src/interpreters/mlir.py", "/jax/_src/compiler.py")
+
+
+def listen(command: str) -> None:
+    """Handle signals until the command itself does.
+
+    Ctrl-C raises KeyboardInterrupt, or ends the process where that would be lost. SIGTERM ends a training
+    that has not begun, with status 0: there is nothing to save.
+
+    Args:
+      command: name of the subcommand.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # by the parent, as in the background
+        signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _raise_again
+    if command in _STOPPABLE:
+        signal.signal(signal.SIGTERM, _stop)
+
+
+def leave(status: int, line: str = "") -> NoReturn:
+    """End the process at once: a compiler that still runs in a thread would not survive the usual end.
+
+    Args:
+      status: exit status.
+      line: what to say on standard error.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        sys.stdout.flush()
+        os.write(2, f"{line}\n".encode() if line else b"")
+    except (OSError, RuntimeError):  # closed, or being written to
+        pass
+    os._exit(status)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if any(place in frame.f_code.co_filename for place in _NO_EXCEPTIONS):
+            leave(INTERRUPTED, "error: interrupted")
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    leave(0, "stopped before the first step: the same command starts again")
+
+
+def _raise_again(problem: Any) -> None:
+    """Send Ctrl-C again if its exception came where Python can only drop it, as in the end of an object."""
+    if problem.exc_type is KeyboardInterrupt:
+        again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(problem)

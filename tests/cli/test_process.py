@@ -1,0 +1,168 @@
+"""The process of a command: platforms that cannot be, closed streams, missing homes, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny_run import SIZES
+
+ROOT = Path(__file__).parents[2]
+SPECTRALMOE = [sys.executable, "-m", "spectralmoe_jax"]
+TINY = ["--config", "quickstart", *(f"--config.{value}" for value in SIZES)]
+# A command that does nothing but begin JAX.
+BEGIN = """
+import sys, types
+from spectralmoe_jax.cli import main
+class Begin:
+    "Begin JAX."
+    add_arguments = staticmethod(lambda parser: None)
+    @staticmethod
+    def run(arguments, overrides):
+        import jax
+        print(jax.default_backend())
+        return 0
+sys.modules["spectralmoe_jax.cli.begin"] = types.SimpleNamespace(Begin=Begin)
+main.COMMANDS["begin"] = ("begin", "")
+sys.argv[1:] = ["begin"]
+sys.exit(main.main())
+"""
+
+
+def run(command, **environment):
+    told = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    told = told | {"PYTHONPATH": str(ROOT), **environment}
+    told = {name: value for name, value in told.items() if value is not None}
+    return subprocess.run(
+        command, cwd=ROOT, env=told, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("JAX_PLATFORMS", "banana", "JAX_PLATFORMS = banana: JAX cannot start on this machine ("),
+        ("JAX_ENABLE_X64", "banana", "JAX does not take a variable of the environment ("),
+        ("XLA_FLAGS", "--banana", "XLA_FLAGS = --banana: XLA does not take it (--banana)"),
+        ("XLA_FLAGS", "/none", "XLA_FLAGS = /none: XLA does not take it"),
+    ],
+)
+def test_a_platform_that_cannot_be_is_one_line(name, value, expected):
+    done = run([sys.executable, "-c", BEGIN], **{"JAX_PLATFORMS": "cpu", name: value})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(f"error: {expected}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu,banana"])
+@pytest.mark.parametrize(
+    "words", [["params", *TINY], ["verify", "tests/goldens"], ["evaluate", "--workdir", "none"]]
+)
+def test_every_command_refuses_a_platform_in_one_line(words, platform):
+    """A machine that has the platform does what the command says."""
+    done = run([*SPECTRALMOE, *words], JAX_PLATFORMS=platform)
+    assert done.returncode in (0, 2), done.stderr
+    assert done.stderr.count("\n") == (1 if done.returncode else 0), done.stderr
+
+
+def test_libraries_of_accelerators_that_are_not_here_are_silent(tmp_path):
+    """The libraries are stand-ins that print when they are loaded, as the real ones do."""
+    if Path("/dev/nvidia0").exists() or list(Path("/dev").glob("accel*")):
+        pytest.skip("this machine has an accelerator")
+    for place in ("libtpu", "jax_plugins/xla_cuda12", "jax_cuda12_plugin"):
+        (tmp_path / place).mkdir(parents=True)
+        noise = "import sys\nprint('loaded', __name__, file=sys.stderr)\n"
+        quiet = "def get_library_path():\n    return '/none/libtpu.so'\n"
+        (tmp_path / place / "__init__.py").write_text(quiet if place == "libtpu" else noise)
+    path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = run([sys.executable, "-c", BEGIN], **path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cpu\n", "")
+    for platform, what in (("tpu", "this machine has no TPU"), ("cuda", "no NVIDIA driver is here")):
+        done = run([sys.executable, "-c", BEGIN], **path, JAX_PLATFORMS=platform)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(f"error: JAX_PLATFORMS = {platform}: {what}")
+
+
+HELP = f"{sys.executable} -m spectralmoe_jax --help"
+UNKNOWN = rf'{sys.executable} -m spectralmoe_jax "$(printf "\033[2J\n\303\244\342\200\256x")"'
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        (f"{HELP} >&-", 0, ""),
+        (f"{HELP} 2>&- >/dev/null", 0, ""),
+        (f"{HELP} <&- >&- 2>&-", 0, ""),
+        (f"{HELP} >/dev/full", 2, "No space left on device\n"),
+        (f"{UNKNOWN} 2>&-", 2, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(command, status, said):
+    done = run(["bash", "-c", command])
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.count("\n") == said.count("\n")
+    assert done.stderr.endswith(said)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"HOME": None},
+        {"HOME": "/none", "TMPDIR": "/none", "TERM": "dumb", "NO_COLOR": "1"},
+        {"HOME": "/proc", "TERM": None, "COLUMNS": "0"},
+    ],
+)
+def test_odd_environments(environment):
+    done = run(["bash", "-c", UNKNOWN], **environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("error: unknown subcommand '\\x1b[2J\\n")
+    assert not {"\x1b", "\u202e"} & set(done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"HOME": None}, {"HOME": "/proc", "TMPDIR": "/none"}, {"TERM": "dumb"}],
+)
+def test_a_training_in_odd_environments(environment, tmp_path):
+    words = [*TINY, "--config.train.steps=2", "--config.name=wäld[/b]", "--workdir"]
+    done = run(
+        [*SPECTRALMOE, "train", *words, str(tmp_path / "\u202erun")], JAX_PLATFORMS="cpu", **environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\u202e" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "status", "line"),
+    [
+        ("SIGINT", 130, "error: interrupted\n"),
+        ("SIGTERM", 0, "stopped before the first step: the same command starts again\n"),
+    ],
+)
+def test_a_signal_at_any_time_of_the_start(name, status, line, tmp_path):
+    """While it imports, reads, compiles and trains: the status, and one line."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    for number, seconds in enumerate(np.random.default_rng(0).uniform(0.02, 12, 20)):
+        words = ["train", *TINY, "--config.train.steps=20", "--workdir", str(tmp_path / str(number))]
+        process = subprocess.Popen(
+            [*SPECTRALMOE, *words], cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(getattr(signal, name))
+        out, err = process.communicate(timeout=120)
+        was_done = process.returncode == 0 and not err and "step" in out
+        # Python itself starts, and ends in silence
+        was_early = not err and process.returncode in (status, -getattr(signal, name))
+        assert (process.returncode, err) == (status, line) or was_done or was_early, (seconds, err)
