@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import TypeVar
 
+from spectralmoe_jax.escapes import printable
+
 T = TypeVar("T")
 
 
@@ -33,8 +35,7 @@ def shown(text: object, at_most: int = _SHOWN) -> str:
       at_most: number of characters that are kept.
     """
     kept = str(text)[: at_most + 1]
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept[:at_most])
-    return plain + "..." * (len(kept) > at_most)
+    return printable(kept[:at_most]) + "..." * (len(kept) > at_most)
 
 
 def require(condition: bool, key: str, message: str) -> None:

@@ -12,8 +12,8 @@ PACKAGES = ("spectralmoe_jax", "data_pipelines")
 # A room is a folder or a single file of a package; those of data_pipelines carry its name. `spectralmoe_jax`
 # is the package's own __init__.py: its version, and functions that it loads when they are first used.
 ARROWS = {
-    "errors": "",
     "escapes": "",
+    "errors": "escapes",
     "files": "errors",
     "npz": "errors",
     "configs": "",
@@ -48,9 +48,9 @@ ARROWS = {
     "data_pipelines.sheet": "escapes data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "errors escapes files npz config parameters parallel resampling sensors models checkpoints read_ahead "
-        "data_pipelines.records data_pipelines.sensors data_pipelines.readers data_pipelines.splits "
-        "data_pipelines.sheet weights"
+        "errors escapes files npz config parameters parallel resampling sensors models checkpoints "
+        "read_ahead data_pipelines.records data_pipelines.sensors data_pipelines.readers "
+        "data_pipelines.splits data_pipelines.sheet weights"
     ),
     "evaluation": (
         "errors escapes files config parameters parallel resampling models checkpoints "
@@ -87,7 +87,9 @@ ARROWS = {
         "data_pipelines.readers data_pipelines.tiles data_pipelines.splits data_pipelines.sheet "
         "data_pipelines.prepare data_pipelines.survey"
     ),
-    "parity": "errors escapes files npz config parameters resampling adapters layers mask2former models weights",
+    "parity": (
+        "errors escapes files npz config parameters resampling adapters layers mask2former models weights"
+    ),
     "reporting": (
         "errors escapes files config spectralmoe_jax data_pipelines.sheet inference evaluation "
         "training ablation"
