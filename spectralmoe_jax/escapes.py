@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _JOINERS = "\u200c\u200d"  # part of how some scripts are written
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # also in full width
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?( to [+-]?\d+(\.\d+)?)?|-")
-_BLOCK = re.compile(r"^(#|[-+=](?=[\s=-])|\d+(?=[.)]\s))")  # begins a heading, a list or a rule
+_BLOCK = re.compile(r"^(\s*)(?:(#|[-+=](?=[\s=-]))|(\d+)(?=[.)]\s))")  # begins a heading, a list or a rule
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 _LATEX = {
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
@@ -55,7 +55,7 @@ def plain(text: object, style: str = "") -> Text:
 def markdown(text: object) -> str:
     """Return a text for a line of Markdown or a cell of a table."""
     escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", printable(text))
-    return _BLOCK.sub(lambda found: f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}", escaped)
+    return _BLOCK.sub(lambda found: f"{found[1]}{found[3] or ''}\\{found[2] or ''}", escaped)
 
 
 def latex(text: object) -> str:

@@ -105,7 +105,9 @@ def markdown_table(results: Results) -> str:
         shown = [markdown(cell) for cell in (first, *rest)]
         shown[0] = f"**{shown[0]}**" if row.is_reference else shown[0]
         lines.append(f"| {' | '.join(shown)} |")
-    failed = [f"- {markdown(row.cells[0])}: {markdown(row.note)}" for row in rows(results) if row.note]
+    failed = [
+        f"- {markdown(row.cells[0].strip())}: {markdown(row.note)}" for row in rows(results) if row.note
+    ]
     return "\n".join([*lines, *(["\nFailed:\n", *failed] if failed else [])]) + "\n"
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from spectralmoe_jax import __version__
-from spectralmoe_jax.cli.signals import INTERRUPTED, leave, listen
+from spectralmoe_jax.cli.signals import INTERRUPTED, leave, listen, was_interrupted
 from spectralmoe_jax.errors import RunLost, UserError
 from spectralmoe_jax.escapes import PrintableFormatter, printable
 
@@ -93,6 +93,8 @@ def _run(argv: list[str]) -> int:
     try:
         return _dispatch(argv)
     except Exception as error:
+        if was_interrupted():
+            raise KeyboardInterrupt from error
         from spectralmoe_jax.cli.platform import platform_problem  # not for --help
 
         problem = platform_problem(error)

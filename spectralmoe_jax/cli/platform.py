@@ -35,7 +35,7 @@ def check_platform(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     asked = environment.get("JAX_PLATFORMS", "")
     platforms = asked.split(",")
-    if environment.get("XLA_FLAGS", "").strip():
+    if environment.get("XLA_FLAGS", "").strip() and "jax" not in sys.modules:
         _check_flags(environment["XLA_FLAGS"])
     plugins = _plugins()
     if plugins & _CUDA and not _has_cuda():

@@ -16,6 +16,17 @@ _STOPPABLE = ("train", "quickstart")
 _NO_EXCEPTIONS = ("<frozen importlib", "/jax/_src/interpreters/mlir.py", "/jax/_src/compiler.py")
 
 
+class _Interruption:
+    """Whether Ctrl-C was pressed."""
+
+    came = False
+
+
+def was_interrupted() -> bool:
+    """Return whether Ctrl-C was pressed: compiled code may turn its exception into another."""
+    return _Interruption.came
+
+
 def listen(command: str) -> None:
     """Handle signals until the command itself does.
 
@@ -49,6 +60,7 @@ def leave(status: int, line: str = "") -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _Interruption.came = True
     while frame is not None:
         if any(place in frame.f_code.co_filename for place in _NO_EXCEPTIONS):
             leave(INTERRUPTED, "error: interrupted")
