@@ -27,7 +27,7 @@ ARROWS = {
     "mask2former": "config parallel resampling layers",
     "sensors": "errors",
     "models": "errors config parameters parallel resampling adapters layers mask2former sensors",
-    "checkpoints": "errors config parameters",
+    "checkpoints": "errors files config parameters parallel",
     "data_pipelines.records": "errors",
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",

@@ -46,9 +46,11 @@ class HeldOut:
     @classmethod
     def read(cls, stored: Mapping[str, Any] | None, metric: str) -> Self | None:
         """Return the record that `stored` wrote; None if there is none, or one of another score."""
-        if stored is None or stored["metric"] != metric:
+        if not isinstance(stored, Mapping) or stored.get("metric") != metric:
             return None
-        return cls(stored["best"], stored["waited"])
+        best, waited = stored.get("best"), stored.get("waited")
+        is_sound = isinstance(best, float | int | None) and isinstance(waited, int)
+        return cls(best, waited) if is_sound else None
 
 
 NOTHING_YET = HeldOut()
