@@ -15,6 +15,8 @@ ARROWS = {
     "errors": "",
     "files": "errors",
     "npz": "errors",
+    "one_writer": "errors",
+    "stored_files": "errors files",
     "configs": "",
     "config": "errors files",
     "import_path": "errors",
@@ -47,21 +49,24 @@ ARROWS = {
     "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "errors files npz config parameters parallel resampling sensors models checkpoints read_ahead "
+        "errors files npz config parameters parallel resampling sensors models checkpoints "
+        "read_ahead "
         "data_pipelines.records data_pipelines.sensors data_pipelines.readers data_pipelines.splits "
         "data_pipelines.sheet weights"
     ),
     "evaluation": (
-        "errors files config parameters parallel resampling models checkpoints data_pipelines.records "
+        "errors files stored_files config parameters parallel resampling models checkpoints "
+        "data_pipelines.records "
         "data_pipelines.loader "
         "data_pipelines.sources data_pipelines.splits inference"
     ),
     "training": (
-        "errors files config parameters parallel adapters mask2former models checkpoints host_memory "
-        "read_ahead "
+        "errors files stored_files one_writer config parameters parallel adapters mask2former models "
+        "checkpoints "
+        "host_memory read_ahead "
         "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
     ),
-    "ablation": "errors files config models checkpoints evaluation training",
+    "ablation": "errors files stored_files one_writer config models checkpoints evaluation training",
     "ahead_of_time": "errors config parameters spectralmoe_jax parallel models weights inference training",
     "conversion": "errors files config parameters models weights inference",
     "sharing": ("errors config spectralmoe_jax models checkpoints weights evaluation ablation conversion"),

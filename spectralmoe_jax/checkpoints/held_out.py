@@ -49,8 +49,9 @@ class HeldOut:
         if not isinstance(stored, Mapping) or stored.get("metric") != metric:
             return None
         best, waited = stored.get("best"), stored.get("waited")
-        is_sound = isinstance(best, float | int | None) and isinstance(waited, int)
-        return cls(best, waited) if is_sound else None
+        if not isinstance(best, float | int | None) or not isinstance(waited, int):
+            return None
+        return cls(best, waited)
 
 
 NOTHING_YET = HeldOut()

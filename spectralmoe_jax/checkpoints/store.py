@@ -49,6 +49,8 @@ from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 log = logging.getLogger(__name__)
 
+_OCDBT = b"\x0c\xdb\x3a\x2a"  # the first bytes of the index of arrays
+
 TRAINABLE, OPTIMIZER, AVERAGE = "trainable", "optimizer", "average"
 _HELD_OUT, _DECAY = "held_out", "average_decay"
 _REMEDY = "copy the checkpoint anew from where it is whole, or remove its folder to go on with the others"
@@ -99,7 +101,9 @@ def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _takes_any_bands(given: Mapping[str, Any]) -> bool:
     """Return True if the visual encoder takes the bands of any sensor."""
-    kind = kind_of((given.get("model") or {}).get("visual") or {}) or ""
+    model = given.get("model")
+    visual = model.get("visual") if isinstance(model, Mapping) else None
+    kind = kind_of(visual if isinstance(visual, Mapping) else {}) or ""
     return kind == "galileo" or (kind in FAMILIES and FAMILIES[kind].wavelengths)
 
 
@@ -385,6 +389,8 @@ class CheckpointStore:
         stored = self._stored_of(step)
         self._require_same_model(stored.record, stored.place)
         is_checked = _require_whole(stored.place, wanted)
+        if not is_checked:
+            _require_readable(stored.place, wanted)
         # 2. it holds exactly the wanted leaves
         named = {part: named_leaves(tree) for part, tree in wanted.items()}
         there = self._metadata(step)
@@ -436,23 +442,37 @@ def _require_whole(place: Path, parts: Iterable[str]) -> bool:
     return True
 
 
+def _require_readable(place: Path, parts: Iterable[str]) -> None:
+    """Check the files that a part of a checkpoint cannot be read without, where there are no checksums.
+
+    Raises:
+      UserError: names the first that is missing or damaged.
+    """
+    for part in parts:
+        for path in (place / part / "_METADATA", *sorted((place / part).glob("array_metadatas/*"))):
+            try:
+                read_json(path, _REMEDY)
+            except (FileNotFoundError, NotADirectoryError):
+                raise UserError(f"{path}: missing: {_REMEDY}") from None
+        path = place / part / "manifest.ocdbt"
+        if not path.is_file() or path.read_bytes()[:4] != _OCDBT:
+            raise UserError(f"{path}: missing or damaged: {_REMEDY}")
+
+
 @contextlib.contextmanager
 def _damage_in_one_line(place: Path) -> Iterator[None]:
     """Turn the error of an unreadable checkpoint, which may be any, into a UserError of one line."""
+    logger = logging.getLogger("absl")
+    logger.addFilter(_is_not_of_orbax)
     try:
         yield
     except Exception as error:
-        for path in sorted(place.rglob("*")):  # those files that are text tell whether they are damaged
-            if path.name == "_METADATA" or path.parent.name == "array_metadatas":
-                read_json(path, _REMEDY)
-        expected = [path.with_name("_METADATA") for path in place.glob("*/manifest.ocdbt")]
-        absent = [path for path in expected if not path.exists()]
-        if absent:
-            raise UserError(f"{absent[0]}: missing: {_REMEDY}") from None
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"checkpoint {place}: damaged ({type(error).__name__}: {reason}): {_REMEDY}"
         ) from None
+    finally:
+        logger.removeFilter(_is_not_of_orbax)
 
 
 @functools.cache
@@ -467,6 +487,11 @@ def _disk_full(error: BaseException) -> str | None:
     written = re.search(r"os_error_code='(\d+)'", str(error))  # as the storage library reports it
     code = int(written[1]) if code is None and written else code
     return os.strerror(code) if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Filter out what Orbax says of files that it cannot read, beside our one line."""
+    return "orbax" not in record.pathname
 
 
 def _is_not_of_a_save(record: logging.LogRecord) -> bool:

@@ -1,0 +1,122 @@
+"""Strict reading of files that a run stored for itself, which may be damaged: JSON of a form and arrays."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.files import read_json
+
+NUMBER = (int, float)
+OPTIONAL_NUMBER = (int, float, type(None))
+CHECKSUM = "checksum"
+"""Key of a JSON object that holds the CRC-32 of the rest."""
+
+_MOST_BYTES = 1 << 29  # of all arrays of a file together: a run's are a few megabytes
+
+
+def has_form(value: Any, form: Any) -> bool:
+    """Return whether a JSON value has a form.
+
+    Args:
+      value: the value.
+      form: a type or a tuple of types; a list of one form, for lists of it; a dictionary of forms by key, for
+        objects that have these keys and maybe others. A key that ends in `?` may be missing, and the key `*`
+        stands for all keys of the object.
+    """
+    if isinstance(form, list):
+        return isinstance(value, list) and all(has_form(item, form[0]) for item in value)
+    if not isinstance(form, Mapping):
+        kinds = form if isinstance(form, tuple) else (form,)
+        if isinstance(value, bool):
+            return bool in kinds
+        return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
+    if not isinstance(value, dict):
+        return False
+    if "*" in form:
+        return all(has_form(item, form["*"]) for item in value.values())
+    for key, inner in form.items():
+        name = key.removesuffix("?")
+        if name in value:
+            if not has_form(value[name], inner):
+                return False
+        elif name == key:
+            return False
+    return True
+
+
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the checksum of its content."""
+    return {**value, CHECKSUM: _checksum(value)}
+
+
+def read_form(path: Path, form: Any, remedy: str) -> Any:
+    """Read a JSON file of a form, and compare its checksum if it has one.
+
+    Raises:
+      UserError: it is damaged, or of another form.
+      OSError: it cannot be read.
+    """
+    value = read_json(path, remedy, (dict, list))
+    if isinstance(value, dict) and CHECKSUM in value and value[CHECKSUM] != _checksum(value):
+        raise UserError(f"{path}: damaged, its content does not match its checksum: {remedy}")
+    if not has_form(value, form):
+        raise UserError(f"{path}: damaged, values are missing or of another kind: {remedy}")
+    return value
+
+
+def _checksum(value: Mapping[str, Any]) -> int:
+    rest = {key: item for key, item in value.items() if key != CHECKSUM}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """Read all arrays of a file that `numpy.savez` wrote, and compare their checksums.
+
+    Raises:
+      UserError: it is damaged, or no such file.
+      OSError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > _MOST_BYTES:
+                raise ValueError("its arrays would be larger than any that are stored so")
+            return {
+                entry.filename.removesuffix(".npy"): _array(archive, entry)
+                for entry in entries
+                if entry.filename.endswith(".npy")
+            }
+    except OSError:
+        raise
+    except Exception as error:  # a damaged archive raises whatever its decompressor does
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: damaged ({reason}): {remedy}") from None
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """Read one array; its size must be what its header says before anything of that size is made."""
+    with archive.open(entry) as file:
+        data = file.read(entry.file_size + 1)  # to the end, where the checksum is compared
+    if len(data) != entry.file_size:
+        raise ValueError(f"{entry.filename} is not of the size that it states")
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, is_fortran, dtype = read_header(stream)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+        raise ValueError(f"{entry.filename} is not of the size that its header states")
+    flat = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
+    return (flat.reshape(shape[::-1]).T if is_fortran else flat.reshape(shape)).copy()
