@@ -144,7 +144,7 @@ def timings(runs: Sequence[GridRun]) -> Results:
     found = {}
     for run in runs:
         path = run.folder / ATTEMPTS_FILE
-        lines = [line for line in read_lines(path) if has_form(line, _ATTEMPT)]
+        lines = read_lines(path, lambda line: has_form(line, _ATTEMPT))
         starts = [line for line in lines if line["what"] == "started"]
         ends = [line for line in lines if line["what"] == "done"]
         if starts:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,30 +39,33 @@ def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
     Damaged lines are left out, which a warning says; a killed run may leave its last line unfinished.
     """
     metrics: dict[str, list[dict[str, Any]]] = {}
-    for record in read_lines(folder / METRICS_FILE):
-        if _is_record(record):
-            metrics.setdefault(record["kind"], []).append(record)
+    for record in read_lines(folder / METRICS_FILE, _is_record):
+        metrics.setdefault(record["kind"], []).append(record)
     return metrics
 
 
-def read_lines(path: Path) -> list[Any]:
-    """Read a file of one JSON value a line; none if there is no file.
+def read_lines(path: Path, is_sound: Callable[[Any], bool]) -> list[Any]:
+    """Read a file of one JSON object a line; none if there is no file.
 
     Damaged lines are left out, which a warning says.
+
+    Args:
+      path: the file.
+      is_sound: whether an object is one of those that the file should hold.
     """
-    return [value for _, value in _lines_of(path) if value is not None]
+    return [value for _, value in _lines_of(path, is_sound)]
 
 
-def _lines_of(path: Path) -> list[tuple[bytes, Any]]:
-    """Return the lines of a file of records with their values; None for a damaged line, which is said."""
+def _lines_of(path: Path, is_sound: Callable[[Any], bool]) -> list[tuple[bytes, Any]]:
+    """Return the sound lines of a file with their objects; see `read_lines`."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     found = [(line, _value_of(line)) for line in lines if line.strip()]
-    damaged = [number for number, (_, value) in enumerate(found, start=1) if value is None]
+    damaged = [n for n, (_, value) in enumerate(found, start=1) if value is None or not is_sound(value)]
     if damaged and lines[-1].strip() and damaged[-1] == len(found):
         damaged.pop()  # unfinished, as a killed run leaves it
     if damaged:
         log.warning("%s: line %d is damaged and left out (%d of its lines)", path, damaged[0], len(damaged))
-    return found
+    return [(line, value) for line, value in found if value is not None and is_sound(value)]
 
 
 def _value_of(line: bytes) -> Any:
@@ -173,8 +176,7 @@ def _drop_records_after(path: Path, step: int) -> set[tuple[int, str]]:
     """
     if not path.exists():
         return set()
-    lines = [(line, value) for line, value in _lines_of(path) if value is not None]
-    records = [(line, value) for line, value in lines if has_form(value, {"step": int, "kind": str})]
+    records = _lines_of(path, lambda value: has_form(value, {"step": int, "kind": str}))
     with atomic_write(path) as aside:
         aside.write_bytes(b"".join(line + b"\n" for line, value in records if value["step"] <= step))
     return {(value["step"], value["kind"]) for _, value in records if value["step"] > step}
