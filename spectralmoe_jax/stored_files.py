@@ -1,17 +1,13 @@
-"""Strict reading of files that a run stored for itself, which may be damaged: JSON of a form and arrays."""
+"""Strict reading of JSON files that a run stored for itself, which may be damaged."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import read_json
@@ -20,8 +16,6 @@ NUMBER = (int, float)
 OPTIONAL_NUMBER = (int, float, type(None))
 CHECKSUM = "checksum"
 """Key of a JSON object that holds the CRC-32 of the rest."""
-
-_MOST_BYTES = 1 << 29  # of all arrays of a file together: a run's are a few megabytes
 
 
 def has_form(value: Any, form: Any) -> bool:
@@ -77,46 +71,3 @@ def read_form(path: Path, form: Any, remedy: str) -> Any:
 def _checksum(value: Mapping[str, Any]) -> int:
     rest = {key: item for key, item in value.items() if key != CHECKSUM}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
-
-
-def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
-    """Read all arrays of a file that `numpy.savez` wrote, and compare their checksums.
-
-    Raises:
-      UserError: it is damaged, or no such file.
-      OSError: it cannot be read.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > _MOST_BYTES:
-                raise ValueError("its arrays would be larger than any that are stored so")
-            return {
-                entry.filename.removesuffix(".npy"): _array(archive, entry)
-                for entry in entries
-                if entry.filename.endswith(".npy")
-            }
-    except OSError:
-        raise
-    except Exception as error:  # a damaged archive raises whatever its decompressor does
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: damaged ({reason}): {remedy}") from None
-
-
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """Read one array; its size must be what its header says before anything of that size is made."""
-    with archive.open(entry) as file:
-        data = file.read(entry.file_size + 1)  # to the end, where the checksum is compared
-    if len(data) != entry.file_size:
-        raise ValueError(f"{entry.filename} is not of the size that it states")
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, is_fortran, dtype = read_header(stream)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
-        raise ValueError(f"{entry.filename} is not of the size that its header states")
-    flat = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
-    return (flat.reshape(shape[::-1]).T if is_fortran else flat.reshape(shape)).copy()

@@ -55,7 +55,7 @@ ARROWS = {
         "data_pipelines.sheet weights"
     ),
     "evaluation": (
-        "errors files stored_files config parameters parallel resampling models checkpoints "
+        "errors files npz stored_files config parameters parallel resampling models checkpoints "
         "data_pipelines.records "
         "data_pipelines.loader "
         "data_pipelines.sources data_pipelines.splits inference"

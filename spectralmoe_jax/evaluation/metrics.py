@@ -31,7 +31,7 @@ from spectralmoe_jax.inference.sliding_window import (
     predict_image,
     require_finite,
 )
-from spectralmoe_jax.stored_files import read_arrays
+from spectralmoe_jax.npz import read_npz
 
 
 class ConfusionMatrix:
@@ -425,10 +425,7 @@ def read_images(path: str | os.PathLike[str]) -> list[ImageCounts]:
       UserError: the file is not one that `write_images` wrote, or is damaged.
     """
     remedy = "evaluate the model again"
-    try:
-        stored = read_arrays(Path(path), remedy)
-    except OSError as problem:
-        raise UserError(f"{path}: holds no counts by image ({problem.strerror}): {remedy}") from None
+    stored = read_npz(Path(path), remedy, what="file of counts by image")
     arrays = [stored.get(name) for name in ("domain", "name", "confusion")]
     domains, names, counts = (np.zeros(()) if array is None else array for array in arrays)
     is_whole = domains.ndim == names.ndim == 1 and counts.ndim == 3 and counts.shape[1] == counts.shape[2]

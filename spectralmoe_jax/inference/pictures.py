@@ -21,9 +21,9 @@ from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.preview import stretch
 from spectralmoe_jax.inference.sliding_window import RoutedStep, padded_tile
 from spectralmoe_jax.models.segmenter import Segmenter
+from spectralmoe_jax.npz import read_npz
 from spectralmoe_jax.parameters import join, split
 from spectralmoe_jax.sensors import visible
-from spectralmoe_jax.stored_files import read_arrays
 
 PICTURES_FILE = "pictures.npz"
 SCENES = 3
@@ -95,7 +95,7 @@ def read_pictures(workdir: Path) -> list[ScenePictures]:
     if not path.is_file():
         return []
     remedy = "remove it, and `spectralmoe report` makes it anew"
-    stored = read_arrays(path, remedy)
+    stored = read_npz(path, remedy, what="file of pictures")
     count = len({key.partition("/")[0] for key in stored})
     if stored.keys() != {f"{i}/{field}" for i in range(count) for field in ScenePictures._fields}:
         raise UserError(f"{path}: damaged, pictures are missing: {remedy}")
