@@ -116,7 +116,7 @@ def _is_sound(scene: ScenePictures) -> bool:
         and len(size) == 2
         and 0 not in size
         and (np.shape(scene.prediction), np.shape(scene.image)) == (size, (*size, 3))
-        and scene.experts.dtype == np.uint16
+        and scene.experts.dtype.kind == "u"
         and scene.experts.ndim == 4
         and scene.depth.ndim == 4
         and scene.depth.shape[-1] == 3

@@ -185,7 +185,7 @@ def usage(run: RunRecord, layers: Sequence[int] | None = None) -> list[Chart]:
     """
     records = [record for record in run.metrics.get("experts", ()) if "expert_usage" in record]
     sizes = [np.shape(record["expert_usage"]) for record in records]
-    records = [r for r, size in zip(records, sizes, strict=True) if len(size) == 4 and size == sizes[-1]]
+    records = [r for r, size in zip(records, sizes, strict=True) if len(size) == 3 and size == sizes[0]]
     if not records:
         return []
     kept = [records[i] for i in thin(len(records), 40)]

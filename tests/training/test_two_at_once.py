@@ -18,7 +18,7 @@ from tests.tiny_run import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 6
-LONG_ENOUGH = ["train.steps=150", "train.evaluate_every=75", "train.checkpoint_every=25"]
+LONG_ENOUGH = ["train.steps=60", "train.evaluate_every=30", "train.checkpoint_every=20"]
 
 
 def started(workdir):
