@@ -16,6 +16,8 @@ ARROWS = {
     "errors": "escapes",
     "files": "errors",
     "npz": "errors",
+    "one_writer": "errors",
+    "stored_files": "errors files",
     "configs": "",
     "config": "errors files",
     "import_path": "errors",
@@ -27,8 +29,8 @@ ARROWS = {
     "adapters": "errors config import_path parallel resampling layers",
     "mask2former": "config parallel resampling layers",
     "sensors": "errors",
-    "models": "errors config parameters parallel resampling adapters layers mask2former sensors",
-    "checkpoints": "errors config parameters",
+    "models": "errors config parameters parallel resampling layers adapters mask2former sensors",
+    "checkpoints": "errors files config parameters parallel",
     "data_pipelines.records": "errors",
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
@@ -39,7 +41,7 @@ ARROWS = {
     "read_ahead": "",
     "data_pipelines.loader": "errors config data_pipelines.records data_pipelines.readers host_memory",
     "data_pipelines.synthetic": "errors files config data_pipelines.records",
-    "data_pipelines.sources": "errors import_path config data_pipelines.records",
+    "data_pipelines.sources": "errors config import_path data_pipelines.records",
     "data_pipelines.transforms": "errors config sensors data_pipelines.records data_pipelines.tiles",
     "data_pipelines.splits": (
         "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
@@ -48,54 +50,54 @@ ARROWS = {
     "data_pipelines.sheet": "escapes data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "errors escapes files npz config parameters parallel resampling sensors models checkpoints "
-        "read_ahead data_pipelines.records data_pipelines.sensors data_pipelines.readers "
+        "escapes errors files npz config parameters parallel resampling sensors models checkpoints "
+        "data_pipelines.records data_pipelines.sensors data_pipelines.readers read_ahead "
         "data_pipelines.splits data_pipelines.sheet weights"
     ),
     "evaluation": (
-        "errors escapes files config parameters parallel resampling models checkpoints "
-        "data_pipelines.records data_pipelines.loader "
-        "data_pipelines.sources data_pipelines.splits inference"
+        "escapes errors files npz stored_files config parameters parallel resampling models checkpoints "
+        "data_pipelines.records data_pipelines.loader data_pipelines.sources data_pipelines.splits "
+        "inference"
     ),
     "training": (
-        "errors escapes files config parameters parallel adapters mask2former models checkpoints host_memory "
-        "read_ahead "
-        "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
+        "escapes errors files one_writer stored_files config parameters parallel adapters mask2former "
+        "models checkpoints host_memory read_ahead data_pipelines.loader data_pipelines.sources "
+        "data_pipelines.splits inference evaluation"
     ),
-    "ablation": "errors escapes files config models checkpoints evaluation training",
+    "ablation": "escapes errors files one_writer stored_files config models checkpoints evaluation training",
     "ahead_of_time": (
-        "errors escapes config parameters spectralmoe_jax parallel models weights inference training"
+        "escapes errors config parameters spectralmoe_jax parallel models weights inference training"
     ),
     "conversion": "errors files config parameters models weights inference",
     "sharing": (
-        "errors escapes config spectralmoe_jax models checkpoints weights evaluation ablation conversion"
+        "escapes errors config spectralmoe_jax models checkpoints weights evaluation ablation conversion"
     ),
-    "serving": "errors escapes config spectralmoe_jax sensors inference",
+    "serving": "escapes errors config spectralmoe_jax sensors inference",
     "data_pipelines.inspect": (
-        "errors escapes config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
+        "escapes errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
         "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"
     ),
     "data_pipelines.datasets": "errors data_pipelines.records data_pipelines.readers",
     "data_pipelines.benchmarks": "data_pipelines.datasets",
     "data_pipelines.prepare": (
-        "errors escapes files npz config data_pipelines.records data_pipelines.readers host_memory "
+        "escapes errors files npz config data_pipelines.records data_pipelines.readers host_memory "
         "data_pipelines.sheet data_pipelines.datasets"
     ),
-    "data_pipelines.survey": ("errors data_pipelines.records data_pipelines.sensors data_pipelines.readers"),
+    "data_pipelines.survey": "errors data_pipelines.records data_pipelines.sensors data_pipelines.readers",
     "project_setup": (
-        "errors escapes files config models training data_pipelines.records data_pipelines.sensors "
-        "data_pipelines.readers data_pipelines.tiles data_pipelines.splits data_pipelines.sheet "
+        "escapes errors files config models data_pipelines.records data_pipelines.sensors "
+        "data_pipelines.tiles data_pipelines.readers data_pipelines.splits data_pipelines.sheet training "
         "data_pipelines.prepare data_pipelines.survey"
     ),
     "parity": (
-        "errors escapes files npz config parameters resampling adapters layers mask2former models weights"
+        "escapes errors files npz config parameters resampling layers adapters mask2former models weights"
     ),
     "reporting": (
-        "errors escapes files config spectralmoe_jax data_pipelines.sheet inference evaluation "
-        "training ablation"
+        "escapes errors files config spectralmoe_jax data_pipelines.sheet inference evaluation training "
+        "ablation"
     ),
     # most subcommands call functions of the package itself
-    "cli": "errors escapes config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",
+    "cli": "escapes errors config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",
     "__main__": "cli",
     "configuration": "config",
     "quick_start": (

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spectralmoe_jax.ablation.grid import Grid, GridRun, grid_runs, load_grid
 from spectralmoe_jax.ablation.results import Results, collect, timings
 from spectralmoe_jax.ablation.run import check_folder, end_with_parent, execute, write_json
 from spectralmoe_jax.ablation.schedule import divide_devices, own_command, run_all
+from spectralmoe_jax.ablation.stored_results import RESULTS_FILE
 from spectralmoe_jax.ablation.tables import csv_of_runs, csv_table, latex_table, markdown_table, write_plots
 from spectralmoe_jax.errors import UserError, bad_value, choose, require
 from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.one_writer import one_writer
+from spectralmoe_jax.stored_files import read_form
 
-RESULTS_FILE, TIMINGS_FILE, GRID_FILE = "results.json", "timings.json", "grid.json"
+TIMINGS_FILE, GRID_FILE = "timings.json", "grid.json"
+_GRID = {"title": str, "runs": {"*": {"variant": str, "seed": int}}}
 _TABLES: dict[str, Callable[[Results], str]] = {
     "table.md": markdown_table,
     "table.tex": latex_table,
@@ -62,18 +65,14 @@ def ablate(
 
     # 2. run
     opened.workdir.mkdir(parents=True, exist_ok=True)
-    _write_grid_file(opened)
-    if at_random := _on_random_encoders(opened.runs):
-        note = (
-            f"note: {', '.join(at_random)}: the frozen visual encoder has random weights, on which little "
-            "is learnt: name a file in config.model.visual.weights"
-        )
-        print(printable(note), flush=True)
-    command = own_command(_arguments(spec, opened.workdir, overrides, base, seeds))
-    run_all([run for run in opened.runs if not only or run.variant in only], command, shares)
+    with one_writer(opened.workdir, "runs a grid"):
+        _write_grid_file(opened)
+        _note_random_encoders(opened.runs)
+        command = own_command(_arguments(spec, opened.workdir, overrides, base, seeds))
+        run_all([run for run in opened.runs if not only or run.variant in only], command, shares)
 
-    # 3. tables and plots
-    return write_results(opened.grid, opened.runs, opened.workdir)
+        # 3. tables and plots
+        return write_results(opened.grid, opened.runs, opened.workdir)
 
 
 def run_task(
@@ -176,7 +175,7 @@ def _check_workdir(opened: _OpenGrid) -> None:
     """
     file = opened.workdir / GRID_FILE
     if file.is_file():
-        stored = json.loads(file.read_text())
+        stored = read_grid_file(opened.workdir)
         if stored["runs"].keys().isdisjoint(opened.by_folder()):
             raise UserError(
                 f"{opened.workdir} holds another grid, {stored['title']!r}: choose another --workdir"
@@ -191,15 +190,32 @@ def _write_grid_file(opened: _OpenGrid) -> None:
     write_json({"title": opened.grid.title, "runs": runs}, opened.workdir / GRID_FILE)
 
 
-def _on_random_encoders(runs: Sequence[GridRun]) -> list[str]:
-    """List the variants that adapt a frozen visual encoder without pretrained weights."""
+def read_grid_file(workdir: Path) -> dict[str, Any]:
+    """Return title and runs of a grid, as its folder has them.
+
+    Raises:
+      UserError: the file is damaged.
+      OSError: it cannot be read.
+    """
+    remedy = "remove it, and `spectralmoe ablate` with --collect writes it anew"
+    return read_form(workdir / GRID_FILE, _GRID, remedy)
+
+
+def _note_random_encoders(runs: Sequence[GridRun]) -> None:
+    """Print the variants that adapt a frozen visual encoder without pretrained weights."""
     models = {run.variant: run.config.model for run in runs}
-    return [
+    at_random = [
         variant
         for variant, model in models.items()
         if not (model.weights or model.visual.weights or model.visual.trainable)
         and model.adapter.kind != "full"
     ]
+    if at_random:
+        note = (
+            f"note: {', '.join(at_random)}: the frozen visual encoder has random weights, on which little "
+            "is learnt: name a file in config.model.visual.weights"
+        )
+        print(printable(note), flush=True)
 
 
 def _arguments(

@@ -6,7 +6,6 @@ paired bootstrap over the target's images and the seeds: how far it may be due t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +15,15 @@ import numpy as np
 from spectralmoe_jax.ablation.grid import Grid, GridRun
 from spectralmoe_jax.ablation.run import ATTEMPTS_FILE, failure_of, is_done
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.evaluation.metrics import ImageCounts, read_images
-from spectralmoe_jax.training.logging import read_metrics
+from spectralmoe_jax.evaluation.stored_scores import IMAGES_FILE, read_evaluation
+from spectralmoe_jax.stored_files import NUMBER, has_form
+from spectralmoe_jax.training.logging import read_lines, read_metrics
 
 Results = dict[str, Any]
 """JSON values; see `collect`."""
 
+_ATTEMPT = {"what": str, "time": NUMBER, "host": str, "processors": (int, type(None))}
 RESAMPLES = 2000
 LEVEL = 0.95
 
@@ -71,7 +72,8 @@ def _scores(run: GridRun) -> Results:
     if not is_done(run):
         error = failure_of(run)
         return {"seed": run.seed} | ({} if error is None else {"error": error})
-    stored = json.loads((run.folder / EVALUATION_FILE).read_text())
+    stored = read_evaluation(run.folder)
+    assert stored is not None  # as the run is done
     return {
         "seed": run.seed,
         "miou": stored["miou"],
@@ -142,7 +144,7 @@ def timings(runs: Sequence[GridRun]) -> Results:
     found = {}
     for run in runs:
         path = run.folder / ATTEMPTS_FILE
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = read_lines(path, lambda line: has_form(line, _ATTEMPT))
         starts = [line for line in lines if line["what"] == "started"]
         ends = [line for line in lines if line["what"] == "done"]
         if starts:

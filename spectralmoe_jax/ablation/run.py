@@ -9,15 +9,13 @@ attempts.jsonl                                  when it was started and done; no
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
+import logging
 import os
 import platform
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,19 @@ from spectralmoe_jax.ablation.grid import GridRun
 from spectralmoe_jax.checkpoints.store import describe_differences
 from spectralmoe_jax.config.load import CONFIG_FILE, flatten, read_run_given
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.evaluate import evaluate_best_checkpoint, is_complete, read_evaluation
+from spectralmoe_jax.evaluation.evaluate import evaluate_best_checkpoint, is_complete
+from spectralmoe_jax.evaluation.stored_scores import damage_to_evaluation, read_evaluation
 from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.one_writer import one_writer
+from spectralmoe_jax.stored_files import read_form
 from spectralmoe_jax.training.train import train
+
+log = logging.getLogger(__name__)
 
 FAILURE_FILE, ATTEMPTS_FILE, LOG_FILE = "failure.json", "attempts.jsonl", "log.txt"
 PARENT_LOST = 75
 """Exit status of a run whose parent process is gone."""
 
-_LOCK_FILE = ".running"
 _LOCK_SECONDS = 20.0
 # Settings that may change between two starts of a grid: where data is and how fast it is read, how the same
 # function is computed, and what the files state.
@@ -62,7 +64,8 @@ def execute(run: GridRun) -> bool:
     """
     check_folder(run)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(run.folder):
+    # a run left over from a killed grid is about to end, see `end_with_parent`
+    with one_writer(run.folder, "trains", _LOCK_SECONDS):
         if is_done(run):
             return True
         forget_failure(run)
@@ -90,8 +93,12 @@ def _train_and_evaluate(run: GridRun) -> bool:
 def is_done(run: GridRun) -> bool:
     """Return whether a run has scores, which are written last, after the whole of its training.
 
-    `spectralmoe report` may have evaluated a run that was not trained to its end.
+    `spectralmoe report` may have evaluated a run that was not trained to its end. An evaluation that is
+    damaged does not count: it is made anew.
     """
+    if problem := damage_to_evaluation(run.folder):
+        log.warning("%s", problem)
+        return False
     evaluation = read_evaluation(run.folder)
     if evaluation is None:
         return False
@@ -121,10 +128,13 @@ def _fixed(flat: dict[str, Any]) -> dict[str, Any]:
 
 def failure_of(run: GridRun) -> str | None:
     """Return in one line why a run failed when it was last tried, or None."""
+    path = run.folder / FAILURE_FILE
     try:
-        return json.loads((run.folder / FAILURE_FILE).read_text())["error"]
+        return read_form(path, {"error": str}, "the run is tried again")["error"]
     except FileNotFoundError:
         return None
+    except UserError as problem:  # of a record that the next attempt replaces
+        return str(problem)
 
 
 def record_failure(run: GridRun, error: str) -> None:
@@ -148,28 +158,6 @@ def _record_attempt(run: GridRun, what: str) -> None:
     line = {"what": what, "time": time.time(), "host": platform.node(), "processors": os.cpu_count()}
     with (run.folder / ATTEMPTS_FILE).open("a") as file:
         file.write(json.dumps(line) + "\n")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; it ends with its process, however that ends.
-
-    A run left over from a killed grid is about to end (see `end_with_parent`), so its lock is waited for.
-
-    Raises:
-      UserError: another process holds the lock.
-    """
-    with (folder / _LOCK_FILE).open("w") as file:
-        until = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise UserError(f"{folder}: another process is at this run") from None
-                time.sleep(0.1)
-        yield
 
 
 def end_with_parent() -> None:

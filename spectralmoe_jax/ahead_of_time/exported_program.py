@@ -55,6 +55,8 @@ def export(
     model: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     config: Configuration | None = None,
+    *,
+    allow_code: bool = False,
 ) -> Path:
     """Write a trained model as a StableHLO program with its weights.
 
@@ -62,6 +64,7 @@ def export(
       model: the model, as `spectralmoe_jax.load` takes it.
       destination: folder to write; it must not exist.
       config: configuration in any form of `config.load.Configuration`; None for the model's own.
+      allow_code: whether the model's own configuration may name code, as there.
 
     Returns:
       The folder.
@@ -69,7 +72,7 @@ def export(
     Raises:
       UserError: the model cannot be read, the folder exists, or a library is missing.
     """
-    run = config_of_model(model) if config is None else as_run_config(config)
+    run = config_of_model(model, allow_code=allow_code) if config is None else as_run_config(config)
     target = Path(destination)
     if run.evaluate.tta != "none":
         must = "must be none: a program has the scores of its windows as they are"

@@ -46,9 +46,12 @@ class HeldOut:
     @classmethod
     def read(cls, stored: Mapping[str, Any] | None, metric: str) -> Self | None:
         """Return the record that `stored` wrote; None if there is none, or one of another score."""
-        if stored is None or stored["metric"] != metric:
+        if not isinstance(stored, Mapping) or stored.get("metric") != metric:
             return None
-        return cls(stored["best"], stored["waited"])
+        best, waited = stored.get("best"), stored.get("waited")
+        if not isinstance(best, float | int | None) or not isinstance(waited, int):
+            return None
+        return cls(best, waited)
 
 
 NOTHING_YET = HeldOut()

@@ -3,16 +3,19 @@
 Frozen weights are never stored. A run's folder holds
 
     config.json            the configuration of the run
-    checkpoints/<step>/    complete checkpoints: the last one and the best one
+    checkpoints/<step>/    complete checkpoints: the last one and the best one, each with checksums.json
 
 A checkpoint also stores the part of the configuration that determines which parameters there are and what
 they mean, so that it cannot be restored into another model unnoticed. Orbax writes a checkpoint to a
 temporary folder and renames it when it is complete: a run killed at any time leaves the last complete one
-usable.
+usable. Its files are then given checksums, which are compared before anything is read: damage is an error
+that names the file.
 """
 
+import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -20,22 +23,37 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from spectralmoe_jax.checkpoints.checksums import (
+    CHECKSUMS_FILE,
+    damage,
+    read_checksums,
+    write_checksums,
+)
+from spectralmoe_jax.checkpoints.folder import BEST, Stored, best_step, read_folder
 from spectralmoe_jax.checkpoints.held_out import NOTHING_YET, HeldOut
 from spectralmoe_jax.config.load import CHECKPOINTS, CHOICES, flatten
 from spectralmoe_jax.config.presets import FAMILIES, kind_of
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
+from spectralmoe_jax.files import read_json
+from spectralmoe_jax.parallel.distributed import gather_values
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
+
+log = logging.getLogger(__name__)
+
+_OCDBT = b"\x0c\xdb\x3a\x2a"  # the first bytes of the index of arrays
 
 TRAINABLE, OPTIMIZER, AVERAGE = "trainable", "optimizer", "average"
 _HELD_OUT, _DECAY = "held_out", "average_decay"
+_REMEDY = "copy the checkpoint anew from where it is whole, or remove its folder to go on with the others"
 
 _MODEL_SECTIONS = ("bands", "classes", "model")
 # Keys that decide how the model is computed, not what it computes: they may differ between runs.
@@ -83,7 +101,9 @@ def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _takes_any_bands(given: Mapping[str, Any]) -> bool:
     """Return True if the visual encoder takes the bands of any sensor."""
-    kind = kind_of((given.get("model") or {}).get("visual") or {}) or ""
+    model = given.get("model")
+    visual = model.get("visual") if isinstance(model, Mapping) else None
+    kind = kind_of(visual if isinstance(visual, Mapping) else {}) or ""
     return kind == "galileo" or (kind in FAMILIES and FAMILIES[kind].wavelengths)
 
 
@@ -108,7 +128,8 @@ class CheckpointStore:
         self._decay = config.train.ema
         self._folder = (Path(workdir) / CHECKPOINTS).absolute()
         self._checkpointer: ocp.training.Checkpointer | None = None
-        self._saving: ocp.AsyncResponse[bool] | None = None
+        self._saving: concurrent.futures.Future[None] | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._step = 0  # step of the save under way
         self._failed = False
 
@@ -120,17 +141,31 @@ class CheckpointStore:
 
     @property
     def last(self) -> int | None:
-        """The step of the last complete checkpoint, or None."""
-        found = self._open() if self._folder.is_dir() else None
-        return found.latest.step if found and found.latest else None
+        """The step of the last complete checkpoint, or None.
+
+        Raises:
+          UserError: a file of a checkpoint is missing or damaged; names it.
+        """
+        found = self._stored()
+        return found[-1].step if found else None
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint with the highest metric (the latest one if equal), or None."""
-        if not self._folder.is_dir():
-            return None
-        scores = [(self._score(c.metrics), c.step) for c in self._open().checkpoints if c.metrics is not None]
-        return max(scores)[1] if scores else None
+        """The step of the checkpoint with the highest metric (the latest one if equal), or None.
+
+        If the last checkpoint names another one as the best, and that is gone, a warning says so.
+
+        Raises:
+          UserError: as in `last`.
+        """
+        found = self._stored()
+        scores = [(self._score(each.metrics), each.step) for each in found if each.metrics is not None]
+        best = max(scores)[1] if scores else None
+        wanted = best_step(found[-1].record, self._metric) if found else None
+        if wanted is not None and all(each.step != wanted for each in found):
+            used = "no other has a score" if best is None else f"{self.path(best)} takes its place"
+            _warn(f"{self.path(wanted)}: the best checkpoint is missing; {used}")
+        return best
 
     def path(self, step: int) -> Path:
         """Return the folder of a step's checkpoint."""
@@ -138,15 +173,14 @@ class CheckpointStore:
 
     def metrics_of(self, step: int) -> dict[str, Any] | None:
         """Return the metrics stored with a step's checkpoint, or None."""
-        return next((c.metrics for c in self._open().checkpoints if c.step == step), None)
+        return next((each.metrics for each in self._stored() if each.step == step), None)
 
     def held_out(self, step: int) -> HeldOut:
         """Return the held-out record of a step's checkpoint.
 
         If it has none, counting starts at the best checkpoint's score.
         """
-        stored = self._open().checkpointables_metadata(step).custom_metadata or {}
-        found = HeldOut.read(stored.get(_HELD_OUT), self._metric)
+        found = HeldOut.read(self._stored_of(step).record.get(_HELD_OUT), self._metric)
         if found is not None:
             return found
         score = -math.inf if self.best is None else self._score(self.metrics_of(self.best) or {})
@@ -157,10 +191,9 @@ class CheckpointStore:
 
         A checkpoint that does not state it, as those of earlier versions, has that of the configuration.
         """
-        stored = self._metadata(step)
-        if AVERAGE not in stored.metadata:
+        if AVERAGE not in self._metadata(step):
             return None
-        return (stored.custom_metadata or {}).get(_DECAY, self._decay)
+        return self._stored_of(step).record.get(_DECAY, self._decay)
 
     def save(
         self,
@@ -191,10 +224,11 @@ class CheckpointStore:
         if any(checkpoint.step == step for checkpoint in checkpointer.checkpoints):
             return
         self.wait()
+        best = self._best_after(step, metrics)
         parts = {TRAINABLE: params, OPTIMIZER: opt_state}
         parts |= {} if average is None else {AVERAGE: average}
         with self._disk_full_in_one_line(step):
-            self._saving = checkpointer.save_checkpointables_async(
+            response = checkpointer.save_checkpointables_async(
                 step,
                 {part: named_leaves(tree) for part, tree in parts.items()},
                 metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
@@ -203,9 +237,11 @@ class CheckpointStore:
                     "model": model_part(self._given),
                     _HELD_OUT: held_out.stored(self._metric),
                     _DECAY: None if average is None else self._decay,
+                    BEST: None if best is None else {"metric": self._metric, "step": best},
                 },
                 force=True,
             )
+            self._saving = self._thread.submit(self._complete, response, step)
             self._step = step
 
     def restore(self, step: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -232,7 +268,7 @@ class CheckpointStore:
         Raises:
           UserError: the checkpoint has none; or as in `restore`.
         """
-        if AVERAGE not in self._metadata(step).metadata:
+        if AVERAGE not in self._metadata(step):
             must = f"needs a run that has it from its start; {self.path(step)} holds no average of weights"
             raise bad_value("config.train.ema", self._given["train"].get("ema"), must)
         return self._load(step, {AVERAGE: average})[AVERAGE]
@@ -242,7 +278,7 @@ class CheckpointStore:
 
         Otherwise as `restore`.
         """
-        part = AVERAGE if AVERAGE in self._metadata(step).metadata else TRAINABLE
+        part = AVERAGE if AVERAGE in self._metadata(step) else TRAINABLE
         return self._load(step, {part: params})[part]
 
     def wait(self) -> None:
@@ -267,6 +303,7 @@ class CheckpointStore:
         try:
             self.wait()
         finally:
+            self._thread.shutdown()
             checkpointer, self._checkpointer = self._checkpointer, None
             if checkpointer is not None:
                 with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
@@ -292,8 +329,10 @@ class CheckpointStore:
             ) from None
 
     def _open(self) -> ocp.training.Checkpointer:
+        """Return what writes checkpoints; remains of killed runs are removed when it is first used."""
         if self._checkpointer is None:
             logging.getLogger("absl").addFilter(_is_not_of_a_save)
+            self._remove_remains()
             policies = ocp.training.preservation_policies
             best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
             self._checkpointer = ocp.training.Checkpointer(
@@ -303,29 +342,71 @@ class CheckpointStore:
             )
         return self._checkpointer
 
+    def _remove_remains(self) -> None:
+        """Remove what is left of old checkpoints whose removal was interrupted."""
+        if jax.process_index() == 0 and self._folder.is_dir():
+            for place in read_folder(self._folder, self._metric)[1]:
+                shutil.rmtree(place, ignore_errors=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("remains of checkpoints removed")
+
+    def _complete(self, response: ocp.AsyncResponse[bool], step: int) -> None:
+        """Wait until a checkpoint is complete, and write its checksums."""
+        response.result()
+        if jax.process_index() == 0:
+            write_checksums(self.path(step))
+
+    def _best_after(self, step: int, metrics: Mapping[str, float] | None) -> int | None:
+        """Return the step of the best checkpoint once that of `step` is saved."""
+        best = self.best
+        if metrics is None:
+            return best
+        others = self._score(self.metrics_of(best) or {}) if best is not None else -math.inf
+        return step if self._score(metrics) >= others else best
+
+    def _stored(self) -> list[Stored]:
+        """Return the complete checkpoints by step."""
+        return read_folder(self._folder, self._metric)[0] if self._folder.is_dir() else []
+
+    def _stored_of(self, step: int) -> Stored:
+        found = next((each for each in self._stored() if each.step == step), None)
+        if found is None:
+            raise UserError(f"{self._folder} has no complete checkpoint of step {step}")
+        return found
+
     def _score(self, metrics: Mapping[str, float]) -> float:
         score = float(metrics.get(self._metric, -math.inf))
         return -math.inf if math.isnan(score) else score
 
-    def _metadata(self, step: int) -> Any:
-        """Return what a complete checkpoint says of itself."""
-        checkpointer = self._open()
-        if all(checkpoint.step != step for checkpoint in checkpointer.checkpoints):
-            raise UserError(f"{self._folder} has no complete checkpoint of step {step}")
-        return checkpointer.checkpointables_metadata(step)
+    def _metadata(self, step: int) -> dict[str, Any]:
+        """Return shapes and types of the arrays of a complete checkpoint, by part and name."""
+        place = self._stored_of(step).place
+        with _damage_in_one_line(place):
+            return dict(ocp.checkpointables_metadata(place).metadata)
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        # 1. the checkpoint is complete, and of this model
-        place = self.path(step)
-        stored = self._metadata(step)
-        self._require_same_model(stored.custom_metadata or {}, place)
+        # 1. the checkpoint is complete, of this model, and whole
+        stored = self._stored_of(step)
+        self._require_same_model(stored.record, stored.place)
+        is_checked = _require_whole(stored.place, wanted)
+        if not is_checked:
+            _require_readable(stored.place, wanted)
         # 2. it holds exactly the wanted leaves
         named = {part: named_leaves(tree) for part, tree in wanted.items()}
+        there = self._metadata(step)
         for part, leaves in named.items():
-            _require_same_leaves(leaves, stored.metadata[part], f"{place}/{part}")
+            if not isinstance(there.get(part), Mapping):
+                raise UserError(f"{stored.place / part}: missing or damaged: {_REMEDY}")
+            _require_same_leaves(leaves, there[part], f"{stored.place}/{part}")
         # 3. restore each leaf onto the devices of the wanted one
         shapes = {part: jax.tree.map(_shape, leaves) for part, leaves in named.items()}
-        found = self._open().load_checkpointables(step, shapes)
+        with contextlib.nullcontext() if is_checked else _damage_in_one_line(stored.place):
+            found = ocp.load_checkpointables(stored.place, shapes)
+        if not is_checked:
+            _warn(
+                f"{stored.place / CHECKSUMS_FILE} is missing, as in runs of earlier versions: damage to the "
+                "checkpoint could go unnoticed"
+            )
         return {part: from_named_leaves(found[part], tree) for part, tree in wanted.items()}
 
     def _require_same_model(self, stored: Mapping[str, Any], place: Path) -> None:
@@ -338,12 +419,79 @@ class CheckpointStore:
         )
 
 
+def _require_whole(place: Path, parts: Iterable[str]) -> bool:
+    """Check that the files of some parts of a checkpoint are those that were written.
+
+    The processes of a run share the files among them.
+
+    Returns:
+      Whether there are checksums to compare with.
+
+    Raises:
+      UserError: in every process; names the damaged file.
+    """
+    checksums = read_checksums(place)
+    if checksums is None:
+        return False
+    names = [name for name in sorted(checksums) if name.partition("/")[0] in parts]
+    found = damage(place, names[jax.process_index() :: jax.process_count()], checksums)
+    everyone = [{"damage": found}] if jax.process_count() == 1 else gather_values({"damage": found})
+    for each in everyone:
+        if each["damage"] is not None:
+            raise UserError(each["damage"])
+    return True
+
+
+def _require_readable(place: Path, parts: Iterable[str]) -> None:
+    """Check the files that a part of a checkpoint cannot be read without, where there are no checksums.
+
+    Raises:
+      UserError: names the first that is missing or damaged.
+    """
+    for part in parts:
+        for path in (place / part / "_METADATA", *sorted((place / part).glob("array_metadatas/*"))):
+            try:
+                read_json(path, _REMEDY)
+            except (FileNotFoundError, NotADirectoryError):
+                raise UserError(f"{path}: missing: {_REMEDY}") from None
+        path = place / part / "manifest.ocdbt"
+        if not path.is_file() or path.read_bytes()[:4] != _OCDBT:
+            raise UserError(f"{path}: missing or damaged: {_REMEDY}")
+
+
+@contextlib.contextmanager
+def _damage_in_one_line(place: Path) -> Iterator[None]:
+    """Turn the error of an unreadable checkpoint, which may be any, into a UserError of one line."""
+    logger = logging.getLogger("absl")
+    logger.addFilter(_is_not_of_orbax)
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"checkpoint {place}: damaged ({type(error).__name__}: {reason}): {_REMEDY}"
+        ) from None
+    finally:
+        logger.removeFilter(_is_not_of_orbax)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Log a warning, once in a process."""
+    log.warning("%s", message)
+
+
 def _disk_full(error: BaseException) -> str | None:
     """Return the system's message of a full disk or quota; None for any other error."""
     code = error.errno if isinstance(error, OSError) else None
     written = re.search(r"os_error_code='(\d+)'", str(error))  # as the storage library reports it
     code = int(written[1]) if code is None and written else code
     return os.strerror(code) if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Filter out what Orbax says of files that it cannot read, beside our one line."""
+    return "orbax" not in record.pathname
 
 
 def _is_not_of_a_save(record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
+from spectralmoe_jax.config.own_code import ALLOW_CODE
 from spectralmoe_jax.config.schema import TTA, RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model_files import config_of_model, weight_specs
@@ -106,6 +107,17 @@ def add_config_of_model(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:args]",
         help="configuration to use instead of the model's own; needed for weights that carry none",
     )
+    add_allow_code(parser)
+
+
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--allow-code`."""
+    parser.add_argument(
+        ALLOW_CODE,
+        action="store_true",
+        help="run the code that the model's stored configuration names: an adapter or a data source of "
+        "one's own; only for models of people you trust",
+    )
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +145,7 @@ def open_config(
     stream: str | None,
     file: str | None = None,
     tta: str | None = None,
+    allow_code: bool = False,
 ) -> RunConfig:
     """Read the configuration of a trained model, which is first fetched if it is on the hub.
 
@@ -142,8 +155,9 @@ def open_config(
       stream: in a run on several sensors, the one to use, or None.
       file: `FILE[:args]` of a configuration instead of the model's own, or None.
       tta: from the option `--tta`.
+      allow_code: from the option `--allow-code`.
     """
     fetch_first(weight_specs(model))
     overrides = [*overrides, f"--config.evaluate.tta={tta}"] if tta else overrides
-    config = config_of_model(model, overrides, file)
+    config = config_of_model(model, overrides, file, allow_code)
     return config.stream(stream) if stream else config

@@ -191,7 +191,7 @@ class Config:
             refuse_overrides(overrides, "config --reference")
             print(reference(), end="")
         elif arguments.workdir is not None:
-            print(show_config(read_run_config(arguments.workdir, overrides)), end="")
+            print(show_config(read_run_config(arguments.workdir, overrides, allow_code=True)), end="")
         else:
             print(show_config(load_config(arguments.config, overrides)), end="")
         return 0

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import (
+    add_allow_code,
     add_config,
     add_config_of_model,
     add_model,
@@ -118,7 +119,7 @@ class Predict:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        given = (arguments.stream, arguments.config, arguments.tta)
+        given = (arguments.stream, arguments.config, arguments.tta, arguments.allow_code)
         config = open_config(arguments.checkpoint, overrides, *given)
         # imports JAX: not for --help
         from spectralmoe_jax.inference.stac import without_stac
@@ -245,7 +246,7 @@ class View:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        given = (arguments.stream, arguments.config, arguments.tta)
+        given = (arguments.stream, arguments.config, arguments.tta, arguments.allow_code)
         config = open_config(arguments.checkpoint, overrides, *given)
         # imports JAX: not for --help
         from spectralmoe_jax.inference.stac import without_stac
@@ -324,7 +325,9 @@ class Serve:
 
         limits = Limits(arguments.queue, arguments.max_mb, arguments.max_megapixels, arguments.timeout)
         model = arguments.run or arguments.checkpoint
-        config = open_config(model, overrides, arguments.stream, arguments.config, arguments.tta)
+        config = open_config(
+            model, overrides, arguments.stream, arguments.config, arguments.tta, arguments.allow_code
+        )
         spectralmoe_jax.serve(model, config, host=arguments.host, port=arguments.port, limits=limits)
         return 0
 
@@ -365,6 +368,7 @@ class Convert:
             metavar="FILE[:args]",
             help="model to fit parts of a segmenter to; default: they stay as they are",
         )
+        add_allow_code(parser)
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
@@ -380,6 +384,7 @@ class Convert:
             preset=arguments.preset,
             to=arguments.to,
             config=config,
+            allow_code=arguments.allow_code,
         )
         print(printable(done))
         return 0
@@ -404,7 +409,13 @@ class Export:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        config = open_config(arguments.checkpoint, overrides, arguments.stream, arguments.config)
+        config = open_config(
+            arguments.checkpoint,
+            overrides,
+            arguments.stream,
+            arguments.config,
+            allow_code=arguments.allow_code,
+        )
         folder = spectralmoe_jax.export(arguments.checkpoint, arguments.output, config)
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         print(printable(f"{folder}: {size:.1f} MB; {folder / 'load.py'} loads it"))
@@ -444,6 +455,7 @@ class Push:
             type=Path,
             help="write the folder that would be uploaded, and upload nothing; must not exist",
         )
+        add_allow_code(parser)
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
@@ -458,6 +470,7 @@ class Push:
             overwrite=arguments.overwrite,
             evaluate=arguments.evaluate,
             dry_run=arguments.dry_run,
+            allow_code=arguments.allow_code,
         )
         print(printable(done))
         return 0

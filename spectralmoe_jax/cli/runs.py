@@ -8,6 +8,7 @@ from pathlib import Path
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import (
+    add_allow_code,
     add_config,
     add_model,
     add_stream,
@@ -123,7 +124,9 @@ class Evaluate:
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         model = arguments.workdir or arguments.checkpoint
-        config = open_config(model, overrides, arguments.stream, arguments.config, arguments.tta)
+        config = open_config(
+            model, overrides, arguments.stream, arguments.config, arguments.tta, arguments.allow_code
+        )
         with all_processes(arguments):
             spectralmoe_jax.evaluate(
                 model,
@@ -153,7 +156,9 @@ class Calibrate:
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         model = arguments.workdir or arguments.checkpoint
-        config = open_config(model, overrides, arguments.stream, arguments.config, arguments.tta)
+        config = open_config(
+            model, overrides, arguments.stream, arguments.config, arguments.tta, arguments.allow_code
+        )
         spectralmoe_jax.calibrate(model, config)
         return 0
 
@@ -275,11 +280,12 @@ class Report:
         parser.add_argument(
             "--output", metavar="FILE.html", type=Path, help="file to write (default: report.html in DIR)"
         )
+        add_allow_code(parser)
 
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
         refuse_overrides(overrides, "report")
-        path = spectralmoe_jax.report(arguments.workdir, arguments.output)
+        path = spectralmoe_jax.report(arguments.workdir, arguments.output, allow_code=arguments.allow_code)
         print(printable(f"{path}: {path.stat().st_size / 1e6:.2f} MB"))
         return 0

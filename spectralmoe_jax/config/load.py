@@ -30,6 +30,7 @@ from spectralmoe_jax.config.fields import (
     unknown_key,
 )
 from spectralmoe_jax.config.model import HEADS
+from spectralmoe_jax.config.own_code import require_allowed_code
 from spectralmoe_jax.config.schema import RunConfig, assign
 from spectralmoe_jax.errors import UserError, bad_value, choose, require
 from spectralmoe_jax.files import atomic_write, read_json
@@ -336,13 +337,15 @@ CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 """Names, in a run's folder, of the file with its configuration and of the folder with its checkpoints."""
 
 
-def read_run_config(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+def read_run_config(
+    workdir: str | os.PathLike[str], overrides: Sequence[str] = (), allow_code: bool = False
+) -> RunConfig:
     """Read the configuration stored in a run's folder, and apply overrides.
 
     Raises:
-      UserError: the folder holds no configuration, or an override does not fit it.
+      UserError: as in `read_config`.
     """
-    return read_config(Path(workdir) / CONFIG_FILE, overrides)
+    return read_config(Path(workdir) / CONFIG_FILE, overrides, allow_code)
 
 
 def read_run_given(workdir: str | os.PathLike[str]) -> Given:
@@ -360,13 +363,40 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
         aside.write_text(json.dumps(config_dict(config.given).to_dict(), indent=2) + "\n")
 
 
-def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+def read_config(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), allow_code: bool = False
+) -> RunConfig:
     """Read a file that `save_config` wrote, and apply overrides.
 
+    Args:
+      path: the file.
+      overrides: from the command line.
+      allow_code: whether the configuration may name code that is not in `overrides`; True where nothing is
+        built from it.
+
     Raises:
-      UserError: the file is missing or not a stored configuration, or an override does not fit it.
+      UserError: the file is missing or not a stored configuration, an override does not fit it, or it names
+        code.
     """
-    return RunConfig.from_given(apply_overrides(read_given(path), overrides))
+    return stored_config(read_given(path), path, overrides, allow_code)
+
+
+def stored_config(
+    given: Given, place: object, overrides: Sequence[str] = (), allow_code: bool = False
+) -> RunConfig:
+    """Return a stored configuration with overrides; arguments as in `read_config`.
+
+    Raises:
+      UserError: names the place and the key that is wrong; or it names code.
+    """
+    changed = apply_overrides(given, overrides)
+    require_allowed_code(changed, place, overrides, allow_code)
+    try:
+        return RunConfig.from_given(changed)
+    except UserError as problem:
+        if overrides:  # which may be what is wrong
+            raise
+        raise UserError(f"{place}: {problem}") from None
 
 
 def read_given(path: str | os.PathLike[str]) -> Given:

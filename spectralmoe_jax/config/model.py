@@ -54,7 +54,7 @@ class EncoderConfig(Section):
     mlp_ratio: float = option(
         4.0, "Hidden width of the feed-forward blocks as a multiple of `width`, rounded down."
     )
-    mlp_width: int = option(0, "Hidden width of the feed-forward blocks; 0 to use `mlp_ratio`.")
+    mlp_width: int = option(0, "Hidden width of the feed-forward blocks; 0 to use `mlp_ratio`.", at_least(0))
     ffn: str = option(
         "mlp",
         "Feed-forward block; `swiglu` has gate and value side by side in one projection.",
@@ -63,7 +63,7 @@ class EncoderConfig(Section):
     qkv_bias: bool = option(
         True, "Biases of the attention projections (in dinov3 and eva02, of queries and values only)."
     )
-    storage_tokens: int = option(0, "Register tokens after the class token.")
+    storage_tokens: int = option(0, "Register tokens after the class token.", at_least(0))
     table_size: int = option(
         32, "Side of the position table's grid; other grids are resampled from it.", at_least(1)
     )
@@ -109,7 +109,7 @@ class EncoderConfig(Section):
         "Patches by which windows overlap; features are averaged there (galileo).",
         at_least(0),
     )
-    global_every: int = option(3, "Every n-th layer attends globally (sam).")
+    global_every: int = option(3, "Every n-th layer attends globally (sam).", at_least(1))
     neck_width: int = option(
         256, "Channels of the neck that comes with the weights; features do not use it (sam)."
     )

@@ -175,4 +175,7 @@ def preset(name: str, key: str) -> Fields:
 
 def kind_of(encoder: Mapping[str, Any]) -> str | None:
     """Return the family of an encoder's section from its `kind` or `preset`; None if it has neither."""
-    return encoder.get("kind") or PRESETS.get(str(encoder.get("preset")), {}).get("kind")
+    if not isinstance(encoder, Mapping):
+        return None  # whoever reads the section refuses it
+    kind = encoder.get("kind") or PRESETS.get(str(encoder.get("preset")), {}).get("kind")
+    return kind if isinstance(kind, str) else None

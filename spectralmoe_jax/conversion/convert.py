@@ -77,6 +77,7 @@ def convert(
     preset: str | None = None,
     to: str | None = None,
     config: Configuration | None = None,
+    allow_code: bool = False,
 ) -> str:
     """Convert an encoder's weights, parts of a segmenter, or a trained run.
 
@@ -89,6 +90,7 @@ def convert(
       to: one of `TARGETS`, by default `safetensors`.
       config: the configuration that a segmenter's parts are resized for, and that the file then holds;
         without it they keep their sizes. Other layouts than ours need it where the file holds none.
+      allow_code: whether the configuration of a run or a file may name code, as in `inference.model.load`.
 
     Returns:
       One line that describes what was written.
@@ -104,7 +106,8 @@ def convert(
         _refuse(f"{source} is a run's folder", {"--as": format, "--preset": preset, "--config": config})
         if to == "published":
             raise UserError(f"{source}: --to published is for an encoder's file; give that, or --to hf")
-        return convert_trained(source, target, to or "safetensors", config_of_model(source))
+        stored = config_of_model(source, allow_code=allow_code)
+        return convert_trained(source, target, to or "safetensors", stored)
     # 2. parts of a segmenter
     specs = [source] if Path(source).exists() else [spec.strip() for spec in source.split(",")]
     file = open_weight_file(specs[0])
@@ -114,7 +117,8 @@ def convert(
         if to == "published":
             raise UserError(f"{source}: --to published is for an encoder's file; give that, or --to hf")
         if to not in (None, "safetensors"):
-            return convert_trained(source, target, to, config_of_model(source) if given is None else given)
+            given = config_of_model(source, allow_code=allow_code) if given is None else given
+            return convert_trained(source, target, to, given)
         require_suffix(target, ".safetensors")
         return _merge(specs, target, given)
     # 3. an encoder

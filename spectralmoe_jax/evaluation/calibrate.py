@@ -53,12 +53,15 @@ _SHRINKAGE = 0.01  # of the covariance towards a multiple of the identity, so th
 _NEAR = 0.95  # share of held-out patches that count as near
 
 
-def calibrate(model: str | os.PathLike[str], config: Configuration | None = None) -> dict[str, Any]:
+def calibrate(
+    model: str | os.PathLike[str], config: Configuration | None = None, *, allow_code: bool = False
+) -> dict[str, Any]:
     """Fit a temperature and the statistics of the source's features, and keep them with the model.
 
     Args:
       model: folder of a run, or weight files, as `inference.model.load` takes them.
       config: in any form of `config.load.Configuration`; None for the model's own.
+      allow_code: whether the model's own configuration may name code, as there.
 
     Returns:
       `temperature`, `file`, and `before` and `after`, the reports of `Reliability` on the held-out pixels
@@ -70,7 +73,8 @@ def calibrate(model: str | os.PathLike[str], config: Configuration | None = None
     path = calibration_file(model)
     if path is None:
         raise UserError(f"{model}: a calibration is kept beside a model: `spectralmoe convert` it to a file")
-    run = with_wavelengths(model, config_of_model(model) if config is None else as_run_config(config))
+    given = config_of_model(model, allow_code=allow_code) if config is None else as_run_config(config)
+    run = with_wavelengths(model, given)
     splits = open_splits(run, only="holdout")
     if not splits.holdout:
         raise UserError("config.data.holdout is 0: calibration needs held-out source images")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -16,6 +15,7 @@ from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_confi
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.evaluation.metrics import RoutedPredict, Tally, tally_split, write_images
 from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
+from spectralmoe_jax.evaluation.stored_scores import IMAGES_FILE, write_evaluation
 from spectralmoe_jax.inference.calibration import calibration_file, calibration_of, weights_digest
 from spectralmoe_jax.inference.model_files import config_of_model, weight_specs
 from spectralmoe_jax.inference.pictures import write_pictures
@@ -26,8 +26,6 @@ from spectralmoe_jax.models.build import part_sizes
 from spectralmoe_jax.models.segmenter import Segmenter
 from spectralmoe_jax.parallel.mesh import inference_layout
 
-EVALUATION_FILE, IMAGES_FILE = "evaluation.json", "evaluation.npz"
-
 
 def evaluate(
     workdir: str | os.PathLike[str],
@@ -36,6 +34,7 @@ def evaluate(
     split: str = "target",
     output: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
+    allow_code: bool = False,
 ) -> Report:
     """Score a trained model on whole images of a split, print the table and store the JSON.
 
@@ -47,6 +46,7 @@ def evaluate(
       split: `target`, `source` or `holdout`.
       output: JSON file to write, or None.
       images: NPZ file for the confusion matrix of every image, or None; see `metrics.write_images`.
+      allow_code: whether the model's own configuration may name code, as in `inference.model.load`.
 
     Returns:
       See `score_table.make_report`.
@@ -54,7 +54,7 @@ def evaluate(
     Raises:
       UserError: names the file or key that is wrong.
     """
-    given = config_of_model(workdir) if config is None else as_run_config(config)
+    given = config_of_model(workdir, allow_code=allow_code) if config is None else as_run_config(config)
     run = _open_run(workdir, given, split)
     tally = run.tally(split)
     report = make_report(tally)
@@ -87,13 +87,7 @@ def evaluate_best_checkpoint(workdir: Path, config: RunConfig) -> None:
     best, last = checkpoint_steps(workdir, run.config)
     complete = is_complete(workdir, run.config)
     more = {"trainable": trainable, "step": best, "trained": last, "complete": complete}
-    write_report(report | more, workdir / EVALUATION_FILE)
-
-
-def read_evaluation(workdir: Path) -> dict[str, Any] | None:
-    """Read the scores that `evaluate_best_checkpoint` stored; None if there are none."""
-    path = workdir / EVALUATION_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    write_evaluation(report | more, workdir)
 
 
 def checkpoint_steps(workdir: Path, config: RunConfig) -> tuple[int | None, int | None]:
@@ -145,5 +139,6 @@ def _temperatures(workdir: str | os.PathLike[str], segmenter: Segmenter) -> tupl
 def with_wavelengths(workdir: str | os.PathLike[str], config: RunConfig, split: str = "source") -> RunConfig:
     """Add the wavelengths that the run's files stated, else those that the split's files state."""
     if not weight_specs(workdir) and (Path(workdir) / CONFIG_FILE).is_file():
-        config = config.with_statements_of_run(read_run_config(workdir))
+        stored = read_run_config(workdir, allow_code=True)  # nothing is built from it
+        config = config.with_statements_of_run(stored)
     return resolve_stream_wavelengths(config, config.data.target if split == "target" else config.data.source)

@@ -31,6 +31,7 @@ from spectralmoe_jax.inference.sliding_window import (
     predict_image,
     require_finite,
 )
+from spectralmoe_jax.npz import read_npz
 
 
 class ConfusionMatrix:
@@ -421,11 +422,14 @@ def read_images(path: str | os.PathLike[str]) -> list[ImageCounts]:
     """Read the file that `write_images` wrote.
 
     Raises:
-      UserError: the file is not one that `write_images` wrote.
+      UserError: the file is not one that `write_images` wrote, or is damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            domains, names, counts = stored["domain"], stored["name"], stored["confusion"]
-    except (OSError, ValueError, KeyError) as problem:
-        raise UserError(f"{path}: holds no counts by image ({problem})") from None
+    remedy = "evaluate the model again"
+    stored = read_npz(Path(path), remedy, what="file of counts by image")
+    arrays = [stored.get(name) for name in ("domain", "name", "confusion")]
+    domains, names, counts = (np.zeros(()) if array is None else array for array in arrays)
+    is_whole = domains.ndim == names.ndim == 1 and counts.ndim == 3 and counts.shape[1] == counts.shape[2]
+    is_whole = is_whole and len(domains) == len(names) == len(counts) and counts.dtype.kind in "iu"
+    if not is_whole or {domains.dtype.kind, names.dtype.kind} != {"U"}:
+        raise UserError(f"{path}: holds no counts by image: {remedy}")
     return [ImageCounts(str(d), str(n), c) for d, n, c in zip(domains, names, counts, strict=True)]

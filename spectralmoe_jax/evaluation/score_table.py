@@ -129,7 +129,7 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     try:
         with atomic_write(path) as aside:
-            aside.write_text(json.dumps(_without_nan(report), indent=2) + "\n")
+            aside.write_text(json.dumps(without_nan(report), indent=2) + "\n")
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None
 
@@ -183,9 +183,10 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return JSON values with null for every NaN."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -47,7 +47,11 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str | os.PathLike[str], config: Configuration | None = None, *, stream: str | None = None
+    model: str | os.PathLike[str],
+    config: Configuration | None = None,
+    *,
+    stream: str | None = None,
+    allow_code: bool = False,
 ) -> Model:
     """Load a trained model once, to use it many times.
 
@@ -62,11 +66,13 @@ def load(
       config: configuration in any form of `config.load.Configuration`; None for the model's own. Weight
         files carry one if `spectralmoe convert` wrote them from a run.
       stream: in a run on several sensors, the one whose bands and statistics to use.
+      allow_code: whether the model's own configuration may name code, an adapter or a data source of one's
+        own: True runs it.
 
     Raises:
-      UserError: names the file or key that is wrong.
+      UserError: names the file or key that is wrong, or the code that the model names.
     """
-    run = config_of_model(model) if config is None else as_run_config(config)
+    run = config_of_model(model, allow_code=allow_code) if config is None else as_run_config(config)
     run = run.stream(stream) if stream else run
     layout = inference_layout(run)
     return Model(load_segmenter(model, run, layout), run, layout, calibration_file(model))
@@ -78,6 +84,7 @@ def predict(
     *,
     input: str | os.PathLike[str],
     output: str | os.PathLike[str],
+    allow_code: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Map one scene with a trained model; to map several, `load` it once.
@@ -87,6 +94,7 @@ def predict(
       config: as in `load`.
       input: raster with the bands of the configuration.
       output: map to write.
+      allow_code: as in `load`.
       **options: what to write beside the map, as in `Model.map`.
 
     Returns:
@@ -95,7 +103,7 @@ def predict(
     Raises:
       UserError: names the file or key that is wrong.
     """
-    return load(checkpoint, config).map(input, output, **options)
+    return load(checkpoint, config, allow_code=allow_code).map(input, output, **options)
 
 
 class Model:

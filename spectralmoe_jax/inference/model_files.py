@@ -14,11 +14,11 @@ from typing import Any
 from spectralmoe_jax.config.load import (
     CHECKPOINTS,
     Given,
-    apply_overrides,
     as_given,
     config_dict,
     load_config,
     read_run_config,
+    stored_config,
 )
 from spectralmoe_jax.config.model import split_files
 from spectralmoe_jax.config.schema import RunConfig
@@ -46,7 +46,10 @@ def weight_specs(model: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def config_of_model(
-    model: str | os.PathLike[str], overrides: Sequence[str] = (), file: str | None = None
+    model: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    file: str | None = None,
+    allow_code: bool = False,
 ) -> RunConfig:
     """Return the configuration that a trained model carries.
 
@@ -54,18 +57,19 @@ def config_of_model(
       model: as in `weight_specs`.
       overrides: from the command line.
       file: `FILE[:args]` of a configuration instead of the model's own, or None.
+      allow_code: whether the model's own configuration may name code.
 
     Raises:
-      UserError: the model carries no configuration, and no file is given.
+      UserError: the model carries no configuration, and no file is given; or it names code.
     """
     if file is not None:
         return load_config(file, overrides)
     specs = weight_specs(model)
     if not specs:
-        return read_run_config(model, overrides)
+        return read_run_config(model, overrides, allow_code)
     given = carried_configuration([open_weight_file(spec) for spec in specs])
     if given is not None:
-        return RunConfig.from_given(apply_overrides(given, overrides))
+        return stored_config(given, model, overrides, allow_code)
     raise UserError(
         f"{model}: carries no configuration, as files that `spectralmoe convert` wrote from a run do: give "
         "that of its training as --config FILE"

@@ -16,10 +16,12 @@ import numpy as np
 from data_pipelines.records import IGNORE, Record
 from data_pipelines.splits import Splits
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.preview import stretch
 from spectralmoe_jax.inference.sliding_window import RoutedStep, padded_tile
 from spectralmoe_jax.models.segmenter import Segmenter
+from spectralmoe_jax.npz import read_npz
 from spectralmoe_jax.parameters import join, split
 from spectralmoe_jax.sensors import visible
 
@@ -84,16 +86,43 @@ def write_pictures(
 
 
 def read_pictures(workdir: Path) -> list[ScenePictures]:
-    """Read what `write_pictures` stored; an empty list where there is nothing."""
-    if not (workdir / PICTURES_FILE).is_file():
+    """Read what `write_pictures` stored; an empty list where there is nothing.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / PICTURES_FILE
+    if not path.is_file():
         return []
-    with np.load(workdir / PICTURES_FILE, allow_pickle=False) as stored:
-        count = len({key.partition("/")[0] for key in stored})
-        found = [{field: stored[f"{i}/{field}"] for field in ScenePictures._fields} for i in range(count)]
-    return [
-        ScenePictures(**scene)._replace(domain=str(scene["domain"]), name=str(scene["name"]))
-        for scene in found
-    ]
+    remedy = "remove it, and `spectralmoe report` makes it anew"
+    stored = read_npz(path, remedy, what="file of pictures")
+    count = len({key.partition("/")[0] for key in stored})
+    if stored.keys() != {f"{i}/{field}" for i in range(count) for field in ScenePictures._fields}:
+        raise UserError(f"{path}: damaged, pictures are missing: {remedy}")
+    values = [[stored[f"{i}/{field}"] for field in ScenePictures._fields] for i in range(count)]
+    found = [ScenePictures(*arrays) for arrays in values]  # type: ignore[arg-type]
+    if not all(_is_sound(scene) for scene in found):
+        raise UserError(f"{path}: damaged, its pictures are of other shapes: {remedy}")
+    return [scene._replace(domain=str(scene.domain), name=str(scene.name)) for scene in found]
+
+
+def _is_sound(scene: ScenePictures) -> bool:
+    """Return whether stored arrays have the types and shapes of `ScenePictures`."""
+    texts, bytes_ = (scene.domain, scene.name), (scene.image, scene.truth, scene.prediction, scene.depth)
+    size = np.shape(scene.truth)
+    return (
+        all(np.shape(text) == () and np.asarray(text).dtype.kind == "U" for text in texts)
+        and all(array.dtype == np.uint8 for array in bytes_)
+        and len(size) == 2
+        and 0 not in size
+        and (np.shape(scene.prediction), np.shape(scene.image)) == (size, (*size, 3))
+        and scene.experts.dtype.kind == "u"
+        and scene.experts.ndim == 4
+        and scene.depth.ndim == 4
+        and scene.depth.shape[-1] == 3
+        and scene.depth_layers.shape == scene.depth.shape[:1]
+        and scene.depth_layers.dtype.kind in "iu"
+    )
 
 
 def make_pictures(

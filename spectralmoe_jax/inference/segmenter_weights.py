@@ -18,8 +18,9 @@ import numpy as np
 from flax import traverse_util
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.load import CONFIG_FILE, Given, read_run_config
+from spectralmoe_jax.config.load import CONFIG_FILE, Given, apply_settings, read_run_config
 from spectralmoe_jax.config.model import EncoderConfig, split_files
+from spectralmoe_jax.config.own_code import own_code
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model_files import carried_configuration, weight_specs, with_weights
@@ -187,7 +188,8 @@ def open_trained(
     """
     # 1. the structure
     if (pathlib.Path(workdir) / CONFIG_FILE).is_file():
-        config = config.with_statements_of_run(read_run_config(workdir))
+        stored = read_run_config(workdir, allow_code=True)  # nothing is built from it
+        config = config.with_statements_of_run(stored)
     settings = segmenter_config(config)
     abstract = abstract_segmenter(settings)
     trainable, _ = split(abstract)
@@ -244,10 +246,15 @@ def _has_statistics_of(settings: SegmenterConfig, carried: Given) -> bool:
     """Return whether pixel statistics are those of the configuration that a file carries.
 
     Others were asked for, by an override or as those of another stream. A configuration that cannot be read
-    any more tells nothing.
+    any more tells nothing. An adapter of one's own, which is not imported for this, has no part in them.
     """
     try:
-        stored = segmenter_config(RunConfig.from_given(carried))
+        given = (
+            apply_settings(carried, {"model.adapter": {"kind": "none"}})
+            if any(own_code(carried))
+            else carried
+        )
+        stored = segmenter_config(RunConfig.from_given(given))
     except UserError:
         return True
     return (settings.pixel_mean, settings.pixel_std) == (stored.pixel_mean, stored.pixel_std)

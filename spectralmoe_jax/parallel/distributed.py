@@ -304,7 +304,7 @@ def require_agreement(config: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     versions = {"spectralmoe_jax version": __version__, "jax version": jax.__version__}
-    everyone = _gather_values({**config, **versions})
+    everyone = gather_values({**config, **versions})
     for host, other in enumerate(everyone):
         differing = sorted(k for k in other.keys() | everyone[0].keys() if other.get(k) != everyone[0].get(k))
         if differing:
@@ -314,8 +314,8 @@ def require_agreement(config: dict[str, Any]) -> None:
             raise UserError(f"hosts {host} and 0 do not run the same: {listed}; start all hosts alike")
 
 
-def _gather_values(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """The values of every host, in the order of the hosts."""
+def gather_values(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return JSON values of every host, in the order of the hosts; all of them have to call it."""
     text = json.dumps(values, sort_keys=True, default=str).encode()
     longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
     padded = np.frombuffer(text.ljust(longest), np.uint8)

@@ -6,7 +6,6 @@ The functions below them each make one kind of figure of a `RunRecord`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from spectralmoe_jax.ablation.ablate import GRID_FILE, RESULTS_FILE
+from spectralmoe_jax.ablation.ablate import GRID_FILE, read_grid_file
+from spectralmoe_jax.ablation.stored_results import RESULTS_FILE, read_results
 from spectralmoe_jax.config.load import CONFIG_FILE, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, read_evaluation
 from spectralmoe_jax.evaluation.score_table import MODALITIES
+from spectralmoe_jax.evaluation.stored_scores import EVALUATION_FILE, read_evaluation
 from spectralmoe_jax.inference.pictures import ScenePictures, read_pictures
 from spectralmoe_jax.reporting.svg import (
     Line,
@@ -63,7 +63,7 @@ class RunRecord(NamedTuple):
 
     def series(self, kind: str, name: str) -> tuple[list[float], list[float]]:
         """Return steps and values of a logged number, NaN where it was not finite; empty if never logged."""
-        records = [record for record in self.metrics.get(kind, ()) if name in record]
+        records = [record for record in self.metrics.get(kind, ()) if np.ndim(record.get(name, [])) == 0]
         values = [np.nan if record[name] is None else record[name] for record in records]
         return [record["step"] for record in records], values
 
@@ -90,7 +90,7 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
     Raises:
       UserError: the folder holds no run.
     """
-    config = read_run_config(folder)
+    config = read_run_config(folder, allow_code=True)  # only shown
     name = name or config.name
     return RunRecord(name, config, read_metrics(folder), read_evaluation(folder), read_pictures(folder))
 
@@ -104,8 +104,7 @@ def read_grid(folder: Path) -> GridRecord:
     path = folder / RESULTS_FILE
     if not path.is_file():
         raise UserError(f"{path} does not exist: let `spectralmoe ablate` finish, or give it --collect")
-    results = json.loads(path.read_text())
-    folders = json.loads((folder / GRID_FILE).read_text())["runs"]
+    results, folders = read_results(folder), read_grid_file(folder)["runs"]
     runs: dict[str, RunRecord] = {}
     for place, run in folders.items():
         if run["variant"] not in runs and (folder / place / EVALUATION_FILE).is_file():
@@ -185,6 +184,8 @@ def usage(run: RunRecord, layers: Sequence[int] | None = None) -> list[Chart]:
       layers: numbers from 1, or None for all; -1 is the last.
     """
     records = [record for record in run.metrics.get("experts", ()) if "expert_usage" in record]
+    sizes = [np.shape(record["expert_usage"]) for record in records]
+    records = [r for r, size in zip(records, sizes, strict=True) if len(size) == 3 and size == sizes[0]]
     if not records:
         return []
     kept = [records[i] for i in thin(len(records), 40)]

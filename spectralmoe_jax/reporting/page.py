@@ -21,12 +21,8 @@ from spectralmoe_jax.config.load import flatten, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.escapes import printable
-from spectralmoe_jax.evaluation.evaluate import (
-    EVALUATION_FILE,
-    checkpoint_steps,
-    evaluate_best_checkpoint,
-    read_evaluation,
-)
+from spectralmoe_jax.evaluation.evaluate import checkpoint_steps, evaluate_best_checkpoint
+from spectralmoe_jax.evaluation.stored_scores import EVALUATION_FILE, damage_to_evaluation, read_evaluation
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.calibration import FILE as CALIBRATION_FILE
 from spectralmoe_jax.inference.pictures import PICTURES_FILE
@@ -38,7 +34,12 @@ REPORT_FILE = "report.html"
 _LAST = (-1,)
 
 
-def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+def report(
+    workdir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    allow_code: bool = False,
+) -> Path:
     """Write the page of a run or a grid; it needs no other file and no network.
 
     A run whose best checkpoint is not evaluated yet is evaluated on the target first. A grid is shown as
@@ -47,6 +48,7 @@ def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | Non
     Args:
       workdir: folder that `spectralmoe train` or `ablate` wrote.
       output: file to write; default `report.html` in there.
+      allow_code: whether the run's configuration may name code, which its evaluation then runs.
 
     Returns:
       The file.
@@ -58,7 +60,7 @@ def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | Non
     if is_grid(workdir):
         page = grid_page(read_grid(workdir), str(workdir))
     else:
-        _evaluate_if_needed(workdir)
+        _evaluate_if_needed(workdir, allow_code)
         page = run_page(read_run(workdir), str(workdir))
     path = workdir / REPORT_FILE if output is None else Path(output)
     try:
@@ -69,18 +71,28 @@ def report(workdir: str | os.PathLike[str], output: str | os.PathLike[str] | Non
     return path
 
 
-def _evaluate_if_needed(workdir: Path) -> None:
-    """Evaluate a run without evaluation or pictures, or with newer checkpoints or a newer calibration."""
-    config = read_run_config(workdir)
-    (step, last), evaluation = checkpoint_steps(workdir, config), read_evaluation(workdir)
+def _evaluate_if_needed(workdir: Path, allow_code: bool) -> None:
+    """Evaluate a run without evaluation or pictures, or with newer checkpoints or a newer calibration.
+
+    One that is damaged is made anew.
+    """
+    config = read_run_config(workdir, allow_code=True)  # nothing is built from it yet
+    step, last = checkpoint_steps(workdir, config)
     if step is None:
         raise UserError(f"{workdir}: holds no checkpoint yet; train first")
+    damage = damage_to_evaluation(workdir)
+    evaluation = None if damage else read_evaluation(workdir)
     evaluated = evaluation and (evaluation.get("step"), evaluation.get("trained"))
     files = [workdir / name for name in (EVALUATION_FILE, CALIBRATION_FILE)]
     times = [file.stat().st_mtime if file.is_file() else 0.0 for file in files]
     is_old = times[0] < times[1]  # calibrated since
     if evaluated != (step, last) or is_old or not (workdir / PICTURES_FILE).is_file():
-        evaluate_best_checkpoint(workdir, config)
+        try:
+            evaluate_best_checkpoint(workdir, read_run_config(workdir, allow_code=allow_code))
+        except UserError as problem:
+            if damage is None:
+                raise
+            raise UserError(f"{damage}; that failed now: {problem}") from None
 
 
 def run_page(run: RunRecord, shown: str) -> str:

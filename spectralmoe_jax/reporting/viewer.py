@@ -42,6 +42,7 @@ def view(
     *,
     input: str | os.PathLike[str],
     output: str | os.PathLike[str],
+    allow_code: bool = False,
 ) -> Path:
     """Map a scene and write the page that shows the map over it.
 
@@ -50,6 +51,7 @@ def view(
       config: in any form of `config.load.Configuration`; None for the model's own.
       input: scene, a file or a name that GDAL opens.
       output: HTML file to write.
+      allow_code: as in `inference.model.load`.
 
     Returns:
       The file.
@@ -62,7 +64,7 @@ def view(
         raise UserError(f"{output}: the page is written as .html; let its name end so")
     if not output.parent.is_dir():
         raise UserError(f"{output}: the folder {output.parent} does not exist; create it first")
-    page = scene_page(load(checkpoint, config), os.fspath(input))
+    page = scene_page(load(checkpoint, config, allow_code=allow_code), os.fspath(input))
     try:
         with atomic_write(output) as aside:
             aside.write_text(page, encoding="utf-8")

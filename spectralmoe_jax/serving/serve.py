@@ -29,6 +29,7 @@ def serve(
     host: str = LOOPBACK,
     port: int = 8000,
     limits: Limits | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Serve a trained model over HTTP, until SIGTERM or Ctrl-C.
 
@@ -41,13 +42,14 @@ def serve(
       host: address to listen on; by default this machine alone can connect.
       port: to listen on; 0 for one that is free, which is printed.
       limits: what the server accepts; None for the defaults.
+      allow_code: as in `spectralmoe_jax.load`.
 
     Raises:
       UserError: the model cannot be read, or the address cannot be listened on.
     """
     limits = limits or Limits()
     with _bound(host, port) as listener:
-        app = make_app(load(model, config), limits, compile=True)
+        app = make_app(load(model, config, allow_code=allow_code), limits, compile=True)
         patience = math.ceil(2 * limits.timeout) + 5  # for a body and its map
         settings = uvicorn.Config(app, lifespan="on", server_header=False, timeout_graceful_shutdown=patience)
         server = _Server(settings, f"{model}: http://{_shown(listener)}/docs")

@@ -23,13 +23,9 @@ from spectralmoe_jax.config.published import without_folders
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.conversion.export import convert_trained
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.evaluate import (
-    IMAGES_FILE,
-    checkpoint_steps,
-    evaluate_best_checkpoint,
-    read_evaluation,
-)
+from spectralmoe_jax.evaluation.evaluate import checkpoint_steps, evaluate_best_checkpoint
 from spectralmoe_jax.evaluation.metrics import read_images
+from spectralmoe_jax.evaluation.stored_scores import IMAGES_FILE, read_evaluation
 from spectralmoe_jax.sharing.model_card import LIBRARY, Facts, write_model_card
 from spectralmoe_jax.weights.hub import CONFIG, HUB, WEIGHTS, is_reachable
 from spectralmoe_jax.weights.reading import manifest, open_weight_file
@@ -49,6 +45,7 @@ def push(
     overwrite: bool = False,
     evaluate: bool = False,
     dry_run: str | os.PathLike[str] | None = None,
+    allow_code: bool = False,
 ) -> str:
     """Publish the best checkpoint of a run; `load(target)` then gives the same predictions to the bit.
 
@@ -65,6 +62,7 @@ def push(
       overwrite: commit to a repository that exists.
       evaluate: score the checkpoint on the target images first, for the card.
       dry_run: folder to write in place of the upload; it must not exist.
+      allow_code: whether the run's configuration may name code, as in `inference.model.load`.
 
     Returns:
       One line that describes what was done.
@@ -78,7 +76,7 @@ def push(
         raise UserError("--licence: give one name, such as apache-2.0 or cc-by-4.0")
     if not (folder / CHECKPOINTS).is_dir():
         raise UserError(f"{run}: is no folder of a run; give one that `spectralmoe train` wrote")
-    config = read_run_config(folder)
+    config = read_run_config(folder, allow_code=allow_code)
     hub = None
     if dry_run is None:
         hub = _open_hub(repository, private, overwrite)

@@ -8,10 +8,11 @@ elsewhere.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.files import atomic_write, naming_file
+from spectralmoe_jax.stored_files import OPTIONAL_NUMBER, has_form
 from spectralmoe_jax.training.trackers import Trackers
+
+log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -31,16 +35,63 @@ HEARTBEAT_SECONDS = 10.0
 
 
 def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read the records of a run's `metrics.jsonl` by kind; none if there is no file."""
+    """Read the records of a run's `metrics.jsonl` by kind; none if there is no file.
+
+    Damaged lines are left out, which a warning says; a killed run may leave its last line unfinished.
+    """
     metrics: dict[str, list[dict[str, Any]]] = {}
-    path = folder / METRICS_FILE
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a killed run may leave its last line unfinished
+    for record in read_lines(folder / METRICS_FILE, _is_record):
         metrics.setdefault(record["kind"], []).append(record)
     return metrics
+
+
+def read_lines(path: Path, is_sound: Callable[[Any], bool]) -> list[Any]:
+    """Read a file of one JSON object a line; none if there is no file.
+
+    Damaged lines are left out, which a warning says.
+
+    Args:
+      path: the file.
+      is_sound: whether an object is one of those that the file should hold.
+    """
+    return [value for _, value in _lines_of(path, is_sound)]
+
+
+def _lines_of(path: Path, is_sound: Callable[[Any], bool]) -> list[tuple[bytes, Any]]:
+    """Return the sound lines of a file with their objects; see `read_lines`."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    found = [(line, _value_of(line)) for line in lines if line.strip()]
+    damaged = [n for n, (_, value) in enumerate(found, start=1) if value is None or not is_sound(value)]
+    if damaged and lines[-1].strip() and damaged[-1] == len(found):
+        damaged.pop()  # unfinished, as a killed run leaves it
+    if damaged:
+        log.warning("%s: line %d is damaged and left out (%d of its lines)", path, damaged[0], len(damaged))
+    return [(line, value) for line, value in found if value is not None and is_sound(value)]
+
+
+def _value_of(line: bytes) -> Any:
+    """Return the value of a line; None if it is damaged."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_record(value: Any) -> bool:
+    """Return whether a value is a record as `MetricsLog` writes it."""
+    if not has_form(value, {"step": int, "kind": str}):
+        return False
+    rest = [item for key, item in value.items() if key not in ("step", "kind")]
+    return all(has_form(item, OPTIONAL_NUMBER) or _is_array(item) for item in rest)
+
+
+def _is_array(value: Any) -> bool:
+    """Return whether nested lists are an array of numbers."""
+    try:
+        return isinstance(value, list) and np.array(value).dtype.kind in "if"
+    except (ValueError, OverflowError, RecursionError):
+        return False
 
 
 class MetricsLog:
@@ -119,25 +170,17 @@ class MetricsLog:
 
 
 def _drop_records_after(path: Path, step: int) -> set[tuple[int, str]]:
-    """Drop records beyond `step`, and a last line that a killed run left unfinished.
+    """Drop records beyond `step`, and damaged lines, such as a last one that a killed run left unfinished.
 
     Returns:
       Step and kind of the whole records among them.
     """
     if not path.exists():
         return set()
-    lines = path.read_text().splitlines()
+    records = _lines_of(path, lambda value: has_form(value, {"step": int, "kind": str}))
     with atomic_write(path) as aside:
-        aside.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
-    dropped = [json.loads(line) for line in lines if step < _step_of(line) < math.inf]
-    return {(record["step"], record["kind"]) for record in dropped}
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        aside.write_bytes(b"".join(line + b"\n" for line, value in records if value["step"] <= step))
+    return {(value["step"], value["kind"]) for _, value in records if value["step"] > step}
 
 
 class Heartbeat:

@@ -25,6 +25,7 @@ from spectralmoe_jax.config.published import without_folders
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.stored_files import read_form
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +151,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 def _stored_ids(path: Path) -> dict[str, str]:
     """Return the ids in a file by the names of trackers; none, with a warning, if it is damaged."""
     try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
-        if isinstance(found, dict) and all(isinstance(id, str) for id in found.values()):
-            return found
-    except ValueError:
+        return read_form(path, {"*": str}, "new ids are used") if path.is_file() else {}
+    except UserError:
         pass
     log.warning("%s: %s is damaged, so the ids of its runs are lost; new ones are started", KEY, path)
     return {}

@@ -40,8 +40,9 @@ from spectralmoe_jax.inference.predict_step import checked_batches, make_scores
 from spectralmoe_jax.inference.segmenter_weights import initial_segmenter
 from spectralmoe_jax.models.build import abstract_segmenter, for_sensor, segmenter_config
 from spectralmoe_jax.models.segmenter import Segmenter
+from spectralmoe_jax.one_writer import one_writer, require_free
 from spectralmoe_jax.parallel import Layout
-from spectralmoe_jax.parallel.distributed import require_agreement
+from spectralmoe_jax.parallel.distributed import gather_values, require_agreement
 from spectralmoe_jax.parallel.mesh import print_devices, training_layout
 from spectralmoe_jax.parameters import leaves, split
 from spectralmoe_jax.training.loop import Experiment, fit, prefetch
@@ -85,7 +86,8 @@ def check_workdir(config: RunConfig, workdir: str | os.PathLike[str]) -> None:
     """Check that a run may use this folder, without writing to it.
 
     Raises:
-      UserError: the folder holds a run of another model; names the differing keys.
+      UserError: the folder holds a run of another model (names the differing keys), or another process trains
+        there.
       OSError: the folder cannot be made or written.
     """
     workdir = Path(workdir).absolute()
@@ -94,6 +96,8 @@ def check_workdir(config: RunConfig, workdir: str | os.PathLike[str]) -> None:
         raise NotADirectoryError(20, "is a file, not a folder", str(existing))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(13, "cannot be written", str(existing))
+    if jax.process_count() == 1:
+        require_free(workdir)
     if not (workdir / CONFIG_FILE).exists():
         return
     differing = describe_differences(model_part(read_run_given(workdir)), model_part(config.given))
@@ -306,10 +310,31 @@ def run_experiment(
 
     # 3. the loop
     trackers = Trackers(config.train.trackers if jax.process_index() == 0 else (), workdir, config)
-    with CheckpointStore(workdir, config, experiment.selection_metric) as store:
+    with _held(workdir), CheckpointStore(workdir, config, experiment.selection_metric) as store:
         key = jax.random.key(config.seed)
         step = fit(experiment, config.train, key, store, workdir, trackers, save_configuration)
         return {"step": step, "best": store.best, "workdir": str(workdir)}
+
+
+@contextlib.contextmanager
+def _held(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of a folder inside the block; process 0 holds it for all of a run.
+
+    Raises:
+      UserError: another run trains there; in every process.
+    """
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(one_writer(workdir, "trains"))
+            except (UserError, OSError) as error:
+                problem = error if jax.process_count() == 1 else UserError(str(error))
+        if jax.process_count() > 1 and (said := gather_values({"problem": problem and str(problem)})[0]):
+            problem = UserError(said["problem"]) if said["problem"] else None
+        if problem is not None:
+            raise problem
+        yield
 
 
 def _print_changes(config: RunConfig, workdir: Path) -> None:

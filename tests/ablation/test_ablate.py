@@ -1,6 +1,5 @@
 """Grids that train: one tiny run in this process, scheduling, and a grid that is killed three times."""
 
-import fcntl
 import json
 import os
 import random
@@ -239,11 +238,19 @@ def test_one_process_per_run(tmp_path, monkeypatch):
     folder = grid_runs(load_grid(str(file)), tmp_path)[0].folder
     folder.mkdir(parents=True)
     monkeypatch.setattr("spectralmoe_jax.ablation.run._LOCK_SECONDS", 0.2)
-    with (folder / ".running").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is at this run"):
+    hold = (
+        "import sys, time; from pathlib import Path; from spectralmoe_jax.one_writer import one_writer\n"
+        "with one_writer(Path(sys.argv[1]), 'trains'): print(1, flush=True); time.sleep(99)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(folder)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"1\n"
+    try:
+        with pytest.raises(UserError, match=f"process {holder.pid} on .* trains there since"):
             run_task(str(file), tmp_path, 0)
-    assert [path.name for path in folder.iterdir()] == [".running"]
+        assert [path.name for path in folder.iterdir()] == [".writer.json"]
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from spectralmoe_jax.ablation.run import ATTEMPTS_FILE, check_folder, is_done, r
 from spectralmoe_jax.ablation.tables import latex_table, markdown_table
 from spectralmoe_jax.config.load import save_config
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
 from spectralmoe_jax.evaluation.score_table import make_report, write_report
+from spectralmoe_jax.evaluation.stored_scores import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.training.logging import METRICS_FILE
 
 NAMES = ["field", "wood & water"]

@@ -125,7 +125,7 @@ def test_no_routing_without_experts():
 
 def test_bad_files(tmp_path):
     (tmp_path / "images.npz").write_text("no")
-    with pytest.raises(UserError, match="holds no counts by image"):
+    with pytest.raises(UserError, match="not a readable file of counts by image"):
         read_images(tmp_path / "images.npz")
     with pytest.raises(UserError, match="choose another --images"):
         write_images([ImageCounts("a", "x", np.eye(2))], tmp_path / "missing" / "images.npz")

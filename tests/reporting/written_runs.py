@@ -8,9 +8,9 @@ import numpy as np
 from spectralmoe_jax.ablation.ablate import write_results
 from spectralmoe_jax.ablation.grid import Grid, grid_runs
 from spectralmoe_jax.config.load import load_config, save_config
-from spectralmoe_jax.evaluation.evaluate import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
 from spectralmoe_jax.evaluation.score_table import make_report, routing_report, write_report
+from spectralmoe_jax.evaluation.stored_scores import EVALUATION_FILE, IMAGES_FILE
 from spectralmoe_jax.inference.pictures import PICTURES_FILE, ScenePictures
 
 LAYERS, MODALITIES, EXPERTS, SIDE, TOKENS = 24, 2, 6, 256, 32
