@@ -10,7 +10,6 @@ import contextlib
 import glob
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from data_pipelines.readers.address import is_remote
 from data_pipelines.readers.validity import has_mask
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import reading
+from spectralmoe_jax.part_files import scratch_folder
 from spectralmoe_jax.sensors import place_of
 
 SUFFIX = ".json"
@@ -91,7 +91,7 @@ def without_stac(inputs: Sequence[str], bands: Sequence[str], sensor: str | None
     Raises:
       UserError: pystac is missing, or a file is no STAC.
     """
-    with tempfile.TemporaryDirectory(prefix="spectralmoe-") as folder:
+    with scratch_folder() as folder:
         scenes = Scenes([], [], {})
         for text in inputs:
             if not _is_stac(text):
@@ -99,7 +99,7 @@ def without_stac(inputs: Sequence[str], bands: Sequence[str], sensor: str | None
                 continue
             for place in _matching(text):
                 for item in _items(place):
-                    _add(scenes, Path(folder), item, place, bands, sensor)
+                    _add(scenes, folder, item, place, bands, sensor)
         yield scenes
 
 
