@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 from xml.etree import ElementTree
 
-import rasterio
 from rasterio.errors import RasterioError
 
 from data_pipelines.readers.address import is_remote
+from data_pipelines.readers.raster_file import open_as_stored
+from data_pipelines.readers.sealed_raster import virtual_raster_of_ours
 from data_pipelines.readers.validity import has_mask
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import reading
@@ -91,7 +92,7 @@ def without_stac(inputs: Sequence[str], bands: Sequence[str], sensor: str | None
     Raises:
       UserError: pystac is missing, or a file is no STAC.
     """
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, contextlib.ExitStack() as held:
         scenes = Scenes([], [], {})
         for text in inputs:
             if not _is_stac(text):
@@ -100,6 +101,8 @@ def without_stac(inputs: Sequence[str], bands: Sequence[str], sensor: str | None
             for place in _matching(text):
                 for item in _items(place):
                     _add(scenes, folder, item, place, bands, sensor)
+        for path in scenes.names:
+            held.enter_context(virtual_raster_of_ours(path))
         yield scenes
 
 
@@ -247,7 +250,7 @@ def _header(href: str) -> dict[str, Any]:
     """
     name = _for_gdal(href)
     try:
-        with reading(name), rasterio.open(name) as dataset:
+        with reading(name), open_as_stored(name) as dataset:
             profile = {key: dataset.profile[key] for key in ("width", "height", "crs", "transform", "nodata")}
             profile |= {"dtype": dataset.dtypes[0], "bounds": dataset.bounds}
             is_placed = not dataset.transform.is_identity or not dataset.gcps[0]
