@@ -20,6 +20,7 @@ from rasterio.env import ensure_env_with_credentials
 from rasterio.errors import RasterioError
 
 from data_pipelines.readers.address import is_remote
+from data_pipelines.readers.declared_size import check_declared_size
 from data_pipelines.readers.unreadable import UnreadableFile
 from data_pipelines.readers.virtual_raster import (
     FOLDERS,
@@ -83,6 +84,8 @@ def open_sealed(name: str, driver: str | None = None) -> rasterio.DatasetReader:
         raise
     try:
         _check_side_files(dataset, name)
+        if not is_virtual:
+            check_declared_size(dataset, name)
     except BaseException:
         dataset.close()
         raise

@@ -26,6 +26,7 @@ from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import replace_file
+from spectralmoe_jax.host_memory import physical_memory
 from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines, check_vector, write_polygons
 from spectralmoe_jax.inference.preview import write_preview
 from spectralmoe_jax.inference.products import Product, product_file
@@ -122,6 +123,7 @@ def predict_scene(
             if vector is not None:
                 check_vector(targets["vector"], dataset)
             settings = fitted_batch(settings, (scene.height, scene.width))
+            _check_memory(scene, settings.window, len(names) + _further(products))
             sinks = [_open_map(temporary["map"], output, dataset, names, palette)]
             try:
                 for product in products:
@@ -162,6 +164,26 @@ def predict_scene(
     }
 
 
+def _further(products: Sequence[Product]) -> int:
+    """Return the number of channels behind the classes that products want."""
+    return max((product.further for product in products), default=0)
+
+
+def _check_memory(scene: Scene, window: int, channels: int) -> None:
+    """Check that a row of windows fits into the memory, before a file is written.
+
+    Raises:
+      UserError: it does not.
+    """
+    pixel = channels * np.dtype(np.float32).itemsize + 2 * len(scene.bands) * np.dtype(scene.dtype).itemsize
+    needed = scene.width * window * pixel
+    if needed > physical_memory():
+        raise UserError(
+            f"{scene.name}: is {scene.width} pixels wide: a row of windows takes {needed / 1e9:.0f} GB, more "
+            "than this machine's memory; cut it into parts (gdal_translate -srcwin) and map these"
+        )
+
+
 def _predict_rows(
     predict: Predict,
     scene: Scene,
@@ -182,7 +204,7 @@ def _predict_rows(
     valid_rows = _ValidRows(width)
     # Weighted scores of the rows [first, first + S). Neither the best class nor its share of the scores
     # depends on the sum of weights, so that is not kept.
-    channels = classes + max((product.further for product in products), default=0)
+    channels = classes + _further(products)
     total = np.zeros((size, width, channels), np.float32)
     first = 0
     counts = np.zeros(classes, np.int64)

@@ -58,7 +58,8 @@ def folder(tmp_path, monkeypatch):
 def vrt(source, more="", relative=1, band=""):
     """A virtual raster of one band."""
     return (
-        '<VRTDataset rasterXSize="20" rasterYSize="16"><VRTRasterBand dataType="Byte" band="1"' + band + ">" + more
+        '<VRTDataset rasterXSize="20" rasterYSize="16">'
+        + f'<VRTRasterBand dataType="Byte" band="1"{band}>{more}'
         + f'<SimpleSource><SourceFilename relativeToVRT="{relative}">{source}</SourceFilename>'
         '<SourceBand>1</SourceBand><SrcRect xOff="0" yOff="0" xSize="20" ySize="16"/>'
         '<DstRect xOff="0" yOff="0" xSize="20" ySize="16"/></SimpleSource></VRTRasterBand></VRTDataset>'
@@ -67,9 +68,9 @@ def vrt(source, more="", relative=1, band=""):
 
 RAW = (
     '<VRTDataset rasterXSize="8" rasterYSize="1">'
-    '<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand">'
-    '<SourceFilename relativeToVRT="{}">{}</SourceFilename><ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset>'
-    "<LineOffset>8</LineOffset></VRTRasterBand></VRTDataset>"
+    '<VRTRasterBand band="1" subClass="VRTRawRasterBand">'
+    '<SourceFilename relativeToVRT="{}">{}</SourceFilename><ImageOffset>0</ImageOffset>'
+    "<PixelOffset>1</PixelOffset><LineOffset>8</LineOffset></VRTRasterBand></VRTDataset>"
 )
 PYTHON = (
     "<PixelFunctionType>f</PixelFunctionType>"
