@@ -209,6 +209,10 @@ def _sources(item: Any, place: str) -> Iterator[_Source]:
         if {"thumbnail", "overview", "metadata"} & set(asset.roles or ()):
             continue
         href = asset.get_absolute_href() or urljoin(place, asset.href)
+        if is_remote(place) and not is_remote(_for_gdal(href)):
+            raise UserError(
+                f"names the file {href!r} of this machine, from afar: download the item, and correct it"
+            )
         fields = asset.to_dict()
         stated = fields.get("bands") or fields.get("eo:bands") or [{}]
         is_copy = "jp2" in (asset.media_type or "") or href.lower().endswith(".jp2")

@@ -17,8 +17,8 @@ from tests.inference.test_geotiff import map_scene
 def tiff(width, height, block, blocks):
     """A TIFF of 8 bits in tiles, of 100 KB, whose tables have `blocks` entries."""
     entries = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1),
-        (322, 4, 1, block), (323, 4, 1, block), (324, 4, blocks, 8), (325, 4, blocks, 8),
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
+        (277, 3, 1, 1), (322, 4, 1, block), (323, 4, 1, block), (324, 4, blocks, 8), (325, 4, blocks, 8),
     ]  # fmt: skip
     fields = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + fields + bytes(100_000)
@@ -41,6 +41,7 @@ def png(width, height):
         ("a.tif", tiff(1_000_000, 1_000_000, 256, 3907**2)),
         ("a.tif", tiff(1_000_000, 1_000_000, 1_000_000, 1)),
         ("a.tif", tiff(2_000_000_000, 2_000_000_000, 1 << 20, 1908**2)),
+        ("a.tif", tiff(80, 65_536, 1 << 15, 2)),
         ("a.png", png(60_000, 60_000)),
     ],
 )
