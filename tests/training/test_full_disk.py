@@ -2,10 +2,12 @@
 
 import contextlib
 import shutil
+import struct
 import subprocess
 import threading
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from spectralmoe_jax.training.logging import MetricsLog
 from spectralmoe_jax.training.tensorboard import EventFile
@@ -63,12 +65,22 @@ def test_a_full_disk(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def records_of(data):
+    """The records of a file of TensorFlow records: length, checksum, content, checksum."""
+    while data:
+        (length,) = struct.unpack_from("<Q", data)
+        yield data[12 : 12 + length]
+        data = data[16 + length :]
+
+
 def test_the_events_are_tensorboards(tmp_path):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    """Step 3 on, after the mark that drops these steps of earlier files."""
     events = EventFile(tmp_path, purge_step=3)
     events.add(3, {"train/loss": 0.5})
     events.add(4, {"train/loss": 0.25, "evaluate/miou": 0.125})
     events.close()
-    found = reader.EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(3, 0.5), (4, 0.25)]
-    assert [(event.step, event.value) for event in found.Scalars("evaluate/miou")] == [(4, 0.125)]
+    version, start, *found = map(Event.FromString, records_of(events.path.read_bytes()))
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (3, SessionLog.START)
+    values = [(event.step, value.tag, value.simple_value) for event in found for value in event.summary.value]
+    assert values == [(3, "train/loss", 0.5), (4, "train/loss", 0.25), (4, "evaluate/miou", 0.125)]
