@@ -13,7 +13,8 @@ PACKAGES = ("spectralmoe_jax", "data_pipelines")
 # is the package's own __init__.py: its version, and functions that it loads when they are first used.
 ARROWS = {
     "errors": "",
-    "files": "errors",
+    "part_files": "",
+    "files": "errors part_files",
     "npz": "errors",
     "configs": "",
     "config": "errors files",
@@ -31,10 +32,11 @@ ARROWS = {
     "data_pipelines.records": "errors",
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
-    "data_pipelines.readers": (
-        "errors files npz config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
-    ),
     "host_memory": "",
+    "data_pipelines.readers": (
+        "errors files npz config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles "
+        "host_memory"
+    ),
     "read_ahead": "",
     "data_pipelines.loader": "errors config data_pipelines.records data_pipelines.readers host_memory",
     "data_pipelines.synthetic": "errors files config data_pipelines.records",
@@ -44,10 +46,14 @@ ARROWS = {
         "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
         "data_pipelines.sources data_pipelines.transforms"
     ),
-    "data_pipelines.sheet": "data_pipelines.records data_pipelines.sensors",
+    "data_pipelines.extreme_pixels": (
+        "config data_pipelines.records data_pipelines.loader data_pipelines.splits"
+    ),
+    "data_pipelines.sheet": "files data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "errors files npz config parameters parallel resampling sensors models checkpoints read_ahead "
+        "errors part_files files npz config parameters parallel resampling sensors models checkpoints "
+        "host_memory read_ahead "
         "data_pipelines.records data_pipelines.sensors data_pipelines.readers data_pipelines.splits "
         "data_pipelines.sheet weights"
     ),
@@ -59,7 +65,8 @@ ARROWS = {
     "training": (
         "errors files config parameters parallel adapters mask2former models checkpoints host_memory "
         "read_ahead "
-        "data_pipelines.loader data_pipelines.sources data_pipelines.splits inference evaluation"
+        "data_pipelines.loader data_pipelines.sources data_pipelines.splits data_pipelines.extreme_pixels "
+        "inference evaluation"
     ),
     "ablation": "errors files config models checkpoints evaluation training",
     "ahead_of_time": "errors config parameters spectralmoe_jax parallel models weights inference training",
@@ -84,7 +91,8 @@ ARROWS = {
     ),
     "parity": "errors files npz config parameters resampling adapters layers mask2former models weights",
     "reporting": (
-        "errors files config spectralmoe_jax data_pipelines.sheet inference evaluation training ablation"
+        "errors part_files files config spectralmoe_jax data_pipelines.sheet inference evaluation training "
+        "ablation"
     ),
     # most subcommands call functions of the package itself
     "cli": "errors config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",
