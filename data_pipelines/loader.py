@@ -110,6 +110,30 @@ def train_batches(
     return _drain(_prefetched(parts[host_index::host_count][start_step:], workers, threads), workers)
 
 
+def examples_of_batch(
+    source: RandomAccess | Mixture,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    step: int,
+    host_index: int = 0,
+    host_count: int = 1,
+    corrupt: str = "stop",
+) -> Iterator[Batch]:
+    """Yield the examples of this host's part of batch `step`, one after the other, in this thread.
+
+    The arguments are those of `train_batches`, whose batch has the same examples.
+    """
+    if corrupt == "skip":
+        transform = _SkipUnreadable(transform, source.sources if isinstance(source, Mixture) else (source,))
+    elements = _elements(source, seed).random_map(transform)
+    count = batch_size // host_count
+    first = (step * host_count + host_index) * count
+    for number in range(first, first + count):
+        yield elements[number]
+
+
 def _elements(source: RandomAccess | Mixture, seed: int) -> grain.MapDataset:
     """Return the endless stream of elements before the transform."""
     if not isinstance(source, Mixture):

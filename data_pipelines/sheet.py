@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from data_pipelines.records import IGNORE
 from data_pipelines.sensors import SENSORS, visible
 from spectralmoe_jax.escapes import printable
+from spectralmoe_jax.files import atomic_write, naming_file
 
 INK, QUIET = "#1b1f24", "#5b6470"  # colours of text, and of less important text
 _DPI = 120
@@ -69,12 +69,8 @@ class Sheet:
         Raises:
           OSError: the file cannot be written.
         """
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            self.figure.savefig(partial, format="png", dpi=_DPI, metadata={"Software": None})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with naming_file(path), atomic_write(path) as aside:
+            self.figure.savefig(aside, format="png", dpi=_DPI, metadata={"Software": None})
 
 
 def display_bands(bands: Sequence[str], sensor: str | None = None) -> tuple[int, int, int]:

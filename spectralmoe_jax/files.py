@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.part_files import hidden_part
 
 
 @contextlib.contextmanager
@@ -20,14 +20,44 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The temporary path is in the same folder and has the same suffix. If the block raises, `path` is unchanged
     and whatever was written is removed.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with hidden_part(path) as temporary:
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        replace_file(temporary, path)
+
+
+_OF_RASTERS = (".aux.xml", ".aux", ".ovr", ".ovr.aux.xml", ".msk", ".msk.ovr")
+_APPENDED = {
+    ".tif": _OF_RASTERS,
+    ".tiff": _OF_RASTERS,
+    ".png": _OF_RASTERS,
+    ".gpkg": ("-wal", "-shm", "-journal"),
+}
+_WORLD_FILES = {".tif": (".tfw", ".tifw"), ".tiff": (".tfw", ".tiffw"), ".png": (".pgw", ".pngw")}
+_IMAGINE = b"EHFA_HEADER_TAG"  # start of GDAL's `.aux` files; others of this suffix are not GDAL's
+
+
+def replace_file(written: Path, path: Path) -> None:
+    """Give a written file its final name, and remove what belonged to the former file of this name.
+
+    That is what GDAL and GIS programs keep beside rasters and databases: statistics, overviews, masks, world
+    files and journals. They would be taken for those of the new file.
+    """
+    os.replace(written, path)
+    suffix = path.suffix.lower()
+    beside = [path.with_name(path.name + end) for end in _APPENDED.get(suffix, ())]
+    beside += [path.with_suffix(end) for end in _WORLD_FILES.get(suffix, ())]
+    for former in beside:
+        former.unlink(missing_ok=True)
+    if suffix in _WORLD_FILES and _starts_with(path.with_suffix(".aux"), _IMAGINE):
+        path.with_suffix(".aux").unlink()
+
+
+def _starts_with(path: Path, sign: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(sign)) == sign
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

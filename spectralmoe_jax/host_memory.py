@@ -1,8 +1,9 @@
-"""Keep freed memory in processes that allocate and free large arrays all the time."""
+"""Memory of the machine, and processes that allocate and free large arrays all the time."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 # parameters of mallopt, from glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -32,3 +33,11 @@ def keep_freed_memory(*, one_heap: bool) -> bool:
     settings = (growth, (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGEST_INT))
     answers = [mallopt(key, value) for key, value in settings]  # set all of them even if one is refused
     return all(answer == 1 for answer in answers)
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory that this machine has; practically endless where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 60

@@ -14,7 +14,8 @@ PACKAGES = ("spectralmoe_jax", "data_pipelines")
 ARROWS = {
     "escapes": "",
     "errors": "escapes",
-    "files": "errors",
+    "part_files": "",
+    "files": "errors part_files",
     "npz": "errors",
     "one_writer": "errors",
     "stored_files": "errors files",
@@ -34,12 +35,13 @@ ARROWS = {
     "data_pipelines.records": "errors",
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
-    "data_pipelines.readers": (
-        "errors files npz config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
-    ),
     "host_memory": "",
+    "data_pipelines.readers": (
+        "errors files npz config sensors data_pipelines.records data_pipelines.sensors "
+        "data_pipelines.tiles host_memory"
+    ),
     "read_ahead": "",
-    "data_pipelines.loader": "errors config data_pipelines.records data_pipelines.readers host_memory",
+    "data_pipelines.loader": "errors config data_pipelines.records host_memory data_pipelines.readers",
     "data_pipelines.synthetic": "errors files config data_pipelines.records",
     "data_pipelines.sources": "errors config import_path data_pipelines.records",
     "data_pipelines.transforms": "errors config sensors data_pipelines.records data_pipelines.tiles",
@@ -47,12 +49,15 @@ ARROWS = {
         "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
         "data_pipelines.sources data_pipelines.transforms"
     ),
-    "data_pipelines.sheet": "escapes data_pipelines.records data_pipelines.sensors",
+    "data_pipelines.extreme_pixels": (
+        "config data_pipelines.records data_pipelines.loader data_pipelines.splits"
+    ),
+    "data_pipelines.sheet": "escapes files data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
-        "escapes errors files npz config parameters parallel resampling sensors models checkpoints "
-        "data_pipelines.records data_pipelines.sensors data_pipelines.readers read_ahead "
-        "data_pipelines.splits data_pipelines.sheet weights"
+        "escapes errors part_files files npz config parameters parallel resampling sensors models "
+        "checkpoints data_pipelines.records data_pipelines.sensors host_memory data_pipelines.readers "
+        "read_ahead data_pipelines.splits data_pipelines.sheet weights"
     ),
     "evaluation": (
         "escapes errors files npz stored_files config parameters parallel resampling models checkpoints "
@@ -62,7 +67,7 @@ ARROWS = {
     "training": (
         "escapes errors files one_writer stored_files config parameters parallel adapters mask2former "
         "models checkpoints host_memory read_ahead data_pipelines.loader data_pipelines.sources "
-        "data_pipelines.splits inference evaluation"
+        "data_pipelines.splits data_pipelines.extreme_pixels inference evaluation"
     ),
     "ablation": "escapes errors files one_writer stored_files config models checkpoints evaluation training",
     "ahead_of_time": (
@@ -80,7 +85,7 @@ ARROWS = {
     "data_pipelines.datasets": "errors data_pipelines.records data_pipelines.readers",
     "data_pipelines.benchmarks": "data_pipelines.datasets",
     "data_pipelines.prepare": (
-        "escapes errors files npz config data_pipelines.records data_pipelines.readers host_memory "
+        "escapes errors files npz config data_pipelines.records host_memory data_pipelines.readers "
         "data_pipelines.sheet data_pipelines.datasets"
     ),
     "data_pipelines.survey": "errors data_pipelines.records data_pipelines.sensors data_pipelines.readers",
@@ -93,8 +98,8 @@ ARROWS = {
         "escapes errors files npz config parameters resampling layers adapters mask2former models weights"
     ),
     "reporting": (
-        "escapes errors files config spectralmoe_jax data_pipelines.sheet inference evaluation training "
-        "ablation"
+        "escapes errors part_files files config spectralmoe_jax data_pipelines.sheet inference evaluation "
+        "training ablation"
     ),
     # most subcommands call functions of the package itself
     "cli": "escapes errors config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",

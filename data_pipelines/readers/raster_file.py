@@ -25,6 +25,7 @@ from rasterio.windows import Window as RasterWindow
 
 from data_pipelines.readers.address import is_remote, network_options
 from data_pipelines.readers.orientation import upright
+from data_pipelines.readers.sealed_raster import open_sealed
 from data_pipelines.readers.unreadable import UnreadableFile, unreadable
 from data_pipelines.readers.validity import Validity, validity_of
 from data_pipelines.records import Window
@@ -366,19 +367,23 @@ def open_as_stored(path: Path | str, driver: str | None = None) -> rasterio.Data
 
     Args:
       path: a file, or any other name that GDAL opens.
-      driver: GDAL's driver that may open it; None for all.
+      driver: GDAL's driver that may open it; None for those of `sealed_raster`.
+
+    Raises:
+      UserError: it would read other files.
+      RasterioError: it cannot be opened.
     """
     with ignore_missing_georeference():
-        dataset = rasterio.open(path, driver=driver)
+        dataset = open_sealed(os.fspath(path), driver)
         stated = dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
         if stated == "CMYK" and dataset.driver == "GTiff":
             dataset.close()
-            dataset = rasterio.open(f"GTIFF_RAW:{path}", driver=driver)
+            dataset = rasterio.open(f"GTIFF_RAW:{path}", driver="GTiff")
         # With threads, GDAL does not repeat a request that fails, and some of its versions then return zeros:
         # https://github.com/OSGeo/gdal/issues/12426
         elif _decodes_in_place(dataset) and not is_remote(os.fspath(path)):
             dataset.close()
-            dataset = rasterio.open(path, driver=driver, NUM_THREADS=2)
+            dataset = rasterio.open(path, driver="GTiff", NUM_THREADS=2)
         return upright(dataset, os.fspath(path))
 
 

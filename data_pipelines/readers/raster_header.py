@@ -18,7 +18,7 @@ import rasterio
 from rasterio.errors import RasterioError
 
 from data_pipelines.readers.address import Address
-from data_pipelines.readers.raster_file import no_pixels, open_image
+from data_pipelines.readers.raster_file import no_pixels, open_as_stored, open_image
 from data_pipelines.readers.unreadable import unreadable
 from data_pipelines.readers.validity import states_missing
 from spectralmoe_jax.errors import UserError
@@ -238,7 +238,7 @@ def stated_bandwidths(path: str | os.PathLike[str]) -> tuple[float | None, ...]:
 def _stated(path: str | os.PathLike[str], tag: str, what: str) -> tuple[float | None, ...]:
     """Read a tag of every band that holds a length, in micrometres."""
     try:
-        with rasterio.open(path) as dataset:
+        with open_as_stored(os.fspath(path)) as dataset:
             tags = [band_tags(dataset, band) for band in dataset.indexes]
     except RasterioError as problem:
         raise UserError(f"{path}: cannot be opened as an image ({problem})") from None

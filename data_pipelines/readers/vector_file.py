@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.warp import transform, transform_bounds
 
+from data_pipelines.readers.address import is_remote
 from data_pipelines.readers.unreadable import UnreadableFile
 from spectralmoe_jax.errors import UserError
 
@@ -25,6 +29,13 @@ Bounds = tuple[float, float, float, float]
 """West, south, east, north."""
 
 log = logging.getLogger(__name__)
+_START = 1 << 16  # bytes of a file that tell what it is
+_SQLITE = b"SQLite format 3\0"
+_SIGNS = (_SQLITE, b"\0\0\x27\x0a", b"fgb", b"PAR1")  # of GeoPackage, shapefile, FlatGeobuf, Parquet
+_DESCRIPTIONS = re.compile(rb"<(OGR|VRT|GDAL|gdal|WFS|ogr)")
+_VIRTUAL_TABLE = re.compile(
+    r"create\s+virtual\s+table\b.*\busing\s+(?!\W?(rtree|fts[345])\b)", re.IGNORECASE | re.DOTALL
+)
 _warned: set[Path] = set()  # files with other geometries than polygons
 _lock = threading.Lock()
 _MARGIN = 0.01  # share of the image's extent: straight lines of one CRS are curves in another
@@ -50,6 +61,7 @@ def read_polygons(
       UserError: the file cannot be read, has no CRS, or lacks the layer or attribute.
     """
     chosen = layer or None
+    _check_content(path)
     try:
         info = pyogrio.read_info(path, layer=chosen)
         if attribute not in info["fields"]:
@@ -89,6 +101,7 @@ def read_attributes(path: Path, layer: str = "") -> dict[str, list[Any]]:
     Raises:
       UserError: the file cannot be read, or lacks the layer.
     """
+    _check_content(path)
     try:
         meta, _, _, columns = pyogrio.raw.read(path, layer=layer or None, read_geometry=False)
     except (DataLayerError, DataSourceError) as error:
@@ -102,11 +115,46 @@ def read_layers(path: Path) -> list[str]:
     Raises:
       UserError: the file cannot be read.
     """
+    _check_content(path)
     try:
         layers = pyogrio.list_layers(path)
     except DataSourceError as error:
         raise _unreadable(path, "", error) from error
     return [name for name, kind in layers.tolist() if kind and ("Polygon" in kind or kind == "Unknown")]
+
+
+def _check_content(path: Path) -> None:
+    """Check that a file holds its shapes, and does not describe others, before GDAL chooses a driver for it.
+
+    Raises:
+      UnreadableFile: its first bytes are not those of a format of `VECTOR_FORMATS`.
+      UserError: it is a database that reads other files.
+    """
+    if is_remote(str(path)) or not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(_START)
+    text = start.lstrip(b"\xef\xbb\xbf\x1e \t\r\n")
+    is_kml = text.startswith(b"<") and b"<kml" in start and _DESCRIPTIONS.search(start) is None
+    if not (start.startswith(_SIGNS) or text[:1] in (b"{", b"[") or is_kml):
+        raise UnreadableFile(
+            f"{path}: cannot be read as vector data (it starts as none of {', '.join(VECTOR_FORMATS)}): "
+            "restore the file, or mend it"
+        )
+    if start.startswith(_SQLITE) and _has_foreign_tables(path):
+        raise UserError(f"{path}: has tables that read other files: copy its polygons to a new GeoPackage")
+
+
+def _has_foreign_tables(path: Path) -> bool:
+    """Return whether a database has virtual tables other than its own indexes."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        ) as base:
+            found = base.execute("SELECT sql FROM sqlite_master WHERE sql LIKE '%virtual%'").fetchall()
+    except (sqlite3.Error, UnicodeError):
+        return False  # damaged, which reading it tells
+    return any(_VIRTUAL_TABLE.search(str(sql)) for (sql,) in found)
 
 
 def _areal(shapes: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from rich.console import Console
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from data_pipelines.readers.address import container_of, is_remote
+from data_pipelines.readers.raster_file import open_as_stored
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.inference.model import Model
@@ -392,19 +392,19 @@ def _scene_size(scene: str) -> str:
 def _tags_of(path: Path) -> dict[str, str]:
     """Return the metadata of a map; none of a file that is no raster."""
     try:
-        with reading(str(path)), rasterio.open(path) as dataset:
+        with reading(str(path)), open_as_stored(path) as dataset:
             return dataset.tags()
-    except RasterioError:
+    except (RasterioError, UserError):
         return {}
 
 
 def _is_whole(path: Path, tags: Mapping[str, str]) -> bool:
     """Return whether a raster has some metadata and its last pixels, which are stored at its end."""
     try:
-        with reading(str(path)), rasterio.open(path) as dataset:
+        with reading(str(path)), open_as_stored(path) as dataset:
             dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
             return {name: dataset.tags().get(name) for name in tags} == dict(tags)
-    except RasterioError:
+    except (RasterioError, UserError):
         return False
 
 

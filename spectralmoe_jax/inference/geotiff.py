@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,8 @@ from data_pipelines.readers.address import container_of, is_remote
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.files import replace_file
+from spectralmoe_jax.host_memory import physical_memory
 from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines, check_vector, write_polygons
 from spectralmoe_jax.inference.preview import write_preview
 from spectralmoe_jax.inference.products import Product, product_file
@@ -39,11 +40,11 @@ from spectralmoe_jax.inference.sliding_window import (
     predict_tiles,
 )
 from spectralmoe_jax.models.windows import window_starts
+from spectralmoe_jax.part_files import hidden_part
 from spectralmoe_jax.read_ahead import read_ahead
 
 _BLOCK = 256  # pixels, side of a block of the GeoTIFF while it is written
 _COG_BLOCK = 512  # of the cloud-optimised one
-_SIDE_FILES = (".aux.xml", ".ovr", ".msk")  # statistics, overviews and masks that GDAL writes beside a raster
 _ROWS_BEHIND = 2  # parts of a map that wait to be written, at most
 
 
@@ -122,6 +123,7 @@ def predict_scene(
             if vector is not None:
                 check_vector(targets["vector"], dataset)
             settings = fitted_batch(settings, (scene.height, scene.width))
+            _check_memory(scene, settings.window, len(names) + _further(products))
             sinks = [_open_map(temporary["map"], output, dataset, names, palette)]
             try:
                 for product in products:
@@ -162,6 +164,26 @@ def predict_scene(
     }
 
 
+def _further(products: Sequence[Product]) -> int:
+    """Return the number of channels behind the classes that products want."""
+    return max((product.further for product in products), default=0)
+
+
+def _check_memory(scene: Scene, window: int, channels: int) -> None:
+    """Check that a row of windows fits into the memory, before a file is written.
+
+    Raises:
+      UserError: it does not.
+    """
+    pixel = channels * np.dtype(np.float32).itemsize + 2 * len(scene.bands) * np.dtype(scene.dtype).itemsize
+    needed = scene.width * window * pixel
+    if needed > physical_memory():
+        raise UserError(
+            f"{scene.name}: is {scene.width} pixels wide: a row of windows takes {needed / 1e9:.0f} GB, more "
+            "than this machine's memory; cut it into parts (gdal_translate -srcwin) and map these"
+        )
+
+
 def _predict_rows(
     predict: Predict,
     scene: Scene,
@@ -182,7 +204,7 @@ def _predict_rows(
     valid_rows = _ValidRows(width)
     # Weighted scores of the rows [first, first + S). Neither the best class nor its share of the scores
     # depends on the sum of weights, so that is not kept.
-    channels = classes + max((product.further for product in products), default=0)
+    channels = classes + _further(products)
     total = np.zeros((size, width, channels), np.float32)
     first = 0
     counts = np.zeros(classes, np.int64)
@@ -302,21 +324,27 @@ def _unwritable(path: Path) -> UserError:
 
 @contextlib.contextmanager
 def _temporary_names(targets: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Provide temporary names beside the targets, moved onto them at the end if all went well."""
-    mark = f".{uuid.uuid4().hex[:8]}"
-    temporary = {name: path.with_name(f"{mark}.{name}{path.suffix}") for name, path in targets.items()}
-    try:
+    """Provide temporary names beside the targets, moved onto them at the end if all went well.
+
+    They are in a hidden folder of each target's folder, which takes the temporary files of GDAL too.
+    """
+    with contextlib.ExitStack() as held:
+        folders: dict[Path, Path] = {}
+        for path in targets.values():
+            if path.parent not in folders:
+                # the map's name, or the first one's there, without its suffix
+                folders[path.parent] = held.enter_context(hidden_part(path.with_suffix("")))
+                try:
+                    folders[path.parent].mkdir()
+                except OSError as error:
+                    raise _unwritable(path) from error
+        temporary = {name: folders[path.parent] / f"{name}{path.suffix}" for name, path in targets.items()}
         yield temporary
         for name, path in reversed(targets.items()):  # the map last: it tells that all is there
             try:
-                os.replace(temporary[name], path)
-                for suffix in _SIDE_FILES:  # those of an earlier file of this name
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+                replace_file(temporary[name], path)
             except OSError as error:
                 raise _unwritable(path) from error
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
 
 
 def _open_map(path: Path, target: Path, scene: Any, names: Sequence[str], palette: Any) -> Any:
@@ -357,6 +385,7 @@ def _open_like(path: Path, target: Path, scene: Any, **profile: Any) -> Any:
             blockysize=_BLOCK,
             compress="deflate",
             bigtiff="IF_SAFER",
+            sparse_ok=True,
             **profile,
         )
     except (RasterioError, OSError) as error:
@@ -383,7 +412,7 @@ def _make_cloud_optimised(path: Path, target: Path) -> None:
         rasterio.shutil.copy(
             path, aside, driver="COG", compress="deflate", predictor="NO" if is_classes else "YES",
             blocksize=_COG_BLOCK, overview_resampling="mode" if is_classes else "average",
-            bigtiff="IF_SAFER", statistics="YES",
+            bigtiff="IF_SAFER", statistics="YES", sparse_ok="YES",
         )  # fmt: skip
         os.replace(aside, path)
     except (RasterioError, CPLE_BaseError, OSError) as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError  # what some properties raise; no public module has it
 from rasterio.errors import NotGeoreferencedWarning
 
 from data_pipelines.readers.address import is_remote, network_options
@@ -110,6 +111,11 @@ def open_scene(scene: str | os.PathLike[str]) -> Iterator[Any]:
             yield dataset
         except UnicodeDecodeError as error:
             raise text_unreadable(name) from error
+        except CPLE_BaseError as error:  # of a part of the header that GDAL reads when it is asked for
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"{name}: cannot be read as an image ({said}); give a complete GeoTIFF, PNG or JPEG"
+            ) from error
 
 
 def _driver_of(name: str) -> str:

@@ -10,20 +10,21 @@ import contextlib
 import glob
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 from xml.etree import ElementTree
 
-import rasterio
 from rasterio.errors import RasterioError
 
 from data_pipelines.readers.address import is_remote
+from data_pipelines.readers.raster_file import open_as_stored
+from data_pipelines.readers.sealed_raster import virtual_raster_of_ours
 from data_pipelines.readers.validity import has_mask
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import reading
+from spectralmoe_jax.part_files import scratch_folder
 from spectralmoe_jax.sensors import place_of
 
 SUFFIX = ".json"
@@ -91,7 +92,7 @@ def without_stac(inputs: Sequence[str], bands: Sequence[str], sensor: str | None
     Raises:
       UserError: pystac is missing, or a file is no STAC.
     """
-    with tempfile.TemporaryDirectory(prefix="spectralmoe-") as folder:
+    with scratch_folder() as folder, contextlib.ExitStack() as held:
         scenes = Scenes([], [], {})
         for text in inputs:
             if not _is_stac(text):
@@ -99,7 +100,9 @@ def without_stac(inputs: Sequence[str], bands: Sequence[str], sensor: str | None
                 continue
             for place in _matching(text):
                 for item in _items(place):
-                    _add(scenes, Path(folder), item, place, bands, sensor)
+                    _add(scenes, folder, item, place, bands, sensor)
+        for path in scenes.names:
+            held.enter_context(virtual_raster_of_ours(path))
         yield scenes
 
 
@@ -206,6 +209,10 @@ def _sources(item: Any, place: str) -> Iterator[_Source]:
         if {"thumbnail", "overview", "metadata"} & set(asset.roles or ()):
             continue
         href = asset.get_absolute_href() or urljoin(place, asset.href)
+        if is_remote(place) and not is_remote(_for_gdal(href)):
+            raise UserError(
+                f"names the file {href!r} of this machine, from afar: download the item, and correct it"
+            )
         fields = asset.to_dict()
         stated = fields.get("bands") or fields.get("eo:bands") or [{}]
         is_copy = "jp2" in (asset.media_type or "") or href.lower().endswith(".jp2")
@@ -247,7 +254,7 @@ def _header(href: str) -> dict[str, Any]:
     """
     name = _for_gdal(href)
     try:
-        with reading(name), rasterio.open(name) as dataset:
+        with reading(name), open_as_stored(name) as dataset:
             profile = {key: dataset.profile[key] for key in ("width", "height", "crs", "transform", "nodata")}
             profile |= {"dtype": dataset.dtypes[0], "bounds": dataset.bounds}
             is_placed = not dataset.transform.is_identity or not dataset.gcps[0]

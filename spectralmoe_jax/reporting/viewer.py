@@ -8,7 +8,6 @@ million values, which are held in memory, are left out.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +26,7 @@ from spectralmoe_jax.inference.preview import NODATA, decimated_shape, scene_pic
 from spectralmoe_jax.inference.products import product_file
 from spectralmoe_jax.inference.scene import Scene, open_scene, reading
 from spectralmoe_jax.inference.sliding_window import expert_maps
+from spectralmoe_jax.part_files import scratch_folder
 from spectralmoe_jax.reporting.page import rendered
 from spectralmoe_jax.reporting.svg import EXPERTS, drawing, photo
 
@@ -77,8 +77,8 @@ def view(
 
 def scene_page(model: Model, scene: str) -> str:
     """Render the page of a scene, which is mapped first."""
-    with tempfile.TemporaryDirectory() as folder:
-        map_path = Path(folder) / "map.tif"
+    with scratch_folder() as folder:
+        map_path = folder / "map.tif"
         done = model.map(scene, map_path, confidence=True)
         classes, transform, crs = _decimated(map_path)
         confidence, _, _ = _decimated(product_file(map_path, "confidence"))

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spectralmoe_jax.escapes import plain
 from spectralmoe_jax.files import atomic_write, naming_file
 from spectralmoe_jax.stored_files import OPTIONAL_NUMBER, has_form
+from spectralmoe_jax.training.tensorboard import EventFile
 from spectralmoe_jax.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
@@ -117,12 +118,10 @@ class MetricsLog:
         self._silent, self._trackers = silent, trackers
         if silent:
             return
-        from tensorboardX import SummaryWriter
-
         path = Path(workdir) / METRICS_FILE
         self._dropped = _drop_records_after(path, step)
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(Path(workdir) / TENSORBOARD_FOLDER), purge_step=step + 1)
+        self._tensorboard = EventFile(Path(workdir) / TENSORBOARD_FOLDER, purge_step=step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -130,9 +129,11 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         if self._silent:
             return
-        with naming_file(self._file.name):  # closing flushes what a full disk refused before
-            self._file.close()
-        self._tensorboard.close()
+        try:
+            with naming_file(self._file.name):  # closing flushes what a full disk refused before
+                self._file.close()
+        finally:
+            self._tensorboard.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Write one record `{"step": ..., "kind": ..., **values}`; a non-finite value becomes null.
@@ -145,8 +146,7 @@ class MetricsLog:
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._append({"step": step, "kind": kind, **finite})
-        for name, value in numbers.items():
-            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        self._tensorboard.add(step, {f"{kind}/{name}": value for name, value in numbers.items()})
         if self._trackers is not None:
             self._trackers.log(step, kind, numbers, was_sent=(step, kind) in self._dropped)
 

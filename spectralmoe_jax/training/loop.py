@@ -67,6 +67,8 @@ class Experiment:
         `trainable` itself.
       selection_metric: the score that decides which checkpoint is best, higher is better.
       rules: parameter groups of the optimizer that come before those of the configuration.
+      name_pixels: function from a step to what is wrong with the pixels of its batch, empty if nothing is;
+        called after a loss was not finite. None for nothing.
       layout: mesh that `trainable`, `frozen` and batches are sharded over; None for one device. With several
         hosts, each of them runs `fit`, and `make_batches` gives each its own rows.
     """
@@ -81,6 +83,7 @@ class Experiment:
     selection_metric: str = "miou"
     rules: tuple[Rule, ...] = ()
     layout: Layout | None = None
+    name_pixels: Callable[[int], str] | None = None
 
 
 def fit(
@@ -155,7 +158,7 @@ def fit(
 
             # 3. log
             if is_last or step % settings.log_every == 0:
-                _require_finite(state, store)
+                _require_finite(state, store, experiment.name_pixels)
                 found = jax.device_get(metrics)
                 values = {name: float(value) for name, value in found.items() if not np.ndim(value)}
                 rates = {"learning_rate": float(learning_rate(step - 1))}
@@ -166,7 +169,7 @@ def fit(
             # 4. evaluate
             scores = None
             if experiment.evaluate and (is_last or step % settings.evaluate_every == 0):
-                _require_finite(state, store)
+                _require_finite(state, store, experiment.name_pixels)
                 try:
                     scores = experiment.evaluate(state.result)
                 except Exception:
@@ -181,7 +184,7 @@ def fit(
 
             # 5. save
             if scores is not None or is_last or step % settings.checkpoint_every == 0 or stopping:
-                _require_finite(state, store)
+                _require_finite(state, store, experiment.name_pixels)
                 store.save(step, state.params, state.opt_state, scores, held_out, state.average)
 
         store.wait()
@@ -224,7 +227,9 @@ def _restore_or_init(
     return dataclasses.replace(state, step=step, params=params, opt_state=opt_state, average=average)
 
 
-def _require_finite(state: TrainState, store: CheckpointStore) -> None:
+def _require_finite(
+    state: TrainState, store: CheckpointStore, name_pixels: Callable[[int], str] | None = None
+) -> None:
     """Raise TrainingDiverged if any step so far had a loss or gradient that is not finite."""
     bad = int(state.first_bad_step)
     if bad == NEVER:
@@ -235,6 +240,12 @@ def _require_finite(state: TrainState, store: CheckpointStore) -> None:
         if store.last is None
         else f"the last good checkpoint is {store.path(store.last)}"
     )
+    pixels = "" if name_pixels is None else name_pixels(bad)
+    if pixels:
+        raise TrainingDiverged(
+            f"the loss or its gradient is not finite at step {bad + 1}: {pixels}; {saved}; correct the "
+            "file, or declare the value as its nodata value"
+        )
     raise TrainingDiverged(
         f"the loss or its gradient is not finite at step {bad + 1}; {saved}; "
         "lower config.train.learning_rate or set config.train.clip_norm"

@@ -18,7 +18,7 @@ import jax
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from data_pipelines.loader import interleave
+from data_pipelines.loader import interleave, schedule
 from data_pipelines.sources import resolve_run_wavelengths
 from data_pipelines.splits import Splits, open_splits, training_batches, training_pixels
 from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part
@@ -184,7 +184,21 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         selection_metric=config.train.selection,
         rules=segmenter.optimizer_rules,
         layout=layout,
+        name_pixels=functools.partial(_name_pixels, configs, splits, shard),
     )
+
+
+def _name_pixels(
+    configs: Mapping[str, RunConfig], splits: Mapping[str, Splits], shard: tuple[int, int], step: int
+) -> str:
+    """Name the most extreme pixels of this process's part of a batch, or none; see `extreme_pixels`."""
+    from data_pipelines.extreme_pixels import extreme_pixels
+
+    name, number = MAIN, step
+    if len(configs) > 1:
+        plan = schedule({stream: config.weight for stream, config in configs.items()})
+        name, number = next(itertools.islice(plan, step, None))
+    return extreme_pixels(configs[name], splits[name], number, *shard)
 
 
 def _check_selection(settings: TrainConfig, splits: Mapping[str, Splits]) -> None:

@@ -72,8 +72,8 @@ from spectralmoe_jax.cli.main import main
 here = Path(__file__).parent
 sys.exit(main([
     "train", "--config", str(here / "tiny.py"), "--workdir", sys.argv[1],
-    f"--config.data.root={here}/data/folder", "--config.train.steps=4", "--config.train.evaluate_every=4",
-    "--config.train.checkpoint_every=4",
+    f"--config.data.root={here}/data/folder", "--config.train.steps=16", "--config.train.evaluate_every=16",
+    "--config.train.checkpoint_every=16",
 ]))
 """,
 }

@@ -1,0 +1,136 @@
+"""What commands that end early leave beside their files, and what belonged to a former file of a name."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import rasterio
+
+from spectralmoe_jax.files import atomic_write
+from spectralmoe_jax.part_files import hidden_part
+from tests.inference.test_geotiff import CONFIDENCE, map_scene, random_pixels, write_scene
+
+MAPPING = """
+import sys, time
+from pathlib import Path
+from spectralmoe_jax.inference.products import make_products
+from tests.inference.test_geotiff import NAMES, map_scene
+
+def slow(tiles):
+    time.sleep(0.2)
+    return tiles[..., :3].astype("float32") + 1
+
+scene, output, preview = sys.argv[1:]
+map_scene(scene, Path(output), slow, products=make_products(("confidence",), NAMES), preview=Path(preview))
+"""
+WRITING = """
+import sys, time
+from pathlib import Path
+from spectralmoe_jax.files import atomic_write
+
+with atomic_write(Path(sys.argv[1])) as aside:
+    aside.write_text("half")
+    time.sleep(60)
+"""
+
+
+def start(code, folder, *arguments):
+    """Runs a program and returns once it has written something to a folder."""
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+    deadline = time.monotonic() + 60
+    while not any(folder.iterdir()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "maps"
+    path.mkdir()
+    return path
+
+
+def test_sigterm_to_a_mapping_leaves_nothing(tmp_path, folder):
+    scene = write_scene(tmp_path / "scene.tif", random_pixels(200, 200))
+    (tmp_path / "pictures").mkdir()
+    process = start(MAPPING, folder, scene, folder / "map.tif", tmp_path / "pictures" / "map.png")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM  # ended by the signal, as a shell expects
+    assert not any(folder.iterdir())
+    assert not any((tmp_path / "pictures").iterdir())
+
+
+def test_parts_of_a_killed_process_go_with_the_next_one(tmp_path, folder):
+    process = start(WRITING, folder, folder / "a.txt")
+    with atomic_write(folder / "b.txt") as aside:
+        aside.write_text("b")
+    (former,) = [path for path in folder.iterdir() if path.name != "b.txt"]
+    assert former.name.startswith(".a.part-")  # its process lives
+    process.kill()
+    process.wait(60)
+    scene = write_scene(tmp_path / "scene.tif", random_pixels(40, 40))
+    command = [sys.executable, "-c", MAPPING, scene, folder / "map.tif", tmp_path / "map.png"]
+    subprocess.run(command, check=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["b.txt", "map.tif", "map_confidence.tif"]
+
+
+def test_parts_of_other_hosts_stay_until_they_are_old(folder):
+    names = (
+        ".a.part-00000000-1-0.tif",
+        ".b.part-00000000-1-0",
+        ".c.part-00000000-1-0.txt",
+        ".part-1",
+        "x.part-1",
+    )
+    for name in names:
+        (folder / name).write_text("")
+    os.utime(folder / names[0], (0, 0))
+    (folder / names[1]).unlink()
+    (folder / names[1]).mkdir()
+    (folder / names[1] / "map.tif").write_text("")
+    os.utime(folder / names[1], (0, 0))
+    with hidden_part(folder / "new.tif"):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names[2:])
+
+
+@pytest.mark.parametrize("suffix", [".aux.xml", ".ovr", ".msk", ".msk.ovr", ".aux"])
+def test_a_map_over_an_old_one_has_nothing_of_it(tmp_path, folder, suffix):
+    scene = write_scene(tmp_path / "scene.tif", random_pixels(64, 64), crs=None, transform=None)
+    files = [folder / name for name in ("map.tif", "map_confidence.tif", "map.png")]
+    for path in files:
+        path.write_text("former")
+        path.with_name(path.name + suffix).write_text("former")
+    for name in ("map.tfw", "map.pgw", "map.gpkg-wal", "map.gpkg-shm", "map.gpkg-journal"):
+        (folder / name).write_text("1\n0\n0\n-1\n7\n7\n")
+    (folder / "map.aux").write_bytes(b"EHFA_HEADER_TAG")
+    (folder / "other.tif.ovr").write_text("of another map")
+    map_scene(scene, folder / "map.tif", products=CONFIDENCE, preview=files[2])
+    names = {path.name for path in folder.iterdir()} - {"map.gpkg-journal", "map.gpkg-shm", "map.gpkg-wal"}
+    assert names == {"map.png", "map.tif", "map_confidence.tif", "other.tif.ovr"}
+    map_scene(scene, folder / "map.tif", vector=folder / "map.gpkg")
+    assert not list(folder.glob("map.gpkg-*"))
+    with rasterio.open(folder / "map.tif") as made:
+        assert made.transform.is_identity
+        np.testing.assert_array_equal(made.read(1), random_pixels(64, 64).argmax(-1))
+
+
+def test_a_map_without_data_takes_no_room(tmp_path, folder):
+    pixels = np.zeros((2048, 2048, 3), np.uint8)
+    pixels[:40, :40] = random_pixels(40, 40)
+    scene = write_scene(
+        tmp_path / "scene.tif", pixels, nodata=0, tiled=True, compress="deflate", sparse_ok=True
+    )
+    map_scene(scene, folder / "map.tif", products=CONFIDENCE)
+    with rasterio.open(folder / "map_confidence.tif") as made:
+        stored = [
+            made.get_tag_item(f"BLOCK_SIZE_{i}_{j}", "TIFF", bidx=1) for i in range(4) for j in range(4)
+        ]
+        assert [size is None for size in stored] == [False] + 15 * [True]
+        assert np.isnan(made.read(1)[64:]).all()
