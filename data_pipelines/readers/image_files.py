@@ -22,7 +22,13 @@ from data_pipelines.readers.file_records import (
 )
 from data_pipelines.readers.file_search import find_images, mask_path, record_names
 from data_pipelines.readers.label_codes import ColourCode
-from data_pipelines.readers.labels import Labels, RasterLabels, count_labels, count_missing
+from data_pipelines.readers.labels import (
+    Labels,
+    RasterLabels,
+    VectorLabels,
+    count_labels,
+    count_missing,
+)
 from data_pipelines.readers.raster_file import OpenFiles, missing_pixels, read_pixels
 from data_pipelines.readers.raster_header import read_header, stated_wavelengths
 from data_pipelines.readers.unreadable import check_corrupt, map_files
@@ -244,6 +250,21 @@ class GeoTiffTiles:
                 "skipped as data.corrupt=skip: restore the files"
             )
 
+    def _elsewhere(self, counts: np.ndarray) -> str:
+        """Return where the first image without a label lies if its polygons lie elsewhere, or "".
+
+        Args:
+          counts: labelled pixels (cells, K).
+        """
+        if not isinstance(self.labels, VectorLabels):
+            return ""
+        grid = LabelGrid(self.records, counts)
+        for of_file in self._by_file:
+            if not counts[grid.cells_of(of_file)].any():
+                record = self.records[of_file.start]
+                return self.labels.elsewhere(record.image, record.mask)
+        return ""
+
     def _count_labels(self) -> LabelGrid:
         """Count all labels in coarse cells, and warn once of all unknown values."""
         files = [self.records[of_file] for of_file in self._by_file]
@@ -256,16 +277,20 @@ class GeoTiffTiles:
         unknown: Counter = sum((values for _, values in scans), Counter())
         counts = np.concatenate([of_file for of_file, _ in scans])
         commonest = ", ".join(f"{value} x {count}" for value, count in unknown.most_common(5))
+        apart = self._elsewhere(counts)
         if not counts.any():
             raise UserError(
                 f"{self.root}: no pixel of any mask is of a class"
                 + (f", the masks hold {commonest}" if unknown else "")
-                + ": correct classes.palette or data.label_values"
+                + (f": {apart}: correct" if apart else ": correct classes.palette or data.label_values")
+                + (" the coordinate system that a file states, or data.mask_template" if apart else "")
             )
+        if apart:
+            log.warning("%s: an image has no label: %s", self.root, apart)
         if unknown:
             log.warning(
-                "%s: %d pixels in %d of %d masks have colours that are neither in classes.palette nor in "
-                "data.ignore_colours and are ignored: %s%s",
+                "%s: %d pixels in %d of %d masks have colours or values of no class, not in "
+                "data.ignore_colours either, and are ignored: %s%s",
                 self.root,
                 unknown.total(),
                 sum(bool(values) for _, values in scans),

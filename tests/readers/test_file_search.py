@@ -117,5 +117,5 @@ def test_patterns_and_lists_without_a_match(root, pattern, parts):
 def test_masks_by_domain_and_name(root):
     assert mask_path(root, "m/{domain}_{stem}.png", "a", root / "x/1.b.tif") == root / "m/a_1.b.png"
     for template in ("{name}.png", "{0}.png", "{stem"):
-        with pytest.raises(UserError, match=r"only \{domain\} and \{stem\} can stand in it"):
+        with pytest.raises(UserError, match=r"only \{domain\}, \{stem\} and \{path\} can stand in it"):
             mask_path(root, template, "a", root / "1.tif")
