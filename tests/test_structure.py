@@ -32,8 +32,10 @@ ARROWS = {
     "data_pipelines.records": "errors",
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
+    "data_pipelines.stored_values": "errors config data_pipelines.records",
     "data_pipelines.readers": (
-        "errors files npz config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles"
+        "errors files npz config sensors data_pipelines.records data_pipelines.sensors data_pipelines.tiles "
+        "data_pipelines.stored_values"
     ),
     "host_memory": "",
     "read_ahead": "",
@@ -43,14 +45,15 @@ ARROWS = {
     "data_pipelines.transforms": "errors config sensors data_pipelines.records data_pipelines.tiles",
     "data_pipelines.splits": (
         "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
-        "data_pipelines.sources data_pipelines.transforms"
+        "data_pipelines.sources data_pipelines.stored_values data_pipelines.transforms"
     ),
     "data_pipelines.sheet": "escapes data_pipelines.records data_pipelines.sensors",
     "weights": "errors files config parameters models",
     "inference": (
         "errors escapes files npz config parameters parallel resampling sensors models checkpoints "
         "read_ahead data_pipelines.records data_pipelines.sensors data_pipelines.readers "
-        "data_pipelines.splits data_pipelines.sheet weights"
+        "data_pipelines.splits data_pipelines.sheet data_pipelines.stored_values "
+        "weights"
     ),
     "evaluation": (
         "errors escapes files config parameters parallel resampling models checkpoints "

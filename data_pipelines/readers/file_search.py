@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
 from data_pipelines.readers.address import Address, as_path, is_remote
+from data_pipelines.records import NoImagesError
 from spectralmoe_jax.errors import UserError
 
 _DOMAIN = "{domain}"
@@ -51,7 +52,8 @@ def find_images(
         matching = [path for part in _expanded(root, pattern, domains) for path in _matching(root, part)]
         if not matching:
             raise UserError(
-                f"{root}: no image matches data.image_glob={shortened(pattern)!r}, correct the pattern or the root"
+                f"{root}: no image matches data.image_glob={shortened(pattern)!r}, correct the pattern or "
+                "the root"
             )
         for path in matching:
             if path not in seen:
@@ -62,7 +64,7 @@ def find_images(
         raise UserError(f"{root}: the split is empty, name at least one of its domains: {', '.join(found)}")
     for domain in wanted:
         if domain not in found:
-            raise UserError(f"{root}: no images of domain {domain!r}, there are {', '.join(found)}")
+            raise NoImagesError(f"{root}: no images of domain {domain!r}, there are {', '.join(found)}")
     return [(domain, path) for domain in wanted for path in found[domain]]
 
 
@@ -274,7 +276,7 @@ def _relative(root: Path, path: Path) -> Path:
 def _domain(root: Path, path: Path, pattern: str) -> str:
     place = _relative(root, path)
     if _DOMAIN in pattern:
-        before, _, after = pattern.partition(_DOMAIN)
+        before, _, after = _any_case(pattern).partition(_DOMAIN)
         expression = f"{_regex(before)}(?P<domain>[^/]+?){_regex(after.replace(_DOMAIN, '*'))}"
         match = re.fullmatch(expression, place.as_posix())
         if match is None:

@@ -118,6 +118,13 @@ class RasterLabels:
             self._check_nodata(mask)
         return found.random_access
 
+    def holds_255(self, mask: Path) -> bool:
+        """Return whether a mask of training ids holds 255, which is no label."""
+        if isinstance(self.code, ValueCode):
+            return False
+        pixels, table = read_mask(mask)
+        return not table and pixels.shape[-1] == 1 and bool((pixels == IGNORE).any())
+
     def _check_nodata(self, mask: Path) -> None:
         """Raise a UserError if pixels of a class would be no label, by the nodata value of the file."""
         with open_image(mask) as dataset:

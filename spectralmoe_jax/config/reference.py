@@ -206,6 +206,8 @@ def _table(cls: type, names: list[str]) -> str:
         field = fields[name]
         allowed = field.metadata.get("allowed")
         doc = field.metadata["doc"] + (f" Allowed: {allowed.words}." if allowed else "")
+        read_by = field.metadata.get("read_by")
+        doc += f" Read by {', '.join(read_by)}." if read_by else ""
         is_section = "kinds" in field.metadata or name == "streams" or section_class(hints[name])
         kind = "section" if is_section else type_name(hints[name]).removeprefix("a ")
         cells = (f"`{name}`", kind, _default(field, bool(is_section)), doc)

@@ -329,6 +329,8 @@ class Model:
             bands=self.bands,
             sensor=self.sensor,
             file_bands=self.config.data.file_bands,
+            values=self.config.values_of_files,
+            check_values=self.config.data.check_values,
             products=make_products(wanted, self.classes, self.temperature) if wanted else (),
             preview=None if preview is None else Path(preview),
             vector=None if vector is None else Path(vector),

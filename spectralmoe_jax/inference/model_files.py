@@ -14,11 +14,11 @@ from typing import Any
 from spectralmoe_jax.config.load import (
     CHECKPOINTS,
     Given,
-    apply_overrides,
     as_given,
     config_dict,
     load_config,
     read_run_config,
+    stored_config,
 )
 from spectralmoe_jax.config.model import split_files
 from spectralmoe_jax.config.schema import RunConfig
@@ -65,7 +65,7 @@ def config_of_model(
         return read_run_config(model, overrides)
     given = carried_configuration([open_weight_file(spec) for spec in specs])
     if given is not None:
-        return RunConfig.from_given(apply_overrides(given, overrides))
+        return stored_config(given, overrides)
     raise UserError(
         f"{model}: carries no configuration, as files that `spectralmoe convert` wrote from a run do: give "
         "that of its training as --config FILE"

@@ -7,6 +7,7 @@ batches, evaluation), and runs it (`run_experiment`: folder, checkpoints, `loop.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -20,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.loader import interleave
 from data_pipelines.sources import resolve_run_wavelengths
-from data_pipelines.splits import Splits, open_splits, training_batches, training_pixels
+from data_pipelines.splits import Splits, absent_classes, open_splits, training_batches, training_pixels
 from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part
 from spectralmoe_jax.config.load import (
     CONFIG_FILE,
@@ -31,7 +32,7 @@ from spectralmoe_jax.config.load import (
     save_config,
 )
 from spectralmoe_jax.config.model import Mask2FormerConfig
-from spectralmoe_jax.config.schema import BALANCED, MAIN, RunConfig, TrainConfig
+from spectralmoe_jax.config.schema import BALANCED, MAIN, RunConfig, StatedValues, TrainConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.evaluation.metrics import Tally, held_out_scores, tally_split
@@ -77,8 +78,25 @@ def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, A
     run = resolve_run_wavelengths(run)
     experiment = build_experiment(run, layout)
 
+    run = with_values(run, experiment.values)
+
     # 3. training
     return run_experiment(experiment, run, workdir)
+
+
+def with_values(config: RunConfig, values: Mapping[str, StatedValues]) -> RunConfig:
+    """Return the configuration of a run that keeps how the images of each stream store their values."""
+    prefixes = {name: "" if name == MAIN else f"streams.{name}." for name in values}
+    return config.replaced(
+        {f"{prefixes[name]}stated_values": _as_section(found) for name, found in values.items()}
+    )
+
+
+def _as_section(values: StatedValues) -> dict[str, Any]:
+    """Return a section without the keys that have their default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(values)}
+    found = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    return {key: value for key, value in found.items() if value != defaults[key] or key == "sensor"}
 
 
 def check_workdir(config: RunConfig, workdir: str | os.PathLike[str]) -> None:
@@ -122,6 +140,8 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     # 2. data
     splits = {name: open_splits(stream) for name, stream in configs.items()}
     _check_selection(config.train, splits)
+    for name, stream in configs.items():
+        _print_absent_classes(name, stream, splits[name])
 
     # 3. weights: one set of trainable parameters for all streams, frozen ones by stream
     segmenter = initial_segmenter(config, layout)
@@ -180,7 +200,16 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         selection_metric=config.train.selection,
         rules=segmenter.optimizer_rules,
         layout=layout,
+        values={name: part.values for name, part in splits.items() if part.values is not None},
     )
+
+
+def _print_absent_classes(name: str, config: RunConfig, splits: Splits) -> None:
+    """Print which classes have no labelled pixel to be trained on, on host 0."""
+    absent = absent_classes(config, splits)
+    if absent and jax.process_index() == 0:
+        place = "config.data.source" if name == MAIN else f"config.streams.{name}.data.source"
+        print(f"{place} has no labelled pixel of {', '.join(absent)}: the model cannot learn it", flush=True)
 
 
 def _check_selection(settings: TrainConfig, splits: Mapping[str, Splits]) -> None:
