@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -126,7 +126,7 @@ def _open(config: RunConfig) -> tuple[Splits, str]:
         return open_splits(config), ""
     except NoImagesError as problem:
         alone = open_splits(config, only="train")
-        return dataclasses.replace(alone, target=_Empty()), f"config.data.target: {problem}"
+        return dataclasses.replace(alone, target=cast("Source[Any]", _Empty())), f"config.data.target: {problem}"
 
 
 class _Empty:
