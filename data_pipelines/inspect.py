@@ -126,7 +126,9 @@ def _open(config: RunConfig) -> tuple[Splits, str]:
         return open_splits(config), ""
     except NoImagesError as problem:
         alone = open_splits(config, only="train")
-        return dataclasses.replace(alone, target=cast("Source[Any]", _Empty())), f"config.data.target: {problem}"
+        return dataclasses.replace(
+            alone, target=cast("Source[Any]", _Empty())
+        ), f"config.data.target: {problem}"
 
 
 class _Empty:

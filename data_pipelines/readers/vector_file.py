@@ -28,6 +28,7 @@ _lock = threading.Lock()
 _MARGIN = 0.01  # share of the image's extent: straight lines of one CRS are curves in another
 _EDGE_POINTS = 21  # points on each side of the image that are projected to find its extent
 _LONGEST = 200  # characters of another library's message
+_LARGEST = 1e12  # coordinate in any unit of a map of the Earth
 _FAR = 1000  # times the image's extent: polygons that reach farther are cut off before they are drawn
 _ERRORS = (RuntimeError, ValueError, TypeError, OverflowError)  # of pyogrio, for damaged files
 
@@ -88,7 +89,8 @@ def read_polygons(
     if attribute not in info["fields"]:
         raise UserError(
             f"{path}: no attribute {attribute!r}, it has "
-            f"{shortened(', '.join(map(str, info['fields'])), _LONGEST)}: correct data.label_attribute"
+            f"{shortened(', '.join(map(str, info['fields'])), _LONGEST) or 'none'}: correct "
+            "data.label_attribute"
         )
     theirs = info["crs"]
     same = same_crs(theirs, crs, bounds)
@@ -115,7 +117,7 @@ def read_polygons(
     if not areal.all():
         _warn_of_others(path, int(np.count_nonzero(~areal)))
     polygons, values = _without_others(shapes[areal]), columns[0][order][areal].tolist()
-    _require_finite(path, polygons, "are not finite (NaN or infinite): mend the geometry")
+    _require_finite(path, polygons, "are NaN, infinite or beyond all maps: mend the geometry")
     if not same:
         try:
             polygons = _reprojected(polygons, theirs, crs)
@@ -223,8 +225,9 @@ def _around(bounds: Bounds, crs: Any, theirs: Any) -> Bounds | None:
 
 
 def _require_finite(path: Path, polygons: np.ndarray, must: str) -> None:
-    """Raise a UserError if a coordinate is NaN or infinite; empty polygons have none."""
-    broken = int(np.count_nonzero(~np.isfinite(shapely.get_coordinates(polygons)).all(axis=1)))
+    """Raise a UserError if a coordinate is NaN, infinite or too large; empty polygons have none."""
+    near = np.abs(shapely.get_coordinates(polygons)) < _LARGEST  # false for NaN
+    broken = int(np.count_nonzero(~near.all(axis=1)))
     if broken:
         raise UserError(f"{path}: {broken} coordinates of its polygons {must}")
 
