@@ -72,7 +72,7 @@ def check(what: str, found: StatedValues, trained: StatedValues | None, policy: 
     differs = f"{what}: {_words(found)}, the model was trained on {_words(trained)}"
     if _cannot_be_right(found, trained):
         problem = (
-            f"{differs}: give images stored as in training, or accept these with data.check_values = warn"
+            f"{differs}: give images stored as in training, or accept these by config.data.check_values=warn"
         )
         if policy == "stop":
             raise UserError(problem)

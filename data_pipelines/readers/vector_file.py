@@ -29,7 +29,7 @@ _MARGIN = 0.01  # share of the image's extent: straight lines of one CRS are cur
 _EDGE_POINTS = 21  # points on each side of the image that are projected to find its extent
 _LONGEST = 200  # characters of another library's message
 _LARGEST = 1e12  # coordinate in any unit of a map of the Earth
-_FAR = 1000  # times the image's extent: polygons that reach farther are cut off before they are drawn
+_FAR = 100_000  # times the extent of the image: polygons that reach farther are cut off before they are drawn
 _ERRORS = (RuntimeError, ValueError, TypeError, OverflowError)  # of pyogrio, for damaged files
 
 
