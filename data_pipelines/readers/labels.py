@@ -19,15 +19,14 @@ from data_pipelines.readers.coordinate_systems import CRS_ERRORS, Bounds, crs_na
 from data_pipelines.readers.file_records import FileRecord
 from data_pipelines.readers.label_codes import ColourCode, ValueCode
 from data_pipelines.readers.raster_file import (
-    has_mask,
     ignore_missing_georeference,
     keep_files_open,
     missing_pixels,
     open_image,
-    raster_window,
     read_mask,
 )
 from data_pipelines.readers.raster_header import Header, read_header
+from data_pipelines.readers.validity import validity_of
 from data_pipelines.readers.vector_file import read_extent, read_polygons
 from data_pipelines.records import IGNORE, Window
 from data_pipelines.tiles.label_grid import grid_cells
@@ -168,12 +167,14 @@ def missing_labels(mask: Path, window: Window | None, pixels: np.ndarray) -> np.
       window: part of it that was read; None for all.
       pixels: what was read, (H, W, bands).
     """
+    part = None if window is None else RasterWindow(window.col, window.row, window.width, window.height)
     with open_image(mask) as dataset:
-        nodata = None if dataset.nodata is None else float(dataset.nodata)
-        missing = dataset.read_masks(1, window=raster_window(window)) == 0 if has_mask(dataset) else None
-    if nodata is not None and not math.isnan(nodata):
-        equal = (pixels == (int(nodata) if nodata.is_integer() else nodata)).all(axis=-1)
-        missing = equal if missing is None else missing | equal
+        validity = validity_of(dataset)
+        missing = validity.masked(dataset, part)
+        absent = validity.absent(dataset, part, pixels)
+    if absent is not None:
+        absent = absent[..., 0] if absent.shape[-1] == 1 else absent.all(axis=-1)
+        missing = absent if missing is None else missing | absent
     if pixels.dtype.kind == "f":
         unknown = np.isnan(pixels).any(axis=-1)
         missing = unknown if missing is None else missing | unknown
