@@ -173,10 +173,10 @@ def missing_labels(mask: Path, window: Window | None, pixels: np.ndarray) -> np.
         missing = validity.masked(dataset, part)
         absent = validity.absent(dataset, part, pixels)
     if absent is not None:
-        absent = absent[..., 0] if absent.shape[-1] == 1 else absent.all(axis=-1)
+        absent = absent[..., 0] if absent.shape[-1] == 1 else np.asarray(absent.all(axis=-1))
         missing = absent if missing is None else missing | absent
     if pixels.dtype.kind == "f":
-        unknown = np.isnan(pixels).any(axis=-1)
+        unknown = np.asarray(np.isnan(pixels).any(axis=-1))
         missing = unknown if missing is None else missing | unknown
     return missing
 

@@ -27,7 +27,12 @@ from data_pipelines.readers.raster_file import (
     text_unreadable,
     warn_of_rounding,
 )
-from data_pipelines.readers.raster_header import colours_of, require_one_raster, stated_platforms, stated_scaling
+from data_pipelines.readers.raster_header import (
+    colours_of,
+    require_one_raster,
+    stated_platforms,
+    stated_scaling,
+)
 from data_pipelines.readers.validity import validity_of
 from data_pipelines.records import Window
 from data_pipelines.sensors import choose_bands, find_sensor
