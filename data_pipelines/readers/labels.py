@@ -80,6 +80,10 @@ class RasterLabels:
     def __init__(self, code: ColourCode | ValueCode):
         self.code = code
         self.strict = isinstance(code, ValueCode)
+        self._complete: set[Path] = set()  # files that state nothing to be missing
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_complete": set()}
 
     def check(self, image: Path, header: Header, mask: Path) -> bool:
         """Check size, place, bands and type of a mask; see `Labels.check`."""
@@ -147,7 +151,7 @@ class RasterLabels:
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
         """Read training ids; see `Labels.read`."""
         pixels, table = read_mask(mask, window)  # (H, W, bands)
-        missing = missing_labels(mask, window, pixels)
+        missing = self._missing(mask, window, pixels)
         if isinstance(self.code, ValueCode):
             return self.code.from_values(pixels[..., 0], missing)
         if pixels.shape[-1] >= 3:
@@ -156,29 +160,36 @@ class RasterLabels:
             return self.code.from_indexed(pixels[..., 0], table, missing)
         return self.code.from_ids(pixels[..., 0], missing)
 
+    def _missing(self, mask: Path, window: Window | None, pixels: np.ndarray) -> np.ndarray | None:
+        """Return where a label file has no label by its own statement, (H, W) bool; None for nowhere.
 
-def missing_labels(mask: Path, window: Window | None, pixels: np.ndarray) -> np.ndarray | None:
-    """Return where a label file has no label by its own statement, (H, W) bool; None for nowhere.
+        These are pixels with the nodata value in all bands, pixels that a mask of the file leaves out, and
+        NaN.
 
-    These are pixels with the nodata value in all bands, pixels that a mask of the file leaves out, and NaN.
+        Args:
+          mask: the label file.
+          window: part of it that was read; None for all.
+          pixels: what was read, (H, W, bands).
+        """
+        missing = None if mask in self._complete else self._stated(mask, window, pixels)
+        if pixels.dtype.kind == "f":
+            unknown = np.asarray(np.isnan(pixels).any(axis=-1))
+            missing = unknown if missing is None else missing | unknown
+        return missing
 
-    Args:
-      mask: the label file.
-      window: part of it that was read; None for all.
-      pixels: what was read, (H, W, bands).
-    """
-    part = None if window is None else RasterWindow(window.col, window.row, window.width, window.height)
-    with open_image(mask) as dataset:
-        validity = validity_of(dataset)
-        missing = validity.masked(dataset, part)
-        absent = validity.absent(dataset, part, pixels)
-    if absent is not None:
-        absent = absent[..., 0] if absent.shape[-1] == 1 else np.asarray(absent.all(axis=-1))
-        missing = absent if missing is None else missing | absent
-    if pixels.dtype.kind == "f":
-        unknown = np.asarray(np.isnan(pixels).any(axis=-1))
-        missing = unknown if missing is None else missing | unknown
-    return missing
+    def _stated(self, mask: Path, window: Window | None, pixels: np.ndarray) -> np.ndarray | None:
+        """Return where nodata values and masks of a file say that a pixel is missing."""
+        part = None if window is None else RasterWindow(window.col, window.row, window.width, window.height)
+        with open_image(mask) as dataset:
+            validity = validity_of(dataset)
+            missing = validity.masked(dataset, part)
+            absent = validity.absent(dataset, part, pixels)
+        if absent is None and missing is None:
+            self._complete.add(mask)
+        if absent is not None:
+            absent = absent[..., 0] if absent.shape[-1] == 1 else np.asarray(absent.all(axis=-1))
+            missing = absent if missing is None else missing | absent
+        return missing
 
 
 class VectorLabels:
