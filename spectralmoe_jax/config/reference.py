@@ -29,6 +29,7 @@ from spectralmoe_jax.config.schema import (
     PartRates,
     RunConfig,
     StatedAcquisition,
+    StatedValues,
     StatedWavelengths,
     TrainConfig,
 )
@@ -138,6 +139,7 @@ _LATER: tuple[tuple[str, str, type], ...] = (
     ("config.parallel", "Several devices", ParallelConfig),
     ("config.stated_wavelengths", "Stated wavelengths", StatedWavelengths),
     ("config.stated_acquisition", "Stated acquisition", StatedAcquisition),
+    ("config.stated_values", "Stated values", StatedValues),
 )
 
 _STREAMS = """## Several sensors in one run: `config.streams`

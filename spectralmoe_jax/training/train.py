@@ -88,15 +88,8 @@ def with_values(config: RunConfig, values: Mapping[str, StatedValues]) -> RunCon
     """Return the configuration of a run that keeps how the images of each stream store their values."""
     prefixes = {name: "" if name == MAIN else f"streams.{name}." for name in values}
     return config.replaced(
-        {f"{prefixes[name]}stated_values": _as_section(found) for name, found in values.items()}
+        {f"{prefixes[name]}stated_values": dataclasses.asdict(found) for name, found in values.items()}
     )
-
-
-def _as_section(values: StatedValues) -> dict[str, Any]:
-    """Return a section without the keys that have their default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(values)}
-    found = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
-    return {key: value for key, value in found.items() if value != defaults[key] or key == "sensor"}
 
 
 def check_workdir(config: RunConfig, workdir: str | os.PathLike[str]) -> None:
