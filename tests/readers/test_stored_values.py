@@ -93,7 +93,12 @@ def outcome(act, caplog):
     return "refused"
 
 
-@pytest.mark.parametrize(("pair", "wanted"), [*SAME.items(), *THOUSANDS.items(), *OTHER.items()], ids=str)
+ALL = [*SAME.items(), *THOUSANDS.items(), *OTHER.items()]
+QUICK = [*ALL[::12], *[*OTHER.items()][4::3]]
+PAIRS = [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in ALL]
+
+
+@pytest.mark.parametrize(("pair", "wanted"), PAIRS, ids=str)
 def test_training_and_target(pair, wanted, tmp_path, caplog):
     for domain, kind in zip("ab", pair, strict=True):
         folder(tmp_path, domain, STORED[kind])
@@ -113,7 +118,7 @@ def predicted(scene, output, values, policy="stop"):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("pair", "wanted"), [*SAME.items()][:3] + [*OTHER.items()][::3], ids=str)
+@pytest.mark.parametrize(("pair", "wanted"), PAIRS, ids=str)
 def test_training_and_a_scene(pair, wanted, tmp_path, caplog):
     folder(tmp_path, "a", STORED[pair[0]])
     scene = folder(tmp_path, "b", STORED[pair[1]])
