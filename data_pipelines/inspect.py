@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.loader import Batch, Mixture
-from data_pipelines.records import IGNORE, Record, Source, Window
+from data_pipelines.records import IGNORE, NoImagesError, Record, Source, Window
 from data_pipelines.sensors import find_sensor, names_in_files, stored_reflectance
 from data_pipelines.sheet import QUIET, Sheet, chequers, coloured, display_bands, short, stretched
-from data_pipelines.splits import SPLITS, Splits, open_splits, training_batches, training_elements
+from data_pipelines.splits import (
+    SPLITS,
+    Splits,
+    absent_classes,
+    open_splits,
+    training_batches,
+    training_elements,
+)
 from data_pipelines.transforms import normalise
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
@@ -55,6 +63,8 @@ class Inspection:
       opening: seconds to open the data.
       first: seconds until the first batch.
       rate: tiles a second of the loader as configured, after the first batch.
+      absent: classes without a labelled pixel in the source.
+      missing: why there are no images of the target, or "".
     """
 
     batches: Sequence[Batch]
@@ -67,6 +77,8 @@ class Inspection:
     opening: float
     first: float
     rate: float
+    absent: tuple[str, ...] = ()
+    missing: str = ""
 
 
 def inspect_batches(config: RunConfig, batches: int) -> Inspection:
@@ -76,7 +88,7 @@ def inspect_batches(config: RunConfig, batches: int) -> Inspection:
       UserError: as training would, or fewer than one batch.
     """
     began = time.perf_counter()
-    splits = open_splits(config)
+    splits, missing = _open(config)
     opening = time.perf_counter() - began
     drawn, first, rate = _draw(config, splits, batches)
     images = np.concatenate([batch["image"] for batch in drawn])
@@ -99,7 +111,30 @@ def inspect_batches(config: RunConfig, batches: int) -> Inspection:
         opening=opening,
         first=first,
         rate=rate,
+        absent=absent_classes(config, splits),
+        missing=missing,
     )
+
+
+def _open(config: RunConfig) -> tuple[Splits, str]:
+    """Open the images; a target without images, which no batch comes from, is a remark instead of an error.
+
+    Returns:
+      The images, and what is missing, or "".
+    """
+    try:
+        return open_splits(config), ""
+    except NoImagesError as problem:
+        alone = open_splits(config, only="train")
+        return dataclasses.replace(
+            alone, target=cast("Source[Any]", _Empty())
+        ), f"config.data.target: {problem}"
+
+
+class _Empty:
+    """A source without images."""
+
+    records: tuple[Record, ...] = ()
 
 
 def _draw(config: RunConfig, splits: Splits, count: int) -> tuple[list[Batch], float, float]:
@@ -245,6 +280,10 @@ def remarks(config: RunConfig, found: Inspection) -> list[str]:
             f"{', '.join(wrong[:3])}: check config.model.{keys}"
         )
     lines += _storage_remarks(config, found)
+    if found.missing:
+        lines.append(f"nothing to evaluate on: {found.missing}")
+    if found.absent:
+        lines.append(f"no labelled pixel in config.data.source: {', '.join(found.absent)}")
     absent = [name for name, share in zip(config.classes.names, found.shares, strict=True) if not share]
     if absent:
         lines.append(f"not in these batches: {', '.join(absent)}")

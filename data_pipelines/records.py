@@ -13,6 +13,10 @@ IGNORE = 255
 """Label of a pixel that counts neither in training nor in evaluation."""
 
 
+class NoImagesError(UserError):
+    """A domain has no images."""
+
+
 class Window(NamedTuple):
     """A rectangle of pixels.
 

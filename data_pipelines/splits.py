@@ -11,10 +11,11 @@ import numpy as np
 from data_pipelines.loader import Batch, Mixture, train_batches
 from data_pipelines.records import IGNORE, Record, Source, examples, split_holdout
 from data_pipelines.sources import open_source
+from data_pipelines.stored_values import check, measure
 from data_pipelines.tiles.label_grid import label_grid
 from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment, visible_bands
-from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.schema import RunConfig, StatedValues
 from spectralmoe_jax.errors import UserError, bad_value, choose
 
 SPLITS = ("train", "holdout", "source", "target")
@@ -29,12 +30,14 @@ class Splits:
       target: images of the target domains, never trained on nor used to choose a checkpoint.
       train: the part of the source to train on.
       holdout: the part of the source to choose a checkpoint by.
+      values: how images of the training store their values; None if that is not known.
     """
 
     source: Source[Any]
     target: Source[Any]
     train: Sequence[Record]
     holdout: Sequence[Record]
+    values: StatedValues | None = None
 
     def examples(self, split: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
         """Yield (domain, name, image (H, W, C), label (H, W)) of every image of a split."""
@@ -74,11 +77,58 @@ def open_splits(config: RunConfig, *, only: str | None = None) -> Splits:
         for name in ("source", "target")
         if only is None or (name == "target") == (only == "target")
     }
+    values = _checked_values(config, opened)
+    if "source" in opened:
+        _require_both_classes(config, opened["source"])
     source, target = (opened.get(name, next(iter(opened.values()))) for name in ("source", "target"))
     if only in ("source", "target"):
-        return Splits(source, target, train=(), holdout=())
+        return Splits(source, target, train=(), holdout=(), values=values)
     train, holdout = _hold_out(config, source.records)
-    return Splits(source, target, train, holdout)
+    return Splits(source, target, train, holdout, values)
+
+
+def _checked_values(config: RunConfig, opened: Mapping[str, Source[Any]]) -> StatedValues | None:
+    """Compare how opened images store their values with those of the training.
+
+    Returns:
+      How images of the training store their values; None if that is not known.
+
+    Raises:
+      UserError: images cannot be right for the model; see `stored_values.check`.
+    """
+    policy, trained = config.data.check_values, config.values_of_files
+    found = {}
+    if policy != "off" and (trained is not None or "source" in opened):
+        found = {name: measure(source, config.bands, config.sensor) for name, source in opened.items()}
+    trained = trained or found.get("source")
+    for name, values in found.items():
+        if values is not None:
+            check(f"images of config.data.{name}", values, trained, policy)
+    return trained
+
+
+def _require_both_classes(config: RunConfig, source: Source[Any]) -> None:
+    """Refuse masks of 0 and 255 for two classes: 255 is no label, so that one class would be trained.
+
+    Raises:
+      UserError: the masks are such.
+    """
+    is_binary = getattr(source, "has_binary_masks", None)
+    if is_binary is not None and len(config.classes.names) == 2 and is_binary():
+        raise UserError(
+            f"{config.data.root}: the masks hold 0 and 255 alone, and 255 means no label, so that class "
+            f"{config.classes.names[1]!r} has no labelled pixel: set config.data.label_values = (0, 255), or "
+            "(0, 1) with config.data.ignore_values = (255,) if 255 is no label"
+        )
+
+
+def absent_classes(config: RunConfig, splits: Splits) -> tuple[str, ...]:
+    """Return the classes without a labelled pixel in the source, if the source counts its labels."""
+    grid = label_grid(splits.source)
+    if grid is None:
+        return ()
+    pixels = grid.pixels(splits.source.records).sum(axis=0)  # (images, K) -> (K,)
+    return tuple(name for name, count in zip(config.classes.names, pixels, strict=True) if not count)
 
 
 def _hold_out(config: RunConfig, records: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:

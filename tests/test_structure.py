@@ -36,9 +36,10 @@ ARROWS = {
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
     "host_memory": "",
+    "data_pipelines.stored_values": "errors config data_pipelines.records",
     "data_pipelines.readers": (
         "errors files npz config sensors data_pipelines.records data_pipelines.sensors "
-        "data_pipelines.tiles host_memory"
+        "data_pipelines.tiles host_memory data_pipelines.stored_values"
     ),
     "read_ahead": "",
     "data_pipelines.loader": "errors config data_pipelines.records host_memory data_pipelines.readers",
@@ -46,8 +47,8 @@ ARROWS = {
     "data_pipelines.sources": "errors config import_path data_pipelines.records",
     "data_pipelines.transforms": "errors config sensors data_pipelines.records data_pipelines.tiles",
     "data_pipelines.splits": (
-        "errors config data_pipelines.records data_pipelines.tiles data_pipelines.loader "
-        "data_pipelines.sources data_pipelines.transforms"
+        "errors config data_pipelines.records data_pipelines.tiles data_pipelines.stored_values "
+        "data_pipelines.loader data_pipelines.sources data_pipelines.transforms"
     ),
     "data_pipelines.extreme_pixels": (
         "config data_pipelines.records data_pipelines.loader data_pipelines.splits"
@@ -56,8 +57,9 @@ ARROWS = {
     "weights": "errors files config parameters models",
     "inference": (
         "escapes errors part_files files npz config parameters parallel resampling sensors models "
-        "checkpoints data_pipelines.records data_pipelines.sensors host_memory data_pipelines.readers "
-        "read_ahead data_pipelines.splits data_pipelines.sheet weights"
+        "checkpoints data_pipelines.records data_pipelines.sensors host_memory "
+        "data_pipelines.stored_values data_pipelines.readers read_ahead data_pipelines.splits "
+        "data_pipelines.sheet weights"
     ),
     "evaluation": (
         "escapes errors files npz stored_files config parameters parallel resampling models checkpoints "

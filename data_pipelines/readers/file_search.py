@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 
 from data_pipelines.readers.address import Address, as_path, is_remote
+from data_pipelines.records import NoImagesError
 from spectralmoe_jax.errors import UserError
 
 _DOMAIN = "{domain}"
 _LIST = ".txt"
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(?P<inside>(?:[^{}]|\{[^{}]*\})*)\}|[{}]")
+"""A doubled brace, a part in braces, whose expression may have pairs of braces, or a single brace."""
 
 
 def find_images(
@@ -47,7 +52,8 @@ def find_images(
         matching = [path for part in _expanded(root, pattern, domains) for path in _matching(root, part)]
         if not matching:
             raise UserError(
-                f"{root}: no image matches data.image_glob={pattern!r}, correct the pattern or the root"
+                f"{root}: no image matches data.image_glob={shortened(pattern)!r}, correct the pattern or "
+                "the root"
             )
         for path in matching:
             if path not in seen:
@@ -58,29 +64,75 @@ def find_images(
         raise UserError(f"{root}: the split is empty, name at least one of its domains: {', '.join(found)}")
     for domain in wanted:
         if domain not in found:
-            raise UserError(f"{root}: no images of domain {domain!r}, there are {', '.join(found)}")
+            raise NoImagesError(f"{root}: no images of domain {domain!r}, there are {', '.join(found)}")
     return [(domain, path) for domain in wanted for path in found[domain]]
 
 
 def mask_path(root: Path, template: str, domain: str, image: Path) -> Path:
-    """Return the path of an image's mask.
+    r"""Return the path of an image's mask.
 
     Args:
       root: folder that the template starts from.
-      template: path with `{domain}` and `{stem}`, the image's name without suffix.
+      template: path with `{domain}`, `{stem}`, the image's name without suffix, and `{path}`, its path below
+        `root` without suffix. `{stem:PATTERN->TEXT}` replaces all that matches a regular expression by a
+        text, in which `\1` is the first group: `{stem:_image$->_label}`.
       domain: domain of the image.
       image: path of the image.
 
+    Returns:
+      The path; one whose suffix is written in other letters if only that exists.
+
     Raises:
-      UserError: the template has another placeholder.
+      UserError: the template has another placeholder, its expression is malformed, or it matches nothing.
     """
-    try:
-        place = template.format(domain=domain, stem=image.stem)
-    except (KeyError, IndexError, ValueError) as error:
+    path = _relative(root, image).with_suffix("").as_posix()
+    values = {"domain": domain, "stem": image.stem, "path": path}
+    filled = _PLACEHOLDER.sub(lambda found: _filled(found, template, values, image), template)
+    if is_remote(filled):
+        return as_path(filled)
+    place = root / filled
+    return place if isinstance(root, Address) or place.is_file() else _other_case(place)
+
+
+def _filled(found: re.Match[str], template: str, values: Mapping[str, str], image: Path) -> str:
+    """Return the text in place of a part in braces."""
+    if found[0] in ("{{", "}}"):
+        return found[0][0]
+    name, colon, change = (found["inside"] or "").partition(":")
+    if name not in values or found[0] in "{}":
         raise UserError(
-            f"data.mask_template={template!r}: only {{domain}} and {{stem}} can stand in it"
+            f"data.mask_template={template!r}: only {{domain}}, {{stem}} and {{path}} can stand in it, "
+            "alone or with a replacement, as in {stem:_image->_label}"
+        )
+    if not colon:
+        return values[name]
+    expression, arrow, text = change.rpartition("->")
+    try:
+        changed, count = re.subn(expression, text, values[name])
+    except (re.error, IndexError, RecursionError, OverflowError) as error:
+        raise UserError(
+            f"data.mask_template={template!r}: {expression!r} is no regular expression with the replacement "
+            f"{text!r} ({error})"
         ) from error
-    return as_path(place) if is_remote(place) else root / place
+    if not arrow or not expression:
+        raise UserError(
+            f"data.mask_template={template!r}: {found[0]} names no replacement, give {{{name}:PATTERN->TEXT}}"
+        )
+    if not count:
+        raise UserError(
+            f"{image}: {expression!r} of data.mask_template={template!r} does not match {values[name]!r}: "
+            "correct the expression, or the pattern of the images"
+        )
+    return changed
+
+
+def _other_case(place: Path) -> Path:
+    """Return the file whose suffix differs only in capitals and small letters; `place` if there is none."""
+    for suffix in (place.suffix.lower(), place.suffix.upper()):
+        other = place.with_suffix(suffix) if place.suffix else place
+        if other.is_file():
+            return other
+    return place
 
 
 def record_names(root: Path, images: Sequence[tuple[str, Path]]) -> list[str]:
@@ -110,15 +162,25 @@ def _patterns(root: Path, image_glob: str | Sequence[str]) -> list[str]:
             continue
         try:
             place = Path(entry) if isinstance(root, Address) else root / entry
-            lines = place.read_text(encoding="utf-8").splitlines()
+            lines = _decoded(place.read_bytes()).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{place}: cannot be read as a list of images ({error}): correct data.image_glob"
+                f"{place}: cannot be read as a list of images ({' '.join(str(error).split())}): correct "
+                "data.image_glob, or save the list as UTF-8"
             ) from error
+        if any("\0" in line for line in lines):
+            raise UserError(f"{place}: is no list of images, but binary: correct data.image_glob")
         patterns += [line.strip() for line in lines if line.strip()]
     if not patterns:
         raise UserError(f"{root}: data.image_glob={image_glob!r} names no image: give a pattern or paths")
     return patterns
+
+
+def _decoded(data: bytes) -> str:
+    """Decode text with or without a byte order mark: UTF-8, or UTF-16 as some editors save it."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
 
 
 def _expanded(root: Path, pattern: str, domains: Sequence[str] | None) -> list[str]:
@@ -139,12 +201,72 @@ def _matching(root: Path, pattern: str) -> list[Path]:
                 "name of a local text file with one on each line"
             )
         return [as_path(pattern) if is_remote(pattern) else root / pattern]
-    if (root / pattern).is_file():  # an absolute path stays as it is
-        return [root / pattern]
     try:
-        return sorted(path for path in root.glob(pattern) if path.is_file() and not path.name.startswith("."))
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(f"data.image_glob={pattern!r} is no pattern below data.root: {error}") from error
+        if (root / pattern).is_file():  # an absolute path stays as it is
+            return [root / pattern]
+        found = _glob(root, PurePath(_any_case(pattern)))
+        return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"data.image_glob={shortened(pattern)!r}: cannot be searched ({reason})") from error
+    except (ValueError, NotImplementedError, IndexError, re.error) as error:
+        raise UserError(
+            f"data.image_glob={shortened(pattern)!r} is no pattern below data.root: {error}"
+        ) from error
+
+
+def shortened(text: str, longest: int = 200) -> str:
+    """Return the beginning of a text that is longer than `longest` characters, with `...` behind."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def _any_case(pattern: str) -> str:
+    """Return a pattern whose suffix matches in capitals and small letters, as `.tif` and `.TIF`."""
+    start, dot, suffix = pattern.rpartition(".")
+    if not dot or not suffix.isascii() or not suffix.isalnum():
+        return pattern
+    return (
+        start
+        + dot
+        + "".join(f"[{letter.lower()}{letter.upper()}]" if letter.isalpha() else letter for letter in suffix)
+    )
+
+
+def _glob(root: Path, pattern: PurePath) -> Iterator[Path]:
+    """Yield what matches a pattern; `**` is any number of folders, links to folders among them."""
+    if "**" not in pattern.parts:
+        yield from root.glob(str(pattern))
+        return
+    place = pattern.parts.index("**")
+    before, after = pattern.parts[:place], pattern.parts[place + 1 :]
+    starts = root.glob(str(PurePath(*before))) if before else [root]
+    rest = PurePath(*after) if after else PurePath("*")
+    seen: set[Path] = set()
+    for start in starts:
+        for folder in _folders(start, ()):
+            for path in _glob(folder, rest):
+                if path not in seen:
+                    seen.add(path)
+                    yield path
+
+
+def _folders(folder: Path, within: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield a folder and all below it, through links but not through one back to a folder on the way.
+
+    Args:
+      folder: the folder.
+      within: the folders on the way to it, without links.
+    """
+    real = folder.resolve()
+    if real in within or not folder.is_dir():
+        return
+    yield folder
+    try:
+        inner = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except PermissionError:
+        return
+    for name in inner:
+        yield from _folders(folder / name, (*within, real))
 
 
 def _relative(root: Path, path: Path) -> Path:
@@ -154,7 +276,7 @@ def _relative(root: Path, path: Path) -> Path:
 def _domain(root: Path, path: Path, pattern: str) -> str:
     place = _relative(root, path)
     if _DOMAIN in pattern:
-        before, _, after = pattern.partition(_DOMAIN)
+        before, _, after = _any_case(pattern).partition(_DOMAIN)
         expression = f"{_regex(before)}(?P<domain>[^/]+?){_regex(after.replace(_DOMAIN, '*'))}"
         match = re.fullmatch(expression, place.as_posix())
         if match is None:

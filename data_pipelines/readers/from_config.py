@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,8 @@ def open_image_folder(config: RunConfig, domains: Sequence[str]) -> ImageFolder:
         image_glob=data.needs("image_glob"),
         mask_template=data.needs("mask_template"),
         ignore_colours=data.ignore_colours,
+        label_values=_label_values(config),
+        ignore_values=data.ignore_values,
         sensor=config.sensor,
         file_bands=data.file_bands,
         corrupt=data.corrupt,
@@ -110,7 +113,7 @@ def domain_sensors(config: RunConfig) -> dict[str, str]:
 def _labels(config: RunConfig) -> Labels:
     """Return the reader of `geotiff` labels: values if `data.label_values` is given, else colours."""
     data = config.data
-    values = data.label_values
+    values = _label_values(config)
     is_vector = Path(data.needs("mask_template")).suffix.lower() in VECTOR_FORMATS
     if values is None:
         if is_vector:
@@ -119,11 +122,6 @@ def _labels(config: RunConfig) -> Labels:
                 "config.data.label_values, the attribute's value of each class"
             )
         return RasterLabels(ColourCode(config.classes.colours, data.ignore_colours))
-    if len(values) != len(config.classes.names):
-        raise UserError(
-            f"config.data.label_values has {len(values)} entries for {len(config.classes.names)} classes: "
-            "give one value, or a tuple of values, for each"
-        )
     code = ValueCode(values, data.ignore_values)
     if not is_vector:
         return RasterLabels(code)
@@ -132,6 +130,29 @@ def _labels(config: RunConfig) -> Labels:
             "config.data.label_attribute: name the attribute of the polygons that says their class"
         )
     return VectorLabels(code, data.label_attribute, data.label_layer)
+
+
+def _label_values(config: RunConfig) -> tuple[Any, ...] | None:
+    """Return the stored values of the classes, or None.
+
+    Raises:
+      UserError: they are not one for each class, or values that mean "no label" are given without them.
+    """
+    data = config.data
+    values = data.label_values
+    if values is None:
+        if data.ignore_values:
+            raise UserError(
+                "config.data.ignore_values is for stored values, which config.data.label_values has to name: "
+                "give the value of each class there"
+            )
+        return None
+    if len(values) != len(config.classes.names):
+        raise UserError(
+            f"config.data.label_values has {len(values)} entries for {len(config.classes.names)} classes: "
+            "give one value, or a tuple of values, for each"
+        )
+    return values
 
 
 def _wavelengths_of_sensor(config: RunConfig) -> tuple[float, ...] | None:

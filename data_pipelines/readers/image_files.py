@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +22,20 @@ from data_pipelines.readers.file_records import (
     to_records,
 )
 from data_pipelines.readers.file_search import find_images, mask_path, record_names
-from data_pipelines.readers.label_codes import ColourCode
-from data_pipelines.readers.labels import Labels, RasterLabels, count_labels, count_missing
+from data_pipelines.readers.label_codes import ColourCode, ValueCode
+from data_pipelines.readers.labels import (
+    Labels,
+    RasterLabels,
+    VectorLabels,
+    count_labels,
+    count_missing,
+)
 from data_pipelines.readers.raster_file import OpenFiles, missing_pixels, read_pixels
-from data_pipelines.readers.raster_header import read_header, stated_wavelengths
+from data_pipelines.readers.raster_header import read_header, stated_scaling, stated_wavelengths
 from data_pipelines.readers.unreadable import check_corrupt, map_files
 from data_pipelines.records import IGNORE, Window, crop
 from data_pipelines.sensors import check_wavelengths
+from data_pipelines.stored_values import scaling_words
 from data_pipelines.tiles.label_grid import LabelGrid
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.sensors import find_sensor
@@ -75,6 +83,7 @@ class GeoTiffTiles:
       label_grid: counts of the labels in coarse cells. `class_pixels` and `exact_label_grid` leave out pixels
         that are missing in the images, which have to be read for that.
       dtype: type of the pixels: uint8, int16 or uint16 if all files have it, else float32.
+      scaling: scales and offsets that the files state for the bands, those of the first file; empty for none.
 
     Raises:
       UserError: names the file or the key. Reading raises it for a file that is truncated or has values that
@@ -121,6 +130,7 @@ class GeoTiffTiles:
         files = [file for file in validated if file is not None]
         self._require_some(files, len(found))
         self.dtype = common_dtype(files)
+        self.scaling = self._common_scaling(files)
         self._set_records(to_records(files, tile, self._cache, self.dtype))
         self.label_grid = self._count_labels()
         skipped = len(found) - len(self._by_file)
@@ -200,6 +210,32 @@ class GeoTiffTiles:
         random_access = self.labels.check(image, header, mask)
         return ValidatedFile(domain, name, image, mask, header, channels, nodata, alpha, random_access)
 
+    def _common_scaling(self, files: Sequence[ValidatedFile]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the scales and offsets of the first file, and warn if another states others."""
+        found: dict[tuple[tuple[float, ...], tuple[float, ...]], Path] = {}
+        for file in files:
+            header = file.header
+            found.setdefault(stated_scaling(header.scales, header.offsets, file.channels), file.image)
+        if len(found) > 1:
+            (first, one), (second, other) = list(found.items())[:2]
+            log.warning(
+                "%s: files state different scale and offset, which are not applied: %s %s, %s %s: convert "
+                "them to one, as with gdal_translate -unscale, unless stored values mean the same in all",
+                self.root,
+                one,
+                scaling_words(*first),
+                other,
+                scaling_words(*second),
+            )
+        return next(iter(found))
+
+    def has_binary_masks(self) -> bool:
+        """Return whether the masks are of numbers, and these are 0 and 255 alone, the latter no label."""
+        if not isinstance(self.labels, RasterLabels) or self.label_grid.counts[:, 1:].any():
+            return False
+        files = [self.records[of_file.start].mask for of_file in self._by_file]
+        return any(map(self.labels.holds_255, dict.fromkeys(files)))
+
     def _wavelengths_in(self, domain: str, wavelengths: Sequence[float] | None) -> Sequence[float] | None:
         """Return the wavelengths to compare a domain's files with: its sensor's, or else `wavelengths`."""
         if domain not in self.sensors:
@@ -244,6 +280,21 @@ class GeoTiffTiles:
                 "skipped as data.corrupt=skip: restore the files"
             )
 
+    def _elsewhere(self, counts: np.ndarray) -> str:
+        """Return where the first image without a label lies if its polygons lie elsewhere, or "".
+
+        Args:
+          counts: labelled pixels (cells, K).
+        """
+        if not isinstance(self.labels, VectorLabels):
+            return ""
+        grid = LabelGrid(self.records, counts)
+        for of_file in self._by_file:
+            if not counts[grid.cells_of(of_file)].any():
+                record = self.records[of_file.start]
+                return self.labels.elsewhere(record.image, record.mask)
+        return ""
+
     def _count_labels(self) -> LabelGrid:
         """Count all labels in coarse cells, and warn once of all unknown values."""
         files = [self.records[of_file] for of_file in self._by_file]
@@ -256,16 +307,20 @@ class GeoTiffTiles:
         unknown: Counter = sum((values for _, values in scans), Counter())
         counts = np.concatenate([of_file for of_file, _ in scans])
         commonest = ", ".join(f"{value} x {count}" for value, count in unknown.most_common(5))
+        apart = self._elsewhere(counts)
         if not counts.any():
             raise UserError(
                 f"{self.root}: no pixel of any mask is of a class"
                 + (f", the masks hold {commonest}" if unknown else "")
-                + ": correct classes.palette or data.label_values"
+                + (f": {apart}: correct" if apart else ": correct classes.palette or data.label_values")
+                + (" the coordinate system that a file states, or data.mask_template" if apart else "")
             )
+        if apart:
+            log.warning("%s: an image has no label: %s", self.root, apart)
         if unknown:
             log.warning(
-                "%s: %d pixels in %d of %d masks have colours that are neither in classes.palette nor in "
-                "data.ignore_colours and are ignored: %s%s",
+                "%s: %d pixels in %d of %d masks have colours or values of no class, not in "
+                "data.ignore_colours either, and are ignored: %s%s",
                 self.root,
                 unknown.total(),
                 sum(bool(values) for _, values in scans),
@@ -289,13 +344,16 @@ class ImageFolder(GeoTiffTiles):
     A mask is one of
       - three or four 8-bit bands: colours of `palette`; transparent pixels are ignored;
       - one band with a colour table: colours of `palette`, through the table;
-      - one band without a colour table: training ids 0..K-1, 255 for no label.
+      - one band without a colour table: training ids 0..K-1, 255 for no label; with `label_values`, one band
+        of these.
     Colours that are neither in `palette` nor in `ignore_colours` are ignored, counted and logged in one
     warning. Arguments without a description here are those of `GeoTiffTiles`.
 
     Args:
       palette: colour (r, g, b) of each class; the training id is the index.
       ignore_colours: colours that mean "no label".
+      label_values: stored value, or values, of each class, for masks of one band of numbers.
+      ignore_values: stored values that mean "no label".
     """
 
     def __init__(
@@ -308,15 +366,22 @@ class ImageFolder(GeoTiffTiles):
         image_glob: str = "*/images/*.jpg",
         mask_template: str = "{domain}/masks/{stem}.png",
         ignore_colours: Sequence[Sequence[int]] = (),
+        label_values: Sequence[Any] | None = None,
+        ignore_values: Sequence[Any] = (),
         sensor: str | None = None,
         file_bands: Sequence[str] | None = None,
         corrupt: str = "stop",
         cache_bytes: int = 512 << 20,
     ):
+        code: ColourCode | ValueCode
+        if label_values is None:
+            code = ColourCode(palette, ignore_colours)
+        else:
+            code = ValueCode(label_values, ignore_values)
         super().__init__(
             root,
             bands=bands,
-            labels=RasterLabels(ColourCode(palette, ignore_colours)),
+            labels=RasterLabels(code),
             classes=len(palette),
             domains=domains,
             image_glob=image_glob,

@@ -37,10 +37,10 @@ class ColourCode:
         if repeated:
             raise UserError(f"classes.palette and data.ignore_colours name {repeated[0]} twice: keep one")
 
-    def from_rgb(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
+    def from_rgb(self, mask: np.ndarray, missing: np.ndarray | None = None) -> tuple[np.ndarray, Counter]:
         """Return ids (H, W) uint8 of a mask (H, W, 3 or 4) uint8, and the pixel count of each unknown colour.
 
-        Fully transparent pixels are ignored.
+        Fully transparent pixels are ignored, and those where `missing`, (H, W) bool, is true.
         """
         packed = mask[..., 0].astype(np.uint32) << 16  # (H, W), 0xRRGGBB
         packed |= mask[..., 1].astype(np.uint32) << 8
@@ -48,10 +48,12 @@ class ColourCode:
         label = _lookup(self.palette, self.ignore)[packed]
         if mask.shape[-1] == 4:
             label[mask[..., 3] == 0] = IGNORE
+        if missing is not None:
+            label[missing] = IGNORE
         return _ignore_unknown(label, packed, lambda c: (int(c) >> 16, int(c) >> 8 & 255, int(c) & 255))
 
     def from_indexed(
-        self, mask: np.ndarray, colours: Mapping[int, Sequence[int]]
+        self, mask: np.ndarray, colours: Mapping[int, Sequence[int]], missing: np.ndarray | None = None
     ) -> tuple[np.ndarray, Counter]:
         """Return ids and unknown colours of a mask (H, W) of indices into a colour table.
 
@@ -59,17 +61,29 @@ class ColourCode:
           mask: integers.
           colours: (red, green, blue, alpha) by index. An index that is missing is unknown, and counted by its
             number.
+          missing: where there is no label, (H, W) bool; None for nowhere.
         """
         lookup = _lookup(self.palette, self.ignore)
         ids = np.full(max(int(mask.max(initial=0)), *colours) + 1, _UNKNOWN, np.uint8)
         for index, (red, green, blue, *alpha) in colours.items():
             ids[index] = IGNORE if alpha == [0] else lookup[red << 16 | green << 8 | blue]
-        return _ignore_unknown(ids[mask], mask, lambda i: tuple(colours[i][:3]) if i in colours else int(i))
+        label = ids[mask]
+        if missing is not None:
+            label[missing] = IGNORE
+        return _ignore_unknown(label, mask, lambda i: tuple(colours[i][:3]) if i in colours else int(i))
 
-    def from_ids(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
-        """Return ids and unknown values of a mask (H, W) that holds training ids, 255 for no label."""
+    def from_ids(self, mask: np.ndarray, missing: np.ndarray | None = None) -> tuple[np.ndarray, Counter]:
+        """Return ids and unknown values of a mask (H, W) that holds training ids, 255 for no label.
+
+        There is no label where `missing`, (H, W) bool, is true, either.
+        """
         known = ((mask >= 0) & (mask < len(self.palette))) | (mask == IGNORE)
-        return _ignore_unknown(np.where(known, mask, _UNKNOWN).astype(np.uint8), mask, int)
+        if mask.dtype.kind == "f":
+            known &= mask == np.floor(mask)
+        label = np.where(known, mask, _UNKNOWN).astype(np.uint8)
+        if missing is not None:
+            label[missing] = IGNORE
+        return _ignore_unknown(label, mask, _number)
 
 
 def _ignore_unknown(
@@ -91,6 +105,12 @@ def _ignore_unknown(
     for value, count in zip(found, counts, strict=True):  # several indices may have one colour
         total[name(value)] += int(count)
     return label, total
+
+
+def _number(value: Any) -> int | float:
+    """Return a stored number, a whole one as int."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
 
 
 @functools.lru_cache(maxsize=4)
@@ -140,21 +160,44 @@ class ValueCode:
             if isinstance(value, int | float) and value in range(256):
                 self._table[int(value)], self._known[int(value)] = label, 1
 
-    def from_values(self, mask: np.ndarray) -> tuple[np.ndarray, Counter]:
-        """Return ids (H, W) uint8 of stored numbers (H, W), and the pixel count of each unknown number."""
+    def from_values(self, mask: np.ndarray, missing: np.ndarray | None = None) -> tuple[np.ndarray, Counter]:
+        """Return ids (H, W) uint8 of stored numbers, and the pixel count of each unknown number.
+
+        Args:
+          mask: stored numbers (H, W), of any type.
+          missing: where there is no label, (H, W) bool; None for nowhere.
+        """
         if mask.dtype == np.uint8:
-            mask = np.ascontiguousarray(mask)
-            if cv2.countNonZero(cv2.LUT(mask, self._known)) == mask.size:
-                return cv2.LUT(mask, self._table), Counter()  # counting takes several times as long
-            counts = np.bincount(mask.ravel(), minlength=256)
-            unknown = np.flatnonzero((counts > 0) & (self._known == 0))
-            return cv2.LUT(mask, self._table), Counter({int(v): int(counts[v]) for v in unknown})
+            return self._from_bytes(np.ascontiguousarray(mask), missing)
         label = np.full(mask.shape, IGNORE, np.uint8)
         total: Counter = Counter()
-        found, counts = np.unique(mask, return_counts=True)
+        known = self._in_type(mask.dtype)
+        found, counts = np.unique(mask if missing is None else mask[~missing], return_counts=True)
         for value, count in zip(found.tolist(), counts.tolist(), strict=True):
-            if value in self.ids:
-                label[mask == value] = self.ids[value]
+            if value in known:
+                label[mask == value] = known[value]
             else:
-                total[value] = count
+                total[_number(value)] = count
+        if missing is not None:
+            label[missing] = IGNORE
         return label, total
+
+    def _from_bytes(self, mask: np.ndarray, missing: np.ndarray | None) -> tuple[np.ndarray, Counter]:
+        """Return what `from_values` does, of 8-bit values through a table."""
+        label = cv2.LUT(mask, self._table)
+        if missing is not None:
+            label[missing] = IGNORE
+        if cv2.countNonZero(cv2.LUT(mask, self._known)) == mask.size:
+            return label, Counter()  # counting takes several times as long
+        counts = np.bincount((mask if missing is None else mask[~missing]).ravel(), minlength=256)
+        unknown = np.flatnonzero((counts > 0) & (self._known == 0))
+        return label, Counter({int(v): int(counts[v]) for v in unknown})
+
+    def _in_type(self, dtype: np.dtype) -> Mapping[Any, int]:
+        """Return the id of each value, fractions as a type of floats stores them."""
+        if dtype.kind != "f":
+            return self.ids
+        return {
+            float(dtype.type(value)) if isinstance(value, float) and not value.is_integer() else value: label
+            for value, label in self.ids.items()
+        }

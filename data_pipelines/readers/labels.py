@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import shapely
 from rasterio.features import rasterize
+from rasterio.warp import transform_bounds
 from rasterio.windows import Window as RasterWindow
 
+from data_pipelines.readers.coordinate_systems import CRS_ERRORS, Bounds, crs_name, same_crs, shortened
 from data_pipelines.readers.file_records import FileRecord
 from data_pipelines.readers.label_codes import ColourCode, ValueCode
 from data_pipelines.readers.raster_file import (
@@ -24,7 +26,8 @@ from data_pipelines.readers.raster_file import (
     read_mask,
 )
 from data_pipelines.readers.raster_header import Header, read_header
-from data_pipelines.readers.vector_file import read_polygons
+from data_pipelines.readers.validity import validity_of
+from data_pipelines.readers.vector_file import read_extent, read_polygons
 from data_pipelines.records import IGNORE, Window
 from data_pipelines.tiles.label_grid import grid_cells
 from spectralmoe_jax.errors import UserError
@@ -77,6 +80,10 @@ class RasterLabels:
     def __init__(self, code: ColourCode | ValueCode):
         self.code = code
         self.strict = isinstance(code, ValueCode)
+        self._complete: set[Path] = set()  # files that state nothing to be missing
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_complete": set()}
 
     def check(self, image: Path, header: Header, mask: Path) -> bool:
         """Check size, place, bands and type of a mask; see `Labels.check`."""
@@ -86,9 +93,10 @@ class RasterLabels:
                 f"{mask}: {found.height} x {found.width} pixels, its image {image} has "
                 f"{header.height} x {header.width}: give a mask of the image's size"
             )
-        if header.crs and found.crs and found.crs != header.crs:
+        bounds = _bounds(header.transform, header.height, header.width)
+        if header.crs and found.crs and not same_crs(header.crs, found.crs, bounds):
             raise UserError(
-                f"{mask}: lies in {_crs(found)}, its image {image} in {_crs(header)}: "
+                f"{mask}: lies in {crs_name(found.crs)}, its image {image} in {crs_name(header.crs)}: "
                 "reproject the mask onto the image's grid"
             )
         if header.crs and found.crs and not _same_place(header, found):
@@ -103,24 +111,85 @@ class RasterLabels:
                     "numbers: give such masks, or leave data.label_values out for masks of colours"
                 )
         elif not (found.count in (3, 4) and found.dtype == np.uint8) and not (
-            found.count == 1 and found.dtype.kind in "ui"
+            found.count == 1 and found.dtype.kind in "uif"
         ):
             raise UserError(
                 f"{mask}: {found.count} bands of {found.dtype}: "
-                "a mask has 1 band of integers, or 3 or 4 bands of 8 bits"
+                "a mask has 1 band of numbers, or 3 or 4 bands of 8 bits"
             )
+        if found.has_nodata:
+            self._check_nodata(mask)
         return found.random_access
+
+    def holds_255(self, mask: Path) -> bool:
+        """Return whether a mask of training ids holds 255, which is no label."""
+        if isinstance(self.code, ValueCode):
+            return False
+        pixels, table = read_mask(mask)
+        return not table and pixels.shape[-1] == 1 and bool((pixels == IGNORE).any())
+
+    def _check_nodata(self, mask: Path) -> None:
+        """Raise a UserError if pixels of a class would be no label, by the nodata value of the file."""
+        with open_image(mask) as dataset:
+            nodata, count = dataset.nodata, dataset.count
+            table = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" and count == 1 else None
+        if nodata is None:
+            return
+        if isinstance(self.code, ValueCode) or (count == 1 and table is None):
+            key = nodata
+            stored = self.code.ids if isinstance(self.code, ValueCode) else range(len(self.code.palette))
+            is_class = key in stored and (not isinstance(stored, Mapping) or stored[key] != IGNORE)
+        else:
+            colour = tuple(table.get(int(nodata), ())[:3]) if table else (nodata,) * 3
+            is_class = colour in self.code.palette
+        if is_class:
+            raise UserError(
+                f"{mask}: declares {nodata:g} as nodata, which means no label, but that is a class: "
+                "remove the declaration (gdal_edit.py -unsetnodata), or correct the values of the classes"
+            )
 
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
         """Read training ids; see `Labels.read`."""
         pixels, table = read_mask(mask, window)  # (H, W, bands)
+        missing = self._missing(mask, window, pixels)
         if isinstance(self.code, ValueCode):
-            return self.code.from_values(pixels[..., 0])
+            return self.code.from_values(pixels[..., 0], missing)
         if pixels.shape[-1] >= 3:
-            return self.code.from_rgb(pixels)
+            return self.code.from_rgb(pixels, missing)
         if table:
-            return self.code.from_indexed(pixels[..., 0], table)
-        return self.code.from_ids(pixels[..., 0])
+            return self.code.from_indexed(pixels[..., 0], table, missing)
+        return self.code.from_ids(pixels[..., 0], missing)
+
+    def _missing(self, mask: Path, window: Window | None, pixels: np.ndarray) -> np.ndarray | None:
+        """Return where a label file has no label by its own statement, (H, W) bool; None for nowhere.
+
+        These are pixels with the nodata value in all bands, pixels that a mask of the file leaves out, and
+        NaN.
+
+        Args:
+          mask: the label file.
+          window: part of it that was read; None for all.
+          pixels: what was read, (H, W, bands).
+        """
+        missing = None if mask in self._complete else self._stated(mask, window, pixels)
+        if pixels.dtype.kind == "f":
+            unknown = np.asarray(np.isnan(pixels).any(axis=-1))
+            missing = unknown if missing is None else missing | unknown
+        return missing
+
+    def _stated(self, mask: Path, window: Window | None, pixels: np.ndarray) -> np.ndarray | None:
+        """Return where nodata values and masks of a file say that a pixel is missing."""
+        part = None if window is None else RasterWindow(window.col, window.row, window.width, window.height)
+        with open_image(mask) as dataset:
+            validity = validity_of(dataset)
+            missing = validity.masked(dataset, part)
+            absent = validity.absent(dataset, part, pixels)
+        if absent is None and missing is None:
+            self._complete.add(mask)
+        if absent is not None:
+            absent = absent[..., 0] if absent.shape[-1] == 1 else np.asarray(absent.all(axis=-1))
+            missing = absent if missing is None else missing | absent
+        return missing
 
 
 class VectorLabels:
@@ -202,12 +271,38 @@ class VectorLabels:
     def _id(self, value: Any, mask: Path) -> int:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return IGNORE
+        if not isinstance(value, Hashable):
+            raise UserError(
+                f"{mask}: {self.attribute} holds lists, such as {shortened(repr(value), 60)}: name an "
+                "attribute with one number or text for each polygon, data.label_attribute"
+            )
         if value not in self.code.ids:
             raise UserError(
-                f"{mask}: {self.attribute} has the value {value!r}, which is neither in data.label_values "
-                "nor in data.ignore_values: add it to one of them"
+                f"{mask}: {self.attribute} has the value {shortened(repr(value), 60)}, which is neither in "
+                "data.label_values nor in data.ignore_values: add it to one of them"
             )
         return self.code.ids[value]
+
+    def elsewhere(self, image: Path, mask: Path) -> str:
+        """Return where image and polygons lie if they are apart, in words, or ""."""
+        with open_image(image) as dataset:
+            crs, bounds = dataset.crs, _bounds(dataset.transform, dataset.height, dataset.width)
+        theirs, extent, count = read_extent(mask, self.layer)
+        if not count or extent is None:
+            return f"{mask} has no polygons"
+        around = extent
+        if not same_crs(theirs, crs, bounds):
+            try:
+                around = transform_bounds(theirs, crs, *extent)
+            except CRS_ERRORS:
+                around = (math.inf,) * 4
+        overlap = around[0] <= bounds[2] and bounds[0] <= around[2]
+        if overlap and around[1] <= bounds[3] and bounds[1] <= around[3]:
+            return ""
+        return (
+            f"the polygons of {mask} lie elsewhere ({crs_name(theirs)}, {_words(extent)}) than {image} "
+            f"({crs_name(crs)}, {_words(bounds)})"
+        )
 
 
 def _same_place(image: Header, mask: Header) -> bool:
@@ -227,15 +322,16 @@ def _place(transform: Any, col: float, row: float) -> tuple[float, float]:
     )
 
 
-def _bounds(transform: Any, height: int, width: int) -> tuple[float, float, float, float]:
+def _bounds(transform: Any, height: int, width: int) -> Bounds:
     """Return west, south, east and north of a grid, which may be rotated."""
     corners = [_place(transform, col, row) for col in (0, width) for row in (0, height)]
     xs, ys = zip(*corners, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def _crs(header: Header) -> str:
-    return header.crs.to_string() if header.crs.to_epsg() is None else f"EPSG:{header.crs.to_epsg()}"
+def _words(bounds: Bounds) -> str:
+    west, south, east, north = bounds
+    return f"x {west:.8g} to {east:.8g}, y {south:.8g} to {north:.8g}"
 
 
 def _origin(header: Header) -> str:

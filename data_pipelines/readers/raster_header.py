@@ -80,6 +80,8 @@ class Header:
       transform: affine transform from pixels to coordinates; the identity without georeference.
       states_wavelengths: the tags of at least one band state its wavelength.
       platforms: values of the tags that name a satellite or sensor.
+      scales: scale that the file states for each band, 1 for none.
+      offsets: offset that it states for each band, 0 for none.
       month: month of the acquisition, 1 to 12; None if no tag states its date.
     """
 
@@ -97,6 +99,8 @@ class Header:
     states_wavelengths: bool
     platforms: tuple[str, ...]
     month: int | None
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
 
     @property
     def resolution(self) -> float | None:
@@ -136,6 +140,8 @@ def read_header(path: Path) -> Header:
             states_wavelengths=any("wavelength" in band_tags(dataset, band) for band in dataset.indexes),
             platforms=stated_platforms(dataset),
             month=stated_month(dataset),
+            scales=dataset.scales,
+            offsets=dataset.offsets,
         )
 
 
@@ -182,6 +188,14 @@ def _common_type(dtypes: Iterable[str]) -> np.dtype:
 def stated_platforms(dataset: Any) -> tuple[str, ...]:
     """Return the values of an open file's tags that name a satellite or sensor, such as "LANDSAT_8"."""
     return tuple(value for key, value in dataset.tags().items() if key.lower() in _PLATFORM_TAGS)
+
+
+def stated_scaling(
+    scales: Sequence[float], offsets: Sequence[float], bands: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the scales and offsets of some bands, from 0; two empty tuples where none is stated."""
+    found = tuple(scales[band] for band in bands), tuple(offsets[band] for band in bands)
+    return ((), ()) if set(found[0]) <= {1.0} and set(found[1]) <= {0.0} else found
 
 
 def stated_month(dataset: Any) -> int | None:

@@ -6,7 +6,7 @@ import colorsys
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,10 @@ def _count_raster(mask: Path) -> tuple[Counter, bool, Value | None]:
             for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
                 counts[value >> 16, value >> 8 & 255, value & 255] += number
         else:
-            values, numbers = np.unique(pixels[..., 0], return_counts=True)
+            stored = pixels[..., 0]
+            if stored.dtype.kind == "f":  # NaN is no label
+                stored = stored[~np.isnan(stored)]
+            values, numbers = np.unique(stored, return_counts=True)
             if not np.isfinite(values).all():
                 raise UserError(f"{mask}: holds values that are not finite: store labels as whole numbers")
             if (fractional := values[values != np.round(values)]).size:
@@ -145,7 +148,7 @@ def _count_raster(mask: Path) -> tuple[Counter, bool, Value | None]:
                 counts[_whole(value)] += number
         if len(counts) > 1 << 16:
             raise UserError(f"{mask}: more than {1 << 16} values: no labels; name these with --labels")
-    return counts, colours, None if colours or nodata is None else _whole(nodata)
+    return counts, colours, None if colours or nodata is None or nodata != nodata else _whole(nodata)
 
 
 def _rows(height: int, width: int) -> Iterator[Window]:
@@ -187,6 +190,8 @@ def _of_polygons(layout: Layout, attribute: str, layer: str) -> LabelContents:
         raise UserError(
             f"{files[0]}: no attribute {attribute!r}, it has {listed([*columns])}: correct --attribute"
         )
+    if not all(isinstance(value, Hashable) for value in columns[attribute]):
+        raise UserError(f"{files[0]}: {attribute} holds lists, not the class: correct --attribute")
     values = sorted(
         {v for v in columns[attribute] if v is not None and v == v}, key=lambda v: (str(type(v)), v)
     )
@@ -242,6 +247,8 @@ def _only_attribute(file: Path, columns: Mapping[str, Sequence[Any]]) -> str:
     """
     fitting = []
     for name, values in columns.items():
+        if not all(isinstance(value, Hashable) for value in values):
+            continue  # lists
         distinct = set(values)
         is_code = all(v is None or isinstance(v, int | str) for v in distinct)
         if is_code and 2 <= len(distinct) <= _MOST and (len(distinct) < len(values)):
@@ -256,6 +263,8 @@ def _only_attribute(file: Path, columns: Mapping[str, Sequence[Any]]) -> str:
 def _texts(columns: Mapping[str, Sequence[Any]], attribute: str) -> dict[Value, str]:
     """Return the text of each value, of the first attribute with one text for each value and no two alike."""
     for name, texts in columns.items():
+        if not all(isinstance(text, Hashable) for text in texts):
+            continue  # lists
         pairs = {(value, text) for value, text in zip(columns[attribute], texts, strict=True)}
         values, names = {v for v, _ in pairs}, {t for _, t in pairs}
         if (

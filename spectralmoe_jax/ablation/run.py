@@ -46,6 +46,8 @@ _MAY_CHANGE = (
     "data.cache_bytes",
     "stated_wavelengths",
     "stated_acquisition",
+    "stated_values",
+    "data.check_values",
     "parallel",
     "model.remat",
     "model.adapter.strategy",

@@ -74,9 +74,16 @@ def each(allowed: Allowed) -> Allowed:
     return Allowed(f"{allowed.words} for each element", lambda values: all(map(allowed.holds, values)))
 
 
-def option(default: Any, doc: str, allowed: Allowed | None = None) -> Any:
-    """Define a field that a configuration may leave out."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "allowed": allowed})
+def option(default: Any, doc: str, allowed: Allowed | None = None, *, read_by: tuple[str, ...] = ()) -> Any:
+    """Define a field that a configuration may leave out.
+
+    Args:
+      default: its value then.
+      doc: documentation of the field.
+      allowed: values that it may have; None for any of its type.
+      read_by: kinds of the section that read the field, beside kinds of a user's own; none for all.
+    """
+    return dataclasses.field(default=default, metadata={"doc": doc, "allowed": allowed, "read_by": read_by})
 
 
 def required(doc: str, allowed: Allowed | None = None) -> Any:
@@ -198,7 +205,7 @@ def build(cls: type[T], given: Mapping[str, Any], place: str) -> T:
             problem = unknown_key(place, key, known)
             if not (is_section and cls.tolerant):  # type: ignore[attr-defined]
                 raise problem
-            _warn(f"ignored: {problem}")
+            warn_once(f"ignored: {problem}")
     # 2. read the values; the dataclass fills in defaults
     values: dict[str, Any] = {}
     for name, field in known.items():
@@ -214,7 +221,7 @@ def build(cls: type[T], given: Mapping[str, Any], place: str) -> T:
 
 
 @functools.cache
-def _warn(message: str) -> None:
+def warn_once(message: str) -> None:
     """Log a warning once per process."""
     import logging
 
@@ -234,6 +241,28 @@ def _of_kind(field: dataclasses.Field[Any], given: Any, place: str) -> Any:
     if other is not None:
         return other(kind, own)
     raise bad_value(f"{place}.kind", kind, f"must be {one_of(*kinds).words}")
+
+
+def unread_keys(cls: type, given: Any) -> dict[str, tuple[str, ...]]:
+    """Return the keys of a section that its kind does not read, each with the kinds that do.
+
+    Keys that have their default value are left out, and so are all keys of a kind of the user's own.
+
+    Args:
+      cls: class of the section, which has a field `kind`.
+      given: the section as the user wrote it.
+    """
+    kind = given.get("kind") if isinstance(given, Mapping) else None
+    if kind not in choices_of(cls).get("kind", ()):
+        return {}
+    return {
+        name: read_by
+        for name, field in keys_of(cls).items()
+        if (read_by := field.metadata.get("read_by"))
+        and kind not in read_by
+        and name in given
+        and given[name] != field.default
+    }
 
 
 def unknown_key(place: str, key: str, allowed: Collection[str]) -> UserError:

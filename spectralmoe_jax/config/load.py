@@ -28,10 +28,12 @@ from spectralmoe_jax.config.fields import (
     section_class,
     type_name,
     unknown_key,
+    unread_keys,
+    warn_once,
 )
 from spectralmoe_jax.config.model import HEADS
 from spectralmoe_jax.config.own_code import require_allowed_code
-from spectralmoe_jax.config.schema import RunConfig, assign
+from spectralmoe_jax.config.schema import DataConfig, RunConfig, assign
 from spectralmoe_jax.errors import UserError, bad_value, choose, require
 from spectralmoe_jax.files import atomic_write, read_json
 
@@ -60,7 +62,40 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
       UserError: the file is missing or broken, a key is unknown or missing, or a value is not allowed.
     """
-    return RunConfig.from_given(load_given(spec, overrides))
+    given = load_given(spec, overrides)
+    require_read(given)
+    return RunConfig.from_given(given)
+
+
+def require_read(given: Mapping[str, Any], only: Sequence[str] | None = None) -> None:
+    """Check that the kind of the data reads every key of `data` that is given, in each stream too.
+
+    Args:
+      given: the configuration.
+      only: assignments such as `--config.data.tile=512`, whose keys alone are checked; a warning is logged
+        of others. None to check all keys.
+
+    Raises:
+      UserError: it does not; names the key, the kind, and the kinds that read the key.
+    """
+    data = given.get("data")
+    sections: dict[str, Any] = {"config.data": data}
+    streams = given.get("streams")
+    for name, stream in streams.items() if isinstance(streams, Mapping) else ():
+        own = stream.get("data") if isinstance(stream, Mapping) else None
+        if isinstance(own, Mapping) and isinstance(data, Mapping):
+            sections[f"config.streams.{name}.data"] = {"kind": data.get("kind"), **own}
+    assigned = {override.removeprefix("--").partition("=")[0] for override in only or ()}
+    for place, section in sections.items():
+        for key, kinds in unread_keys(DataConfig, section).items():
+            problem = (
+                f"{place}.{key}: data of the kind {section['kind']!r} does not read it, "
+                f"{' and '.join(kinds)} {'do' if len(kinds) > 1 else 'does'}: leave it out, or choose "
+                f"another {place}.kind"
+            )
+            if only is None or f"{place}.{key}" in assigned:
+                raise UserError(problem)
+            warn_once(f"ignored: {problem}")
 
 
 def as_run_config(config: Configuration) -> RunConfig:
@@ -71,7 +106,11 @@ def as_run_config(config: Configuration) -> RunConfig:
     """
     if isinstance(config, RunConfig):
         return config
-    return load_config(config) if isinstance(config, str) else RunConfig.from_given(given_of(config))
+    if isinstance(config, str):
+        return load_config(config)
+    given = given_of(config)
+    require_read(given)
+    return RunConfig.from_given(given)
 
 
 def load_given(spec: str, overrides: Sequence[str] = ()) -> Given:
@@ -200,7 +239,16 @@ def _change_kinds(given: Given, overrides: Sequence[str]) -> dict[str, str]:
             known = keys_of(choice[kind]) if kind in choice else {}
             kept = {key: value for key, value in own.items() if key == "kind" or key in known}
             assign(given, place.split("."), kept)
+    _change_kind_of_data(given, assigned)
     return kinds
+
+
+def _change_kind_of_data(given: Given, assigned: Mapping[str, str]) -> None:
+    """Drop the keys that a new kind of data does not read."""
+    data, kind = given.get("data"), assigned.get("config.data.kind")
+    if isinstance(data, Mapping) and kind not in (None, data.get("kind")):
+        unread = unread_keys(DataConfig, {**data, "kind": kind})
+        given["data"] = {key: value for key, value in data.items() if key not in unread}
 
 
 def _read_override(given: Given, keys: Sequence[str], text: str, kinds: Mapping[str, str]) -> Any:
@@ -386,11 +434,14 @@ def stored_config(
 ) -> RunConfig:
     """Return a stored configuration with overrides; arguments as in `read_config`.
 
+    It may hold keys that the kind of its data does not read.
+
     Raises:
       UserError: names the place and the key that is wrong; or it names code.
     """
     changed = apply_overrides(given, overrides)
     require_allowed_code(changed, place, overrides, allow_code)
+    require_read(changed, overrides)
     try:
         return RunConfig.from_given(changed)
     except UserError as problem:

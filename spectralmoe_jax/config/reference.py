@@ -29,6 +29,7 @@ from spectralmoe_jax.config.schema import (
     PartRates,
     RunConfig,
     StatedAcquisition,
+    StatedValues,
     StatedWavelengths,
     TrainConfig,
 )
@@ -138,6 +139,7 @@ _LATER: tuple[tuple[str, str, type], ...] = (
     ("config.parallel", "Several devices", ParallelConfig),
     ("config.stated_wavelengths", "Stated wavelengths", StatedWavelengths),
     ("config.stated_acquisition", "Stated acquisition", StatedAcquisition),
+    ("config.stated_values", "Stated values", StatedValues),
 )
 
 _STREAMS = """## Several sensors in one run: `config.streams`
@@ -206,6 +208,8 @@ def _table(cls: type, names: list[str]) -> str:
         field = fields[name]
         allowed = field.metadata.get("allowed")
         doc = field.metadata["doc"] + (f" Allowed: {allowed.words}." if allowed else "")
+        read_by = field.metadata.get("read_by")
+        doc += f" Read by {', '.join(read_by)}." if read_by else ""
         is_section = "kinds" in field.metadata or name == "streams" or section_class(hints[name])
         kind = "section" if is_section else type_name(hints[name]).removeprefix("a ")
         cells = (f"`{name}`", kind, _default(field, bool(is_section)), doc)

@@ -24,10 +24,12 @@ from spectralmoe_jax.config.fields import (
     option,
     required,
     subsection,
+    unread_keys,
 )
 from spectralmoe_jax.config.model import ModelConfig
 from spectralmoe_jax.errors import UserError, bad_value
 
+_FILES = ("image_folder", "geotiff")  # kinds of data that read files as they are
 MAIN = "main"
 """Name of the stream that a run's own `data` section describes."""
 BALANCED = "balanced"
@@ -80,7 +82,11 @@ class DataConfig(Section):
         "opens your own data.",
         one_of_or_own("image_folder", "geotiff", "prepared", "synthetic"),
     )
-    root: str | None = option(None, "Folder of the data; required by every built-in kind but `synthetic`.")
+    root: str | None = option(
+        None,
+        "Folder of the data; required by every built-in kind but `synthetic`.",
+        read_by=(*_FILES, "prepared"),
+    )
     source: tuple[str, ...] = required("Domains (folders, places, splits) to train on.")
     target: tuple[str, ...] = required("Domains to test on, never seen in training.")
     crop: int = required(
@@ -93,29 +99,38 @@ class DataConfig(Section):
     holdout_seed: int = option(0, "Seed of the choice of held-out images.")
     image_glob: str | None = option(
         None,
-        "Pattern of the images below `root` (image_folder, geotiff); `{domain}` stands for the domain. "
+        "Pattern of the images below `root`; `{domain}` stands for the domain. "
         "`root` and images may be addresses that GDAL opens.",
+        read_by=_FILES,
     )
     mask_template: str | None = option(
         None,
-        "Path of an image's labels below `root` (image_folder, geotiff), as in `{domain}/masks/{stem}.png`.",
+        "Path of an image's labels below `root`, as in `{domain}/masks/{stem}.png`.",
+        read_by=_FILES,
     )
     file_bands: tuple[str, ...] | None = option(
         None, "Names of the files' channels in their order, if the files do not state them."
     )
     sensors: tuple[str, ...] | None = option(
         None,
-        "Sensors of single domains as DOMAIN=SENSOR (geotiff), or as a section; all others use `sensor`.",
+        "Sensors of single domains as DOMAIN=SENSOR, or as a section; all others use `sensor`.",
+        read_by=("geotiff",),
     )
     label_values: tuple | None = option(
-        None, "Stored value, or values, of each class (geotiff); none for colour-coded labels."
+        None,
+        "Stored value, or values, of each class; none for labels of colours or of the classes' numbers.",
+        read_by=_FILES,
     )
-    ignore_values: tuple = option((), "Stored label values that mean 'no label' (geotiff).")
-    ignore_colours: tuple = option((), "Colours in the labels that mean 'no label'.")
-    label_attribute: str | None = option(None, "Attribute that gives the class, if the labels are polygons.")
-    label_layer: str = option("", "Layer of the polygons; empty for the first one.")
-    tile: int | None = option(None, "Side of the windows that large images are cut into (geotiff).")
-    benchmark: str | None = option(None, "Name of the published data set (prepared).")
+    ignore_values: tuple = option((), "Stored label values that mean 'no label'.", read_by=_FILES)
+    ignore_colours: tuple = option((), "Colours in the labels that mean 'no label'.", read_by=_FILES)
+    label_attribute: str | None = option(
+        None, "Attribute that gives the class, if the labels are polygons.", read_by=("geotiff",)
+    )
+    label_layer: str = option("", "Layer of the polygons; empty for the first one.", read_by=("geotiff",))
+    tile: int | None = option(
+        None, "Side of the windows that large images are cut into.", read_by=("geotiff",)
+    )
+    benchmark: str | None = option(None, "Name of the published data set.", read_by=("prepared",))
     weights: tuple[float, ...] | None = option(
         None, "Share of each source domain in the batches; none for shares by area."
     )
@@ -128,14 +143,23 @@ class DataConfig(Section):
         0.0, "Smallest share of labelled pixels that an image must have to be trained on.", between(0, 1)
     )
     corrupt: str = option("stop", "What to do with a file that cannot be read.", one_of("stop", "skip"))
+    check_values: str = option(
+        "stop",
+        "What to do with images of another stored type, range of values, or scale and offset than those of "
+        "the training: `stop` refuses what cannot be right and warns of the rest, `warn` warns, `off` "
+        "does not look.",
+        one_of("stop", "warn", "off"),
+    )
     workers: int = option(0, "Processes that prepare batches; 0 for the main one.", at_least(0))
     # decoding releases the interpreter lock; where transforms are heavy, more threads only wait for it
     threads: int = option(2, "Threads that prepare batches, in each process.", at_least(1))
-    cache_bytes: int = option(512 << 20, "Memory for decoded images and labels, in each process.")
-    scenes_source: int = option(24, "Generated scenes of each source domain (synthetic).")
-    scenes_target: int = option(8, "Generated scenes of each target domain (synthetic).")
-    scene_size: int = option(256, "Side of a generated scene in pixels (synthetic).")
-    scene_seed: int = option(0, "Seed of the generated scenes (synthetic).")
+    cache_bytes: int = option(
+        512 << 20, "Memory for decoded images and labels, in each process.", read_by=_FILES
+    )
+    scenes_source: int = option(24, "Generated scenes of each source domain.", read_by=("synthetic",))
+    scenes_target: int = option(8, "Generated scenes of each target domain.", read_by=("synthetic",))
+    scene_size: int = option(256, "Side of a generated scene in pixels.", read_by=("synthetic",))
+    scene_seed: int = option(0, "Seed of the generated scenes.", read_by=("synthetic",))
 
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
@@ -560,6 +584,24 @@ class StatedAcquisition(Section):
     resolution: float | None = option(None, "Metres on the ground along a pixel's edge.", above(0))
 
 
+@dataclasses.dataclass(frozen=True)
+class StatedValues(Section):
+    """`config.stated_values`: how a run's images store their values, recorded by the training itself.
+
+    As `config.stated_wavelengths`, the section names the bands and the sensor that it applies to.
+    """
+
+    place: ClassVar[str] = "config.stated_values"
+
+    bands: tuple[str, ...] = required("The bands of the images.")
+    dtype: str = required("Type of the pixels: uint8, uint16, int16 or float32.")
+    low: float = required("First percentile of the values, over all bands of a few images.")
+    high: float = required("99th percentile of the values.")
+    sensor: str | None = option(None, "The sensor of the images.")
+    scales: tuple[float, ...] = option((), "Scale that the files state for each band; none for no tag.")
+    offsets: tuple[float, ...] = option((), "Offset that the files state for each band; none for no tag.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
     """A complete configuration, read once, with every default filled in.
@@ -602,6 +644,9 @@ class RunConfig(Section):
     stated_acquisition: StatedAcquisition | None = option(
         None, "Month and ground resolution of the files, recorded by the training itself."
     )
+    stated_values: StatedValues | None = option(
+        None, "Type and range of the images' values, recorded by the training itself."
+    )
     given: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, compare=False, repr=False, metadata={"derived": True}
     )
@@ -624,7 +669,7 @@ class RunConfig(Section):
     @classmethod
     def completed(cls, given: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         """Return the configuration without optional sections that are given as none."""
-        optional = ("parallel", "stated_wavelengths", "stated_acquisition")
+        optional = ("parallel", "stated_wavelengths", "stated_acquisition", "stated_values")
         return {k: v for k, v in given.items() if not (k in optional and not v)}
 
     def __post_init__(self) -> None:
@@ -665,7 +710,9 @@ class RunConfig(Section):
         """Wavelengths in micrometres that the files stated for these bands on this sensor, or None."""
         return self.stated_wavelengths.micrometres if self._is_of_these(self.stated_wavelengths) else None
 
-    def _is_of_these(self, stated: StatedWavelengths | StatedAcquisition | None) -> TypeGuard[Any]:
+    def _is_of_these(
+        self, stated: StatedWavelengths | StatedAcquisition | StatedValues | None
+    ) -> TypeGuard[Any]:
         """Return whether a section about files is there, and about these bands of this sensor."""
         return stated is not None and (stated.bands, stated.sensor) == (self.bands, self.sensor)
 
@@ -694,11 +741,16 @@ class RunConfig(Section):
         section = {"bands": self.bands, "sensor": self.sensor, "month": month, "resolution": resolution}
         return self.replaced({"stated_acquisition": section})
 
+    @property
+    def values_of_files(self) -> StatedValues | None:
+        """How images stored their values for these bands on this sensor in training, or None."""
+        return self.stated_values if self._is_of_these(self.stated_values) else None
+
     def with_statements_of_run(self, run: RunConfig) -> RunConfig:
         """Return a copy with what a run's files stated for the same bands on the same sensor.
 
-        These are wavelengths, and month and resolution. Each is left as it is if the configuration has it
-        already or the run has none for it.
+        These are wavelengths, month and resolution, and type and range of the values. Each is left as it is
+        if the configuration has it already or the run has none for it.
 
         Args:
           run: the configuration stored with the run.
@@ -710,6 +762,9 @@ class RunConfig(Section):
         acquisitions = (s.stated_acquisition for s in streams if self._is_of_these(s.stated_acquisition))
         if self.acquisition_of_files is None and (found := next(acquisitions, None)):
             result = result.with_acquisition_of_files(found.month, found.resolution)
+        values = (s.stated_values for s in streams if self._is_of_these(s.stated_values))
+        if self.values_of_files is None and (seen := next(values, None)):
+            result = result.replaced({"stated_values": dataclasses.asdict(seen)})
         return result
 
     @property
@@ -744,7 +799,7 @@ def _read_stream(base: Mapping[str, Any], name: str, section: Any) -> RunConfig:
     place = f"config.streams.{name}"
     if name == MAIN:
         raise UserError(f"{place} is the run's own stream: give another name")
-    given = overlaid(base, section, place)
+    given = overlaid(_without_unread(base, section), section, place)
     weight = checked(section.get("weight", RunConfig.weight), float, f"{place}.weight")
     if weight <= 0:
         raise bad_value(f"{place}.weight", weight, "must be above 0")
@@ -752,6 +807,16 @@ def _read_stream(base: Mapping[str, Any], name: str, section: Any) -> RunConfig:
         return dataclasses.replace(build(RunConfig, {**given, "weight": weight}, "config"), given=given)
     except UserError as problem:
         raise UserError(f"{place}: {problem}") from None
+
+
+def _without_unread(base: Mapping[str, Any], section: Any) -> Mapping[str, Any]:
+    """Return a configuration without the keys of `data` that a stream with another kind does not read."""
+    own = section.get("data") if isinstance(section, Mapping) else None
+    data = base.get("data")
+    if not isinstance(own, Mapping) or not isinstance(data, Mapping) or "kind" not in own:
+        return base
+    unread = unread_keys(DataConfig, {**data, "kind": own["kind"]})
+    return {**base, "data": {key: value for key, value in data.items() if key not in unread}}
 
 
 def overlaid(base: Mapping[str, Any], section: Any, place: str) -> dict[str, Any]:

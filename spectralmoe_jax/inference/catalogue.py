@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -365,10 +365,11 @@ def _map(
             )
     for path in (job.output, *drawn):
         path.parent.mkdir(parents=True, exist_ok=True)
+    asked: dict[str, Any] = dict.fromkeys(beside.products, True)
     done = model.map(
         job.scene,
         job.output,
-        **dict.fromkeys(beside.products, True),
+        **asked,
         preview=files.get("preview"),
         vector=files.get("vector"),
         outlines=beside.outlines,

@@ -23,7 +23,7 @@ from rasterio.windows import Window
 
 from data_pipelines.readers.address import container_of, is_remote
 from data_pipelines.sheet import display_bands
-from spectralmoe_jax.config.schema import EvaluateConfig
+from spectralmoe_jax.config.schema import EvaluateConfig, StatedValues
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import replace_file
 from spectralmoe_jax.host_memory import physical_memory
@@ -59,6 +59,8 @@ def predict_scene(
     bands: Sequence[str],
     sensor: str | None = None,
     file_bands: Sequence[str] | None = None,
+    values: StatedValues | None = None,
+    check_values: str = "stop",
     products: Sequence[Product] = (),
     preview: Path | None = None,
     vector: Path | None = None,
@@ -86,6 +88,8 @@ def predict_scene(
       bands: of the model, found in the scene as `data_pipelines.sensors.choose_bands` does.
       sensor: gives the aliases of band names, and the nodata value of a scene that states none.
       file_bands: names of all bands of a scene that names none.
+      values: how images stored their values in training; None if that is not known.
+      check_values: what to do if the scene's differ, as `config.data.check_values`.
       products: also write `<output stem>_<product>.tif`, float32 with nan = nodata. They are no further bands
         of the map, as all bands of a GeoTIFF have one data type, and only a single band can have a colour
         table.
@@ -119,7 +123,7 @@ def predict_scene(
     with _temporary_names(targets) as temporary:
         # 2. predict and write, row of windows by row of windows
         with reading(name), open_scene(name) as dataset:
-            scene = Scene(dataset, name, bands, sensor, file_bands)
+            scene = Scene(dataset, name, bands, sensor, file_bands, values, check_values)
             if vector is not None:
                 check_vector(targets["vector"], dataset)
             settings = fitted_batch(settings, (scene.height, scene.width))

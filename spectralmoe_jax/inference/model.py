@@ -293,6 +293,7 @@ class Model:
         preview: str | os.PathLike[str] | None = None,
         vector: str | os.PathLike[str] | None = None,
         outlines: Outlines = OUTLINES,
+        check_values: str | None = None,
         tags: Mapping[str, str] | None = None,
         progress: Callable[[int], None] = lambda pixels: None,
     ) -> dict[str, Any]:
@@ -315,6 +316,8 @@ class Model:
           vector: file of polygons to write (.gpkg, .geojson, .fgb or .parquet), or None. They have a
             confidence if that is written too.
           outlines: which polygons, and how coarse.
+          check_values: what to do if the scene stores other values than the images of the training: `stop`,
+            `warn` or `off`; None for `config.data.check_values`.
           tags: further metadata of the rasters.
           progress: called with the number of pixels that were finished since the last call.
 
@@ -337,6 +340,8 @@ class Model:
             bands=self.bands,
             sensor=self.sensor,
             file_bands=self.config.data.file_bands,
+            values=self.config.values_of_files,
+            check_values=check_values or self.config.data.check_values,
             products=make_products(wanted, self.classes, self.temperature) if wanted else (),
             preview=None if preview is None else Path(preview),
             vector=None if vector is None else Path(vector),

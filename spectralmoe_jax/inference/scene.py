@@ -21,16 +21,24 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from data_pipelines.readers.address import is_remote, network_options
 from data_pipelines.readers.raster_file import (
+    AS_STORED,
     GDAL_ERRORS,
     open_as_stored,
     read_valid,
     text_unreadable,
     warn_of_rounding,
 )
-from data_pipelines.readers.raster_header import colours_of, require_one_raster, stated_platforms
+from data_pipelines.readers.raster_header import (
+    colours_of,
+    require_one_raster,
+    stated_platforms,
+    stated_scaling,
+)
 from data_pipelines.readers.validity import validity_of
 from data_pipelines.records import Window
 from data_pipelines.sensors import choose_bands, find_sensor
+from data_pipelines.stored_values import SceneCheck
+from spectralmoe_jax.config.schema import StatedValues
 from spectralmoe_jax.errors import UserError
 
 NODATA = 255  # of a map
@@ -141,6 +149,8 @@ class Scene:
       bands: names of the model's bands.
       sensor: gives the aliases of band names, and the nodata value of a scene that states none.
       file_bands: names of all bands of a scene that names none.
+      values: how images stored their values in training, to compare the scene with; None for no comparison.
+      check_values: what to do if they differ, as `config.data.check_values`.
 
     Attributes:
       indexes: numbers in the file, from 1, of the bands of the model.
@@ -158,6 +168,8 @@ class Scene:
         bands: Sequence[str],
         sensor: str | None,
         file_bands: Sequence[str] | None,
+        values: StatedValues | None = None,
+        check_values: str = "stop",
     ):
         self.dataset, self.name, self.bands = dataset, os.fspath(name), bands
         require_one_raster(dataset, self.name, "give one of them by its name, or write them to one GeoTIFF")
@@ -181,6 +193,10 @@ class Scene:
                 "such as their amplitude"
             )
         self.dtype = np.uint8 if found == {"uint8"} else np.float32
+        stored = found.pop() if len(found) == 1 else "float32"
+        scaling = stated_scaling(dataset.scales, dataset.offsets, places)
+        as_read = stored if np.dtype(stored) in AS_STORED else "float32"
+        self._check = SceneCheck(self.name, as_read, scaling, values, check_values)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the rows from `start` to before `stop`.
@@ -204,7 +220,9 @@ class Scene:
         pixels = stored.astype(self.dtype, copy=False)
         if self.dtype == np.float32:
             self._check_finite(pixels, start)
-        return pixels, np.ones(pixels.shape[:2], bool) if missing is None else ~missing
+        valid = np.ones(pixels.shape[:2], bool) if missing is None else ~missing
+        self._check.see(pixels, valid)
+        return pixels, valid
 
     def _check_finite(self, pixels: np.ndarray, start: int) -> None:
         bad = np.argwhere(~np.isfinite(pixels))

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from rasterio.errors import RasterioError
 
 from data_pipelines.readers.address import is_remote
+from data_pipelines.readers.coordinate_systems import same_crs
 from data_pipelines.readers.raster_file import open_as_stored
 from data_pipelines.readers.sealed_raster import virtual_raster_of_ours
 from data_pipelines.readers.validity import has_mask
@@ -277,7 +278,7 @@ def _check_area(source: _Source, header: dict[str, Any], finest: dict[str, Any])
     """
     pixel = max(abs(header["transform"].a), abs(header["transform"].e))
     apart = max(abs(one - other) for one, other in zip(header["bounds"], finest["bounds"], strict=True))
-    if header["crs"] != finest["crs"] or apart > pixel:
+    if not same_crs(header["crs"], finest["crs"], tuple(finest["bounds"])) or apart > pixel:
         raise UserError(f"asset {source.key!r} covers another area than the others; stack them yourself")
 
 

@@ -35,7 +35,7 @@ from jax.experimental import multihost_utils
 from spectralmoe_jax.adapters.base import Rule
 from spectralmoe_jax.checkpoints.held_out import NOTHING_YET
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.schema import TrainConfig
+from spectralmoe_jax.config.schema import StatedValues, TrainConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.read_ahead import read_ahead
@@ -71,6 +71,7 @@ class Experiment:
         called after a loss was not finite. None for nothing.
       layout: mesh that `trainable`, `frozen` and batches are sharded over; None for one device. With several
         hosts, each of them runs `fit`, and `make_batches` gives each its own rows.
+      values: how the images of each stream store their values, which the configuration of the run keeps.
     """
 
     trainable: Any
@@ -84,6 +85,7 @@ class Experiment:
     rules: tuple[Rule, ...] = ()
     layout: Layout | None = None
     name_pixels: Callable[[int], str] | None = None
+    values: Mapping[str, StatedValues] = dataclasses.field(default_factory=dict)
 
 
 def fit(

@@ -7,6 +7,7 @@ batches, evaluation), and runs it (`run_experiment`: folder, checkpoints, `loop.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -20,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.loader import interleave, schedule
 from data_pipelines.sources import resolve_run_wavelengths
-from data_pipelines.splits import Splits, open_splits, training_batches, training_pixels
+from data_pipelines.splits import Splits, absent_classes, open_splits, training_batches, training_pixels
 from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part
 from spectralmoe_jax.config.load import (
     CONFIG_FILE,
@@ -31,7 +32,7 @@ from spectralmoe_jax.config.load import (
     save_config,
 )
 from spectralmoe_jax.config.model import Mask2FormerConfig
-from spectralmoe_jax.config.schema import BALANCED, MAIN, RunConfig, TrainConfig
+from spectralmoe_jax.config.schema import BALANCED, MAIN, RunConfig, StatedValues, TrainConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.evaluation.metrics import Tally, held_out_scores, tally_split
@@ -78,8 +79,18 @@ def train(config: Configuration, workdir: str | os.PathLike[str]) -> dict[str, A
     run = resolve_run_wavelengths(run)
     experiment = build_experiment(run, layout)
 
+    run = with_values(run, experiment.values)
+
     # 3. training
     return run_experiment(experiment, run, workdir)
+
+
+def with_values(config: RunConfig, values: Mapping[str, StatedValues]) -> RunConfig:
+    """Return the configuration of a run that keeps how the images of each stream store their values."""
+    prefixes = {name: "" if name == MAIN else f"streams.{name}." for name in values}
+    return config.replaced(
+        {f"{prefixes[name]}stated_values": dataclasses.asdict(found) for name, found in values.items()}
+    )
 
 
 def check_workdir(config: RunConfig, workdir: str | os.PathLike[str]) -> None:
@@ -126,6 +137,8 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
     # 2. data
     splits = {name: open_splits(stream) for name, stream in configs.items()}
     _check_selection(config.train, splits)
+    for name, stream in configs.items():
+        _print_absent_classes(name, stream, splits[name])
 
     # 3. weights: one set of trainable parameters for all streams, frozen ones by stream
     segmenter = initial_segmenter(config, layout)
@@ -185,6 +198,7 @@ def build_experiment(config: RunConfig, layout: Layout | None = None) -> Experim
         rules=segmenter.optimizer_rules,
         layout=layout,
         name_pixels=functools.partial(_name_pixels, configs, splits, shard),
+        values={name: part.values for name, part in splits.items() if part.values is not None},
     )
 
 
@@ -199,6 +213,15 @@ def _name_pixels(
         plan = schedule({stream: config.weight for stream, config in configs.items()})
         name, number = next(itertools.islice(plan, step, None))
     return extreme_pixels(configs[name], splits[name], number, *shard)
+
+
+def _print_absent_classes(name: str, config: RunConfig, splits: Splits) -> None:
+    """Print which classes have no labelled pixel to be trained on, on host 0."""
+    absent = absent_classes(config, splits)
+    if absent and jax.process_index() == 0:
+        place = "config.data.source" if name == MAIN else f"config.streams.{name}.data.source"
+        said = f"{place} has no labelled pixel of {', '.join(absent)}: the model cannot learn it"
+        print(printable(said), flush=True)
 
 
 def _check_selection(settings: TrainConfig, splits: Mapping[str, Splits]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,31 @@ def test_predict(run, tmp_path):
         assert result.tags()["CLASS_2"] == "water"
         assert result.read(1).max() < 6
     assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_a_scene_of_other_values(run, tmp_path, capsys):
+    """Refused, unless the command line says otherwise or the run is of an earlier version."""
+    from data_pipelines.synthetic import SyntheticDataset
+
+    assert read_run_config(run).values_of_files.high > 100
+    scene = SyntheticDataset(0, 4, 1, 64).write(tmp_path, "target")[0]
+    with rasterio.open(scene) as dataset:
+        profile, pixels, names = dataset.profile, dataset.read(), dataset.descriptions
+    other, output = tmp_path / "other.tif", tmp_path / "map.tif"
+    with rasterio.open(other, "w", **{**profile, "dtype": "float32"}) as dataset:
+        dataset.write(pixels.astype(np.float32) / 10_000)
+        dataset.descriptions = names
+    command = ["predict", "--input", str(other), "--output", str(output), "--checkpoint"]
+    assert main([*command, str(run)]) == 2
+    assert f"error: {other}: float32 values from " in capsys.readouterr().err
+    assert not output.exists()
+    assert main([*command, str(run), "--config.data.check_values=warn"]) == 0
+    output.unlink()
+    earlier = shutil.copytree(run, tmp_path / "earlier")
+    given = json.loads((earlier / "config.json").read_text())
+    del given["stated_values"]
+    (earlier / "config.json").write_text(json.dumps(given))
+    assert main([*command, str(earlier)]) == 0
 
 
 def test_checkpoint_of_another_model(run, capsys):

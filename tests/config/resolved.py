@@ -69,6 +69,7 @@ _ENCODER = {
 _ENCODERS = ("visual", "depth")
 NEWER = {
     **{f"segmenter.{encoder}.{key}": value for encoder in _ENCODERS for key, value in _ENCODER.items()},
+    "data.check_values": "stop",
     "augment.crop_on_labels": 0.0, "loss.unlabelled": "negative", "loss.class_weights": None,
     "segmenter.adapter.token_groups": "mean", "segmenter.adapter.zero_start": False,
     "segmenter.head.labels": "pixels", "evaluate.tta": "none",

@@ -176,7 +176,7 @@ def test_only_what_is_given_is_stored(tmp_path):
     assert stored["data"].pop("corrupt") == "skip"
     save_config(plain, tmp_path / "plain.json")
     assert stored == json.loads((tmp_path / "plain.json").read_text())
-    assert read_config(tmp_path / "plain.json", ["--config.data.tile=64"]).data.tile == 64
+    assert read_config(tmp_path / "plain.json", ["--config.data.workers=3"]).data.workers == 3
 
 
 @settings(deadline=None)

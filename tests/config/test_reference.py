@@ -30,7 +30,7 @@ def test_a_whole_configuration_reads_back_equal(name, tmp_path):
         {"model.adapter": {"kind": "mine.py:Mine", "size": 3}},
         {"model.head": {"kind": "linear"}},
         {"streams": STREAMS, "weight": 0.5},
-        {"data.sensors": {"a": "landsat5"}},
+        {"data.kind": "geotiff", "data.sensors": {"a": "landsat5"}},
     ],
 )
 def test_other_kinds_and_streams_read_back_equal(values, tmp_path):

@@ -117,5 +117,82 @@ def test_patterns_and_lists_without_a_match(root, pattern, parts):
 def test_masks_by_domain_and_name(root):
     assert mask_path(root, "m/{domain}_{stem}.png", "a", root / "x/1.b.tif") == root / "m/a_1.b.png"
     for template in ("{name}.png", "{0}.png", "{stem"):
-        with pytest.raises(UserError, match=r"only \{domain\} and \{stem\} can stand in it"):
+        with pytest.raises(UserError, match=r"only \{domain\}, \{stem\} and \{path\} can stand in it"):
             mask_path(root, template, "a", root / "1.tif")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lists_as_editors_save_them(encoding, end, tmp_path):
+    names = ("a/one.tif", "a/söm.tif", "b/two.tif")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_bytes(end.join(names).encode(encoding))
+    assert [path for _, path in find_images(tmp_path, "list.txt", None)] == [
+        tmp_path / name for name in names
+    ]
+
+
+def test_links_to_folders_and_back(tmp_path):
+    """`**` goes through links, each file once, and not for ever where a link leads back."""
+    root, store = tmp_path / "root", tmp_path / "store"
+    (store / "2020" / "deep").mkdir(parents=True)
+    (store / "2020" / "s.tif").touch()
+    (store / "2020" / "deep" / "t.TIF").touch()
+    (store / "2020" / "back").symlink_to(store)
+    (root / "own").mkdir(parents=True)
+    (root / "own" / "u.tif").touch()
+    (root / "linked").symlink_to(store)
+    found = [path.relative_to(root).as_posix() for _, path in find_images(root, "**/*.tif", None)]
+    assert sorted(found) == ["linked/2020/deep/t.TIF", "linked/2020/s.tif", "own/u.tif"]
+    domains = {domain for domain, _ in find_images(root, "{domain}/**/*.tif", None)}
+    assert domains == {"linked", "own"}
+
+
+def test_suffixes_in_capitals_and_small_letters(tmp_path):
+    for name in ("a/x.tif", "a/y.TIF", "a/z.Tif", "a/w.tiff"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images(tmp_path, "{domain}/*.tif", None)
+    assert [(domain, path.name) for domain, path in found] == [("a", "x.tif"), ("a", "y.TIF"), ("a", "z.Tif")]
+    assert mask_path(tmp_path, "{domain}/{stem}.tif", "a", tmp_path / "i/y.png") == tmp_path / "a/y.TIF"
+    assert mask_path(tmp_path, "{domain}/{stem}.TIF", "a", tmp_path / "i/x.png") == tmp_path / "a/x.tif"
+    assert mask_path(tmp_path, "{domain}/{stem}.tif", "a", tmp_path / "i/none.png") == tmp_path / "a/none.tif"
+
+
+@pytest.mark.parametrize(
+    ("template", "image", "mask"),
+    [
+        ("{stem:_image->_label}.tif", "a/7_image.tif", "7_label.tif"),
+        ("{stem:_image$->_label}.tif", "a/an_image_image.tif", "an_image_label.tif"),
+        ("{path:^(.*)/images/->\\1/masks/}.png", "a/images/x/7.jpg", "a/masks/x/7.png"),
+        (r"l/{stem:.*img(\d{2})->buildings_\1}.tif", "a/PS-RGB_img12.tif", "l/buildings_12.tif"),
+        ("{domain:a->b}/{stem:x->}.tif", "a/xyx.tif", "b/y.tif"),
+        ("{{{stem}}}.tif", "a/7.tif", "{7}.tif"),
+        ("{path}_label.tif", "a/b/7.tif", "a/b/7_label.tif"),
+    ],
+)
+def test_masks_under_other_names(template, image, mask, tmp_path):
+    assert mask_path(tmp_path, template, "a", tmp_path / image) == tmp_path / mask
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{stem:_mask->_label}.tif",
+            "'_mask' of data.mask_template='{stem:_mask->_label}.tif' does not match",
+        ),
+        ("{stem:(->x}.tif", "'(' is no regular expression"),
+        ("{stem:7->\\4}.tif", "is no regular expression with the replacement"),
+        ("{stem:7}.tif", "{stem:7} names no replacement"),
+        ("{stem!r}.tif", "can stand in it"),
+        ("{stem}}.tif", "can stand in it"),
+    ],
+)
+def test_templates_that_cannot_be(template, said, tmp_path):
+    with pytest.raises(UserError) as error:
+        mask_path(tmp_path, template, "a", tmp_path / "a/7.tif")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
