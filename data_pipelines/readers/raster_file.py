@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 _NO_PIXELS = ("Invalid dataset dimensions", "zero number of strips", "Missing one of rasterXSize")
 _EXACT = 1 << 24  # float32 holds all integers up to this
 _rounded: set[Path] = set()  # files with larger integers, for which a warning was logged
+_validities: WeakKeyDictionary[Any, dict[Any, Validity]] = WeakKeyDictionary()  # of open files
 _warnings = threading.Lock()  # warnings.catch_warnings is not safe across threads
 _used = threading.local()  # `files`, while the thread uses an OpenFiles
 
@@ -74,7 +76,7 @@ def read_pixels(
       UserError: pixels are not finite.
     """
     with open_image(path) as dataset:
-        pixels, missing = read_valid(dataset, validity_of(dataset, bands, nodata, alpha), window)
+        pixels, missing = read_valid(dataset, _validity(dataset, bands, nodata, alpha), window)
     if pixels.dtype not in AS_STORED:
         warn_of_rounding(path, pixels)
         pixels = pixels.astype(np.float32, copy=False)
@@ -126,7 +128,7 @@ def read_values(
       UserError: values that are data are not finite.
     """
     with open_image(path) as dataset:
-        validity, part = validity_of(dataset, bands, nodata, alpha), _raster_window(window)
+        validity, part = _validity(dataset, bands, nodata, alpha), _raster_window(window)
         pixels = _read_band_last(dataset, validity.bands, window)
         masked, absent = validity.masked(dataset, part), validity.absent(dataset, part, pixels)
     is_data = np.ones(pixels.shape, bool) if absent is None else ~absent
@@ -134,6 +136,17 @@ def read_values(
         is_data &= ~masked[..., None]
     _require_finite(path, pixels[is_data])
     return pixels, is_data
+
+
+def _validity(
+    dataset: Any, bands: Sequence[int] | None, nodata: float | None, alpha: Sequence[int]
+) -> Validity:
+    """Return what `validity_of` finds, once for each open file and choice of bands."""
+    key = None if bands is None else tuple(bands), nodata, tuple(alpha)
+    found = _validities.setdefault(dataset, {})
+    if key not in found:
+        found[key] = validity_of(dataset, bands, nodata, alpha)
+    return found[key]
 
 
 def _require_finite(path: Path, values: np.ndarray) -> None:
@@ -162,7 +175,7 @@ def missing_pixels(
       UnreadableFile: the file is truncated or unreadable.
     """
     with open_image(path) as dataset:
-        validity, part = validity_of(dataset, bands, nodata, alpha), _raster_window(window)
+        validity, part = _validity(dataset, bands, nodata, alpha), _raster_window(window)
         masked, absent = validity.masked(dataset, part), validity.all_absent(dataset, part)
     missing = absent if masked is None else masked if absent is None else masked | absent
     return missing if missing is not None and missing.any() else None
