@@ -270,7 +270,7 @@ class Files:
         with rasterio.open(str(self.paths[index]).replace("/images/", "/masks/")) as file:
             label = file.read(1)
         image, label = published_crop(image, label, self.augment, rng)
-        if rng.random() < self.augment.flip:
+        if rng.random() < self.augment.settings.flip:
             image, label = image[:, ::-1], label[:, ::-1]
         if self.augment.photometric_bands is not None:
             chosen = list(self.augment.photometric_bands)
@@ -283,7 +283,7 @@ def published_crop(
     image: np.ndarray, label: np.ndarray, augment: Augment, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize the whole tile by its shortest edge, crop where no class is too frequent, and pad."""
-    low, high = augment.scale
+    low, high = augment.settings.scale
     if low != high:
         side = int(SIDE * (low + 0.1 * rng.integers(round((high - low) / 0.1) + 1)) + 1e-6)
         image = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
@@ -292,8 +292,8 @@ def published_crop(
         top, left = (int(rng.integers(max(length - SIDE, 0) + 1)) for length in label.shape)
         part = label[top : top + SIDE, left : left + SIDE]
         counts = np.unique(part[part != 255], return_counts=True)[1]
-        if augment.max_class_share == 1 or (
-            len(counts) > 1 and counts.max() / counts.sum() < augment.max_class_share
+        if augment.settings.max_class_share == 1 or (
+            len(counts) > 1 and counts.max() / counts.sum() < augment.settings.max_class_share
         ):
             break
     image, label = image[top : top + SIDE, left : left + SIDE], part

@@ -69,6 +69,37 @@ class Labels(Protocol):
         """
 
 
+def header_on_same_grid(image: Path, header: Header, mask: Path) -> Header:
+    """Return the header of a mask, which has the size and place of its image.
+
+    Args:
+      image: path of the image.
+      header: header of the image.
+      mask: path of the mask.
+
+    Raises:
+      UserError: the mask has another size, or lies elsewhere.
+    """
+    found = read_header(mask)
+    if (found.height, found.width) != (header.height, header.width):
+        raise UserError(
+            f"{mask}: {found.height} x {found.width} pixels, its image {image} has "
+            f"{header.height} x {header.width}: give a mask of the image's size"
+        )
+    bounds = _bounds(header.transform, header.height, header.width)
+    if header.crs and found.crs and not same_crs(header.crs, found.crs, bounds):
+        raise UserError(
+            f"{mask}: lies in {crs_name(found.crs)}, its image {image} in {crs_name(header.crs)}: "
+            "reproject the mask onto the image's grid"
+        )
+    if header.crs and found.crs and not _same_place(header, found):
+        raise UserError(
+            f"{mask}: lies elsewhere than its image {image} (origins {_origin(found)} and "
+            f"{_origin(header)}): give the mask of this image"
+        )
+    return found
+
+
 class RasterLabels:
     """Labels as a raster of the image's size: colours, indices into a colour table, or values.
 
@@ -87,23 +118,7 @@ class RasterLabels:
 
     def check(self, image: Path, header: Header, mask: Path) -> bool:
         """Check size, place, bands and type of a mask; see `Labels.check`."""
-        found = read_header(mask)
-        if (found.height, found.width) != (header.height, header.width):
-            raise UserError(
-                f"{mask}: {found.height} x {found.width} pixels, its image {image} has "
-                f"{header.height} x {header.width}: give a mask of the image's size"
-            )
-        bounds = _bounds(header.transform, header.height, header.width)
-        if header.crs and found.crs and not same_crs(header.crs, found.crs, bounds):
-            raise UserError(
-                f"{mask}: lies in {crs_name(found.crs)}, its image {image} in {crs_name(header.crs)}: "
-                "reproject the mask onto the image's grid"
-            )
-        if header.crs and found.crs and not _same_place(header, found):
-            raise UserError(
-                f"{mask}: lies elsewhere than its image {image} (origins {_origin(found)} and "
-                f"{_origin(header)}): give the mask of this image"
-            )
+        found = header_on_same_grid(image, header, mask)
         if isinstance(self.code, ValueCode):
             if found.count != 1 or found.dtype.kind not in "uif":
                 raise UserError(

@@ -37,7 +37,7 @@ DRIVERS = (
     "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "HFA", "ENVI", "EHdr", "netCDF",
     "HDF5", "HDF5Image", "HDF4", "HDF4Image", "BAG", "GRIB", "GIF", "BIGGIF", "BMP", "WEBP", "PNM", "JPEGXL",
     "AVIF", "HEIF", "AAIGrid", "GRASSASCIIGrid", "GSAG", "GSBG", "GS7BG", "SRTMHGT", "DTED", "USGSDEM",
-    "NITF", "RMF", "SAGA", "SGI", "GPKG", "MBTiles", "KEA",
+    "NITF", "RMF", "SAGA", "SGI", "TGA", "GPKG", "MBTiles", "KEA",
 )  # fmt: skip
 """GDAL's formats whose files hold their pixels, or have them in a file of the same name beside them."""
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.readers.file_search import find_images, mask_path
-from data_pipelines.readers.label_codes import ValueCode
-from data_pipelines.readers.labels import RasterLabels
+from data_pipelines.readers.labels import header_on_same_grid
 from data_pipelines.readers.raster_header import read_header
 from data_pipelines.readers.vector_file import VECTOR_FORMATS
 from data_pipelines.survey.ambiguity import Ambiguous, listed
@@ -326,10 +325,11 @@ def _fits(root: Path, images: Sequence[tuple[str, Path]], template: str) -> bool
     """Return whether labels of several images are polygons, or have the size and place of each."""
     if is_vector(template):
         return True
-    check = RasterLabels(ValueCode((0,))).check
     try:
         for domain, path in images:
-            check(path, read_header(path), mask_path(root, template, domain, path))
+            mask = header_on_same_grid(path, read_header(path), mask_path(root, template, domain, path))
+            if mask.count != 1 or mask.dtype.kind not in "uif":
+                return False
     except UserError:
         return False
     return True

@@ -87,4 +87,5 @@ def test_folders_with_such_names(name, tmp_path, monkeypatch, capsys):
     assert config.data.source == (f"{name}_north",)
     assert config == load_config(str(tmp_path / f"{name}.py"))
     assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}.py", f"{name}.png"}
-    assert f"{name}.py: the configuration" in capsys.readouterr().out
+    shown = name.replace("\n", r"\n")  # one line
+    assert f"{shown}.py: the configuration" in capsys.readouterr().out

@@ -61,14 +61,12 @@ COPIES = [
     ("esri.bil", "EHdr", 2, U16, 9, {}),
     ("hfa.img", "HFA", 4, F32, -9999, {}),
     ("packed.img", "HFA", 3, U16, 3, {"compressed": "yes"}),
-    ("pci.pix", "PCIDSK", 4, U16, 3, {}),
     ("grey.bmp", "BMP", 1, U8, None, {}),
     ("colour.bmp", "BMP", 3, U8, None, {}),
     ("3.webp", "WEBP", 3, U8, None, {"lossless": "yes"}),
     ("4.webp", "WEBP", 4, U8, None, {"lossless": "yes"}),
     ("grey.gif", "GIF", 1, U8, None, {}),
     ("one.nc", "netCDF", 1, I16, -99, {}),
-    ("mapper.ers", "ERS", 3, U16, 3, {}),
     ("grid.asc", "AAIGrid", 1, F32, -9999, {}),
     ("any.ppm", "PNM", 3, U8, None, {}),
     ("nitf.ntf", "NITF", 3, U8, None, {}),
@@ -143,6 +141,10 @@ def test_refused_in_a_line_that_says_what_it_is(tmp_path):
     image.convert("L").save(tmp_path / "grey.png")
     with pytest.raises(UserError, match=r"grey.png: 1 bands without names \(gray\)"):
         read_rgb(tmp_path / "grey.png")
+    for name, driver in (("pci.pix", "PCIDSK"), ("mapper.ers", "ERS")):  # may name other files
+        rasterio.shutil.copy(write_raster(tmp_path / "x.tif", values(3, U8)), tmp_path / name, driver=driver)
+        with pytest.raises(UserError, match=name):
+            read_both(tmp_path / name)
     write_raster(tmp_path / "slc.tif", values(2, F32).astype(np.complex64))
     with pytest.raises(UserError, match="complex"):
         read_both(tmp_path / "slc.tif")

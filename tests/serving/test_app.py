@@ -237,8 +237,8 @@ def test_an_image_in_one_enormous_block(model, folder):
     with rasterio.open(path, "w", **profile, **layout):
         pass
     with TestClient(make_app(model, Limits(max_megapixels=100))) as client:
-        detail = said(client.post("/predict", content=path.read_bytes(), headers=TIFF), 413)
-    assert "blocks of 540 MB" in detail
+        detail = said(client.post("/predict", content=path.read_bytes(), headers=TIFF), 422)
+    assert "cannot hold them" in detail
 
 
 def test_a_row_of_windows_that_is_too_large(model, folder):

@@ -154,7 +154,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path, no_file
     assert saved(experiment, config, tmp_path) == saved(experiment, config, tmp_path / "undisturbed")
 
 
-def test_a_full_disk_names_the_metrics_file(tmp_path, no_file_larger):
+def test_a_full_disk_names_the_file_of_metrics(tmp_path, no_file_larger):
+    """`metrics.jsonl` or the events of TensorBoard, whichever reaches the limit first."""
+
     def full_at_9(step):
         if step == 9:
             no_file_larger((tmp_path / "metrics.jsonl").stat().st_size + 10)
@@ -162,7 +164,8 @@ def test_a_full_disk_names_the_metrics_file(tmp_path, no_file_larger):
     config = make_config(checkpoint_every=100, evaluate_every=100)
     with pytest.raises(OSError, match="File too large") as told:
         run_experiment(make_experiment(full_at_9), config, tmp_path)
-    assert told.value.filename == str(tmp_path / "metrics.jsonl")
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert told.value.filename in (str(tmp_path / "metrics.jsonl"), str(events))
 
 
 def test_finished_run_does_nothing(uninterrupted):
