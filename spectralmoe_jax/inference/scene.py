@@ -218,16 +218,16 @@ class Scene:
             ) from error
         warn_of_rounding(Path(self.name), stored)
         pixels = stored.astype(self.dtype, copy=False)
-        if self.dtype == np.float32:
+        if stored.dtype.kind == "f":
             self._check_finite(pixels, start)
         valid = np.ones(pixels.shape[:2], bool) if missing is None else ~missing
         self._check.see(pixels, valid)
         return pixels, valid
 
     def _check_finite(self, pixels: np.ndarray, start: int) -> None:
-        bad = np.argwhere(~np.isfinite(pixels))
-        if len(bad):
-            row, column, band = bad[0]
+        finite = np.isfinite(pixels)
+        if not finite.all():
+            row, column, band = np.argwhere(~finite)[0]
             raise UserError(
                 f"{self.name}: band {self.indexes[band]} ({self.bands[band]}) is not finite at row "
                 f"{start + row}, column {column}; give it a value, or where it is NaN declare NaN "
