@@ -7,6 +7,7 @@ run that may be training.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ BEST = "best"
 
 _METADATA, _METRICS = "_CHECKPOINT_METADATA", "metrics"
 _REMEDY = "restore the file, or remove the folder of this checkpoint to go on with the others"
+
+_STEP = re.compile(r"0|[1-9][0-9]{0,17}")  # as a step is written
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +94,7 @@ def read_folder(folder: Path, metric: str) -> tuple[list[Stored], list[Path]]:
     Raises:
       UserError: a file of a checkpoint is missing or damaged; names it.
     """
-    places = [place for place in folder.iterdir() if place.name.isdigit() and place.is_dir()]
-    places = sorted(places, key=lambda place: int(place.name))
+    places = places_in(folder)
     if not places:
         return [], []
     found, remains = [read_stored(places[-1])], []
@@ -107,10 +109,16 @@ def read_folder(folder: Path, metric: str) -> tuple[list[Stored], list[Path]]:
     return sorted(found), remains
 
 
+def places_in(folder: Path) -> list[Path]:
+    """Return the folders of complete checkpoints by step; other names are no checkpoints."""
+    found = [place for place in folder.iterdir() if _STEP.fullmatch(place.name) and place.is_dir()]
+    return sorted(found, key=lambda place: int(place.name))
+
+
 def best_step(record: Mapping[str, Any], metric: str) -> int | None:
     """Return the step that a record names as the best by a score; None if it names none."""
     stored = record.get(BEST)
     if not isinstance(stored, dict) or stored.get("metric") != metric:
         return None
     step = stored.get("step")
-    return step if isinstance(step, int) else None
+    return step if type(step) is int else None

@@ -37,7 +37,7 @@ from spectralmoe_jax.checkpoints.checksums import (
     read_checksums,
     write_checksums,
 )
-from spectralmoe_jax.checkpoints.folder import BEST, Stored, best_step, read_folder
+from spectralmoe_jax.checkpoints.folder import BEST, Stored, best_step, places_in, read_folder
 from spectralmoe_jax.checkpoints.held_out import NOTHING_YET, HeldOut
 from spectralmoe_jax.config.load import CHECKPOINTS, CHOICES, flatten
 from spectralmoe_jax.config.presets import FAMILIES, kind_of
@@ -321,8 +321,8 @@ class CheckpointStore:
                 raise
             if jax.process_index() == 0:
                 shutil.rmtree(f"{self.path(step)}.orbax-checkpoint-tmp", ignore_errors=True)
-            others = sorted(int(place.name) for place in self._folder.glob("*") if place.name.isdigit())
-            kept = f"the last good one is {self.path(others[-1])}" if others else "there is none before it"
+            others = places_in(self._folder) if self._folder.is_dir() else []
+            kept = f"the last good one is {others[-1]}" if others else "there is none before it"
             raise UserError(
                 f"checkpoint {self.path(step)} cannot be written: {reason}; {kept}; make room and give the "
                 "same command to go on"

@@ -21,8 +21,9 @@ def run(tmp_path_factory):
     """A run with a best and a last checkpoint, and all that it stores."""
     workdir = tmp_path_factory.mktemp("run")
     config = make_config(steps=16, evaluate_every=7, checkpoint_every=4, ema=0.9)
-    scores = {7: 0.9, 14: 0.3, 16: 0.2}
-    run_experiment(make_experiment(evaluate=lambda params: {"miou": scores.popitem()[1]}), config, workdir)
+    scores = iter((0.9, 0.3, 0.2))
+    run_experiment(make_experiment(evaluate=lambda params: {"miou": next(scores)}), config, workdir)
+    assert sorted(place.name for place in (workdir / "checkpoints").iterdir()) == ["16", "7"]
     return workdir, config
 
 
