@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.cli.signals import INTERRUPTED, leave, listen, was_interrupted
-from spectralmoe_jax.errors import RunLost, UserError
-from spectralmoe_jax.escapes import PrintableFormatter, printable
+from spectralmoe_jax.errors import RunLost, UserError, shown
+from spectralmoe_jax.escapes import PrintableFormatter
 
 # To add a subcommand, add a line here and a class of the same name to the module that the line names, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
@@ -53,6 +53,9 @@ COMMANDS = {
 
 WITHOUT_JAX = {"prepare", "init", "data", "config"}
 """Subcommands that compute nothing on an accelerator."""
+
+
+_LONGEST = 4000  # characters of an error, which may name what stands in a hostile file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,5 +178,5 @@ def _overview() -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {printable(message.strip())}", file=sys.stderr)
+    print(f"error: {shown(message.strip(), _LONGEST)}", file=sys.stderr)
     return 2
