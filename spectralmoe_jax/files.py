@@ -14,7 +14,7 @@ from typing import Any
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.part_files import hidden_part
 
-_LARGEST = 1 << 25  # bytes of a JSON document
+LARGEST_JSON = 1 << 25  # bytes of a JSON document
 
 
 @contextlib.contextmanager
@@ -121,9 +121,9 @@ def read_json(path: Path, remedy: str, kind: type | tuple[type, ...] = dict) -> 
     """
     require_ordinary(path, remedy)
     with path.open("rb") as file:
-        text = file.read(_LARGEST + 1)
-    if len(text) > _LARGEST:
-        raise UserError(f"{path}: damaged, it is larger than {_LARGEST >> 20} MB: {remedy}")
+        text = file.read(LARGEST_JSON + 1)
+    if len(text) > LARGEST_JSON:
+        raise UserError(f"{path}: damaged, it is larger than {LARGEST_JSON >> 20} MB: {remedy}")
     value = parse_json(text, path, remedy)
     if not isinstance(value, kind):
         raise UserError(f"{path}: damaged, it holds a {type(value).__name__}: {remedy}")

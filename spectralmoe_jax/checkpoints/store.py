@@ -36,6 +36,7 @@ from spectralmoe_jax.checkpoints.whole import (
     damage_in_one_line,
     disk_full,
     is_not_of_a_save,
+    require_ordinary_files,
     require_readable,
     require_same_leaves,
     require_whole,
@@ -320,6 +321,7 @@ class CheckpointStore:
     def _metadata(self, step: int) -> dict[str, Any]:
         """Return shapes and types of the arrays of a complete checkpoint, by part and name."""
         place = self._stored_of(step).place
+        require_ordinary_files(place)
         with damage_in_one_line(place):
             return dict(ocp.checkpointables_metadata(place).metadata)
 

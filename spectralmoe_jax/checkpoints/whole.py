@@ -15,11 +15,33 @@ import jax
 
 from spectralmoe_jax.checkpoints.checksums import CHECKSUMS_FILE, damage, read_checksums
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.files import read_json
+from spectralmoe_jax.files import LARGEST_JSON, read_json, require_ordinary
 from spectralmoe_jax.parallel.distributed import gather_values
 
 _OCDBT = b"\x0c\xdb\x3a\x2a"  # the first bytes of the index of arrays
 REMEDY = "copy the checkpoint anew from where it is whole, or remove its folder to go on with the others"
+
+
+_OF_ARRAYS = ("d", "ocdbt.")  # starts of the names of folders that hold arrays
+
+
+def require_ordinary_files(place: Path) -> None:
+    """Check that a checkpoint holds no pipes or devices, and no descriptions too large to be read.
+
+    Raises:
+      UserError: names the first.
+    """
+    for path in sorted(place.rglob("*")):
+        if path.is_dir():
+            continue
+        try:
+            require_ordinary(path, REMEDY)
+        except OSError as error:
+            raise UserError(f"{path}: missing or not readable ({error.strerror}): {REMEDY}") from None
+        inside = path.relative_to(place).parts[1:-1]
+        is_of_arrays = any(part.startswith(_OF_ARRAYS) for part in inside)
+        if not is_of_arrays and path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path}: damaged, it is larger than {LARGEST_JSON >> 20} MB: {REMEDY}")
 
 
 def require_whole(place: Path, parts: Iterable[str]) -> bool:
