@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from spectralmoe_jax.config.fields import Section, at_least, one_of, option
+from spectralmoe_jax.config.fields import Section, at_least, between, one_of, option
 
 
 @dataclasses.dataclass(frozen=True)
