@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from spectralmoe_jax.checkpoints.checksums import CHECKSUMS_FILE, write_checksums
-from spectralmoe_jax.checkpoints.folder import BEST, Stored, best_step, places_in, read_folder
+from spectralmoe_jax.checkpoints.folder import BEST, STEP, Stored, best_step, places_in, read_folder
 from spectralmoe_jax.checkpoints.held_out import NOTHING_YET, HeldOut
 from spectralmoe_jax.checkpoints.same_model import describe_differences, fingerprint, model_part
 from spectralmoe_jax.checkpoints.whole import (
@@ -173,6 +173,7 @@ class CheckpointStore:
                 {part: named_leaves(tree) for part, tree in parts.items()},
                 metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
                 custom_metadata={
+                    STEP: step,
                     "fingerprint": fingerprint(self._given),
                     "model": model_part(self._given),
                     _HELD_OUT: held_out.stored(self._metric),

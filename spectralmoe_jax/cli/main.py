@@ -84,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _discard_output()
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except MemoryError as error:
+        reason = " ".join(str(error).split()) or "Python could not get more"
+        return _fail(f"not enough memory ({reason}): try smaller windows, crops or batches")
     except KeyboardInterrupt:
         if is_own:
             leave(INTERRUPTED, "error: interrupted")

@@ -23,6 +23,7 @@ from spectralmoe_jax.evaluation.evaluate import evaluate
 from spectralmoe_jax.inference.pictures import read_pictures
 from spectralmoe_jax.inference.sliding_window import expert_maps
 from tests.ablation.tiny_grid import STEPS, write_grid
+from tests.fuzzing.test_run_files import EVALUATION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,7 +163,7 @@ if number == 2:
     os.kill(os.getpid(), signal.SIGKILL)
 while not (here / "seen1").exists():
     time.sleep(0.01)
-(here / "runs" / "full" / "seed0" / "evaluation.json").write_text('{"trained": 4}')
+(here / "done.json").rename(here / "runs" / "full" / "seed0" / "evaluation.json")
 """
 
 
@@ -170,6 +171,7 @@ def test_runs_in_parallel_continue_past_failures(tmp_path, capsys):
     """The first two wait for each other; the last two fail, one by a signal."""
     found = grid_runs(load_grid(str(write_grid(tmp_path))), tmp_path)
     record_failure(found[2], "before")
+    (tmp_path / "done.json").write_text(json.dumps(EVALUATION | {"trained": 4}))
     assert run_all(found, [sys.executable, "-c", CHILD, str(tmp_path)], [Share({}), Share({})])
     said = capsys.readouterr().out
     assert "full, seed 0: done in" in said

@@ -19,6 +19,7 @@ from spectralmoe_jax.config.published import without_folders
 from spectralmoe_jax.config.stored import read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import read_images
+from spectralmoe_jax.evaluation.stored_scores import write_evaluation
 from spectralmoe_jax.sharing import push as pushing
 from spectralmoe_jax.sharing.model_card import Facts, write_model_card
 from spectralmoe_jax.training.train import train
@@ -221,7 +222,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
 def test_scores_of_another_checkpoint(run, written, tmp_path):
     shutil.copytree(run, tmp_path / "fields")
     report = json.loads((run / "evaluation.json").read_text())
-    (tmp_path / "fields/evaluation.json").write_text(json.dumps(report | {"step": 1}))
+    write_evaluation(report | {"step": 1}, tmp_path / "fields")
     with pytest.raises(
         UserError, match=r"are of step 1, and the best checkpoint is of step 2: add --evaluate"
     ):
