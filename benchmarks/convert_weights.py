@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.load import load_config, save_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.presets import preset
+from spectralmoe_jax.config.stored import save_config
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.parameters import named_leaves, split
 from spectralmoe_jax.weights import format_tables as tables

@@ -34,8 +34,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 import spectralmoe_jax
 from data_pipelines.splits import Splits, open_splits
-from spectralmoe_jax.config.load import load_config, read_run_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import ConfusionMatrix
 from spectralmoe_jax.inference.sliding_window import predict_image

@@ -40,7 +40,8 @@ from data_pipelines.splits import open_splits
 from data_pipelines.transforms.augment import visible_bands
 from spectralmoe_jax.ablation.grid import folder_of, load_grid
 from spectralmoe_jax.cli.main import main as spectralmoe
-from spectralmoe_jax.config.load import load_config, read_run_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.stored import read_run_config
 from spectralmoe_jax.errors import UserError, choose
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.predict_step import make_predict, make_routed_step

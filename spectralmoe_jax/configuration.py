@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from spectralmoe_jax.config.load import config_dict, load_given
+from spectralmoe_jax.config.given import config_dict
+from spectralmoe_jax.config.load import load_given
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:

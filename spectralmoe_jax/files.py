@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.part_files import hidden_part
+
+LARGEST_JSON = 1 << 25  # bytes of a JSON document
 
 
 @contextlib.contextmanager
@@ -71,6 +75,20 @@ def naming_file(path: object) -> Iterator[None]:
         raise
 
 
+def require_ordinary(path: Path, remedy: str) -> None:
+    """Check that a path is that of a file with an end: no pipe or device, which may be read for ever.
+
+    Raises:
+      UserError: it is something else.
+      OSError: there is nothing, or a folder.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: not an ordinary file, but a pipe or a device: {remedy}")
+
+
 def parse_json(text: str | bytes, name: object, remedy: str) -> Any:
     """Return the value of a JSON document.
 
@@ -101,7 +119,12 @@ def read_json(path: Path, remedy: str, kind: type | tuple[type, ...] = dict) -> 
       UserError: it is damaged, or of another kind.
       OSError: it cannot be read.
     """
-    value = parse_json(path.read_bytes(), path, remedy)
+    require_ordinary(path, remedy)
+    with path.open("rb") as file:
+        text = file.read(LARGEST_JSON + 1)
+    if len(text) > LARGEST_JSON:
+        raise UserError(f"{path}: damaged, it is larger than {LARGEST_JSON >> 20} MB: {remedy}")
+    value = parse_json(text, path, remedy)
     if not isinstance(value, kind):
         raise UserError(f"{path}: damaged, it holds a {type(value).__name__}: {remedy}")
     return value

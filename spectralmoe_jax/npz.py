@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from spectralmoe_jax.errors import UserError, shown
+from spectralmoe_jax.files import require_ordinary
 
 _RATIO, _ALWAYS = 200, 1 << 26  # bytes of arrays for each byte of the file, and that any file may hold
 _SUFFIX = ".npy"
@@ -31,6 +32,7 @@ def read_npz(
       UserError: the file is damaged, lacks an array, or states more than its size allows.
     """
     try:
+        require_ordinary(path, remedy)
         with zipfile.ZipFile(path) as archive:
             held = _members(archive)
             wanted = list(held) if names is None else list(names)
@@ -40,6 +42,8 @@ def read_npz(
             _check_sizes(path, archive, [held[name] for name in wanted])
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in wanted}
+    except UserError:
+        reason = "a pipe or a device"
     except OSError as problem:
         reason = problem.strerror or str(problem)
     except Exception as problem:  # a damaged archive raises whatever its decompressor does

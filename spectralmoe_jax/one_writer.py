@@ -5,8 +5,9 @@ every few seconds. A lock is stale, and is taken over,
 
 * at once, where it is of this machine and its process is gone: another one may have its number, but not its
   time of start;
-* of another machine, once it was not renewed for `STALE_SECONDS` while this process watched, or sooner where
-  it is minutes old by the clock of the file system. The clocks of two machines are not compared.
+* of another machine, or of a process that cannot be told, once it was not renewed for `STALE_SECONDS` while
+  this process watched, or sooner where it is minutes old by the clock of the file system. The clocks of two
+  machines are not compared.
 
 Locks of the system are not enough: they do not always reach other machines, and child processes inherit them.
 """
@@ -14,18 +15,20 @@ Locks of the system are not enough: they do not always reach other machines, and
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,9 @@ BEAT_SECONDS = 3.0
 STALE_SECONDS = 20.0
 _OLD_SECONDS = 120.0
 _POLL_SECONDS = 0.1
+_MOST_PROCESSES = 1 << 31
+_LARGEST = 1 << 16  # bytes of a lock file
+_LATEST = 1 << 33  # seconds since 1970 that a time can be
 _held: set[Path] = set()  # folders that this process holds
 
 
@@ -55,11 +61,11 @@ def one_writer(folder: Path, what: str, patience: float = 0.0) -> Iterator[None]
         yield
         return
     path = place / LOCK_FILE
-    own = _describe_self(what)
+    own = _describe_self(place, what)
     _acquire(path, own, patience)
     _held.add(place)
     ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, ended), daemon=True, name="one writer")
+    beat = threading.Thread(target=_beat, args=(path, own, ended), daemon=True, name="one writer")
     beat.start()
     try:
         yield
@@ -71,11 +77,16 @@ def one_writer(folder: Path, what: str, patience: float = 0.0) -> Iterator[None]
             path.unlink(missing_ok=True)
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
-    """Renew the time of the lock file until the block ends."""
+def _beat(path: Path, own: dict[str, Any], ended: threading.Event) -> None:
+    """Renew the time of the lock file until the block ends; write it again if somebody removed it."""
     while not ended.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):  # a file system that is away for a while
-            os.utime(path)
+            there = _read(path)
+            if there is not None and there["token"] != own["token"]:  # this process was asleep for long
+                log.error("%s: %s writes there too: stop one of the two", path.parent, _named(there))
+                return
+            if there is not None or not _created(path, own):
+                os.utime(path)
 
 
 def _acquire(path: Path, own: dict[str, Any], patience: float) -> None:
@@ -90,12 +101,12 @@ def _acquire(path: Path, own: dict[str, Any], patience: float) -> None:
         there, state = _read(path), _state(path)
         if state is None:
             continue  # just released
-        if there is not None and _is_here(there):
+        if there is not None and _is_here(there, path):
             # 1. this machine's: look at its process
             is_alive = _started(there["pid"]) == there["started"]
             is_stale = not is_alive
         else:
-            # 2. another machine's: see whether it is renewed
+            # 2. another machine's, or a copy, or damaged: see whether it is renewed
             if watched is None:
                 watched = (state, time.monotonic())
                 log.warning("%s: waiting to see whether %s is still there", path.parent, _named(there))
@@ -121,14 +132,14 @@ def require_free(folder: Path) -> None:
     """
     path = folder.resolve() / LOCK_FILE
     there = _read(path)
-    if path.parent in _held or there is None or not _is_here(there):
+    if path.parent in _held or there is None or not _is_here(there, path):
         return
     if _started(there["pid"]) == there["started"]:
         raise _refusal(path, there)
 
 
 def _named(lock: dict[str, Any] | None) -> str:
-    return "a process" if lock is None else f"process {lock['pid']} on {lock['host']}"
+    return "a process" if lock is None else f"process {lock['pid']} on {shown(lock['host'])}"
 
 
 def _age(path: Path, own: dict[str, Any]) -> float:
@@ -144,7 +155,7 @@ def _age(path: Path, own: dict[str, Any]) -> float:
 
 
 def _refusal(path: Path, there: dict[str, Any] | None) -> UserError:
-    what = "is at work" if there is None else str(there.get("what"))
+    what = "is at work" if there is None else shown(there["what"])
     since = "" if there is None else time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(there["time"]))
     return UserError(
         f"{path.parent}: {_named(there)} {what} there{since}: wait for it, stop it, or choose another folder"
@@ -175,6 +186,8 @@ def _remove_stale(path: Path, there: dict[str, Any] | None, state: Any) -> None:
     """Remove a stale lock file, unless another process has taken it over already."""
     with _one_at_a_time(path.parent):
         if _state(path) == state and _read(path) == there:
+            if path.is_dir() and not path.is_symlink():
+                raise UserError(f"{path}: a folder, where a command notes that it writes there: remove it")
             path.unlink(missing_ok=True)
 
 
@@ -197,14 +210,31 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return what a lock file says; None if there is none, or it says nothing."""
     try:
-        found = json.loads(path.read_bytes())
+        with _opened(path) as descriptor:
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            found = json.loads(os.read(descriptor, _LARGEST)) if is_file else None
     except (OSError, ValueError, RecursionError):
         return None
-    is_whole = isinstance(found, dict) and all(
-        isinstance(found.get(key), kind)
-        for key, kind in (("pid", int), ("started", str), ("machine", str), ("host", str), ("time", float))
+    texts = ("started", "machine", "host", "what", "token")
+    is_whole = (
+        isinstance(found, dict)
+        and all(isinstance(found.get(key), str) for key in texts)
+        and type(found.get("pid")) is int
+        and 0 < found["pid"] < _MOST_PROCESSES
+        and isinstance(found.get("time"), float)
+        and 0 <= found["time"] < _LATEST
     )
     return found if is_whole else None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a file to read, whatever it is; a pipe is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -213,14 +243,17 @@ def _state(path: Path) -> tuple[int, int] | None:
     The file is opened, as shared file systems then ask the server for its time.
     """
     try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-    except OSError:
-        return None
+        with _opened(path) as descriptor:
+            found = os.fstat(descriptor)
+    except OSError:  # there is none, or one that others may not read, or a link that leads nowhere
+        try:
+            found = path.lstat()
+        except OSError:
+            return None
     return found.st_ino, found.st_mtime_ns
 
 
-def _describe_self(what: str) -> dict[str, Any]:
+def _describe_self(folder: Path, what: str) -> dict[str, Any]:
     pid = os.getpid()
     return {
         "host": os.uname().nodename,
@@ -229,13 +262,31 @@ def _describe_self(what: str) -> dict[str, Any]:
         "time": time.time(),
         "started": _started(pid) or "",
         "machine": _machine(),
+        "folder": folder.stat().st_ino,
         "token": secrets.token_hex(8),
     }
 
 
-def _is_here(lock: dict[str, Any]) -> bool:
-    """Return whether the process of a lock file would be among those that this process sees."""
-    return lock["machine"] == _machine() and bool(lock["started"])
+def _is_here(lock: dict[str, Any], path: Path) -> bool:
+    """Return whether the process of a lock file would be among those that this process sees.
+
+    It would not if the lock was copied with its folder, or if the system hides processes of other users.
+    """
+    if lock["machine"] != _machine() or not lock["started"]:
+        return False
+    folder = path.parent.stat().st_ino
+    return lock.get("folder", folder) == folder and not _is_hidden(lock["pid"])
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether there is a process of another user of which the system says nothing else."""
+    if _started(pid) is not None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False
 
 
 def _machine() -> str:

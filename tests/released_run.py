@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from spectralmoe_jax.config.load import load_config, save_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import save_config
 
 BANDS = ("nir", "red", "green", "blue")
 CLASSES = ("one", "two", "three", "four", "five")
@@ -93,7 +94,7 @@ def write_config_file(path: Path, config: RunConfig) -> Path:
     """Write a Python file that returns a configuration."""
     save_config(config, path.with_suffix(".json"))
     path.write_text(
-        "from spectralmoe_jax.config.load import read_config\n"
+        "from spectralmoe_jax.config.stored import read_config\n"
         f"def get_config(): return read_config({str(path.with_suffix('.json'))!r})\n"
     )
     return path

@@ -16,7 +16,7 @@ ARROWS = {
     "errors": "escapes",
     "part_files": "",
     "files": "errors part_files",
-    "npz": "errors",
+    "npz": "errors files",
     "one_writer": "errors",
     "stored_files": "errors files",
     "configs": "",

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from data_pipelines.prepare.plan import Piece, Plan
 from data_pipelines.readers.prepared_files import STATISTICS, damaged, read_statistics
 from data_pipelines.sheet import counted
-from spectralmoe_jax.config.load import load_config, shipped_files
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.python_files import shipped_files
 from spectralmoe_jax.errors import shown
 from spectralmoe_jax.escapes import plain
 

@@ -262,4 +262,4 @@ def _is_prepared(folder: Path) -> bool:
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())
+    return tuple(int(part) for part in folder.name.split(".") if part.isdecimal())

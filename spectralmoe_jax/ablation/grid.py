@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spectralmoe_jax.config.adapters import ADAPTER_PRESETS
-from spectralmoe_jax.config.load import (
-    Configuration,
-    apply_overrides,
-    apply_settings,
-    as_run_config,
-    call_in_file,
-    config_dict,
-    find_file,
-    load_given,
-)
+from spectralmoe_jax.config.given import config_dict
+from spectralmoe_jax.config.load import Configuration, as_run_config, load_given
+from spectralmoe_jax.config.overrides import apply_overrides, apply_settings
+from spectralmoe_jax.config.python_files import call_in_file, find_file
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value, choose, require
 from spectralmoe_jax.models.build import segmenter_config

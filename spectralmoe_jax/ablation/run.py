@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from spectralmoe_jax.ablation.grid import GridRun
-from spectralmoe_jax.checkpoints.store import describe_differences
-from spectralmoe_jax.config.load import CONFIG_FILE, flatten, read_run_given
+from spectralmoe_jax.checkpoints.same_model import describe_differences
+from spectralmoe_jax.config.given import flatten
+from spectralmoe_jax.config.stored import CONFIG_FILE, read_run_given
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate_best_checkpoint, is_complete
 from spectralmoe_jax.evaluation.stored_scores import damage_to_evaluation, read_evaluation

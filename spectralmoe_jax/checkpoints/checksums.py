@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spectralmoe_jax.errors import UserError
-from spectralmoe_jax.files import atomic_write, read_json
+from spectralmoe_jax.files import atomic_write, read_json, require_ordinary
 
 CHECKSUMS_FILE = "checksums.json"
 _PART = 1 << 22  # bytes read at a time
@@ -39,11 +39,13 @@ def read_checksums(folder: Path) -> dict[str, tuple[int, int]] | None:
       UserError: the file of the checksums is damaged.
     """
     path = folder / CHECKSUMS_FILE
-    if not path.is_file():
+    try:
+        stored = read_json(path, _REMEDY)
+    except FileNotFoundError:
         return None
-    stored = read_json(path, _REMEDY)
     files = stored.get("files")
-    if not isinstance(files, dict) or stored.get("itself") != _of_record(files):
+    is_record = isinstance(files, dict) and all(map(_is_entry, files.items()))
+    if not is_record or stored.get("itself") != _of_record(files):
         raise UserError(f"{path}: damaged, it does not match itself: {_REMEDY}")
     return {name: (size, checksum) for name, (size, checksum) in files.items()}
 
@@ -59,13 +61,24 @@ def damage(folder: Path, names: Sequence[str], checksums: dict[str, tuple[int, i
     for name in names:
         path = folder / name
         try:
-            found = _measured(path)
+            require_ordinary(path, _REMEDY)
+            size = path.stat().st_size
+            found = _measured(path) if size == checksums[name][0] else (size, 0)
+        except UserError as problem:
+            return str(problem)
         except OSError as error:
             return f"{path}: missing or not readable ({error.strerror}): {_REMEDY}"
         if found != checksums[name]:
             what = "size" if found[0] != checksums[name][0] else "checksum"
             return f"{path}: damaged, its {what} is not that of the file that was written: {_REMEDY}"
     return None
+
+
+def _is_entry(entry: tuple[str, Any]) -> bool:
+    """Return whether an entry of the record names a file inside the folder, its size and its checksum."""
+    name, value = entry
+    is_inside = name.isprintable() and not name.startswith("/") and ".." not in name.split("/")
+    return is_inside and isinstance(value, list) and [type(number) for number in value] == [int, int]
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

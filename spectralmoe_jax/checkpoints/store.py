@@ -14,16 +14,12 @@ that names the file.
 
 import concurrent.futures
 import contextlib
-import errno
 import functools
-import hashlib
-import json
 import logging
 import math
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,85 +27,29 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from spectralmoe_jax.checkpoints.checksums import (
-    CHECKSUMS_FILE,
-    damage,
-    read_checksums,
-    write_checksums,
-)
-from spectralmoe_jax.checkpoints.folder import BEST, Stored, best_step, read_folder
+from spectralmoe_jax.checkpoints.checksums import CHECKSUMS_FILE, write_checksums
+from spectralmoe_jax.checkpoints.folder import BEST, STEP, Stored, best_step, places_in, read_folder
 from spectralmoe_jax.checkpoints.held_out import NOTHING_YET, HeldOut
-from spectralmoe_jax.config.load import CHECKPOINTS, CHOICES, flatten
-from spectralmoe_jax.config.presets import FAMILIES, kind_of
+from spectralmoe_jax.checkpoints.same_model import describe_differences, fingerprint, model_part
+from spectralmoe_jax.checkpoints.whole import (
+    REMEDY,
+    damage_in_one_line,
+    disk_full,
+    is_not_of_a_save,
+    require_ordinary_files,
+    require_readable,
+    require_same_leaves,
+    require_whole,
+)
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import CHECKPOINTS
 from spectralmoe_jax.errors import UserError, bad_value
-from spectralmoe_jax.files import read_json
-from spectralmoe_jax.parallel.distributed import gather_values
 from spectralmoe_jax.parameters import from_named_leaves, named_leaves
 
 log = logging.getLogger(__name__)
 
-_OCDBT = b"\x0c\xdb\x3a\x2a"  # the first bytes of the index of arrays
-
 TRAINABLE, OPTIMIZER, AVERAGE = "trainable", "optimizer", "average"
 _HELD_OUT, _DECAY = "held_out", "average_decay"
-_REMEDY = "copy the checkpoint anew from where it is whole, or remove its folder to go on with the others"
-
-_MODEL_SECTIONS = ("bands", "classes", "model")
-# Keys that decide how the model is computed, not what it computes: they may differ between runs.
-_COMPUTATION_KEYS = ("model.dtype", "model.remat", "model.weights", "model.visual.weights",
-                     "model.depth.weights", "model.adapter.strategy")  # fmt: skip
-_DEFAULT_KINDS = {f"{section}.kind": next(iter(kinds)) for section, kinds in CHOICES.items()}
-# Keys of the sensor: they may differ as well if the encoder takes the bands of any sensor.
-_SENSOR_KEYS = (
-    "bands",
-    "model.pixel_mean",
-    "model.pixel_std",
-    "model.pixel_statistics",
-    "model.visual.wavelengths",
-    "model.visual.stored_as",
-    "model.visual.resolution",
-    "model.visual.month",
-    "model.visual.location",
-    "model.visual.days",
-    "model.visual.bandwidths",
-    "model.depth.bands",
-)
-
-
-def model_part(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that runs must share to share checkpoints: bands, classes and model.
-
-    Precision (`model.dtype`), rematerialisation (`model.remat`) and the weight files are left out: they do
-    not change what the parameters mean, and files move. The bands are also left out if the visual encoder
-    takes those of any sensor (dofa, copernicus_fm, galileo).
-
-    Args:
-      given: the configuration as given; default values are not compared.
-
-    Returns:
-      JSON values by dotted key.
-    """
-    sections = {key: given[key] for key in _MODEL_SECTIONS if key in given}
-    free = _COMPUTATION_KEYS + (_SENSOR_KEYS if _takes_any_bands(given) else ())
-    flat = {key: value for key, value in flatten(sections).items() if key not in free}
-    for key, default in _DEFAULT_KINDS.items():
-        if flat.get(key) == default:
-            del flat[key]  # the same model as without the key
-    return json.loads(json.dumps(flat))
-
-
-def _takes_any_bands(given: Mapping[str, Any]) -> bool:
-    """Return True if the visual encoder takes the bands of any sensor."""
-    model = given.get("model")
-    visual = model.get("visual") if isinstance(model, Mapping) else None
-    kind = kind_of(visual if isinstance(visual, Mapping) else {}) or ""
-    return kind == "galileo" or (kind in FAMILIES and FAMILIES[kind].wavelengths)
-
-
-def fingerprint(given: Mapping[str, Any]) -> str:
-    """Return a hexadecimal digest of `model_part`, equal for configurations that may share checkpoints."""
-    return hashlib.sha256(json.dumps(model_part(given), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class CheckpointStore:
@@ -233,6 +173,7 @@ class CheckpointStore:
                 {part: named_leaves(tree) for part, tree in parts.items()},
                 metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
                 custom_metadata={
+                    STEP: step,
                     "fingerprint": fingerprint(self._given),
                     "model": model_part(self._given),
                     _HELD_OUT: held_out.stored(self._metric),
@@ -316,13 +257,13 @@ class CheckpointStore:
             yield
         except Exception as error:
             self._failed = True
-            reason = _disk_full(error)
+            reason = disk_full(error)
             if reason is None:
                 raise
             if jax.process_index() == 0:
                 shutil.rmtree(f"{self.path(step)}.orbax-checkpoint-tmp", ignore_errors=True)
-            others = sorted(int(place.name) for place in self._folder.glob("*") if place.name.isdigit())
-            kept = f"the last good one is {self.path(others[-1])}" if others else "there is none before it"
+            others = places_in(self._folder) if self._folder.is_dir() else []
+            kept = f"the last good one is {others[-1]}" if others else "there is none before it"
             raise UserError(
                 f"checkpoint {self.path(step)} cannot be written: {reason}; {kept}; make room and give the "
                 "same command to go on"
@@ -331,7 +272,7 @@ class CheckpointStore:
     def _open(self) -> ocp.training.Checkpointer:
         """Return what writes checkpoints; remains of killed runs are removed when it is first used."""
         if self._checkpointer is None:
-            logging.getLogger("absl").addFilter(_is_not_of_a_save)
+            logging.getLogger("absl").addFilter(is_not_of_a_save)
             self._remove_remains()
             policies = ocp.training.preservation_policies
             best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
@@ -381,26 +322,27 @@ class CheckpointStore:
     def _metadata(self, step: int) -> dict[str, Any]:
         """Return shapes and types of the arrays of a complete checkpoint, by part and name."""
         place = self._stored_of(step).place
-        with _damage_in_one_line(place):
+        require_ordinary_files(place)
+        with damage_in_one_line(place):
             return dict(ocp.checkpointables_metadata(place).metadata)
 
     def _load(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         # 1. the checkpoint is complete, of this model, and whole
         stored = self._stored_of(step)
         self._require_same_model(stored.record, stored.place)
-        is_checked = _require_whole(stored.place, wanted)
+        is_checked = require_whole(stored.place, wanted)
         if not is_checked:
-            _require_readable(stored.place, wanted)
+            require_readable(stored.place, wanted)
         # 2. it holds exactly the wanted leaves
         named = {part: named_leaves(tree) for part, tree in wanted.items()}
         there = self._metadata(step)
         for part, leaves in named.items():
             if not isinstance(there.get(part), Mapping):
-                raise UserError(f"{stored.place / part}: missing or damaged: {_REMEDY}")
-            _require_same_leaves(leaves, there[part], f"{stored.place}/{part}")
+                raise UserError(f"{stored.place / part}: missing or damaged: {REMEDY}")
+            require_same_leaves(leaves, there[part], f"{stored.place}/{part}")
         # 3. restore each leaf onto the devices of the wanted one
         shapes = {part: jax.tree.map(_shape, leaves) for part, leaves in named.items()}
-        with contextlib.nullcontext() if is_checked else _damage_in_one_line(stored.place):
+        with contextlib.nullcontext() if is_checked else damage_in_one_line(stored.place):
             found = ocp.load_checkpointables(stored.place, shapes)
         if not is_checked:
             _warn(
@@ -419,112 +361,12 @@ class CheckpointStore:
         )
 
 
-def _require_whole(place: Path, parts: Iterable[str]) -> bool:
-    """Check that the files of some parts of a checkpoint are those that were written.
-
-    The processes of a run share the files among them.
-
-    Returns:
-      Whether there are checksums to compare with.
-
-    Raises:
-      UserError: in every process; names the damaged file.
-    """
-    checksums = read_checksums(place)
-    if checksums is None:
-        return False
-    names = [name for name in sorted(checksums) if name.partition("/")[0] in parts]
-    found = damage(place, names[jax.process_index() :: jax.process_count()], checksums)
-    everyone = [{"damage": found}] if jax.process_count() == 1 else gather_values({"damage": found})
-    for each in everyone:
-        if each["damage"] is not None:
-            raise UserError(each["damage"])
-    return True
-
-
-def _require_readable(place: Path, parts: Iterable[str]) -> None:
-    """Check the files that a part of a checkpoint cannot be read without, where there are no checksums.
-
-    Raises:
-      UserError: names the first that is missing or damaged.
-    """
-    for part in parts:
-        for path in (place / part / "_METADATA", *sorted((place / part).glob("array_metadatas/*"))):
-            try:
-                read_json(path, _REMEDY)
-            except (FileNotFoundError, NotADirectoryError):
-                raise UserError(f"{path}: missing: {_REMEDY}") from None
-        path = place / part / "manifest.ocdbt"
-        if not path.is_file() or path.read_bytes()[:4] != _OCDBT:
-            raise UserError(f"{path}: missing or damaged: {_REMEDY}")
-
-
-@contextlib.contextmanager
-def _damage_in_one_line(place: Path) -> Iterator[None]:
-    """Turn the error of an unreadable checkpoint, which may be any, into a UserError of one line."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(_is_not_of_orbax)
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"checkpoint {place}: damaged ({type(error).__name__}: {reason}): {_REMEDY}"
-        ) from None
-    finally:
-        logger.removeFilter(_is_not_of_orbax)
-
-
 @functools.cache
 def _warn(message: str) -> None:
     """Log a warning, once in a process."""
     log.warning("%s", message)
 
 
-def _disk_full(error: BaseException) -> str | None:
-    """Return the system's message of a full disk or quota; None for any other error."""
-    code = error.errno if isinstance(error, OSError) else None
-    written = re.search(r"os_error_code='(\d+)'", str(error))  # as the storage library reports it
-    code = int(written[1]) if code is None and written else code
-    return os.strerror(code) if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """Filter out what Orbax says of files that it cannot read, beside our one line."""
-    return "orbax" not in record.pathname
-
-
-def _is_not_of_a_save(record: logging.LogRecord) -> bool:
-    """Filter Orbax's tracebacks out of the log: every thread logs its own before the error is raised."""
-    return "orbax" not in record.pathname or record.levelno < logging.ERROR
-
-
-def describe_differences(there: Mapping[str, Any], here: Mapping[str, Any], at_most: int = 6) -> str:
-    """List the keys that differ between two flat configurations, in one line; empty if none does."""
-    keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
-    listed = [f"config.{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys[:at_most]]
-    return "; ".join(listed + [f"and {len(keys) - at_most} more"] * (len(keys) > at_most))
-
-
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _require_same_leaves(wanted: Mapping[str, Any], stored: Mapping[str, Any], place: str) -> None:
-    missing = sorted(wanted.keys() - stored.keys())
-    surplus = sorted(stored.keys() - wanted.keys())
-    other = [
-        name for name in wanted.keys() & stored.keys() if tuple(stored[name].shape) != wanted[name].shape
-    ]
-    problems = [
-        f"{what} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-        for what, names in (
-            ("misses", missing),
-            ("has unknown", surplus),
-            ("has another shape of", sorted(other)),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"checkpoint {place} does not fit the model: it {'; '.join(problems)}")

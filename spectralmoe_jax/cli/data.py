@@ -10,9 +10,10 @@ from typing import Any
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import refuse_overrides
-from spectralmoe_jax.config.load import load_config, read_run_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.reference import reference, show_config
 from spectralmoe_jax.config.schema import MAIN
+from spectralmoe_jax.config.stored import read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.escapes import printable
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.cli.signals import INTERRUPTED, leave, listen, was_interrupted
-from spectralmoe_jax.errors import RunLost, UserError
-from spectralmoe_jax.escapes import PrintableFormatter, printable
+from spectralmoe_jax.errors import RunLost, UserError, shown
+from spectralmoe_jax.escapes import PrintableFormatter
 
 # To add a subcommand, add a line here and a class of the same name to the module that the line names, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
@@ -55,6 +55,9 @@ WITHOUT_JAX = {"prepare", "init", "data", "config"}
 """Subcommands that compute nothing on an accelerator."""
 
 
+_LONGEST = 4000  # characters of an error, which may name what stands in a hostile file
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status.
 
@@ -81,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _discard_output()
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except MemoryError as error:
+        reason = " ".join(str(error).split()) or "Python could not get more"
+        return _fail(f"not enough memory ({reason}): try smaller windows, crops or batches")
     except KeyboardInterrupt:
         if is_own:
             leave(INTERRUPTED, "error: interrupted")
@@ -175,5 +181,5 @@ def _overview() -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {printable(message.strip())}", file=sys.stderr)
+    print(f"error: {shown(message.strip(), _LONGEST)}", file=sys.stderr)
     return 2

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from spectralmoe_jax.config.fields import Section, at_least, one_of, option
+from spectralmoe_jax.config.fields import Section, at_least, between, one_of, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SpectralMoEConfig(AdapterSection):
         "Which of the two the switches follow where the publication and the released code differ.",
         one_of(*ADAPTER_PRESETS),
     )
-    num_experts: int = option(6, "Number of experts E.", at_least(1))
+    num_experts: int = option(6, "Number of experts E.", between(1, 10_000))
     top_k: int = option(1, "Number of experts that a token uses, at most E.")
     num_tokens: int = option(100, "Tokens M of each expert; equal to `model.head.num_queries`.", at_least(1))
     rank: int | tuple[int, ...] = option(16, "Rank R of the tokens, or one rank for each expert.")

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from spectralmoe_jax.errors import UserError, bad_value
 
 T = TypeVar("T")
+_LARGEST_SIZE = 1 << 31  # of an array
 _LARGEST = 10**15 - 1  # whole numbers up to here are exact as floating-point numbers, too
 
 
@@ -299,6 +300,8 @@ def checked(value: Any, hint: Any, key: str) -> Any:
         return os.fspath(value)
     if not is_finite(value):
         raise bad_value(key, value, "must be finite")
+    if isinstance(value, int) and value >= _LARGEST_SIZE and key.startswith("config.model."):
+        raise bad_value(key, value, f"must be below {_LARGEST_SIZE}")
     if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
         raise bad_value(key, value, "must be a number of at most 15 digits")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

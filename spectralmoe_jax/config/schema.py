@@ -447,7 +447,7 @@ class EvaluateConfig(Section):
     place: ClassVar[str] = "config.evaluate"
 
     window: int = required(
-        "Side of a window in pixels, a multiple of `model.visual.patch_size`.", at_least(1)
+        "Side of a window in pixels, a multiple of `model.visual.patch_size`.", between(1, 16_384)
     )
     overlap: int = required("Overlap of a window with the next in pixels, below `window`.")
     batch_size: int = option(8, "Windows that go through the model at once.", at_least(1))

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spectralmoe_jax.config.load import CHECKPOINTS, Configuration, as_run_config
+from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import CHECKPOINTS
 from spectralmoe_jax.conversion.export import convert_trained
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model_files import (

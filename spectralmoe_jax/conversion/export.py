@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from spectralmoe_jax.config.load import CHECKPOINTS
 from spectralmoe_jax.config.model import PlainDecoderConfig
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import CHECKPOINTS
 from spectralmoe_jax.errors import bad_value
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.inference.calibration import calibration_file

@@ -11,8 +11,9 @@ import jax
 from data_pipelines.sources import resolve_stream_wavelengths
 from data_pipelines.splits import Splits, open_splits
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.load import CONFIG_FILE, Configuration, as_run_config, read_run_config
+from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import CONFIG_FILE, read_run_config
 from spectralmoe_jax.evaluation.metrics import RoutedPredict, Tally, tally_split, write_images
 from spectralmoe_jax.evaluation.score_table import Report, make_report, print_table, write_report
 from spectralmoe_jax.evaluation.stored_scores import IMAGES_FILE, write_evaluation

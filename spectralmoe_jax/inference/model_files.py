@@ -11,17 +11,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectralmoe_jax.config.load import (
-    CHECKPOINTS,
-    Given,
-    as_given,
-    config_dict,
-    load_config,
-    read_run_config,
-    stored_config,
-)
+from spectralmoe_jax.config.given import Given, as_given, config_dict
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.model import split_files
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import CHECKPOINTS, read_run_config, stored_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.hub import HUB, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from spectralmoe_jax.weights.reading import WeightFile, manifest, open_weight_file

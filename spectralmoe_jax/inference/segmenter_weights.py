@@ -18,10 +18,12 @@ import numpy as np
 from flax import traverse_util
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.load import CONFIG_FILE, Given, apply_settings, read_run_config
+from spectralmoe_jax.config.given import Given
 from spectralmoe_jax.config.model import EncoderConfig, split_files
+from spectralmoe_jax.config.overrides import apply_settings
 from spectralmoe_jax.config.own_code import own_code
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import CONFIG_FILE, read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model_files import carried_configuration, weight_specs, with_weights
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config

@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from spectralmoe_jax.ablation.ablate import GRID_FILE, read_grid_file
 from spectralmoe_jax.ablation.stored_results import RESULTS_FILE, read_results
-from spectralmoe_jax.config.load import CONFIG_FILE, read_run_config
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import CONFIG_FILE, read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.score_table import MODALITIES
 from spectralmoe_jax.evaluation.stored_scores import EVALUATION_FILE, read_evaluation

@@ -17,8 +17,9 @@ from markupsafe import Markup
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.ablation.tables import caption, header, percent, rows
-from spectralmoe_jax.config.load import flatten, read_run_config
+from spectralmoe_jax.config.given import flatten
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.evaluation.evaluate import checkpoint_steps, evaluate_best_checkpoint

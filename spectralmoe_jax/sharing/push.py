@@ -18,9 +18,10 @@ from huggingface_hub import constants
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.load import CHECKPOINTS, config_dict, read_run_config
+from spectralmoe_jax.config.given import config_dict
 from spectralmoe_jax.config.published import without_folders
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import CHECKPOINTS, read_run_config
 from spectralmoe_jax.conversion.export import convert_trained
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import checkpoint_steps, evaluate_best_checkpoint

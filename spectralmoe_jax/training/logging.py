@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spectralmoe_jax.escapes import plain
-from spectralmoe_jax.files import atomic_write, naming_file
+from spectralmoe_jax.files import atomic_write, naming_file, require_ordinary
 from spectralmoe_jax.stored_files import OPTIONAL_NUMBER, has_form
 from spectralmoe_jax.training.tensorboard import EventFile
 from spectralmoe_jax.training.trackers import Trackers
@@ -33,6 +33,7 @@ METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 HEARTBEAT_FOLDER = "heartbeat"
 HEARTBEAT_SECONDS = 10.0
+_LONGEST_LINE = 1 << 22  # bytes
 
 
 def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -60,14 +61,26 @@ def read_lines(path: Path, is_sound: Callable[[Any], bool]) -> list[Any]:
 
 def _lines_of(path: Path, is_sound: Callable[[Any], bool]) -> list[tuple[bytes, Any]]:
     """Return the sound lines of a file with their objects; see `read_lines`."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    found = [(line, _value_of(line)) for line in lines if line.strip()]
-    damaged = [n for n, (_, value) in enumerate(found, start=1) if value is None or not is_sound(value)]
-    if damaged and lines[-1].strip() and damaged[-1] == len(found):
-        damaged.pop()  # unfinished, as a killed run leaves it
+    if not path.exists():
+        return []
+    require_ordinary(path, "remove it, and the run begins a new one")
+    found, damaged = [], []
+    number, is_inside = 1, False  # whether the part before ended inside a line
+    with path.open("rb") as file:
+        while part := file.readline(_LONGEST_LINE):
+            is_ended = part.endswith(b"\n")
+            is_whole = not is_inside and (is_ended or len(part) < _LONGEST_LINE)
+            line = part.rstrip(b"\n")
+            value = _value_of(line) if is_whole else None
+            if value is not None and is_sound(value):
+                found.append((line, value))
+            elif line.strip() and not is_inside and (is_ended or not is_whole):
+                damaged.append(number)  # but not if unfinished, as a killed run leaves the last one
+            is_inside = not is_ended
+            number += is_ended
     if damaged:
         log.warning("%s: line %d is damaged and left out (%d of its lines)", path, damaged[0], len(damaged))
-    return [(line, value) for line, value in found if value is not None and is_sound(value)]
+    return found
 
 
 def _value_of(line: bytes) -> Any:

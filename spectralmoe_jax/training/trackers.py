@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-from spectralmoe_jax.config.load import flatten
+from spectralmoe_jax.config.given import flatten
 from spectralmoe_jax.config.published import without_folders
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value

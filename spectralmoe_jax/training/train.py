@@ -22,17 +22,13 @@ from jax.experimental import multihost_utils
 from data_pipelines.loader import interleave, schedule
 from data_pipelines.sources import resolve_run_wavelengths
 from data_pipelines.splits import Splits, absent_classes, open_splits, training_batches, training_pixels
-from spectralmoe_jax.checkpoints.store import CheckpointStore, describe_differences, model_part
-from spectralmoe_jax.config.load import (
-    CONFIG_FILE,
-    Configuration,
-    as_run_config,
-    flatten,
-    read_run_given,
-    save_config,
-)
+from spectralmoe_jax.checkpoints.same_model import describe_differences, model_part
+from spectralmoe_jax.checkpoints.store import CheckpointStore
+from spectralmoe_jax.config.given import flatten
+from spectralmoe_jax.config.load import Configuration, as_run_config
 from spectralmoe_jax.config.model import Mask2FormerConfig
 from spectralmoe_jax.config.schema import BALANCED, MAIN, RunConfig, StatedValues, TrainConfig
+from spectralmoe_jax.config.stored import CONFIG_FILE, read_run_given, save_config
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.evaluation.metrics import Tally, held_out_scores, tally_split

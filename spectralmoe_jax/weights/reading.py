@@ -244,7 +244,7 @@ def _open_safetensors(paths: list[Path], spec: str, config: dict[str, Any] | Non
                 of_file = {name: tuple(each.get_shape()) for name, each in zip(names, slices, strict=True)}
                 types |= {n: _type_name(each.get_dtype()) for n, each in zip(names, slices, strict=True)}
             _require_distinct(path)
-        except (OSError, SafetensorError) as problem:
+        except (MemoryError, OSError, SafetensorError) as problem:
             raise UserError(
                 f"{path}: not a complete safetensors file ({_one_line(problem)}); it may be truncated: "
                 "download or write it again"
@@ -302,12 +302,17 @@ def _open_torch(paths: list[Path], spec: str, config: dict[str, Any] | None = No
         loaded = torch_files.load(path, spec)
         of_file = torch_files.find_tensors(loaded)
         _require_new(spec, of_file, tensors)
+        sizes = torch_files.sizes_of_storages(path)
         for name, tensor in of_file.items():
             types[name] = torch_files.type_of(tensor)
             if types[name] in _TYPES and torch_files.is_larger_than_file(tensor, path):
                 raise UserError(
                     f"{spec}: {shown(name)} repeats few elements to {tensor.numel():,}, more than its file "
                     "holds: save it whole, with .contiguous()"
+                )
+            if types[name] in _TYPES and sizes is not None and not torch_files.is_stored(tensor, sizes):
+                raise UserError(
+                    f"{spec}: damaged, it holds {shown(name)} in another size than stated: download it again"
                 )
         tensors |= of_file
         metadata |= _metadata_beside(loaded)

@@ -6,7 +6,7 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ def load(path: Path, spec: str) -> Any:
     broken = f"{spec}: not a complete file of torch.save; it may be truncated: download it again"
     if not is_zip and not _is_pickle(path):
         raise UserError(broken)
+    if is_zip and _is_compressed(path):
+        raise UserError(f"{spec}: its parts are compressed, as torch.save does not leave them: save it again")
     try:
         with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of types that are on their way out of PyTorch
@@ -55,6 +57,26 @@ def load(path: Path, spec: str) -> Any:
         if "TorchScript" in str(problem):
             raise UserError(f"{spec}: is a TorchScript program; give a file with its state dict") from None
         raise UserError(broken) from None
+
+
+def _is_compressed(path: Path) -> bool:
+    """Return whether a zip file has compressed members, which may be of any size once they are unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False  # PyTorch says what is wrong
+
+
+def sizes_of_storages(path: Path) -> set[int] | None:
+    """Return the sizes in bytes of the storages in a zip file of `torch.save`; None for an older file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {member.file_size for member in archive.infolist() if "/data/" in member.filename}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return set()
 
 
 def _is_pickle(path: Path) -> bool:
@@ -96,6 +118,12 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
 def is_larger_than_file(tensor: Any, path: Path) -> bool:
     """Return whether a tensor has more elements than its file, as a view that repeats elements may have."""
     return tensor.numel() * tensor.element_size() > path.stat().st_size
+
+
+def is_stored(tensor: Any, sizes: Collection[int]) -> bool:
+    """Return whether the storage of a tensor has one of some sizes in bytes, or none."""
+    size = tensor.untyped_storage().nbytes()
+    return not size or size in sizes
 
 
 def as_array(tensor: Any) -> np.ndarray:

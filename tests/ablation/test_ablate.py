@@ -20,9 +20,11 @@ from spectralmoe_jax.ablation.schedule import Share, divide_devices, run_all
 from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import evaluate
+from spectralmoe_jax.evaluation.stored_scores import write_evaluation
 from spectralmoe_jax.inference.pictures import read_pictures
 from spectralmoe_jax.inference.sliding_window import expert_maps
 from tests.ablation.tiny_grid import STEPS, write_grid
+from tests.fuzzing.test_run_files import EVALUATION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,7 +164,7 @@ if number == 2:
     os.kill(os.getpid(), signal.SIGKILL)
 while not (here / "seen1").exists():
     time.sleep(0.01)
-(here / "runs" / "full" / "seed0" / "evaluation.json").write_text('{"trained": 4}')
+(here / "evaluation.json").rename(here / "runs" / "full" / "seed0" / "evaluation.json")
 """
 
 
@@ -170,6 +172,7 @@ def test_runs_in_parallel_continue_past_failures(tmp_path, capsys):
     """The first two wait for each other; the last two fail, one by a signal."""
     found = grid_runs(load_grid(str(write_grid(tmp_path))), tmp_path)
     record_failure(found[2], "before")
+    write_evaluation(EVALUATION | {"trained": 4}, tmp_path)
     assert run_all(found, [sys.executable, "-c", CHILD, str(tmp_path)], [Share({}), Share({})])
     said = capsys.readouterr().out
     assert "full, seed 0: done in" in said

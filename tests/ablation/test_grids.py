@@ -10,8 +10,9 @@ import pytest
 from spectralmoe_jax.ablation.grid import Grid, folder_of, grid_runs, load_grid
 from spectralmoe_jax.adapters.registry import BUILTIN
 from spectralmoe_jax.config.adapters import ADAPTER_PRESETS, SpectralMoEConfig
-from spectralmoe_jax.config.load import load_config, shipped_files
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.model import LinearHeadConfig, Mask2FormerConfig
+from spectralmoe_jax.config.python_files import shipped_files
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config
 

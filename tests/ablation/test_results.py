@@ -14,7 +14,7 @@ from spectralmoe_jax.ablation.grid import Grid, grid_runs
 from spectralmoe_jax.ablation.results import collect
 from spectralmoe_jax.ablation.run import ATTEMPTS_FILE, check_folder, is_done, record_failure
 from spectralmoe_jax.ablation.tables import latex_table, markdown_table
-from spectralmoe_jax.config.load import save_config
+from spectralmoe_jax.config.stored import save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
 from spectralmoe_jax.evaluation.score_table import make_report, write_report

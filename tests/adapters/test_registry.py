@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.adapters.registry import BUILTIN, adapter_class
-from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
+from spectralmoe_jax.checkpoints.same_model import model_part
+from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.adapters import ADAPTERS
 from spectralmoe_jax.config.load import load_config, load_given
 from spectralmoe_jax.conversion.convert import convert

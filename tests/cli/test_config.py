@@ -6,7 +6,8 @@ import pytest
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import load_config, save_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.stored import save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

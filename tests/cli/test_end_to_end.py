@@ -22,7 +22,7 @@ import rasterio
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import read_run_config
+from spectralmoe_jax.config.stored import read_run_config
 from spectralmoe_jax.evaluation.metrics import read_images
 from spectralmoe_jax.inference.segmenter_weights import initial_segmenter
 from spectralmoe_jax.parameters import named_leaves, split

@@ -21,8 +21,10 @@ from data_pipelines.sources import KINDS
 from data_pipelines.splits import open_splits
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import load_config, save_config, shipped_files
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.python_files import shipped_files
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import save_config
 from spectralmoe_jax.evaluation.evaluate import evaluate
 from spectralmoe_jax.training.train import train
 from tests.datasets.lookalikes import WRITERS, write
@@ -184,7 +186,7 @@ def test_prepared_tiles_without_tensorflow(tmp_path):
     config = reduced("loveda", **values).replaced({"model.head": {"kind": "linear"}})
     save_config(config, tmp_path / "config.json")
     (tmp_path / "mine.py").write_text(
-        f"from spectralmoe_jax.config.load import read_config\n"
+        f"from spectralmoe_jax.config.stored import read_config\n"
         f"def get_config(): return read_config({str(tmp_path / 'config.json')!r})\n"
     )
     workdir, report, scene_map = tmp_path / "run", tmp_path / "report.json", tmp_path / "map.tif"

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import load_config, save_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.stored import save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.reading import MANIFEST
 

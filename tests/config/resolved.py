@@ -16,7 +16,8 @@ from typing import Any
 
 from data_pipelines.transforms import visible_bands
 from spectralmoe_jax.ablation.grid import load_grid
-from spectralmoe_jax.config.load import flatten, load_config
+from spectralmoe_jax.config.given import flatten
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.models.build import segmenter_config
 

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from spectralmoe_jax.config.load import load_config, shipped_files
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.python_files import shipped_files
 from spectralmoe_jax.configs import common
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config

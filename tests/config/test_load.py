@@ -9,19 +9,12 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from spectralmoe_jax.config.fields import Section
-from spectralmoe_jax.config.load import (
-    apply_overrides,
-    apply_settings,
-    as_run_config,
-    given_of,
-    load_config,
-    load_given,
-    read_config,
-    read_given,
-    save_config,
-    shipped_files,
-)
+from spectralmoe_jax.config.given import given_of
+from spectralmoe_jax.config.load import as_run_config, load_config, load_given
+from spectralmoe_jax.config.overrides import apply_overrides, apply_settings
+from spectralmoe_jax.config.python_files import shipped_files
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import read_config, read_given, save_config
 from spectralmoe_jax.errors import UserError
 
 NAMES = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda name: not name.startswith("_"))

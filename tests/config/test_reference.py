@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from spectralmoe_jax.config.fields import keys_of
-from spectralmoe_jax.config.load import load_config, shipped_files
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.python_files import shipped_files
 from spectralmoe_jax.config.reference import reference, show_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spectralmoe_jax.config.load import shipped_files
+from spectralmoe_jax.config.python_files import shipped_files
 from tests.config.resolved import CONFIGURATIONS, FOLDER, GRIDS, NEWER, of_configuration, of_grid, text
 
 

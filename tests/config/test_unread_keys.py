@@ -5,8 +5,11 @@ import json
 import pytest
 
 from spectralmoe_jax.config.fields import keys_of
-from spectralmoe_jax.config.load import as_run_config, config_dict, load_config, read_config, shipped_files
+from spectralmoe_jax.config.given import config_dict
+from spectralmoe_jax.config.load import as_run_config, load_config
+from spectralmoe_jax.config.python_files import shipped_files
 from spectralmoe_jax.config.schema import DataConfig
+from spectralmoe_jax.config.stored import read_config
 from spectralmoe_jax.errors import UserError
 
 VALUES = {

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from spectralmoe_jax.config.load import load_config, save_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.stored import save_config
 
 metrics = pytest.importorskip("sklearn.metrics")
 ndimage = pytest.importorskip("scipy.ndimage")

@@ -1,6 +1,7 @@
 """Files that a run keeps beside its checkpoints: read as they were written, or refused in one line."""
 
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from spectralmoe_jax.ablation.stored_results import RESULTS_FILE, read_results
 from spectralmoe_jax.ablation.tables import caption, csv_of_runs, header, rows
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import ImageCounts, read_images, write_images
 from spectralmoe_jax.evaluation.stored_scores import EVALUATION_FILE, read_evaluation, write_evaluation
 from spectralmoe_jax.inference.calibration import Calibration, add_calibration, read_calibrations
@@ -209,3 +211,18 @@ def test_arrays_that_state_another_size(tmp_path):
         return read_pictures(tmp_path)
 
     try_all([("size", b"")], read, lambda variant, found: False, lambda name, value: None, "sizes")
+
+
+def test_lines_without_an_end_and_logs_that_are_no_files(tmp_path, caplog):
+    """A line of 40 MB is damaged, and those around it are read; a pipe is not waited for."""
+    path = tmp_path / METRICS_FILE
+    good = [{"step": step, "kind": "train", "loss": 0.5} for step in (1, 2)]
+    lines = [json.dumps(record).encode() for record in good]
+    long = b'{"step": 1, "kind": "train", "x": [' + b"1," * (20 << 20) + b"1]}"
+    path.write_bytes(b"\n".join([lines[0], long, b"\0" * 100, lines[1]]))  # the last one without a newline
+    assert read_metrics(tmp_path) == {"train": good}
+    assert "line 2 is damaged and left out (2 of its lines)" in caplog.text
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not an ordinary file"):
+        read_metrics(tmp_path)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_safetensors
 
-from spectralmoe_jax.config.load import config_dict, load_config
+from spectralmoe_jax.config.given import config_dict
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.inference.calibration import Calibration, add_calibration, read_calibrations
 from spectralmoe_jax.inference.model_files import config_of_model
 from spectralmoe_jax.parity.comparison import parse_meta, read_arrays

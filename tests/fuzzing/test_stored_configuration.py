@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from spectralmoe_jax.config.load import load_config, read_config, save_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.stored import read_config, save_config
 from tests.fuzzing.mutations import damaged, reshaped
 from tests.fuzzing.outcome import try_all
 

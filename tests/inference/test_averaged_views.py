@@ -7,7 +7,7 @@ import pytest
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import read_run_config
+from spectralmoe_jax.config.stored import read_run_config
 from tests.inference.test_model import folder, image_of  # noqa: F401 (a fixture)
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectralmoe_jax.checkpoints.store import model_part
+from spectralmoe_jax.checkpoints.same_model import model_part
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.backbone import make_encoder

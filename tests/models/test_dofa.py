@@ -10,7 +10,8 @@ from flax import nnx
 
 from data_pipelines.readers.raster_file import read_pixels
 from data_pipelines.readers.raster_header import read_header, wavelengths_of_file
-from spectralmoe_jax.checkpoints.store import CheckpointStore, model_part
+from spectralmoe_jax.checkpoints.same_model import model_part
+from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError

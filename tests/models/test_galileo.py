@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 
 from spectralmoe_jax.ablation.grid import load_grid
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import apply_settings, load_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.model import EncoderConfig
+from spectralmoe_jax.config.overrides import apply_settings
 from spectralmoe_jax.config.presets import preset
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError

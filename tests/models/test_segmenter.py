@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from spectralmoe_jax.config.load import load_config, shipped_files
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.python_files import shipped_files
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import (

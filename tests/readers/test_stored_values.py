@@ -13,8 +13,9 @@ from data_pipelines.readers.label_codes import ValueCode
 from data_pipelines.readers.labels import RasterLabels
 from data_pipelines.splits import absent_classes, open_splits
 from data_pipelines.stored_values import check, measure
-from spectralmoe_jax.config.load import load_config, read_config, save_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.schema import EvaluateConfig, StatedValues
+from spectralmoe_jax.config.stored import read_config, save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.geotiff import predict_scene
 from spectralmoe_jax.training.train import with_values

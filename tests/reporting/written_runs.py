@@ -7,7 +7,8 @@ import numpy as np
 
 from spectralmoe_jax.ablation.ablate import write_results
 from spectralmoe_jax.ablation.grid import Grid, grid_runs
-from spectralmoe_jax.config.load import load_config, save_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.stored import save_config
 from spectralmoe_jax.evaluation.metrics import ImageCounts, Tally, write_images
 from spectralmoe_jax.evaluation.score_table import make_report, routing_report, write_report
 from spectralmoe_jax.evaluation.stored_scores import EVALUATION_FILE, IMAGES_FILE

@@ -5,7 +5,8 @@ import pytest
 import rasterio
 
 from data_pipelines.sources import open_source, resolve_run_wavelengths, resolve_stream_wavelengths
-from spectralmoe_jax.config.load import load_config, read_config, save_config
+from spectralmoe_jax.config.load import load_config
+from spectralmoe_jax.config.stored import read_config, save_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.models.build import segmenter_config
 from spectralmoe_jax.sensors import SENSORS, bandwidths, wavelengths

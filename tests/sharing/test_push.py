@@ -14,8 +14,9 @@ from huggingface_hub import ModelCard, constants
 import spectralmoe_jax
 from spectralmoe_jax.ablation.results import image_interval
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import load_config, read_run_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.published import without_folders
+from spectralmoe_jax.config.stored import read_run_config
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.metrics import read_images
 from spectralmoe_jax.evaluation.stored_scores import write_evaluation

@@ -1,8 +1,10 @@
 """One writer for a folder: the second is refused, and the lock of a dead process is taken over."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +108,87 @@ def test_a_damaged_lock_is_taken_over_after_a_while(content, tmp_path, monkeypat
     (tmp_path / LOCK_FILE).write_bytes(content)
     with one_writer(tmp_path, "trains"):
         assert lock_of(tmp_path)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "dangling link", "huge"])
+def test_a_lock_that_is_no_file_is_taken_over_after_a_while(kind, tmp_path, monkeypatch):
+    """None of them is waited for, and none is read without an end."""
+    monkeypatch.setattr(module, "STALE_SECONDS", 0.3)
+    path = tmp_path / LOCK_FILE
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else tmp_path / "nothing")
+    with one_writer(tmp_path, "trains"):
+        assert lock_of(tmp_path)["pid"] == os.getpid()
+        assert not path.is_symlink()
+
+
+def test_a_folder_in_place_of_the_lock_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STALE_SECONDS", 0.3)
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(UserError, match="a folder, where a command notes"):
+        one_writer(tmp_path, "trains").__enter__()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"time": float("nan")}, {"time": 1e300}, {"time": -1.0}, {"pid": 2**70}, {"pid": -1}, {"pid": True},
+        {"token": 5}, {"what": None}, {"host": ["a"]},
+    ],
+)  # fmt: skip
+def test_a_lock_of_odd_values_counts_as_damaged(changes, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STALE_SECONDS", 0.3)
+    elsewhere(tmp_path, machine=module._machine(), **changes)
+    with one_writer(tmp_path, "trains"):
+        assert lock_of(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_copy_of_a_folder_is_free_although_its_original_is_held(holder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STALE_SECONDS", 0.3)
+    copy = shutil.copytree(tmp_path, tmp_path / "copy")
+    with one_writer(copy, "trains"):
+        assert lock_of(copy)["pid"] == os.getpid()
+    with pytest.raises(UserError, match=f"process {holder.pid} on .* trains there since"):
+        one_writer(tmp_path, "trains").__enter__()
+
+
+def test_a_process_that_the_system_hides_is_watched(holder, tmp_path, monkeypatch):
+    """Where /proc shows only one's own processes, another user's is not dead because it is not seen."""
+    monkeypatch.setattr(module, "STALE_SECONDS", 30)
+    monkeypatch.setattr(module, "_started", lambda pid: None if pid == holder.pid else "1")
+
+    def kill(pid, number):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", kill)
+        with pytest.raises(UserError, match=f"process {holder.pid} on .* trains there since"):
+            one_writer(tmp_path, "trains").__enter__()
+
+
+def test_a_removed_lock_comes_back_and_anothers_is_left_alone(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    path = tmp_path / LOCK_FILE
+
+    def until(is_so):
+        started = time.monotonic()
+        while not is_so():
+            assert time.monotonic() - started < 20
+            time.sleep(0.02)
+
+    with one_writer(tmp_path, "trains"):
+        own = lock_of(tmp_path)
+        path.unlink()
+        until(path.is_file)
+        assert lock_of(tmp_path) == own
+        path.write_text(json.dumps(own | {"token": "0", "pid": 41, "host": "node7"}))
+        until(lambda: "process 41 on node7 writes there too" in caplog.text)
+    assert lock_of(tmp_path)["token"] == "0"
 
 
 def test_a_block_inside_holds_it_as_well(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.config.load import flatten
+from spectralmoe_jax.config.given import flatten
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.training import trackers
 from spectralmoe_jax.training.train import run_experiment

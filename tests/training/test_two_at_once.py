@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.load import read_run_config
+from spectralmoe_jax.config.stored import read_run_config
 from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.one_writer import LOCK_FILE
 from spectralmoe_jax.parameters import named_leaves, split

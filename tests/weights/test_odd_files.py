@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import struct
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -298,3 +299,37 @@ def test_records_of_another_encoder(encoder, tmp_path, capsys):
     save_file(arrays, tmp_path / "x.safetensors", {"spectralmoe": record})
     assert main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def repacked(path, compression, change=lambda name, content: content):
+    """A copy of a file of torch.save whose members are changed and packed anew."""
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(3)}, path.with_name("whole.pth"))
+    with zipfile.ZipFile(path.with_name("whole.pth")) as old, zipfile.ZipFile(path, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return path
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "version", "data/0"])
+def test_compressed_members_are_not_unpacked(member, tmp_path):
+    """300 kB that would be 300 MB."""
+
+    def change(name, content):
+        return content + bytes(300 << 20) if name.endswith(f"/{member}") else content
+
+    path = repacked(tmp_path / "x.pth", zipfile.ZIP_DEFLATED, change)
+    assert "its parts are compressed" in refusal(path)
+
+
+@pytest.mark.parametrize("size", [5, 13, 400])
+def test_a_storage_of_another_size_than_stated(size, tmp_path):
+    """PyTorch would take what lies behind it in the file."""
+
+    def change(name, content):
+        return bytes(size) if "/data/" in name else content
+
+    assert "in another size than stated" in refusal(repacked(tmp_path / "x.pth", zipfile.ZIP_STORED, change))
+    np.testing.assert_array_equal(
+        read_all(repacked(tmp_path / "y.pth", zipfile.ZIP_STORED))["a"], np.ones(3, np.float32)
+    )

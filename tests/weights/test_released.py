@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from spectralmoe_jax.checkpoints.store import CheckpointStore
-from spectralmoe_jax.config.load import load_config, save_config
+from spectralmoe_jax.config.load import load_config
 from spectralmoe_jax.config.model import EncoderConfig
 from spectralmoe_jax.config.schema import RunConfig
+from spectralmoe_jax.config.stored import save_config
 from spectralmoe_jax.conversion.convert import convert
 from spectralmoe_jax.conversion.export import released_tensors
 from spectralmoe_jax.errors import UserError
