@@ -227,7 +227,7 @@ def _compile(lowered: Any, is_local: bool) -> tuple[Any, str | None]:
     with tempfile.TemporaryDirectory() as folder, _without_compilation_cache():
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         written = sorted(Path(folder).glob("*.after_codegen.txt"), key=lambda file: file.stat().st_size)
-        return compiled, written[-1].read_text() if written else None
+        return compiled, written[-1].read_text(encoding="utf-8") if written else None
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def write_folder(folder: Path, run: Path, config: RunConfig, repository: str, li
     convert_trained(str(run), folder / WEIGHTS, "safetensors", config, edit=without_folders)
     shown = without_folders(json.loads(json.dumps(config_dict(config.given).to_dict())))
     record = {"library_name": LIBRARY, "version": __version__, "configuration": shown}
-    (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     # 3. the card
     images = read_images(run / IMAGES_FILE) if evaluation is not None else ()
@@ -139,7 +139,7 @@ def write_folder(folder: Path, run: Path, config: RunConfig, repository: str, li
     facts = Facts(
         repository, licence, config, shown, origin, step, last, average, held_out, evaluation, images
     )
-    (folder / CARD).write_text(write_model_card(facts))
+    (folder / CARD).write_text(write_model_card(facts), encoding="utf-8")
 
 
 def _repository(target: str) -> str:
