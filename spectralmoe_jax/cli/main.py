@@ -128,7 +128,7 @@ def _prepare_process(argv: Sequence[str]) -> None:
     listen(argv[0] if argv else "")
 
 
-def _one_line(message: Warning | str, *_: object) -> str:
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
     """Format a warning of Python's `warnings` without its place and source."""
     return f"warning: {printable(str(message).strip())}\n"
 
