@@ -31,6 +31,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield temporary
             replace_file(temporary, path)
         except OSError as error:
+            if type(error) is OSError and error.errno is None:  # NumPy's, if a file takes not all of an array
+                raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from error
             if _is_about(error, temporary):
                 error.filename, error.filename2 = str(path), None
             raise

@@ -76,7 +76,7 @@ class _Door:
     """The port of process 0, with the visitors and the processes that are there.
 
     Attributes:
-      present: the index that each connection of another process gave. Two may have the same: one of them is of a
+      present: the index that each connection of another process gave. Two may have the same: one is of a
         process that started again, or of a stranger that says its words.
       mismatch: what a process with another count was told; empty if there was none.
     """

@@ -125,6 +125,19 @@ def test_odd_environments(environment):
     assert not {"\x1b", "\u202e"} & set(done.stderr)
 
 
+@pytest.mark.parametrize("name", ["predict", "config"])
+def test_help_without_docstrings(name):
+    done = run([*SPECTRALMOE, name, "--help"], PYTHONOPTIMIZE="2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--" in done.stdout
+
+
+def test_a_warning_of_a_library_is_one_line():
+    warns = "import warnings; warnings.warn('a\\x1b[2J\\nb')"
+    done = run([sys.executable, "-c", BEGIN.replace("import jax\n", f"import jax; {warns}\n")])
+    assert (done.returncode, done.stderr) == (0, "warning: a\\x1b[2J\\nb\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",

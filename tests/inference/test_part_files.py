@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -134,3 +135,61 @@ def test_a_map_without_data_takes_no_room(tmp_path, folder):
         ]
         assert [size is None for size in stored] == [False] + 15 * [True]
         assert np.isnan(made.read(1)[64:]).all()
+
+
+def test_temporary_folders_of_a_killed_process_go_with_the_next_one(tmp_path):
+    code = """
+import os, signal
+from spectralmoe_jax.part_files import scratch_folder
+with scratch_folder() as folder:
+    (folder / "large").write_text("x")
+    os.kill(os.getpid(), signal.{})
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    for name, left in (("SIGTERM", 0), ("SIGKILL", 1), ("SIGTERM", 0)):
+        command = [sys.executable, "-c", code.format(name)]
+        subprocess.run(command, env=environment, check=False, timeout=60)
+        assert len(list(tmp_path.iterdir())) == left
+
+
+def test_errors_of_writing_name_the_file_and_not_its_part(tmp_path):
+    """NumPy's and those of a full disk name none; others name the hidden part."""
+    path = tmp_path / "scores.npy"
+
+    def full(aside):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    writers = [
+        full,
+        lambda aside: (aside / "none").write_text("x"),
+        lambda aside: np.save("/dev/full", np.ones(10**6)),
+    ]
+    for write in writers:
+        with pytest.raises(OSError, match=".") as caught, atomic_write(path) as aside:
+            write(aside)
+        assert caught.value.filename == str(path)
+        assert caught.value.strerror
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_map_that_does_not_fit_prints_one_line():
+    """libtiff prints by itself what GDAL reports."""
+    code = """
+import logging, resource, sys
+import numpy as np, rasterio
+from spectralmoe_jax.inference.libtiff import keep_libtiff_quiet
+logging.disable()
+keep_libtiff_quiet()
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    with rasterio.open(sys.argv[1], "w", driver="GTiff", height=300, width=300, count=1, dtype="uint8",
+                       transform=rasterio.transform.from_origin(0, 0, 1, 1)) as dataset:
+        dataset.write(np.ones((1, 300, 300), np.uint8))
+except rasterio.errors.RasterioError:
+    print("refused")
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code, f"{folder}/map.tif"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("refused\n", "")

@@ -298,3 +298,11 @@ def test_records_of_another_encoder(encoder, tmp_path, capsys):
     save_file(arrays, tmp_path / "x.safetensors", {"spectralmoe": record})
     assert main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_of_pytorch_that_does_not_fit_is_one_line():
+    """PyTorch raises a RuntimeError of several lines."""
+    tensors = [("a", np.ones((1000, 1000), np.float32))]
+    with pytest.raises(OSError, match="/dev/full") as caught:
+        write_tensors_file(Path("/dev/full"), {"a": (1000, 1000)}, tensors, {})
+    assert "\n" not in str(caught.value)
