@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import struct
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.name_rules import Rule, read_tensors
 from spectralmoe_jax.weights.reading import manifest, open_weight_file
+from spectralmoe_jax.weights.writing import write_tensors_file
 
 
 @pytest.fixture(autouse=True)
@@ -302,6 +304,7 @@ def test_records_of_another_encoder(encoder, tmp_path, capsys):
 
 def test_a_file_of_pytorch_that_does_not_fit_is_one_line():
     """PyTorch raises a RuntimeError of several lines."""
+    pytest.importorskip("torch")
     tensors = [("a", np.ones((1000, 1000), np.float32))]
     with pytest.raises(OSError, match="/dev/full") as caught:
         write_tensors_file(Path("/dev/full"), {"a": (1000, 1000)}, tensors, {})
