@@ -147,9 +147,14 @@ def _on_termination() -> Iterator[None]:
 
 def _end(signum: int, frame: FrameType | None) -> Any:
     """Remove the parts of this process, and end it as the signal does."""
+    remove_own_parts()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+def remove_own_parts() -> None:
+    """Remove all parts of this process, which is about to end at once."""
     for part, process in tuple(_in_use.items()):
         if process == os.getpid():  # a forked process has those of its parent in the list
             with contextlib.suppress(OSError):
                 _remove(part)
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)

@@ -110,8 +110,8 @@ ARROWS = {
     ),
     # most subcommands call functions of the package itself
     "cli": (
-        "escapes errors files config spectralmoe_jax parallel weights inference ablation ahead_of_time "
-        "serving"
+        "escapes errors part_files files config spectralmoe_jax parallel weights inference ablation "
+        "ahead_of_time serving"
     ),
     "__main__": "cli",
     "configuration": "config",

@@ -96,6 +96,8 @@ def _run(argv: list[str]) -> int:
     except Exception as error:
         if was_interrupted():
             raise KeyboardInterrupt from error
+        if isinstance(error, UnicodeEncodeError) and error.encoding.replace("-", "") == "utf8":
+            raise UserError(f"{error.object}: the name is not UTF-8: rename it") from error
         from spectralmoe_jax.cli.platform import platform_problem  # not for --help
 
         problem = platform_problem(error)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import add_config_of_model, add_model, add_stream, add_tta, open_config
+from spectralmoe_jax.cli.signals import leave
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.escapes import printable
@@ -159,16 +160,16 @@ class Predict:
 
 @contextlib.contextmanager
 def _ending_in_order() -> Iterator[None]:
-    """Make SIGTERM an exception inside the block, so that hidden parts of maps are removed."""
+    """Make SIGTERM inside the block remove the hidden parts of maps, and end with the status of a shell."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        """Leave with the status that a shell gives to the signal."""
-        raise SystemExit(128 + number)
+    def end(number: int, frame: FrameType | None) -> None:
+        """End at once: an exception would be lost in the libraries that read checkpoints and compile."""
+        leave(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

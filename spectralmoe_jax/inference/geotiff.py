@@ -307,6 +307,9 @@ def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output:
 
 def _check_targets(scene: str, targets: dict[str, Path]) -> None:
     input = container_of(scene) or Path(scene)
+    for text in (scene, *map(str, targets.values())):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{text}: the name is not UTF-8, which GDAL needs: rename it")
     for name, path in targets.items():
         suffixes = {"preview": (".png",), "vector": tuple(DRIVERS)}.get(name, (".tif", ".tiff"))
         if path.suffix.lower() not in suffixes:
