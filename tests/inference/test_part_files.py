@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.part_files import hidden_part
 from tests.inference.test_geotiff import CONFIDENCE, map_scene, random_pixels, write_scene
@@ -193,3 +194,10 @@ except rasterio.errors.RasterioError:
         command = [sys.executable, "-c", code, f"{folder}/map.tif"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.stdout, done.stderr) == ("refused\n", "")
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(tmp_path, folder):
+    scene = write_scene(tmp_path / "scene.tif", random_pixels(64, 64))
+    with pytest.raises(UserError, match=r"the name is not UTF-8, which GDAL needs: rename it$"):
+        map_scene(scene, folder / "\udce9.tif")
+    assert not any(folder.iterdir())
