@@ -42,7 +42,11 @@ watchdog=$(dirname -- "${BASH_SOURCE[0]}")/watchdog.sh
 
 gpus=()
 if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then
-  IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+  IFS=, read -ra listed <<<"$CUDA_VISIBLE_DEVICES"
+  for gpu in "${listed[@]+"${listed[@]}"}"; do
+    [[ $gpu == -* || $gpu == NoDevFiles ]] && break # hides this and all that follow
+    gpus+=("$gpu")
+  done
 elif command -v nvidia-smi >/dev/null; then
   while read -r gpu; do gpus+=("$gpu"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader)
 fi
@@ -121,5 +125,7 @@ for ((attempt = 0; ; attempt++)); do
     exit "$status"
   fi
   echo "training ended with status $status; restart $((attempt + 1)) of $RESTARTS" >&2
-  sleep "$((attempt < 6 ? 2 ** attempt : 60))"
+  sleep "$((attempt < 6 ? 2 ** attempt : 60))" &
+  wait "$!" # which a signal ends
+  kill "$!" 2>/dev/null
 done

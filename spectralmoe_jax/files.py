@@ -15,6 +15,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.part_files import hidden_part
 
 LARGEST_JSON = 1 << 25  # bytes of a JSON document
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -23,10 +24,28 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The temporary path is in the same folder and has the same suffix. If the block raises, `path` is unchanged
     and whatever was written is removed.
+
+    Raises:
+      OSError: the file cannot be written; has the name of `path`.
     """
     with hidden_part(path) as temporary:
-        yield temporary
-        replace_file(temporary, path)
+        try:
+            yield temporary
+            replace_file(temporary, path)
+        except OSError as error:
+            if type(error) is OSError and error.errno is None:  # NumPy's, if a file takes not all of an array
+                raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from error
+            if _is_about(error, temporary):
+                error.filename, error.filename2 = str(path), None
+            raise
+
+
+def _is_about(error: OSError, part: Path) -> bool:
+    """Return whether an error is about a hidden part, or about a disk that is full while one is written."""
+    if error.filename is None:
+        return error.errno in _NO_ROOM
+    name = Path(os.fsdecode(error.filename))
+    return name == part or part in name.parents
 
 
 _OF_RASTERS = (".aux.xml", ".aux", ".ovr", ".ovr.aux.xml", ".msk", ".msk.ovr")

@@ -166,7 +166,7 @@ def _created(path: Path, own: dict[str, Any]) -> bool:
     """Create the lock file with its content, unless there is one; return whether it is ours now."""
     aside = path.with_name(f"{path.name}.{own['token']}")
     try:
-        aside.write_text(json.dumps(own) + "\n")
+        aside.write_text(json.dumps(own) + "\n", encoding="utf-8")
         try:
             os.link(aside, path)  # fails where there is a file, on shared file systems too
         except FileExistsError:

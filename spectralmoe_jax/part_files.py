@@ -46,10 +46,16 @@ def hidden_part(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yield a new folder in the system's folder for temporary files, which goes when the block ends."""
+    """Yield a new folder in the system's folder for temporary files, which goes when the block ends.
+
+    Its name is that of a part, so that the next command removes what a killed one left there.
+    """
     import tempfile
 
-    with _removed_at_the_end(Path(tempfile.mkdtemp(prefix="spectralmoe-"))) as folder:
+    place = Path(tempfile.gettempdir())
+    _remove_left_over(place)
+    prefix = f".spectralmoe.part-{_host()}-{os.getpid()}-{next(_numbers)}."
+    with _removed_at_the_end(Path(tempfile.mkdtemp(prefix=prefix, dir=place))) as folder:
         yield folder
 
 
@@ -71,7 +77,7 @@ def _remove(part: Path) -> None:
     """Remove a file or folder."""
     with contextlib.suppress(FileNotFoundError):
         if part.is_dir() and not part.is_symlink():
-            shutil.rmtree(part)
+            shutil.rmtree(part, ignore_errors=True)  # another process may still write there
         else:
             part.unlink()
 
@@ -141,9 +147,14 @@ def _on_termination() -> Iterator[None]:
 
 def _end(signum: int, frame: FrameType | None) -> Any:
     """Remove the parts of this process, and end it as the signal does."""
+    remove_own_parts()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+def remove_own_parts() -> None:
+    """Remove all parts of this process, which is about to end at once."""
     for part, process in tuple(_in_use.items()):
         if process == os.getpid():  # a forked process has those of its parent in the list
             with contextlib.suppress(OSError):
                 _remove(part)
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)

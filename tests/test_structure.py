@@ -71,15 +71,20 @@ ARROWS = {
         "models checkpoints host_memory read_ahead data_pipelines.loader data_pipelines.sources "
         "data_pipelines.splits data_pipelines.extreme_pixels inference evaluation"
     ),
-    "ablation": "escapes errors files one_writer stored_files config models checkpoints evaluation training",
+    "ablation": (
+        "escapes errors part_files files one_writer stored_files config models checkpoints evaluation "
+        "training"
+    ),
     "ahead_of_time": (
-        "escapes errors config parameters spectralmoe_jax parallel models weights inference training"
+        "escapes errors part_files config parameters spectralmoe_jax parallel models weights inference "
+        "training"
     ),
     "conversion": "errors files config parameters models weights inference",
     "sharing": (
-        "escapes errors config spectralmoe_jax models checkpoints weights evaluation ablation conversion"
+        "escapes errors part_files config spectralmoe_jax models checkpoints weights evaluation ablation "
+        "conversion"
     ),
-    "serving": "escapes errors config spectralmoe_jax sensors inference",
+    "serving": "escapes errors part_files config spectralmoe_jax sensors inference",
     "data_pipelines.inspect": (
         "escapes errors config data_pipelines.records data_pipelines.sensors data_pipelines.loader "
         "data_pipelines.transforms data_pipelines.splits data_pipelines.sheet"
@@ -104,7 +109,10 @@ ARROWS = {
         "training ablation"
     ),
     # most subcommands call functions of the package itself
-    "cli": "escapes errors config spectralmoe_jax parallel weights inference ablation ahead_of_time serving",
+    "cli": (
+        "escapes errors part_files files config spectralmoe_jax parallel weights inference ablation "
+        "ahead_of_time serving"
+    ),
     "__main__": "cli",
     "configuration": "config",
     "quick_start": (

@@ -192,7 +192,7 @@ def _begin(workspace: Workspace, working: Path, plan: Plan) -> None:
             f"{changed or 'they are divided otherwise'}; undo the change, or remove {working} to begin anew"
         )
     aside = workspace.partial / listing.name
-    aside.write_text(json.dumps(dict(plan.files)))
+    aside.write_text(json.dumps(dict(plan.files)), encoding="utf-8")
     os.replace(aside, listing)
 
 

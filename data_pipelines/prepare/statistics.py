@@ -139,7 +139,9 @@ def write_metadata(dataset: Dataset, version: str, plan: Plan, workspace: Worksp
     }
     with open(workspace.shards / "index.npz", "wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **index)
-    (workspace.shards / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
+    (workspace.shards / "statistics.json").write_text(
+        json.dumps(statistics, indent=2) + "\n", encoding="utf-8"
+    )
     # TensorFlow Datasets takes seconds to import, which checking a download folder does not need
     from data_pipelines.datasets.builder import write_description
 

@@ -139,7 +139,7 @@ def write_results(grid: Grid, runs: Sequence[GridRun], workdir: Path) -> Results
     _write_grid_file(_OpenGrid(grid, runs, workdir))
     for name, make in _TABLES.items():
         with atomic_write(workdir / name) as aside:
-            aside.write_text(make(results))
+            aside.write_text(make(results), encoding="utf-8")
     write_plots(results, workdir / "plots")
     return results
 

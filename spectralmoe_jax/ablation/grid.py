@@ -7,6 +7,7 @@ helpers by which grid files adapt to the configuration that they vary.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ PAPER: dict[str, Any] = {"model.adapter.preset": "paper"} | {
 }
 """Settings of the publication's reading of the method, whatever the base sets."""
 
+_LONGEST_FOLDER = 120  # characters; names of files are limited
 _PUBLISHED = {(384, 12): "s", (768, 12): "b", (1024, 24): "l"}
 
 
@@ -65,6 +67,8 @@ class Grid:
             raise bad_value("seeds", self.seeds, "must be different whole numbers from 0")
         folders: dict[str, str] = {}
         for name in self.variants:
+            if not isinstance(name, str):
+                raise bad_value("variants", name, "must be named by a string")
             other = folders.setdefault(folder_of(name), name)
             require(other == name, "variants", f"{name!r} and {other!r} would share a folder: rename one")
 
@@ -131,8 +135,12 @@ def grid_runs(grid: Grid, workdir: Path, overrides: Sequence[str] = ()) -> list[
 
 
 def folder_of(variant: str) -> str:
-    """Return the folder name of a variant: unusual characters become underscores."""
-    return re.sub(r"[^A-Za-z0-9.+=-]+", "_", variant).strip("_.") or "_"
+    """Return the folder name of a variant: unusual characters become underscores, and a long name is cut."""
+    name = re.sub(r"[^A-Za-z0-9.+=-]+", "_", variant).strip("_.") or "_"
+    if len(name) <= _LONGEST_FOLDER:
+        return name
+    code = hashlib.sha256(variant.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{name[: _LONGEST_FOLDER - 9]}-{code}"
 
 
 def load_grid(spec: str, base: str | None = None, seeds: int | None = None) -> Grid:

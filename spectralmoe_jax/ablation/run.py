@@ -159,7 +159,7 @@ def _one_line(problem: BaseException) -> str:
 def _record_attempt(run: GridRun, what: str) -> None:
     """Append to the run's times."""
     line = {"what": what, "time": time.time(), "host": platform.node(), "processors": os.cpu_count()}
-    with (run.folder / ATTEMPTS_FILE).open("a") as file:
+    with (run.folder / ATTEMPTS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -181,4 +181,4 @@ def end_with_parent() -> None:
 def write_json(value: Any, path: Path) -> None:
     """Write a JSON file, whole or not at all."""
     with atomic_write(path) as aside:
-        aside.write_text(json.dumps(value, indent=2) + "\n")
+        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

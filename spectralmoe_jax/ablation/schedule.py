@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from spectralmoe_jax.ablation.run import (
 )
 from spectralmoe_jax.errors import bad_value
 from spectralmoe_jax.escapes import printable
+from spectralmoe_jax.part_files import scratch_folder
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _CACHED_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # JAX's default of 1 would skip small programs
@@ -51,9 +51,12 @@ def run_all(runs: Sequence[GridRun], command: Sequence[str], shares: Sequence[Sh
     running: dict[int, _Process] = {}
     with (
         _StopRequest() as stop,
-        tempfile.TemporaryDirectory(prefix="spectralmoe_compiled_", ignore_cleanup_errors=True) as compiled,
+        scratch_folder() as compiled,
     ):
-        cache = {_CACHE: os.environ.get(_CACHE) or compiled, _CACHED_FROM: os.environ.get(_CACHED_FROM, "0")}
+        cache = {
+            _CACHE: os.environ.get(_CACHE) or str(compiled),
+            _CACHED_FROM: os.environ.get(_CACHED_FROM, "0"),
+        }
         while running or (waiting and not stop.requested):
             for slot, share in enumerate(shares):
                 if slot not in running and waiting and not stop.requested:
@@ -119,7 +122,7 @@ class _Process:
 
 
 def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip().removeprefix("error: ") if lines else ""
 
 

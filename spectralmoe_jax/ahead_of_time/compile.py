@@ -10,10 +10,8 @@ import contextlib
 import functools
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +29,7 @@ from spectralmoe_jax.models.build import abstract_segmenter, segmenter_config
 from spectralmoe_jax.parallel import Layout
 from spectralmoe_jax.parallel.mesh import check_layout
 from spectralmoe_jax.parameters import split
+from spectralmoe_jax.part_files import scratch_folder
 from spectralmoe_jax.training.optimizer import make_optimizer
 from spectralmoe_jax.training.step import init_state, make_loss, make_train_step
 from spectralmoe_jax.training.train import check_sizes
@@ -224,10 +223,12 @@ def _compile(lowered: Any, is_local: bool) -> tuple[Any, str | None]:
         compiled = lowered.compile()
         return compiled, compiled.as_text()
     # libtpu writes the text while it compiles: jaxlib 0.10.2 fails to give it afterwards for v6e and v5p
-    with tempfile.TemporaryDirectory() as folder, _without_compilation_cache():
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        written = sorted(Path(folder).glob("*.after_codegen.txt"), key=lambda file: file.stat().st_size)
-        return compiled, written[-1].read_text() if written else None
+    with scratch_folder() as folder, _without_compilation_cache():
+        compiled = lowered.compile(
+            compiler_options={"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
+        )
+        written = sorted(folder.glob("*.after_codegen.txt"), key=lambda file: file.stat().st_size)
+        return compiled, written[-1].read_text(encoding="utf-8") if written else None
 
 
 @contextlib.contextmanager

@@ -38,9 +38,10 @@ import numpy as np
 from jax import export
 
 FOLDER = Path(__file__).resolve().parent
-info = json.loads((FOLDER / "model.json").read_text())
+info = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
 for name, digest in info["sha256"].items():
-    assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, f"{FOLDER / name}: damaged"
+    if hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() != digest:
+        raise ValueError(f"{FOLDER / name}: damaged")
 _program = export.deserialize(bytearray((FOLDER / "program.bin").read_bytes()))
 _weights = dict(np.load(FOLDER / "weights.npz"))
 
@@ -86,8 +87,8 @@ def export(
         (folder / PROGRAM).write_bytes(_program(segmenter, run))
         np.savez(folder / WEIGHTS, **weights)  # type: ignore[arg-type]
         information = _information(segmenter, run) | {"sha256": _digests(folder)}
-        (folder / INFORMATION).write_text(json.dumps(information, indent=2) + "\n")
-        (folder / LOADER).write_text(_LOADER)
+        (folder / INFORMATION).write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
+        (folder / LOADER).write_text(_LOADER, encoding="utf-8")
     return target
 
 

@@ -29,7 +29,9 @@ def write_checksums(folder: Path) -> None:
     """
     files = {path.relative_to(folder).as_posix(): _measured(path) for path in _files_in(folder)}
     with atomic_write(folder / CHECKSUMS_FILE) as aside:
-        aside.write_text(json.dumps({"files": files, "itself": _of_record(files)}, indent=1) + "\n")
+        aside.write_text(
+            json.dumps({"files": files, "itself": _of_record(files)}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def read_checksums(folder: Path) -> dict[str, tuple[int, int]] | None:

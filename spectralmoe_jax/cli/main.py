@@ -12,12 +12,13 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from spectralmoe_jax import __version__
 from spectralmoe_jax.cli.signals import INTERRUPTED, leave, listen, was_interrupted
 from spectralmoe_jax.errors import RunLost, UserError, shown
-from spectralmoe_jax.escapes import PrintableFormatter
+from spectralmoe_jax.escapes import PrintableFormatter, printable
 
 # To add a subcommand, add a line here and a class of the same name to the module that the line names, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.
@@ -36,9 +37,9 @@ COMMANDS = {
         "runs",
         "write one HTML page about a run or a grid: curves, tables, scenes, experts; readable offline",
     ),
-    "predict": ("models", "map scenes of any size to georeferenced rasters"),
-    "view": ("models", "write one page that shows the map of a scene over its image"),
-    "serve": ("models", "serve maps of posted images over HTTP"),
+    "predict": ("maps", "map scenes of any size to georeferenced rasters"),
+    "view": ("maps", "write one page that shows the map of a scene over its image"),
+    "serve": ("maps", "serve maps of posted images over HTTP"),
     "convert": ("models", "convert published weights to our format, or a trained run to PyTorch"),
     "export": ("models", "write a trained model as a program that needs JAX alone"),
     "push": ("models", "publish a trained model on the Hugging Face hub, with a model card"),
@@ -101,6 +102,8 @@ def _run(argv: list[str]) -> int:
     except Exception as error:
         if was_interrupted():
             raise KeyboardInterrupt from error
+        if isinstance(error, UnicodeEncodeError) and error.encoding.replace("-", "") == "utf8":
+            raise UserError(f"{error.object}: the name is not UTF-8: rename it") from error
         from spectralmoe_jax.cli.platform import platform_problem  # not for --help
 
         problem = platform_problem(error)
@@ -126,10 +129,16 @@ def _prepare_process(argv: Sequence[str]) -> None:
     # 2. logging: warnings are one line each
     assert logging.lastResort is not None
     logging.lastResort.setFormatter(PrintableFormatter("%(message)s"))
+    warnings.formatwarning = _one_line
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache
 
     # 3. signals
     listen(argv[0] if argv else "")
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """Format a warning of Python's `warnings` without its place and source."""
+    return f"warning: {printable(str(message).strip())}\n"
 
 
 def _discard_output() -> None:
@@ -153,9 +162,9 @@ def _dispatch(argv: list[str]) -> int:
     from spectralmoe_jax.cli.arguments import Parser, split_overrides
     from spectralmoe_jax.cli.platform import check_platform
 
-    module, _ = COMMANDS[name]
+    module, summary = COMMANDS[name]
     command = getattr(importlib.import_module(f"spectralmoe_jax.cli.{module}"), name.capitalize())
-    parser = Parser(prog=f"spectralmoe {name}", description=inspect.cleandoc(command.__doc__))
+    parser = Parser(prog=f"spectralmoe {name}", description=inspect.cleandoc(command.__doc__ or summary))
     command.add_arguments(parser)
     overrides, rest = split_overrides(argv[1:])
     arguments = parser.parse_args(rest)

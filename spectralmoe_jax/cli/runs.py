@@ -261,7 +261,7 @@ class Ablate:
             results = ablate(
                 *grid, overrides, only=arguments.only, side_by_side=arguments.side_by_side, **options
             )
-        print((Path(arguments.workdir) / "table.md").read_text())
+        print((Path(arguments.workdir) / "table.md").read_text(encoding="utf-8"))
         asked = arguments.only or results["variants"]
         done = all("miou" in run for variant in asked for run in results["variants"][variant]["runs"])
         return 0 if done or arguments.collect else 1

@@ -9,11 +9,19 @@ import threading
 from types import FrameType
 from typing import Any, NoReturn
 
+from spectralmoe_jax.part_files import remove_own_parts
+
 INTERRUPTED = 130
 _STOPPABLE = ("train", "quickstart")
-# An exception that a signal raises below these is lost in C++, which then ends the process: code that imports
-# a compiled module, and JAX where it hands a program to the compiler.
-_NO_EXCEPTIONS = ("<frozen importlib", "/jax/_src/interpreters/mlir.py", "/jax/_src/compiler.py")
+# An exception that a signal raises below these is lost in C++, which then ends the process, or in an event
+# loop: code that imports a compiled module, JAX where it hands a program to the compiler, and Orbax, which
+# reads and writes checkpoints in tasks.
+_NO_EXCEPTIONS = (
+    "<frozen importlib",
+    "/jax/_src/interpreters/mlir.py",
+    "/jax/_src/compiler.py",
+    "/orbax/checkpoint/",
+)
 
 
 class _Interruption:
@@ -46,11 +54,14 @@ def listen(command: str) -> None:
 def leave(status: int, line: str = "") -> NoReturn:
     """End the process at once: a compiler that still runs in a thread would not survive the usual end.
 
+    The hidden parts of what it writes are removed.
+
     Args:
       status: exit status.
       line: what to say on standard error.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    remove_own_parts()
     try:
         sys.stdout.flush()
         os.write(2, f"{line}\n".encode() if line else b"")

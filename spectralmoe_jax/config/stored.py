@@ -45,7 +45,7 @@ def read_run_given(workdir: str | os.PathLike[str]) -> Given:
 def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Write what the user gave in a configuration as JSON; the file is never left incomplete."""
     with atomic_write(Path(path)) as aside:
-        aside.write_text(json.dumps(config_dict(config.given).to_dict(), indent=2) + "\n")
+        aside.write_text(json.dumps(config_dict(config.given).to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(

@@ -102,7 +102,7 @@ def probe(
     }  # fmt: skip
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_write(workdir / RESULTS) as aside:
-        aside.write_text(json.dumps(report, indent=2) + "\n")
+        aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _plot(report, workdir / PLOT)
     _print(report)
     return report

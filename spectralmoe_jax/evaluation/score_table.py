@@ -129,7 +129,7 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     try:
         with atomic_write(path) as aside:
-            aside.write_text(json.dumps(without_nan(report), indent=2) + "\n")
+            aside.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")
     except OSError as problem:
         raise UserError(f"{path}: cannot be written ({problem.strerror}); choose another --output") from None
 

@@ -27,6 +27,7 @@ from spectralmoe_jax.config.schema import EvaluateConfig, StatedValues
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import replace_file
 from spectralmoe_jax.host_memory import physical_memory
+from spectralmoe_jax.inference.libtiff import keep_libtiff_quiet
 from spectralmoe_jax.inference.polygons import DRIVERS, OUTLINES, Outlines, check_vector, write_polygons
 from spectralmoe_jax.inference.preview import write_preview
 from spectralmoe_jax.inference.products import Product, product_file
@@ -120,6 +121,7 @@ def predict_scene(
         raise UserError(f"{name}: no such file; give --input an existing scene")
     _check_targets(name, targets)
 
+    keep_libtiff_quiet()
     with _temporary_names(targets) as temporary:
         # 2. predict and write, row of windows by row of windows
         with reading(name), open_scene(name) as dataset:
@@ -305,6 +307,9 @@ def _write_rows(sinks: list[Any], results: list[np.ndarray], first: int, output:
 
 def _check_targets(scene: str, targets: dict[str, Path]) -> None:
     input = container_of(scene) or Path(scene)
+    for text in (scene, *map(str, targets.values())):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{text}: the name is not UTF-8, which GDAL needs: rename it")
     for name, path in targets.items():
         suffixes = {"preview": (".png",), "vector": tuple(DRIVERS)}.get(name, (".tif", ".tiff"))
         if path.suffix.lower() not in suffixes:

@@ -15,7 +15,7 @@ import re
 import selectors
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Set
 
 from spectralmoe_jax.errors import UserError
 
@@ -76,12 +76,13 @@ class _Door:
     """The port of process 0, with the visitors and the processes that are there.
 
     Attributes:
-      present: connections of the other processes, by index.
+      present: the index that each connection of another process gave. Two may have the same: one is of a
+        process that started again, or of a stranger that says its words.
       mismatch: what a process with another count was told; empty if there was none.
     """
 
     def __init__(self, listeners: Iterable[socket.socket], processes: int):
-        self.present: dict[int, socket.socket] = {}
+        self.present: dict[socket.socket, int] = {}
         self.mismatch = ""
         self._processes = processes
         self._silent: dict[socket.socket, _Visitor] = {}
@@ -90,6 +91,11 @@ class _Door:
         for listener in self._listeners:
             listener.setblocking(False)
             self._selector.register(listener, selectors.EVENT_READ)
+
+    @property
+    def indices(self) -> set[int]:
+        """The indices of the other processes that are there."""
+        return set(self.present.values())
 
     def wait(self, until: float) -> None:
         """Handle what happens next, or return when the time is over."""
@@ -143,10 +149,11 @@ class _Door:
         said = _SAID.fullmatch(known.said)
         index, count = (int(number) for number in said.groups()) if said else (0, 0)
         if count == self._processes and 0 < index < count:
-            if index in self.present:  # started again
-                self._leave(self.present[index])
+            _, *later = [other for other, known_as in self.present.items() if known_as == index] or [visitor]
+            for other in later:  # the first one and the last one stay
+                self._leave(other)
             del self._silent[visitor]
-            self.present[index] = visitor
+            self.present[visitor] = index
             return
         if 0 < index < count:
             self.mismatch = (
@@ -158,7 +165,7 @@ class _Door:
 
     def _leave(self, visitor: socket.socket) -> None:
         self._silent.pop(visitor, None)
-        self.present = {index: other for index, other in self.present.items() if other is not visitor}
+        self.present.pop(visitor, None)
         self._selector.unregister(visitor)
         visitor.close()
 
@@ -169,24 +176,24 @@ def _await_others(address: str, processes: int, until: float, time_limit: float)
         door = _Door(_listen(address), processes)
         try:
             while time.monotonic() < until:
-                is_full = len(door.present) == processes - 1
+                is_full = len(door.indices) == processes - 1
                 door.wait(time.monotonic() + _PAUSE if is_full else until)
-                if is_full and len(door.present) == processes - 1:
+                if is_full and len(door.indices) == processes - 1:
                     break
         finally:
             door.close()
-            for connection in door.present.values():
+            for connection in door.present:
                 stack.enter_context(connection)
         # The port is free now: JAX listens there next.
-        if len(door.present) == processes - 1:
-            _send(door.present.values(), _GO)
+        if len(door.indices) == processes - 1:
+            _send(door.present, _GO)
             return
-        problem = door.mismatch or _missing(door.present, processes, time_limit)
-        _send(door.present.values(), _REFUSAL + problem)
+        problem = door.mismatch or _missing(door.indices, processes, time_limit)
+        _send(door.present, _REFUSAL + problem)
         raise UserError(_with_remedy(problem))
 
 
-def _missing(present: Mapping[int, object], processes: int, time_limit: float) -> str:
+def _missing(present: Set[int], processes: int, time_limit: float) -> str:
     """Say which processes did not report; of many only the first."""
     missing = []
     for index in range(1, processes):

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError  # what copying raises; no public module has it
 from rasterio.enums import Interleaving
+from rasterio.errors import RasterioError
 
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Model
@@ -51,6 +53,8 @@ def answer_image(model: Model, image: Path, format: str, limits: Limits) -> byte
             _check_size(image, limits, model.config.evaluate.window, len(model.classes))
             model.map(image, output)
             return _ENCODERS[format](output, model)
+    except (RasterioError, CPLE_BaseError, OSError) as error:  # errors of reading are a UserError already
+        raise ServerFailedError(f"{output}: cannot be written ({' '.join(str(error).split())})") from error
     except UserError as error:
         said = str(error)
         if str(output) in said:

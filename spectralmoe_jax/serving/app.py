@@ -8,7 +8,6 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request
@@ -19,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from spectralmoe_jax import __version__
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.model import Model
+from spectralmoe_jax.part_files import scratch_folder
 from spectralmoe_jax.serving.answers import FORMATS, ImageTooLargeError, ServerFailedError
 from spectralmoe_jax.serving.limits import Limits
 from spectralmoe_jax.serving.openapi_page import as_page
@@ -165,12 +165,18 @@ async def _admit(service: Service, body: Body, format: str) -> Future[bytes]:
 
     Raises:
       HTTPException: from receiving the body.
+      ServerFailedError: the body cannot be stored.
       QueueFullError: no place is free.
     """
     with contextlib.ExitStack() as held:
         held.enter_context(service.slot())
-        image = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="spectralmoe-"))) / "image"
-        await body.save(image)
+        try:
+            image = held.enter_context(scratch_folder()) / "image"
+            await body.save(image)
+        except OSError as error:
+            raise ServerFailedError(
+                f"an image cannot be stored in {tempfile.gettempdir()}: {error.strerror}"
+            ) from error
         job = service.submit(image, format)
         kept = held.pop_all()
         job.add_done_callback(lambda _: kept.close())
@@ -254,7 +260,7 @@ def _add_handlers(app: FastAPI, limits: Limits) -> None:
     async def failed(request: Request, error: ServerFailedError) -> JSONResponse:
         """Log why a map could not be written; paths of the server are not for its clients."""
         log.error("%s", error)
-        return JSONResponse({"detail": "the server could not write the map"}, 500)
+        return JSONResponse({"detail": "the server could not store the image or write the map"}, 500)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

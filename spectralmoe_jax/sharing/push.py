@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.evaluation.evaluate import checkpoint_steps, evaluate_best_checkpoint
 from spectralmoe_jax.evaluation.metrics import read_images
 from spectralmoe_jax.evaluation.stored_scores import IMAGES_FILE, read_evaluation
+from spectralmoe_jax.part_files import scratch_folder
 from spectralmoe_jax.sharing.model_card import LIBRARY, Facts, write_model_card
 from spectralmoe_jax.weights.hub import CONFIG, HUB, WEIGHTS, is_reachable
 from spectralmoe_jax.weights.reading import manifest, open_weight_file
@@ -94,8 +94,8 @@ def push(
         with atomic_create(Path(dry_run)) as temporary:
             write_folder(temporary, folder, config, repository, licence)
         return f"{dry_run}: what would be {target}; nothing was uploaded"
-    with tempfile.TemporaryDirectory() as scratch:
-        written = Path(scratch) / "model"
+    with scratch_folder() as scratch:
+        written = scratch / "model"
         write_folder(written, folder, config, repository, licence)
         text = message or f"Checkpoint of {config.name}, by {LIBRARY} {__version__}"
         return f"{target}: {_upload(hub, repository, written, private, text, overwrite)}"
@@ -132,7 +132,7 @@ def write_folder(folder: Path, run: Path, config: RunConfig, repository: str, li
     convert_trained(str(run), folder / WEIGHTS, "safetensors", config, edit=without_folders)
     shown = without_folders(json.loads(json.dumps(config_dict(config.given).to_dict())))
     record = {"library_name": LIBRARY, "version": __version__, "configuration": shown}
-    (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     # 3. the card
     images = read_images(run / IMAGES_FILE) if evaluation is not None else ()
@@ -140,7 +140,7 @@ def write_folder(folder: Path, run: Path, config: RunConfig, repository: str, li
     facts = Facts(
         repository, licence, config, shown, origin, step, last, average, held_out, evaluation, images
     )
-    (folder / CARD).write_text(write_model_card(facts))
+    (folder / CARD).write_text(write_model_card(facts), encoding="utf-8")
 
 
 def _repository(target: str) -> str:

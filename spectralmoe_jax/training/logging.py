@@ -133,7 +133,7 @@ class MetricsLog:
             return
         path = Path(workdir) / METRICS_FILE
         self._dropped = _drop_records_after(path, step)
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         self._tensorboard = EventFile(Path(workdir) / TENSORBOARD_FOLDER, purge_step=step + 1)
 
     def __enter__(self) -> Self:
@@ -223,7 +223,7 @@ class Heartbeat:
         self._next = time.monotonic() + HEARTBEAT_SECONDS
         state = {"step": step, "time": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
         with naming_file(self.path), atomic_write(self.path) as aside:
-            aside.write_text(json.dumps(state) + "\n")
+            aside.write_text(json.dumps(state) + "\n", encoding="utf-8")
 
 
 class ProgressReport:

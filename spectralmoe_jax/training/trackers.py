@@ -204,7 +204,7 @@ class Trackers:
             if id != self._open[name].id:  # stored at once: the next tracker may end the run
                 ids[name] = self._open[name].id
                 with atomic_write(path) as aside:
-                    aside.write_text(json.dumps(ids, indent=2) + "\n")
+                    aside.write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
 
     def log(self, step: int, kind: str, values: Mapping[str, float], was_sent: bool = False) -> None:
         """Send a record of `metrics.jsonl`; numbers that are not finite are left out.

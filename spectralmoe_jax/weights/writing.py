@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -194,6 +195,7 @@ def write_tensors_file(
 
     Raises:
       UserError: PyTorch is needed and not installed.
+      OSError: the file cannot be written.
     """
     if path.suffix == ".safetensors":
         write_safetensors(path, shapes, tensors, record_metadata(record))
@@ -206,7 +208,10 @@ def write_tensors_file(
         ) from None
     state = {name: torch.from_numpy(tensor) for name, tensor in tensors}
     beside = {"meta": record_metadata(record), "state_dict": state}
-    torch.save(state if plain else beside, path)
+    try:
+        torch.save(state if plain else beside, path)
+    except RuntimeError as error:  # so PyTorch says that a file cannot be written
+        raise OSError(errno.EIO, "cannot be written; is there room on the disk?", str(path)) from error
 
 
 # Hugging Face folders
@@ -256,7 +261,7 @@ def write_hugging_face_folder(
     folder.mkdir()
     metadata = {"format": "pt", **record_metadata(record)}
     write_safetensors(folder / WEIGHTS, written_shapes(rules, wanted), write_each(rules, stored), metadata)
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _hugging_face_config(config: EncoderConfig) -> dict[str, Any]:

@@ -220,3 +220,18 @@ def test_folder_names():
     assert [folder_of(name) for name in ("E = 3", "fusion, add/none", "..", "?")] == [
         "E_=_3", "fusion_add_none", "_", "_",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 300, "ä/" * 200, "../" * 100 + "x" * 200, "\0" * 300, "\udce9" + "b" * 256]
+)
+def test_a_folder_can_be_made_for_every_variant(name, tmp_path):
+    folder = tmp_path / folder_of(name)
+    folder.mkdir()
+    assert folder.resolve().parent == tmp_path.resolve()
+    assert folder_of(name + "c" * 200) != folder_of(name + "d" * 200)
+
+
+def test_a_variant_that_is_not_named_by_a_string():
+    with pytest.raises(UserError, match="must be named by a string"):
+        Grid(base="dubai", variants={3: {}}, reference=3)

@@ -125,6 +125,42 @@ def test_odd_environments(environment):
     assert not {"\x1b", "\u202e"} & set(done.stderr)
 
 
+@pytest.mark.parametrize("name", ["predict", "config"])
+def test_help_without_docstrings(name):
+    done = run([*SPECTRALMOE, name, "--help"], PYTHONOPTIMIZE="2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--" in done.stdout
+
+
+def test_a_warning_of_a_library_is_one_line():
+    warns = "import warnings; warnings.warn('a\\x1b[2J\\nb')"
+    done = run([sys.executable, "-c", BEGIN.replace("import jax\n", f"import jax; {warns}\n")])
+    assert (done.returncode, done.stderr) == (0, "warning: a\\x1b[2J\\nb\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"), [("SIGINT", 130, "error: interrupted\n"), ("SIGTERM", 143, "")]
+)
+def test_a_signal_while_a_checkpoint_is_read(name, status, said, tmp_path):
+    """Orbax takes an exception there for that of a task: it is lost, or the checkpoint is called damaged."""
+    reads = f"""
+        from pathlib import Path
+        from spectralmoe_jax.cli.maps import _ending_in_order
+        from spectralmoe_jax.part_files import hidden_part
+        code = "import os, signal; os.kill(os.getpid(), signal.{name})"
+        task = compile(code, "/x/orbax/checkpoint/io.py", "exec")
+        with _ending_in_order(), hidden_part(Path({str(tmp_path)!r}, "map.tif")) as part:
+            part.write_text("half")
+            try:
+                exec(task)
+            except BaseException as error:
+                raise ValueError("damaged") from error
+"""
+    done = run([sys.executable, "-c", BEGIN.replace("        import jax\n", reads + "        import jax\n")])
+    assert (done.returncode, done.stderr) == (status, said)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pytest
 import rasterio
 
+from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.files import atomic_write
 from spectralmoe_jax.part_files import hidden_part
 from tests.inference.test_geotiff import CONFIDENCE, map_scene, random_pixels, write_scene
@@ -134,3 +136,68 @@ def test_a_map_without_data_takes_no_room(tmp_path, folder):
         ]
         assert [size is None for size in stored] == [False] + 15 * [True]
         assert np.isnan(made.read(1)[64:]).all()
+
+
+def test_temporary_folders_of_a_killed_process_go_with_the_next_one(tmp_path):
+    code = """
+import os, signal
+from spectralmoe_jax.part_files import scratch_folder
+with scratch_folder() as folder:
+    (folder / "large").write_text("x")
+    os.kill(os.getpid(), signal.{})
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    for name, left in (("SIGTERM", 0), ("SIGKILL", 1), ("SIGTERM", 0)):
+        command = [sys.executable, "-c", code.format(name)]
+        subprocess.run(command, env=environment, check=False, timeout=60)
+        assert len(list(tmp_path.iterdir())) == left
+
+
+def test_errors_of_writing_name_the_file_and_not_its_part(tmp_path):
+    """NumPy's and those of a full disk name none; others name the hidden part."""
+    path = tmp_path / "scores.npy"
+
+    def full(aside):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    def of_numpy(aside):
+        with open("/dev/full", "wb") as file:
+            np.ones(10**6).tofile(file)
+
+    writers = [full, of_numpy, lambda aside: (aside / "none").write_text("x")]
+    for write in writers:
+        with pytest.raises(OSError, match="scores") as caught, atomic_write(path) as aside:
+            write(aside)
+        assert caught.value.filename == str(path)
+        assert caught.value.strerror
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_map_that_does_not_fit_prints_one_line():
+    """libtiff prints by itself what GDAL reports."""
+    code = """
+import logging, resource, sys
+import numpy as np, rasterio
+from spectralmoe_jax.inference.libtiff import keep_libtiff_quiet
+logging.disable()
+keep_libtiff_quiet()
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    with rasterio.open(sys.argv[1], "w", driver="GTiff", height=300, width=300, count=1, dtype="uint8",
+                       transform=rasterio.transform.from_origin(5, 5, 1, 1)) as dataset:
+        dataset.write(np.ones((1, 300, 300), np.uint8))
+except rasterio.errors.RasterioError:
+    print("refused")
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code, f"{folder}/map.tif"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("refused\n", "")
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(tmp_path, folder):
+    scene = write_scene(tmp_path / "scene.tif", random_pixels(64, 64))
+    with pytest.raises(UserError, match=r"the name is not UTF-8, which GDAL needs: rename it$"):
+        map_scene(scene, folder / "\udce9.tif")
+    assert not any(folder.iterdir())

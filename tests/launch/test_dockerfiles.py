@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from spectralmoe_jax.cli.arguments import Parser
-from spectralmoe_jax.cli.models import Serve
+from spectralmoe_jax.cli.maps import Serve
 from tests.launch.conftest import ROOT
 
 KNOWN = {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "ENTRYPOINT", "CMD"}

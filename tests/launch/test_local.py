@@ -30,6 +30,25 @@ def test_several_processes_share_the_gpus(machine):
     assert [found[i][1]["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["4,5", "6,7"]
 
 
+@pytest.mark.parametrize("hidden", ["", "-1", "-1,0", "NoDevFiles"])
+def test_hidden_gpus_are_none(machine, hidden):
+    assert machine.run(*LOCAL, PROCESSES="2", CUDA_VISIBLE_DEVICES=hidden).returncode == 0
+    assert [told["CUDA_VISIBLE_DEVICES"] for _, told in machine.trainings] == [hidden] * 2
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGINT", 130)])
+def test_a_signal_ends_the_pause_before_a_restart(machine, name, status):
+    sleep = machine.record.parent / "programs" / "sleep"  # the pause lasts until it is ended
+    sleep.write_text('#!/bin/sh\n[ "$1" = 0.2 ] && exit\ntouch $RECORD/waiting.1\nexec /bin/sleep 50\n')
+    sleep.chmod(0o755)
+    process = machine.start(*LOCAL, TRAINING="exit 3")
+    machine.await_waiting(1)
+    process.send_signal(signal.Signals[name])
+    process.communicate(timeout=20)
+    assert process.returncode == status
+    assert len(machine.trainings) == 1
+
+
 def test_a_crash_ends_all_processes_and_restarts_them(machine):
     # Process 1 crashes at the first start, while process 0 waits for it and does not hear.
     training = (

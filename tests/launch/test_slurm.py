@@ -139,6 +139,21 @@ def test_a_grid_requires_an_array_job(machine, options, expected):
     assert machine.trainings == []
 
 
+def test_a_grid_in_a_folder_whose_name_cannot_be_printed(machine):
+    """It is listed with backslashes, so that the watchdog would look elsewhere."""
+    listed = machine.record.parent / "programs" / "spectralmoe"
+    listed.write_text("#!/bin/sh\nprintf '%s\\n' 'runs/a\\x1b/seed0'\n")
+    done = submit(
+        machine,
+        "--array=0-0",
+        "--nodes=1",
+        arguments=("g.py", "--workdir", "runs/a\x1b"),
+        SUBCOMMAND="ablate",
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: slurm.sbatch: --workdir: give a name of printable characters")
+
+
 def test_bad_input_is_one_line(machine):
     for done, expected in (
         (submit(machine, "--array=0-0"), "the tasks of an array cannot share one --workdir: put %a in it"),

@@ -123,6 +123,20 @@ def test_who_has_gone_is_not_counted(words):
     assert outcomes([meeting])[0].startswith("process 1 of 2 did not report within 0.6 s")
 
 
+def test_a_stranger_that_repeats_the_words_of_a_process_does_not_take_its_place():
+    port = free_port()
+    meeting = met(f"127.0.0.1:{port}", 3, 0, 10)
+    first = connected(port, b"spectralmoe 1 3\n")
+    time.sleep(0.1)
+    strangers = [connected(port, b"spectralmoe 1 3\n") for _ in range(5)]
+    time.sleep(0.1)
+    assert outcomes([met(f"127.0.0.1:{port}", 3, 2, 10), meeting]) == ["met"] * 2
+    first.settimeout(5)
+    assert first.recv(100) == b"go\n"
+    for connection in (first, *strangers):
+        connection.close()
+
+
 def test_silent_and_slow_strangers_block_nobody():
     port = free_port()
     meeting = met(f"127.0.0.1:{port}", 2, 0, 20)

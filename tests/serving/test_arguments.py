@@ -14,7 +14,7 @@ import spectralmoe_jax
 from spectralmoe_jax import serving
 from spectralmoe_jax.cli.arguments import Parser
 from spectralmoe_jax.cli.main import main
-from spectralmoe_jax.cli.models import Serve
+from spectralmoe_jax.cli.maps import Serve
 from spectralmoe_jax.errors import UserError
 from tests.serving.images import OLD_RUN
 

@@ -5,6 +5,7 @@ import os
 import signal
 import struct
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +16,7 @@ from spectralmoe_jax.cli.main import main
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.weights.name_rules import Rule, read_tensors
 from spectralmoe_jax.weights.reading import manifest, open_weight_file
+from spectralmoe_jax.weights.writing import write_tensors_file
 
 
 @pytest.fixture(autouse=True)
@@ -333,3 +335,12 @@ def test_a_storage_of_another_size_than_stated(size, tmp_path):
     np.testing.assert_array_equal(
         read_all(repacked(tmp_path / "y.pth", zipfile.ZIP_STORED))["a"], np.ones(3, np.float32)
     )
+
+
+def test_a_file_of_pytorch_that_does_not_fit_is_one_line():
+    """PyTorch raises a RuntimeError of several lines."""
+    pytest.importorskip("torch")
+    tensors = [("a", np.ones((1000, 1000), np.float32))]
+    with pytest.raises(OSError, match="/dev/full") as caught:
+        write_tensors_file(Path("/dev/full"), {"a": (1000, 1000)}, tensors, {})
+    assert "\n" not in str(caught.value)
