@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import Literal
 
 from data_pipelines.readers.address import Address, as_path, is_remote
 from data_pipelines.records import NoImagesError
@@ -15,7 +16,8 @@ from spectralmoe_jax.errors import UserError
 
 _DOMAIN = "{domain}"
 _LIST = ".txt"
-_FORMS = ("NFC", "NFD")  # of letters with marks, of which Linux and Windows keep one and macOS writes another
+# Unicode forms of letters with marks: Linux and Windows keep what is typed, macOS writes the second
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 _NO_IMAGES = ("thumbs.db", "desktop.ini", "__macosx")  # written by file managers, in small letters
 _IMAGES = (".tif", ".tiff", ".TIF", ".jpg", ".jpeg", ".png", ".img", ".dat", ".bil", ".bsq", ".bip")
 _BESIDE = (
