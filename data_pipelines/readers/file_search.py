@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import Literal
 
 from data_pipelines.readers.address import Address, as_path, is_remote
 from data_pipelines.records import NoImagesError
@@ -14,6 +16,15 @@ from spectralmoe_jax.errors import UserError
 
 _DOMAIN = "{domain}"
 _LIST = ".txt"
+# Unicode forms of letters with marks: Linux and Windows keep what is typed, macOS writes the second
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+_NO_IMAGES = ("thumbs.db", "desktop.ini", "__macosx")  # written by file managers, in small letters
+_IMAGES = (".tif", ".tiff", ".TIF", ".jpg", ".jpeg", ".png", ".img", ".dat", ".bil", ".bsq", ".bip")
+_BESIDE = (
+    ".aux.xml", ".ovr", ".msk", ".aux", ".tfw", ".tifw", ".jgw", ".jpgw", ".pgw", ".pngw", ".wld", ".hdr",
+    ".prj",
+)  # fmt: skip
+"""Suffixes of what GDAL and GIS programs keep beside images."""
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(?P<inside>(?:[^{}]|\{[^{}]*\})*)\}|[{}]")
 """A doubled brace, a part in braces, whose expression may have pairs of braces, or a single brace."""
 
@@ -34,8 +45,9 @@ def find_images(
       root: folder that patterns start from.
       image_glob: a pattern or several, each of which has to match something. A path of a file is a pattern
         too; an absolute path may be outside `root`. The name of a text file (.txt) is replaced by its lines.
-        A file that matches twice counts once; hidden files, such as the `._NAME` that macOS writes, are
-        ignored.
+        A file that matches twice counts once. Hidden files and folders, such as the `._NAME` that macOS
+        writes, and what programs keep beside images are ignored. In a list, lines that start with `#` are
+        comments, and quotes around a name are left out.
       domains: the domains to use; default all.
 
     Returns:
@@ -51,9 +63,10 @@ def find_images(
     for pattern in _patterns(root, image_glob):
         matching = [path for part in _expanded(root, pattern, domains) for path in _matching(root, part)]
         if not matching:
+            listed = _listed_in(image_glob, pattern)
             raise UserError(
-                f"{root}: no image matches data.image_glob={shortened(pattern)!r}, correct the pattern or "
-                "the root"
+                f"{root}: no image matches data.image_glob={shortened(pattern)!r}{listed}, correct the "
+                "pattern or the root"
             )
         for path in matching:
             if path not in seen:
@@ -62,10 +75,31 @@ def find_images(
     wanted = tuple(found) if domains is None else tuple(dict.fromkeys(domains))
     if not wanted:
         raise UserError(f"{root}: the split is empty, name at least one of its domains: {', '.join(found)}")
+    spelt = {_composed(name): name for name in found}
     for domain in wanted:
-        if domain not in found:
+        if domain not in found and _composed(domain) not in spelt:
             raise NoImagesError(f"{root}: no images of domain {domain!r}, there are {', '.join(found)}")
-    return [(domain, path) for domain in wanted for path in found[domain]]
+    return [
+        (domain, path)
+        for domain in wanted
+        for path in found[domain if domain in found else spelt[_composed(domain)]]
+    ]
+
+
+def _composed(text: str) -> str:
+    """Return a text in which letters and their marks are one character, in which names are compared."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _listed_in(image_glob: str | Sequence[str], pattern: str) -> str:
+    """Return where a pattern stands if it is a line of a list, in brackets, or ""."""
+    entries = (image_glob,) if isinstance(image_glob, str) else image_glob
+    lists = [entry for entry in entries if _is_list(entry)]
+    return f" (a line of {', '.join(lists)})" if lists and pattern not in entries else ""
+
+
+def _is_list(entry: str) -> bool:
+    return entry.lower().endswith(_LIST)
 
 
 def mask_path(root: Path, template: str, domain: str, image: Path) -> Path:
@@ -127,11 +161,13 @@ def _filled(found: re.Match[str], template: str, values: Mapping[str, str], imag
 
 
 def _other_case(place: Path) -> Path:
-    """Return the file whose suffix differs only in capitals and small letters; `place` if there is none."""
-    for suffix in (place.suffix.lower(), place.suffix.upper()):
-        other = place.with_suffix(suffix) if place.suffix else place
-        if other.is_file():
-            return other
+    """Return the file whose name differs in capitals of its suffix or in Unicode's form; `place` for none."""
+    for form in _FORMS:
+        other = Path(unicodedata.normalize(form, str(place)))
+        suffixes = (other.suffix, other.suffix.lower(), other.suffix.upper(), other.suffix.title())
+        for suffix in suffixes if other.suffix else ():
+            if other.with_suffix(suffix).is_file():
+                return other.with_suffix(suffix)
     return place
 
 
@@ -157,11 +193,11 @@ def _patterns(root: Path, image_glob: str | Sequence[str]) -> list[str]:
     """Return all patterns, with those of a text file in its place; beside an address, the file is local."""
     patterns: list[str] = []
     for entry in (image_glob,) if isinstance(image_glob, str) else image_glob:
-        if not entry.endswith(_LIST):
-            patterns.append(entry)
+        if not _is_list(entry):
+            patterns.append(_plain(entry))
             continue
         try:
-            place = Path(entry) if isinstance(root, Address) else root / entry
+            place = Path(_plain(entry)) if isinstance(root, Address) else root / _plain(entry)
             lines = _decoded(place.read_bytes()).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
@@ -170,10 +206,29 @@ def _patterns(root: Path, image_glob: str | Sequence[str]) -> list[str]:
             ) from error
         if any("\0" in line for line in lines):
             raise UserError(f"{place}: is no list of images, but binary: correct data.image_glob")
-        patterns += [line.strip() for line in lines if line.strip()]
+        patterns += [_plain(_unquoted(line.strip())) for line in lines if not _is_comment(root, line.strip())]
     if not patterns:
         raise UserError(f"{root}: data.image_glob={image_glob!r} names no image: give a pattern or paths")
     return patterns
+
+
+def _is_comment(root: Path, line: str) -> bool:
+    """Return whether a line of a list names nothing: it is empty, or starts with # and is no file's name."""
+    return not line or (line.startswith("#") and (isinstance(root, Address) or not (root / line).is_file()))
+
+
+def _unquoted(line: str) -> str:
+    """Return a line of a list without quotes around it."""
+    return line[1:-1] if len(line) > 2 and line[0] == line[-1] and line[0] in "\"'" else line
+
+
+def _plain(pattern: str) -> str:
+    """Return a pattern with the home folder in place of `~/`, and without `./` before it."""
+    if is_remote(pattern):
+        return pattern
+    while pattern.startswith("./"):
+        pattern = pattern[2:].lstrip("/")
+    return os.path.expanduser(pattern) if pattern.startswith("~/") else pattern
 
 
 def _decoded(data: bytes) -> str:
@@ -202,10 +257,18 @@ def _matching(root: Path, pattern: str) -> list[Path]:
             )
         return [as_path(pattern) if is_remote(pattern) else root / pattern]
     try:
-        if (root / pattern).is_file():  # an absolute path stays as it is
-            return [root / pattern]
-        found = _glob(root, PurePath(_any_case(pattern)))
-        return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+        forms = dict.fromkeys((pattern, *(unicodedata.normalize(form, pattern) for form in _FORMS)))
+        for form in forms:
+            if (root / form).is_file():  # an absolute path stays as it is
+                return [root / form]
+        for form in forms:
+            start, below = root, PurePath(_any_case(form))
+            if below.is_absolute():
+                start, below = Path(below.anchor), below.relative_to(below.anchor)
+            found = sorted(path for path in _glob(start, below) if _is_image(path, start, form))
+            if found:
+                return found
+        return []
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"data.image_glob={shortened(pattern)!r}: cannot be searched ({reason})") from error
@@ -213,6 +276,25 @@ def _matching(root: Path, pattern: str) -> list[Path]:
         raise UserError(
             f"data.image_glob={shortened(pattern)!r} is no pattern below data.root: {error}"
         ) from error
+
+
+def _is_image(path: Path, start: Path, pattern: str) -> bool:
+    """Return whether what a pattern matches may be an image: no folder, nothing hidden or beside an image.
+
+    A link that leads nowhere may be, too: reading it tells.
+    """
+    if not (path.is_file() or (path.is_symlink() and not path.exists())):
+        return False
+    wanted = PurePath(pattern).parts
+    for part in path.relative_to(start).parts:
+        is_odd = (part.startswith(".") and part != "..") or part.lower() in _NO_IMAGES
+        if is_odd and part not in wanted:
+            return False
+    name = path.name.lower()
+    beside = next((end for end in _BESIDE if name.endswith(end)), "")
+    if not beside or pattern.lower().endswith(beside):
+        return True
+    return not any(path.with_name(path.name[: -len(beside)] + end).is_file() for end in ("", *_IMAGES))
 
 
 def shortened(text: str, longest: int = 200) -> str:
@@ -278,13 +360,13 @@ def _domain(root: Path, path: Path, pattern: str) -> str:
     if _DOMAIN in pattern:
         before, _, after = _any_case(pattern).partition(_DOMAIN)
         expression = f"{_regex(before)}(?P<domain>[^/]+?){_regex(after.replace(_DOMAIN, '*'))}"
-        match = re.fullmatch(expression, place.as_posix())
+        match = re.fullmatch(expression, (path if PurePath(pattern).is_absolute() else place).as_posix())
         if match is None:
             raise UserError(f"data.image_glob={pattern!r}: cannot tell from it the domain of {path}")
         return match["domain"]
     if path.parent == root:
         return path.stem
-    return path.parent.name if place == path else place.parts[0]
+    return path.parent.name if place == path or place.parts[0] == ".." else place.parts[0]
 
 
 def _regex(pattern: str) -> str:

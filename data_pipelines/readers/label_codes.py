@@ -15,6 +15,7 @@ from spectralmoe_jax.errors import UserError
 
 Colour = tuple[int, int, int]
 _UNKNOWN = 254
+_WHOLE = 2**53  # floats hold all integers below
 
 
 class ColourCode:
@@ -108,9 +109,9 @@ def _ignore_unknown(
 
 
 def _number(value: Any) -> int | float:
-    """Return a stored number, a whole one as int."""
+    """Return a stored number, a whole one as int unless it is too large to be meant as one."""
     plain = value.item() if isinstance(value, np.generic) else value
-    return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
+    return int(plain) if isinstance(plain, float) and plain.is_integer() and abs(plain) < _WHOLE else plain
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import Counter, OrderedDict
@@ -32,6 +33,8 @@ from data_pipelines.records import IGNORE, Window
 from data_pipelines.tiles.label_grid import grid_cells
 from spectralmoe_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+_LOSSY = "its compression is lossy, as that of JPEG"
 _IMAGES_KEPT = 16  # images whose polygons are kept in memory
 _PIXELS = 1 << 23  # counted at a time
 _ROWS = 256  # rows are read in multiples of this, as blocks of files have
@@ -92,10 +95,10 @@ def header_on_same_grid(image: Path, header: Header, mask: Path) -> Header:
             f"{mask}: lies in {crs_name(found.crs)}, its image {image} in {crs_name(header.crs)}: "
             "reproject the mask onto the image's grid"
         )
-    if header.crs and found.crs and not _same_place(header, found):
+    if _is_placed(header) and _is_placed(found) and not _same_place(header, found):
         raise UserError(
-            f"{mask}: lies elsewhere than its image {image} (origins {_origin(found)} and "
-            f"{_origin(header)}): give the mask of this image"
+            f"{mask}: lies elsewhere than its image {image} ({_grid(found)}, the image {_grid(header)}): "
+            "give the mask of this image"
         )
     return found
 
@@ -112,6 +115,7 @@ class RasterLabels:
         self.code = code
         self.strict = isinstance(code, ValueCode)
         self._complete: set[Path] = set()  # files that state nothing to be missing
+        self._warned = False  # of masks with lossy compression
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_complete": set()}
@@ -134,13 +138,21 @@ class RasterLabels:
             )
         if found.has_nodata:
             self._check_nodata(mask)
+        if found.lossy and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s and others like it: %s, which changes the values of a mask: store masks as PNG, or as "
+                "TIFF with deflate",
+                mask,
+                _LOSSY,
+            )
         return found.random_access
 
     def holds_255(self, mask: Path) -> bool:
         """Return whether a mask of training ids holds 255, which is no label."""
         if isinstance(self.code, ValueCode):
             return False
-        pixels, table = read_mask(mask)
+        pixels, table = self._read_mask(mask, None)
         return not table and pixels.shape[-1] == 1 and bool((pixels == IGNORE).any())
 
     def _check_nodata(self, mask: Path) -> None:
@@ -148,6 +160,8 @@ class RasterLabels:
         with open_image(mask) as dataset:
             nodata, count = dataset.nodata, dataset.count
             table = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" and count == 1 else None
+        if table and self._is_grey(table):
+            table = None
         if nodata is None:
             return
         if isinstance(self.code, ValueCode) or (count == 1 and table is None):
@@ -165,7 +179,7 @@ class RasterLabels:
 
     def read(self, image: Path, mask: Path, window: Window | None) -> tuple[np.ndarray, Counter]:
         """Read training ids; see `Labels.read`."""
-        pixels, table = read_mask(mask, window)  # (H, W, bands)
+        pixels, table = self._read_mask(mask, window)  # (H, W, bands)
         missing = self._missing(mask, window, pixels)
         if isinstance(self.code, ValueCode):
             return self.code.from_values(pixels[..., 0], missing)
@@ -174,6 +188,24 @@ class RasterLabels:
         if table:
             return self.code.from_indexed(pixels[..., 0], table, missing)
         return self.code.from_ids(pixels[..., 0], missing)
+
+    def _read_mask(
+        self, mask: Path, window: Window | None
+    ) -> tuple[np.ndarray, Mapping[int, tuple[int, ...]] | None]:
+        """Read a mask as stored, and its colour table unless that is one of greys for masks of numbers."""
+        pixels, table = read_mask(mask, window)
+        return pixels, None if table and self._is_grey(table) else table
+
+    def _is_grey(self, table: Mapping[int, tuple[int, ...]]) -> bool:
+        """Return whether a colour table has opaque greys alone, and no class or ignored colour is grey.
+
+        Such tables, which grey BMP and TIFF files of 1 bit have, say nothing about classes.
+        """
+        if isinstance(self.code, ValueCode):
+            return False
+        coded = any(len(set(colour)) == 1 for colour in (*self.code.palette, *self.code.ignore))
+        opaque = (255,), ()
+        return not coded and all(len(set(c[:3])) == 1 and c[3:] in opaque for c in table.values())
 
     def _missing(self, mask: Path, window: Window | None, pixels: np.ndarray) -> np.ndarray | None:
         """Return where a label file has no label by its own statement, (H, W) bool; None for nowhere.
@@ -320,6 +352,15 @@ class VectorLabels:
         )
 
 
+def _is_placed(header: Header) -> bool:
+    """Return whether a raster has a georeference; a grid of pixel numbers, as QGIS writes, is none."""
+    place = header.transform
+    if header.crs:
+        return True
+    numbered = (abs(place.a), place.b, place.d, abs(place.e)) == (1, 0, 0, 1)
+    return not (numbered and place.c == 0 and place.f in (0, header.height))
+
+
 def _same_place(image: Header, mask: Header) -> bool:
     """Return whether the corners of two grids of one size coincide to half a pixel."""
     side = max(abs(image.transform.a), abs(image.transform.b))
@@ -349,8 +390,10 @@ def _words(bounds: Bounds) -> str:
     return f"x {west:.8g} to {east:.8g}, y {south:.8g} to {north:.8g}"
 
 
-def _origin(header: Header) -> str:
-    return f"{header.transform.c:g}, {header.transform.f:g}"
+def _grid(header: Header) -> str:
+    """Return origin and pixel size of a grid in words."""
+    place = header.transform
+    return f"from {place.c:.9g}, {place.f:.9g} by {place.a:.6g}, {place.e:.6g}"
 
 
 def count_labels(labels: Labels, records: Sequence[FileRecord], classes: int) -> tuple[np.ndarray, Counter]:
@@ -379,9 +422,11 @@ def count_labels(labels: Labels, records: Sequence[FileRecord], classes: int) ->
                 counts[number] += _count(label, cells[number], rows, classes)
     if unknown and labels.strict:
         value, count = unknown.most_common(1)[0]
+        lossy = read_header(mask).lossy
         raise UserError(
             f"{mask}: {count} pixels hold {value}, which is neither in data.label_values nor "
-            "in data.ignore_values: add it to one of them"
+            "in data.ignore_values: "
+            + (f"{_LOSSY}, which changes values: store masks as PNG" if lossy else "add it to one of them")
         )
     return counts, unknown
 

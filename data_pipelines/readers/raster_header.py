@@ -82,6 +82,7 @@ class Header:
       platforms: values of the tags that name a satellite or sensor.
       scales: scale that the file states for each band, 1 for none.
       offsets: offset that it states for each band, 0 for none.
+      lossy: it is compressed by a method that changes values, such as JPEG.
       month: month of the acquisition, 1 to 12; None if no tag states its date.
     """
 
@@ -101,6 +102,7 @@ class Header:
     month: int | None
     scales: tuple[float, ...] = ()
     offsets: tuple[float, ...] = ()
+    lossy: bool = False
 
     @property
     def resolution(self) -> float | None:
@@ -142,7 +144,16 @@ def read_header(path: Path) -> Header:
             month=stated_month(dataset),
             scales=dataset.scales,
             offsets=dataset.offsets,
+            lossy=_is_lossy(dataset),
         )
+
+
+def _is_lossy(dataset: Any) -> bool:
+    """Return whether an open file says that its compression changes values."""
+    stated = dataset.tags(ns="IMAGE_STRUCTURE")
+    if stated.get("COMPRESSION_REVERSIBILITY", "").startswith("LOSSY"):
+        return True
+    return dataset.driver == "JPEG" or stated.get("COMPRESSION") in ("JPEG", "YCbCr JPEG")
 
 
 def require_one_raster(dataset: Any, name: str, remedy: str) -> None:

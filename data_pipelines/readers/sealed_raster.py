@@ -42,6 +42,7 @@ DRIVERS = (
 """GDAL's formats whose files hold their pixels, or have them in a file of the same name beside them."""
 
 _VIRTUAL = ".vrt"
+_ZIP = b"PK\3\4"
 _SIDE_FILES = (".ovr", ".msk")
 _MOST_CHECKED = 10_000  # files whose check is remembered
 
@@ -122,6 +123,11 @@ def _explain(name: str, error: RasterioError) -> None:
         raise UserError(
             f"{name}: is a virtual raster (VRT) under another name, which would read other files: let its "
             "name end in .vrt, or write its pixels into a GeoTIFF with gdal_translate"
+        ) from error
+    if start.startswith(_ZIP):
+        raise UserError(
+            f"{name}: is a ZIP archive: unpack it, or name the raster in it as "
+            f"/vsizip/{os.path.abspath(name)}/NAME"
         ) from error
     if is_description(start):
         raise UnreadableFile(

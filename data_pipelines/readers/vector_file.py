@@ -98,6 +98,8 @@ def read_polygons(
     """
     crs = CRS.from_user_input(crs)
     info = _read_info(path, layer)
+    if attribute not in info["fields"] and not len(info["fields"]) and info["features"] == 0:
+        return np.zeros(0, object), []  # as GeoJSON is written for an image without a polygon
     if attribute not in info["fields"]:
         raise UserError(
             f"{path}: no attribute {attribute!r}, it has "

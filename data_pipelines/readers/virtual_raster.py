@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -106,12 +106,33 @@ def check_virtual_raster(path: Path, open_source: Callable[[str], None], above: 
                 f"{path}: a virtual raster with {shown(odd[0])} is not read: write its pixels into a GeoTIFF "
                 "with gdal_translate"
             )
-        if tag in _FILE_NAMES:
+    for source, is_relative in _named(path):
+        _check_source(path, source, _place(path, source, is_relative), open_source, above)
+
+
+def files_read_by(path: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield the local files that a virtual raster reads, those that its virtual rasters read too.
+
+    Args:
+      path: the virtual raster.
+      above: virtual rasters that read it.
+    """
+    for source, is_relative in _named(path):
+        if is_remote(source) or has_driver(source):
+            continue
+        place = Path(os.path.realpath(path)).parent / source if is_relative else Path(source)
+        yield place
+        inner = (*above, os.path.realpath(path))
+        if place.suffix.lower() == ".vrt" and place.is_file() and os.path.realpath(place) not in inner:
+            yield from files_read_by(place, inner)
+
+
+def _named(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the names of files in a virtual raster, and whether each starts from its folder."""
+    for element in _parsed(path).iter():
+        if str(element.tag).lower() in _FILE_NAMES:
             given = {key.lower(): value.strip() for key, value in element.attrib.items()}
-            is_relative = given.get("relativetovrt", "0") not in ("", "0")
-            source = (element.text or "").strip()
-            place = _place(path, source, is_relative)
-            _check_source(path, source, place, open_source, above)
+            yield (element.text or "").strip(), given.get("relativetovrt", "0") not in ("", "0")
 
 
 def _parsed(path: Path) -> ElementTree.Element:

@@ -22,6 +22,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from data_pipelines.readers.address import container_of, is_remote
+from data_pipelines.readers.virtual_raster import files_read_by
 from data_pipelines.sheet import display_bands
 from spectralmoe_jax.config.schema import EvaluateConfig, StatedValues
 from spectralmoe_jax.errors import UserError
@@ -125,6 +126,7 @@ def predict_scene(
     with _temporary_names(targets) as temporary:
         # 2. predict and write, row of windows by row of windows
         with reading(name), open_scene(name) as dataset:
+            _check_sources(name, dataset.files, targets)
             scene = Scene(dataset, name, bands, sensor, file_bands, values, check_values)
             if vector is not None:
                 check_vector(targets["vector"], dataset)
@@ -315,9 +317,7 @@ def _check_targets(scene: str, targets: dict[str, Path]) -> None:
         if path.suffix.lower() not in suffixes:
             allowed = suffixes if name == "vector" else suffixes[:1]
             raise UserError(f"{path}: the {name} is written as {', '.join(allowed)}; let its name end so")
-        if not is_remote(scene) and (
-            path.resolve() == input.resolve() or (path.exists() and path.samefile(input))
-        ):
+        if not is_remote(scene) and _is_same(path, input):
             raise UserError(f"{path}: the {name} would replace the input scene; choose another name")
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name the file of the {name}")
@@ -325,6 +325,32 @@ def _check_targets(scene: str, targets: dict[str, Path]) -> None:
             raise UserError(f"{path}: the folder {path.parent} does not exist; create it first")
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise _unwritable(path)
+
+
+def _check_sources(scene: str, files: Sequence[str], targets: dict[str, Path]) -> None:
+    """Check that no output replaces a file that the scene reads, as virtual rasters do.
+
+    Args:
+      scene: name of the scene, which was opened.
+      files: names of its files, as GDAL lists them.
+      targets: files to write.
+
+    Raises:
+      UserError: an output would.
+    """
+    if is_remote(scene):
+        return
+    read = {Path(file) for file in files if not is_remote(file)}
+    if scene.lower().endswith(".vrt"):
+        read |= set(files_read_by(Path(scene)))
+    for name, path in targets.items():
+        if any(_is_same(path, file) for file in read):
+            raise UserError(f"{path}: the {name} would replace a file that {scene} reads; name another")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths are of one file, through links too."""
+    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
 
 
 def _unwritable(path: Path) -> UserError:
