@@ -29,7 +29,6 @@ from spectralmoe_jax.weights.writing import atomic_create
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS, INFORMATION, LOADER = "program.bin", "weights.npz", "model.json", "load.py"
 _LOADER = '''"""Load the model beside this file; needs jax, flatbuffers and numpy. `info` describes it."""
-
 import hashlib
 import json
 from pathlib import Path

@@ -44,7 +44,7 @@ def run(tmp_path_factory):
         (["--tta", "often"], "argument --tta"),
         (["--stream", "other"], "other"),
         (["--config", "nowhere.py"], "nowhere.py"),
-        (["--config.evaluate.window=0"], "config.evaluate.window = 0: must be at least 1"),
+        (["--config.evaluate.window=0"], "config.evaluate.window = 0: must be between 1 and 16384"),
         (["--checkpoint", "another"], "not allowed with argument RUN"),
     ],
 )
