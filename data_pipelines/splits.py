@@ -90,12 +90,16 @@ def open_splits(config: RunConfig, *, only: str | None = None) -> Splits:
 def _checked_values(config: RunConfig, opened: Mapping[str, Source[Any]]) -> StatedValues | None:
     """Compare how opened images store their values with those of the training.
 
+    Nothing is compared for an encoder that brings stored values to a scale of its own.
+
     Returns:
       How images of the training store their values; None if that is not known.
 
     Raises:
       UserError: images cannot be right for the model; see `stored_values.check`.
     """
+    if config.model.visual.converts_stored_values:
+        return None
     policy, trained = config.data.check_values, config.values_of_files
     found = {}
     if policy != "off" and (trained is not None or "source" in opened):

@@ -63,6 +63,18 @@ def platform_problem(error: Exception) -> str | None:
         return f"{shown}: JAX cannot start on this machine ({said}); see JAX_PLATFORMS and XLA_FLAGS"
     if _was_raised_in(error.__traceback__, ("jax", "_src", "config.py")):
         return f"JAX does not take a variable of the environment ({said}): correct or unset it"
+    return _problem_of_devices() if "jax" in sys.modules else None
+
+
+def _problem_of_devices() -> str | None:
+    """Return the message if JAX has no device, which can show as an error of another kind; None if it has."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:
+        if _was_raised_in(error.__traceback__, ("jax", "_src", "xla_bridge.py")):
+            return platform_problem(error)
     return None
 
 

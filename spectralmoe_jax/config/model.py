@@ -263,6 +263,11 @@ class EncoderConfig(Section):
         return self.kind != "sam" and self.family.final_norm
 
     @property
+    def converts_stored_values(self) -> bool:
+        """True if the encoder brings stored values to a scale of its own, and refuses what cannot be."""
+        return self.kind == "galileo"
+
+    @property
     def takes_acquisition(self) -> bool:
         """True if the encoder reads the month and the ground resolution of the images."""
         return self.kind == "galileo"

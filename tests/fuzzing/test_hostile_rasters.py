@@ -12,6 +12,7 @@ from spectralmoe_jax.inference.catalogue import _is_whole, _tags_of
 from tests.fuzzing.mutations import damaged
 from tests.fuzzing.outcome import try_all
 from tests.rasters import PLACE, write_raster
+from tests.reference_pixels import is_undefined
 
 COUNTS = [(0, 60), pytest.param(1, 400, marks=pytest.mark.slow)]
 SECRET = 251  # of all pixels outside the folder, and of none inside
@@ -136,9 +137,13 @@ def test_declared_sizes(tiled, seed, count, folder, record_property):
         return read_pixels(path, Window(0, 0, 8, 8))[0]
 
     def is_exact(variant, found):
-        with rasterio.open(path) as opened:
-            expected = opened.read(window=((0, 8), (0, 8)))
-        return np.array_equal(np.moveaxis(expected, 0, -1).astype(found.dtype), found)
+        # what a damaged stream holds beyond a block's end depends on GDAL's decoder, another with threads
+        for options in ({}, {"NUM_THREADS": 2}):
+            with rasterio.open(path, **options) as opened:
+                expected = opened.read(window=((0, 8), (0, 8)))
+            if np.array_equal(np.moveaxis(expected, 0, -1).astype(found.dtype), found):
+                return True
+        return is_undefined(path, ((0, 8), (0, 8)))
 
     try_all(with_sizes(good, count, seed), read, is_exact, record_property, f"TIFF sizes, tiled {tiled}")
 
