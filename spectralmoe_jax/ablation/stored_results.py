@@ -66,9 +66,10 @@ def _is_whole(variant: dict[str, Any]) -> bool:
     """Return whether scores that belong together are all there."""
     difference = variant["difference"]
     if difference:
-        interval = difference.get("interval")
-        is_pair = interval is None or (len(interval) == 2 and has_form(interval, [OPTIONAL_NUMBER]))
-        if not has_form(difference, _DIFFERENCE) or not is_pair:
+        if not has_form(difference, _DIFFERENCE):
+            return False
+        interval = difference["interval"]
+        if interval is not None and (len(interval) != 2 or not has_form(interval, [OPTIONAL_NUMBER])):
             return False
     done = [run for run in variant["runs"] if "miou" in run]
     return all("trainable" in run and "domains" in run for run in done)
