@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from spectralmoe_jax.errors import UserError, shown
 from spectralmoe_jax.escapes import plain
@@ -55,7 +56,7 @@ def verify(directory: str | os.PathLike[str]) -> bool:
     for check in checks:
         error = "" if np.isnan(check.error) else f"{check.error:.1e}"
         bound = "" if check.bound is None else f"{check.bound:.0e}{' absolute' * check.absolute}"
-        table.add_row(plain(check.file), plain(check.quantity), error, bound, plain(_verdict(check)))
+        table.add_row(plain(check.file), plain(check.quantity), error, bound, _verdict(check))
     console = Console()
     console.width = max(console.width, 140)
     console.print(table)
@@ -123,7 +124,7 @@ def _check_encoders(paths: Iterable[Path]) -> Iterator[tuple[Path, list[Check]]]
                 break
 
 
-def _verdict(check: Check) -> str:
+def _verdict(check: Check) -> Text:
     if check.bound is None:
-        return f"[yellow]{check.note}[/]"
-    return "[green]ok[/]" if check.ok else f"[red]MISS[/] {check.note}"
+        return plain(check.note, "yellow")
+    return plain("ok", "green") if check.ok else plain(f"MISS {check.note}", "red")
