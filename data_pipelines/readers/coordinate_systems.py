@@ -12,10 +12,12 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.warp import transform
 
+from spectralmoe_jax.errors import shown
+
 Bounds = tuple[float, float, float, float]
 """West, south, east, north."""
 
-_LONGEST = 60  # characters of a name in a message
+_LONGEST = 57  # characters of a name in a message
 _TOLERANCE = 1e-5  # of the extent, for points transformed from one system to the other
 _SAYS_NOTHING = re.compile(
     r"\s*$|unknown|unnamed|undefined|not specified|not_specified|user|local|arbitrary", re.IGNORECASE
@@ -41,13 +43,7 @@ def crs_name(crs: Any) -> str:
     found = re.search(r'"([^"]*)"', _text(crs))
     name = found[1] if found else _text(crs)
     name = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
-    return shortened(name, _LONGEST) or "an unnamed coordinate reference system"
-
-
-def shortened(text: str, longest: int) -> str:
-    """Return a text on one line, cut off with `...` if it is longer than `longest` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return shown(name, _LONGEST) or "an unnamed coordinate reference system"
 
 
 def same_crs(one: Any, other: Any, bounds: Bounds | None = None) -> bool:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from data_pipelines.readers.address import Address, as_path, is_remote
 from data_pipelines.records import NoImagesError
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 
 _DOMAIN = "{domain}"
 _LIST = ".txt"
@@ -65,7 +65,7 @@ def find_images(
         if not matching:
             listed = _listed_in(image_glob, pattern)
             raise UserError(
-                f"{root}: no image matches data.image_glob={shortened(pattern)!r}{listed}, correct the "
+                f"{root}: no image matches data.image_glob={shown(repr(pattern))}{listed}, correct the "
                 "pattern or the root"
             )
         for path in matching:
@@ -271,10 +271,10 @@ def _matching(root: Path, pattern: str) -> list[Path]:
         return []
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"data.image_glob={shortened(pattern)!r}: cannot be searched ({reason})") from error
+        raise UserError(f"data.image_glob={shown(repr(pattern))}: cannot be searched ({reason})") from error
     except (ValueError, NotImplementedError, IndexError, re.error) as error:
         raise UserError(
-            f"data.image_glob={shortened(pattern)!r} is no pattern below data.root: {error}"
+            f"data.image_glob={shown(repr(pattern))} is no pattern below data.root: {error}"
         ) from error
 
 
@@ -295,11 +295,6 @@ def _is_image(path: Path, start: Path, pattern: str) -> bool:
     if not beside or pattern.lower().endswith(beside):
         return True
     return not any(path.with_name(path.name[: -len(beside)] + end).is_file() for end in ("", *_IMAGES))
-
-
-def shortened(text: str, longest: int = 200) -> str:
-    """Return the beginning of a text that is longer than `longest` characters, with `...` behind."""
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _any_case(pattern: str) -> str:

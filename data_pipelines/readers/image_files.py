@@ -23,13 +23,8 @@ from data_pipelines.readers.file_records import (
 )
 from data_pipelines.readers.file_search import find_images, mask_path, record_names
 from data_pipelines.readers.label_codes import ColourCode, ValueCode
-from data_pipelines.readers.labels import (
-    Labels,
-    RasterLabels,
-    VectorLabels,
-    count_labels,
-    count_missing,
-)
+from data_pipelines.readers.label_counts import count_labels, count_missing
+from data_pipelines.readers.labels import Labels, RasterLabels, VectorLabels
 from data_pipelines.readers.raster_file import OpenFiles, missing_pixels, read_pixels
 from data_pipelines.readers.raster_header import read_header, stated_scaling, stated_wavelengths
 from data_pipelines.readers.unreadable import check_corrupt, map_files

@@ -1,4 +1,4 @@
-"""Labels of images, as raster masks or polygons: reading, and counting in coarse cells."""
+"""Labels of images, as raster masks or polygons."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,28 +16,23 @@ from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window as RasterWindow
 
-from data_pipelines.readers.coordinate_systems import CRS_ERRORS, Bounds, crs_name, same_crs, shortened
-from data_pipelines.readers.file_records import FileRecord
+from data_pipelines.readers.coordinate_systems import CRS_ERRORS, Bounds, crs_name, same_crs
 from data_pipelines.readers.label_codes import ColourCode, ValueCode
 from data_pipelines.readers.raster_file import (
     ignore_missing_georeference,
-    keep_files_open,
-    missing_pixels,
     open_image,
     read_mask,
 )
-from data_pipelines.readers.raster_header import Header, read_header
+from data_pipelines.readers.raster_header import Header
+from data_pipelines.readers.same_grid import grid_bounds, header_on_same_grid
 from data_pipelines.readers.validity import validity_of
 from data_pipelines.readers.vector_file import read_extent, read_polygons
 from data_pipelines.records import IGNORE, Window
-from data_pipelines.tiles.label_grid import grid_cells
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 
 log = logging.getLogger(__name__)
-_LOSSY = "its compression is lossy, as that of JPEG"
+LOSSY = "its compression is lossy, as that of JPEG"
 _IMAGES_KEPT = 16  # images whose polygons are kept in memory
-_PIXELS = 1 << 23  # counted at a time
-_ROWS = 256  # rows are read in multiples of this, as blocks of files have
 
 
 class Labels(Protocol):
@@ -70,37 +65,6 @@ class Labels(Protocol):
         Returns:
           Ids (H, W) uint8, 255 for no label; and the pixel count of each unknown value.
         """
-
-
-def header_on_same_grid(image: Path, header: Header, mask: Path) -> Header:
-    """Return the header of a mask, which has the size and place of its image.
-
-    Args:
-      image: path of the image.
-      header: header of the image.
-      mask: path of the mask.
-
-    Raises:
-      UserError: the mask has another size, or lies elsewhere.
-    """
-    found = read_header(mask)
-    if (found.height, found.width) != (header.height, header.width):
-        raise UserError(
-            f"{mask}: {found.height} x {found.width} pixels, its image {image} has "
-            f"{header.height} x {header.width}: give a mask of the image's size"
-        )
-    bounds = _bounds(header.transform, header.height, header.width)
-    if header.crs and found.crs and not same_crs(header.crs, found.crs, bounds):
-        raise UserError(
-            f"{mask}: lies in {crs_name(found.crs)}, its image {image} in {crs_name(header.crs)}: "
-            "reproject the mask onto the image's grid"
-        )
-    if _is_placed(header) and _is_placed(found) and not _same_place(header, found):
-        raise UserError(
-            f"{mask}: lies elsewhere than its image {image} ({_grid(found)}, the image {_grid(header)}): "
-            "give the mask of this image"
-        )
-    return found
 
 
 class RasterLabels:
@@ -144,7 +108,7 @@ class RasterLabels:
                 "%s and others like it: %s, which changes the values of a mask: store masks as PNG, or as "
                 "TIFF with deflate",
                 mask,
-                _LOSSY,
+                LOSSY,
             )
         return found.random_access
 
@@ -285,7 +249,7 @@ class VectorLabels:
             part = window or Window(0, 0, dataset.height, dataset.width)
             transform = dataset.window_transform(RasterWindow(part.col, part.row, part.width, part.height))
         tree, ids = self._of_image(image, mask)
-        near = np.sort(tree.query(shapely.box(*_bounds(transform, part.height, part.width))))
+        near = np.sort(tree.query(shapely.box(*grid_bounds(transform, part.height, part.width))))
         label = np.full((part.height, part.width), IGNORE, np.uint8)
         if len(near):
             shapes = [(tree.geometries[i], int(ids[i])) for i in near]
@@ -309,7 +273,7 @@ class VectorLabels:
 
     def _read(self, image: Path, mask: Path) -> tuple[Any, np.ndarray]:
         with open_image(image) as dataset:
-            crs, bounds = dataset.crs, _bounds(dataset.transform, dataset.height, dataset.width)
+            crs, bounds = dataset.crs, grid_bounds(dataset.transform, dataset.height, dataset.width)
         polygons, values = read_polygons(mask, self.layer, self.attribute, crs, bounds)
         ids = np.array([self._id(value, mask) for value in values], np.uint8)
         drawn = ~(shapely.is_missing(polygons) | shapely.is_empty(polygons))
@@ -320,12 +284,12 @@ class VectorLabels:
             return IGNORE
         if not isinstance(value, Hashable):
             raise UserError(
-                f"{mask}: {self.attribute} holds lists, such as {shortened(repr(value), 60)}: name an "
+                f"{mask}: {self.attribute} holds lists, such as {shown(repr(value), 60)}: name an "
                 "attribute with one number or text for each polygon, data.label_attribute"
             )
         if value not in self.code.ids:
             raise UserError(
-                f"{mask}: {self.attribute} has the value {shortened(repr(value), 60)}, which is neither in "
+                f"{mask}: {self.attribute} has the value {shown(repr(value), 60)}, which is neither in "
                 "data.label_values nor in data.ignore_values: add it to one of them"
             )
         return self.code.ids[value]
@@ -333,7 +297,7 @@ class VectorLabels:
     def elsewhere(self, image: Path, mask: Path) -> str:
         """Return where image and polygons lie if they are apart, in words, or ""."""
         with open_image(image) as dataset:
-            crs, bounds = dataset.crs, _bounds(dataset.transform, dataset.height, dataset.width)
+            crs, bounds = dataset.crs, grid_bounds(dataset.transform, dataset.height, dataset.width)
         theirs, extent, count = read_extent(mask, self.layer)
         if not count or extent is None:
             return f"{mask} has no polygons"
@@ -352,151 +316,6 @@ class VectorLabels:
         )
 
 
-def _is_placed(header: Header) -> bool:
-    """Return whether a raster has a georeference; a grid of pixel numbers, as QGIS writes, is none."""
-    place = header.transform
-    if header.crs:
-        return True
-    numbered = (abs(place.a), place.b, place.d, abs(place.e)) == (1, 0, 0, 1)
-    return not (numbered and place.c == 0 and place.f in (0, header.height))
-
-
-def _same_place(image: Header, mask: Header) -> bool:
-    """Return whether the corners of two grids of one size coincide to half a pixel."""
-    side = max(abs(image.transform.a), abs(image.transform.b))
-    return all(
-        math.dist(_place(image.transform, *corner), _place(mask.transform, *corner)) < side / 2
-        for corner in ((0, 0), (image.width, image.height))
-    )
-
-
-def _place(transform: Any, col: float, row: float) -> tuple[float, float]:
-    """Return the coordinates of the upper left corner of a pixel."""
-    return (
-        transform.c + transform.a * col + transform.b * row,
-        transform.f + transform.d * col + transform.e * row,
-    )
-
-
-def _bounds(transform: Any, height: int, width: int) -> Bounds:
-    """Return west, south, east and north of a grid, which may be rotated."""
-    corners = [_place(transform, col, row) for col in (0, width) for row in (0, height)]
-    xs, ys = zip(*corners, strict=True)
-    return min(xs), min(ys), max(xs), max(ys)
-
-
 def _words(bounds: Bounds) -> str:
     west, south, east, north = bounds
     return f"x {west:.8g} to {east:.8g}, y {south:.8g} to {north:.8g}"
-
-
-def _grid(header: Header) -> str:
-    """Return origin and pixel size of a grid in words."""
-    place = header.transform
-    return f"from {place.c:.9g}, {place.f:.9g} by {place.a:.6g}, {place.e:.6g}"
-
-
-def count_labels(labels: Labels, records: Sequence[FileRecord], classes: int) -> tuple[np.ndarray, Counter]:
-    """Count the labels of one file in coarse cells.
-
-    Args:
-      labels: reads the labels.
-      records: all records of the file.
-      classes: number of classes K.
-
-    Returns:
-      Labelled pixels (cells, K) uint32, as `LabelGrid` has them, and the count of each unknown value.
-
-    Raises:
-      UserError: the labels are unreadable, or strict and have an unknown value.
-    """
-    mask = records[0].mask
-    cells = _cells(records)
-    counts = np.zeros((len(cells), classes), np.uint32)
-    unknown: Counter = Counter()
-    with keep_files_open():
-        for rows in _bands_of_rows(records):
-            label, values = labels.read(records[0].image, mask, rows)
-            unknown += values
-            for number in _overlapping(rows, cells):
-                counts[number] += _count(label, cells[number], rows, classes)
-    if unknown and labels.strict:
-        value, count = unknown.most_common(1)[0]
-        lossy = read_header(mask).lossy
-        raise UserError(
-            f"{mask}: {count} pixels hold {value}, which is neither in data.label_values nor "
-            "in data.ignore_values: "
-            + (f"{_LOSSY}, which changes values: store masks as PNG" if lossy else "add it to one of them")
-        )
-    return counts, unknown
-
-
-def count_missing(labels: Labels, records: Sequence[FileRecord], labelled: np.ndarray) -> np.ndarray:
-    """Count the labelled pixels of one file that are missing in the image; reads only around labelled cells.
-
-    Args:
-      labels: reads the labels.
-      records: all records of the file.
-      labelled: labelled pixels (cells, K), from `count_labels`.
-
-    Returns:
-      (cells, K).
-
-    Raises:
-      UserError: the image is unreadable.
-    """
-    image, cells = records[0].image, _cells(records)
-    lost = np.zeros_like(labelled)
-    with keep_files_open():
-        for rows in _bands_of_rows(records):
-            here = [number for number in _overlapping(rows, cells) if labelled[number].any()]
-            if not here:
-                continue
-            part = _around([cells[number] for number in here], rows)
-            first = records[0]
-            missing = missing_pixels(image, part, first.channels, first.nodata, first.alpha)
-            if missing is None:
-                continue
-            label, _ = labels.read(image, records[0].mask, part)
-            label = np.where(missing, label, IGNORE)
-            for number in here:
-                lost[number] += _count(label, cells[number], part, lost.shape[1])
-    return lost
-
-
-def _cells(records: Sequence[FileRecord]) -> list[Window]:
-    """Return the coarse cells of all records as windows of the file."""
-    return [record.in_file(cell) for record in records for cell in grid_cells(record)]
-
-
-def _bands_of_rows(records: Sequence[FileRecord]) -> Iterator[Window]:
-    """Yield windows over the full width of the file, from top to bottom."""
-    height, width = (max(r.row + r.height for r in records), max(r.col + r.width for r in records))
-    rows = max(1, _PIXELS // width)
-    rows = rows // _ROWS * _ROWS or rows
-    for row in range(0, height, rows):
-        yield Window(row, 0, min(rows, height - row), width)
-
-
-def _overlapping(rows: Window, cells: Sequence[Window]) -> list[int]:
-    """Return the numbers of the cells that overlap some rows."""
-    return [
-        number
-        for number, cell in enumerate(cells)
-        if cell.row < rows.row + rows.height and rows.row < cell.row + cell.height
-    ]
-
-
-def _around(cells: Sequence[Window], rows: Window) -> Window:
-    """Return the smallest part of some rows that contains their share of all `cells`."""
-    top = max(rows.row, min(cell.row for cell in cells))
-    bottom = min(rows.row + rows.height, max(cell.row + cell.height for cell in cells))
-    left, right = min(cell.col for cell in cells), max(cell.col + cell.width for cell in cells)
-    return Window(top, left, bottom - top, right - left)
-
-
-def _count(label: np.ndarray, cell: Window, part: Window, classes: int) -> np.ndarray:
-    """Count the pixels of each class (K,) in a cell, from `label`, the ids of a part of the file."""
-    top, left = max(cell.row - part.row, 0), cell.col - part.col
-    inside = label[top : max(cell.row + cell.height - part.row, 0), left : left + cell.width]
-    return np.bincount(inside.ravel(), minlength=IGNORE + 1)[:classes].astype(np.uint32)

@@ -18,9 +18,9 @@ from rasterio.crs import CRS
 from rasterio.warp import transform, transform_bounds
 
 from data_pipelines.readers.address import is_remote
-from data_pipelines.readers.coordinate_systems import CRS_ERRORS, Bounds, crs_name, same_crs, shortened
+from data_pipelines.readers.coordinate_systems import CRS_ERRORS, Bounds, crs_name, same_crs
 from data_pipelines.readers.unreadable import UnreadableFile
-from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.errors import UserError, shown
 
 VECTOR_FORMATS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet")
 """Suffixes of vector files."""
@@ -38,7 +38,6 @@ _warned: set[Path] = set()  # files with other geometries than polygons
 _lock = threading.Lock()
 _MARGIN = 0.01  # share of the image's extent: straight lines of one CRS are curves in another
 _EDGE_POINTS = 21  # points on each side of the image that are projected to find its extent
-_LONGEST = 200  # characters of another library's message
 _LARGEST = 1e12  # coordinate in any unit of a map of the Earth
 _FAR = 100_000  # times the extent of the image: polygons that reach farther are cut off before they are drawn
 _ERRORS = (RuntimeError, ValueError, TypeError, OverflowError)  # of pyogrio, for damaged files
@@ -103,7 +102,7 @@ def read_polygons(
     if attribute not in info["fields"]:
         raise UserError(
             f"{path}: no attribute {attribute!r}, it has "
-            f"{shortened(', '.join(map(str, info['fields'])), _LONGEST) or 'none'}: correct "
+            f"{shown(', '.join(map(str, info['fields']))) or 'none'}: correct "
             "data.label_attribute"
         )
     theirs = info["crs"]
@@ -298,7 +297,7 @@ def _near(path: Path, polygons: np.ndarray, bounds: Bounds) -> np.ndarray:
         except shapely.errors.ShapelyError as error:
             raise UserError(
                 f"{path}: a polygon that reaches far beyond the image is not valid "
-                f"({shortened(str(error), _LONGEST)}): mend the geometry, as with ogr2ogr -makevalid"
+                f"({shown(' '.join(str(error).split()))}): mend the geometry, as with ogr2ogr -makevalid"
             ) from error
     return polygons
 
@@ -318,7 +317,7 @@ def _unreadable(path: Path, layer: str, error: Exception) -> UserError:
     except _ERRORS:
         layers = []
     if layers and layer and layer not in layers:
-        listed = shortened(", ".join(layers), _LONGEST)
+        listed = shown(", ".join(layers))
         return UserError(f"{path}: no layer {layer!r}, it has {listed}: correct data.label_layer")
-    reason = shortened(str(error), _LONGEST)
+    reason = shown(" ".join(str(error).split()))
     return UnreadableFile(f"{path}: cannot be read as vector data ({reason}): restore the file, or mend it")

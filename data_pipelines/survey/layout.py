@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.readers.file_search import find_images, mask_path
-from data_pipelines.readers.labels import header_on_same_grid
 from data_pipelines.readers.raster_header import read_header
+from data_pipelines.readers.same_grid import header_on_same_grid
 from data_pipelines.readers.vector_file import VECTOR_FORMATS
 from data_pipelines.survey.ambiguity import Ambiguous, listed
 from data_pipelines.survey.label_names import LabelNames
