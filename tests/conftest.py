@@ -1,6 +1,7 @@
 """Shared by all tests: the folders of data, the order of files, and a quiet, cached, CPU-only JAX."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,8 @@ def _quick_compilation() -> str:
 
 
 _prepare_environment()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # pytest-xdist gives a worker one file at a time: with the longest first, no worker waits long for the other.
 LONGEST_FILES = (

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import resource
 import struct
 import zipfile
@@ -128,10 +129,11 @@ def test_truncated_encrypted_and_other_files(tmp_path):
     flipped[whole.find(np.arange(6).tobytes()) + 9] ^= 1
     (tmp_path / "x.npz").write_bytes(flipped)
     assert "Bad CRC-32" in refusal(tmp_path / "x.npz")
-    encrypted = whole.replace(b"PK\x03\x04\x2d\x00\x00", b"PK\x03\x04\x2d\x00\x01")
-    (tmp_path / "y.npz").write_bytes(
-        encrypted.replace(b"PK\x01\x02\x2d\x03\x2d\x00\x00", b"PK\x01\x02\x2d\x03\x2d\x00\x01")
-    )
+    encrypted = bytearray(whole)
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of a member, and in the directory
+        for found in re.finditer(re.escape(header), whole):
+            encrypted[found.start() + flags] |= 1
+    (tmp_path / "y.npz").write_bytes(encrypted)
     refusal(tmp_path / "y.npz")
     refusal(tmp_path)
     refusal(tmp_path / "none.npz")

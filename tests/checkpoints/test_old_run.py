@@ -5,7 +5,6 @@
 
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,7 @@ TRAIN = ["--config", "configs/quickstart.py", *(f"--config.{value}" for value in
 def runs(tmp_path_factory) -> Path:
     """A folder with the old runs; tests that write into a run take a copy."""
     folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(STORED / "runs.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(STORED / "runs.tar.xz", folder)
     return folder
 
 

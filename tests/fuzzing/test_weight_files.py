@@ -97,7 +97,7 @@ def test_torch_files(is_zip, seed, count, tmp_path, record_property):
         return read_all(file)
 
     def is_exact(variant, found):
-        loaded = torch.load(io.BytesIO(variant), weights_only=True)
+        loaded = torch.load(io.BytesIO(variant), weights_only=True, map_location="cpu")
         inside = loaded.get("state_dict", loaded)
         expected = {name: x.numpy() for name, x in inside.items() if isinstance(x, torch.Tensor)}
         return same(found, expected)

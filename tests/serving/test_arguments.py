@@ -3,8 +3,8 @@
 import importlib
 import importlib.util
 import inspect
+import shutil
 import socket
-import tarfile
 
 import pytest
 
@@ -22,8 +22,7 @@ from tests.serving.images import OLD_RUN
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(OLD_RUN / "runs.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(OLD_RUN / "runs.tar.xz", folder)
     return folder / "run"
 
 

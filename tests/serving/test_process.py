@@ -5,11 +5,11 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -56,8 +56,7 @@ class Server(NamedTuple):
 
 @pytest.fixture
 def server(tmp_path):
-    with tarfile.open(OLD_RUN / "runs.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(OLD_RUN / "runs.tar.xz", tmp_path)
     (tmp_path / "temporary").mkdir()
     command = [sys.executable, "-m", "spectralmoe_jax", "serve", str(tmp_path / "run"), "--port", "0"]
     limits = ["--max-mb", "2", "--timeout", "10", "--queue", "16"]
