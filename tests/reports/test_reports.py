@@ -112,8 +112,8 @@ def robustness(tmp_path_factory):
 def _run(script: Path, environment: dict[str, str]) -> None:
     command = ["bash"] if script.suffix == ".sh" else [sys.executable]
     process = subprocess.Popen(
-        [*command, str(script)], cwd=ROOT, env=environment, text=True, errors="replace", start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [*command, str(script)], cwd=ROOT, env=environment, text=True, errors="replace",
+        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
         said, _ = process.communicate(timeout=500)
