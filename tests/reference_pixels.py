@@ -65,7 +65,7 @@ def expected(path, channels, alpha, **options):
 def is_undefined(path, window=None):
     """Return whether GDAL reads a file differently each time.
 
-    Where a deflate stream ends early, it returns what its memory held, without an error.
+    With some damaged headers it returns what its memory held, without an error.
     """
     readings = []
     for _ in range(4):

@@ -137,7 +137,7 @@ def test_declared_sizes(tiled, seed, count, folder, record_property):
         return read_pixels(path, Window(0, 0, 8, 8))[0]
 
     def is_exact(variant, found):
-        # what a damaged stream holds beyond a block's end depends on GDAL's decoder, another with threads
+        # what a damaged block holds beyond a block's end depends on GDAL's decoder, another with threads
         for options in ({}, {"NUM_THREADS": 2}):
             with rasterio.open(path, **options) as opened:
                 expected = opened.read(window=((0, 8), (0, 8)))
