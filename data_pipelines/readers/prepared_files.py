@@ -6,6 +6,7 @@ here: the fields of a record follow from statistics.json, and features.json only
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _TEXTS, _NUMBERS = ("domain", "name", "image"), ("height", "width", "class_pixel
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _LARGEST_SIDE = 1 << 20  # pixels
 _MOST_CLASSES = 255
+_importing = threading.Lock()
 
 
 def remedy_for(folder: Path) -> str:
@@ -125,14 +127,25 @@ class Layout:
           ValueError: the record is damaged, or of a tile of another size or type.
         """
         from google.protobuf.message import DecodeError
-        from tensorflow_datasets.proto import tf_example_pb2
 
         try:
-            fields = tf_example_pb2.Example.FromString(encoded).features.feature
+            fields = _example().FromString(encoded).features.feature
         except DecodeError as problem:
             raise ValueError(str(problem)) from None
         stored = {"image": (self.dtype, (*size, self.bands)), "label": (np.dtype(np.uint8), size)}
         return {name: _array(fields, name, dtype, shape) for name, (dtype, shape) in stored.items()}
+
+
+def _example() -> Any:
+    """Return the type of the message that a record is.
+
+    TensorFlow Datasets imports its parts when they are first used. Two threads that begin at the same time
+    would wait for each other for ever.
+    """
+    with _importing:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        return tf_example_pb2.Example
 
 
 def _array(fields: Any, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -2,6 +2,10 @@
 
 import pickle
 import shutil
+import sys
+import threading
+import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -13,6 +17,7 @@ from data_pipelines.loader import train_batches
 from data_pipelines.prepare.prepare import prepare
 from data_pipelines.readers import prepared as prepared_module
 from data_pipelines.readers.prepared import PreparedTiles
+from data_pipelines.readers.prepared_files import Layout
 from data_pipelines.records import Window, split_holdout
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
@@ -197,3 +202,30 @@ def test_damaged_shards_are_named(damaged):
         UserError, match=r"00001-of-00002: record \d is damaged .*hash mismatch.*prepare it again"
     ):
         list(map(source.read_image, source.records))
+
+
+def test_threads_begin_to_decode_one_after_the_other(monkeypatch):
+    """The stand-in of TensorFlow Datasets imports its parts at first use: the real one then hangs."""
+    inside, seen = [], []
+
+    class Parts(types.ModuleType):
+        @property
+        def tf_example_pb2(self):
+            inside.append(threading.get_ident())
+            time.sleep(0.05)
+            seen.append(len(inside))
+            inside.pop()
+            return types.SimpleNamespace(Example=types.SimpleNamespace(FromString=lambda encoded: int("x")))
+
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.ModuleType("tensorflow_datasets"))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.proto", Parts("tensorflow_datasets.proto"))
+    layout = Layout({}, {}, np.dtype(np.uint8), 3)
+
+    def decode():
+        with pytest.raises(ValueError, match="invalid literal"):
+            layout.decode(b"", (8, 8))
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(decode) for _ in range(4)]:
+            done.result()
+    assert seen == [1] * 4
