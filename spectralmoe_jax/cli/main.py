@@ -131,6 +131,9 @@ def _prepare_process(argv: Sequence[str]) -> None:
     logging.lastResort.setFormatter(PrintableFormatter("%(message)s"))
     warnings.formatwarning = _one_line
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache
+    # Orbax reads in tasks: of a damaged checkpoint the first that fails is the error, the others are let go.
+    logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
     # 3. signals
     listen(argv[0] if argv else "")

@@ -33,6 +33,7 @@ def check_platform(environment: MutableMapping[str, str] = os.environ) -> None:
     Raises:
       UserError: `XLA_FLAGS` or `JAX_PLATFORMS` cannot be.
     """
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # as JAX does, but XLA is loaded before it here
     asked = environment.get("JAX_PLATFORMS", "")
     platforms = asked.split(",")
     if environment.get("XLA_FLAGS", "").strip() and "jax" not in sys.modules:

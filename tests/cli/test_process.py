@@ -88,6 +88,32 @@ def test_libraries_of_accelerators_that_are_not_here_are_silent(tmp_path):
         assert done.stderr.startswith(f"error: JAX_PLATFORMS = {platform}: {what}")
 
 
+def test_flags_of_xla_print_nothing():
+    flags = "--xla_backend_optimization_level=0"
+    done = run([sys.executable, "-c", BEGIN], XLA_FLAGS=flags, JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL=None)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cpu\n", "")
+
+
+def test_of_several_tasks_that_fail_one_is_the_error():
+    """The others, which nobody waits for, print nothing."""
+    tasks = """
+        import asyncio, gc
+        from spectralmoe_jax.errors import UserError
+        async def fail():
+            raise UserError("x: damaged")
+        async def read():
+            _, second = asyncio.create_task(fail()), asyncio.create_task(fail())
+            fail()
+            await second
+        try:
+            asyncio.run(read())
+        finally:
+            gc.collect()
+"""
+    done = run([sys.executable, "-c", BEGIN.replace("        import jax\n", tasks)])
+    assert (done.returncode, done.stderr) == (2, "error: x: damaged\n")
+
+
 HELP = f"{sys.executable} -m spectralmoe_jax --help"
 UNKNOWN = rf'{sys.executable} -m spectralmoe_jax "$(printf "\033[2J\n\303\244\342\200\256x")"'
 
