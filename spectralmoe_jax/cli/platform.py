@@ -9,6 +9,8 @@ import logging
 import os
 import pkgutil
 import re
+import select
+import signal
 import sys
 import warnings
 from collections.abc import MutableMapping
@@ -21,6 +23,7 @@ from spectralmoe_jax.errors import UserError
 _CUDA = {"jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"}
 _GOOGLE, _STORAGE_AND_NETWORK = "0x1ae0", ("0x01", "0x02")
 _LONGEST = 200  # characters of what a library says, in a message
+_LONGEST_CHECK = 20  # seconds
 _FLAG = re.compile(r"(?:Unknown flags? in XLA_FLAGS|Couldn't parse[^:]*|Failed to parse[^:]*): *(.*)")
 
 
@@ -108,8 +111,13 @@ def _check_flags(flags: str) -> None:
         os._exit(0)
     os.close(write)
     with open(read, "rb") as output:
+        ended, _, _ = select.select([output], [], [], _LONGEST_CHECK)
+        if not ended:  # a thread of this process held a lock when it was copied
+            os.kill(child, signal.SIGKILL)
         said = output.read().decode(errors="replace")
     _, status = os.waitpid(child, 0)
+    if not ended:
+        return
     if status:
         found = _FLAG.search(said)
         reason = f" ({found[1][:_LONGEST]})" if found else ""

@@ -5,11 +5,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from spectralmoe_jax.cli import platform
 from tests.tiny_run import SIZES
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +94,17 @@ def test_flags_of_xla_print_nothing():
     flags = "--xla_backend_optimization_level=0"
     done = run([sys.executable, "-c", BEGIN], XLA_FLAGS=flags, JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL=None)
     assert (done.returncode, done.stdout, done.stderr) == (0, "cpu\n", "")
+
+
+def test_a_check_of_flags_that_hangs_is_given_up(monkeypatch):
+    """The child has a copy of each lock, and no thread that frees it."""
+    from jaxlib import xla_client
+
+    monkeypatch.setattr(xla_client, "CompileOptions", lambda: time.sleep(60))
+    monkeypatch.setattr(platform, "_LONGEST_CHECK", 0.1)
+    begin = time.monotonic()
+    platform._check_flags("--xla_backend_optimization_level=0")
+    assert time.monotonic() - begin < 30
 
 
 def test_of_several_tasks_that_fail_one_is_the_error():
