@@ -61,13 +61,13 @@ def test_a_platform_that_cannot_be_is_one_line(name, value, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu,banana"])
+@pytest.mark.parametrize("named", ["cuda", "tpu", "cpu,banana"])
 @pytest.mark.parametrize(
     "words", [["params", *TINY], ["verify", "tests/goldens"], ["evaluate", "--workdir", "none"]]
 )
-def test_every_command_refuses_a_platform_in_one_line(words, platform):
+def test_every_command_refuses_a_platform_in_one_line(words, named):
     """A machine that has the platform does what the command says."""
-    done = run([*SPECTRALMOE, *words], JAX_PLATFORMS=platform)
+    done = run([*SPECTRALMOE, *words], JAX_PLATFORMS=named)
     assert done.returncode in (0, 2), done.stderr
     assert done.stderr.count("\n") == (1 if done.returncode else 0), done.stderr
 
@@ -84,10 +84,10 @@ def test_libraries_of_accelerators_that_are_not_here_are_silent(tmp_path):
     path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     done = run([sys.executable, "-c", BEGIN], **path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "cpu\n", "")
-    for platform, what in (("tpu", "this machine has no TPU"), ("cuda", "no NVIDIA driver is here")):
-        done = run([sys.executable, "-c", BEGIN], **path, JAX_PLATFORMS=platform)
+    for name, what in (("tpu", "this machine has no TPU"), ("cuda", "no NVIDIA driver is here")):
+        done = run([sys.executable, "-c", BEGIN], **path, JAX_PLATFORMS=name)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert done.stderr.startswith(f"error: JAX_PLATFORMS = {platform}: {what}")
+        assert done.stderr.startswith(f"error: JAX_PLATFORMS = {name}: {what}")
 
 
 def test_flags_of_xla_print_nothing():
