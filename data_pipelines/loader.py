@@ -22,6 +22,7 @@ from absl import flags
 
 from data_pipelines.readers.unreadable import check_corrupt
 from data_pipelines.records import IGNORE, Record, Source
+from data_pipelines.worker_process import end_with_parent, leave_signals_to_parent
 from spectralmoe_jax.config.schema import DataConfig
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.host_memory import keep_freed_memory
@@ -275,6 +276,8 @@ def _prefetched(
 
 
 def _start_worker(_index: int, _count: int) -> None:
+    end_with_parent()
+    leave_signals_to_parent()
     cv2.setNumThreads(1)  # the workers are the parallelism
     keep_freed_memory(one_heap=True)
 

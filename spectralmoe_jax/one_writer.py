@@ -37,6 +37,7 @@ BEAT_SECONDS = 3.0
 STALE_SECONDS = 20.0
 _OLD_SECONDS = 120.0
 _POLL_SECONDS = 0.1
+_LONGEST_FLOCK = 5.0  # seconds
 _MOST_PROCESSES = 1 << 31
 _LARGEST = 1 << 16  # bytes of a lock file
 _LATEST = 1 << 33  # seconds since 1970 that a time can be
@@ -71,7 +72,7 @@ def one_writer(folder: Path, what: str, patience: float = 0.0) -> Iterator[None]
         yield
     finally:
         ended.set()
-        beat.join()
+        beat.join(STALE_SECONDS)  # it may wait for a file system that is away
         _held.discard(place)
         if (_read(path) or {}).get("token") == own["token"]:
             path.unlink(missing_ok=True)
@@ -201,10 +202,27 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         return
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _flock(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int) -> None:
+    """Wait for a lock of the system, but not for one that a broken lock service never gives.
+
+    Raises:
+      OSError: there is none.
+    """
+    until = time.monotonic() + _LONGEST_FLOCK
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.01)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

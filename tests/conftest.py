@@ -40,11 +40,15 @@ def _quick_compilation() -> str:
     """
     quick = "--xla_backend_optimization_level=0"
     quicker = f"{quick} --xla_cpu_use_fusion_emitters=false"
-    tried = subprocess.run(
-        [sys.executable, "-c", "import jax; jax.devices()"],
-        env=os.environ | {"XLA_FLAGS": quicker},
-        capture_output=True,
-    )
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=os.environ | {"XLA_FLAGS": quicker},
+            capture_output=True,
+            timeout=120,
+        )
+    except subprocess.TimeoutExpired:
+        return quick
     return quicker if tried.returncode == 0 else quick
 
 

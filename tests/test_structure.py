@@ -42,7 +42,11 @@ ARROWS = {
         "data_pipelines.tiles host_memory data_pipelines.stored_values"
     ),
     "read_ahead": "",
-    "data_pipelines.loader": "errors config data_pipelines.records host_memory data_pipelines.readers",
+    "data_pipelines.worker_process": "",
+    "data_pipelines.loader": (
+        "errors config data_pipelines.records host_memory data_pipelines.readers "
+        "data_pipelines.worker_process"
+    ),
     "data_pipelines.synthetic": "errors files config data_pipelines.records",
     "data_pipelines.sources": "errors config import_path data_pipelines.records",
     "data_pipelines.transforms": "errors config sensors data_pipelines.records data_pipelines.tiles",
@@ -93,7 +97,7 @@ ARROWS = {
     "data_pipelines.benchmarks": "data_pipelines.datasets",
     "data_pipelines.prepare": (
         "escapes errors files npz config data_pipelines.records host_memory data_pipelines.readers "
-        "data_pipelines.sheet data_pipelines.datasets"
+        "data_pipelines.sheet data_pipelines.datasets data_pipelines.worker_process"
     ),
     "data_pipelines.survey": "errors data_pipelines.records data_pipelines.sensors data_pipelines.readers",
     "project_setup": (

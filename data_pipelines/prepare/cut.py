@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +24,7 @@ from data_pipelines.prepare.plan import Piece, Workspace
 from data_pipelines.prepare.statistics import Histograms
 from data_pipelines.readers.raster_file import keep_files_open
 from data_pipelines.records import IGNORE, Window
+from data_pipelines.worker_process import end_with_parent
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.host_memory import keep_freed_memory
 
@@ -121,7 +121,7 @@ _worker: _Worker
 
 def _start_worker(dataset: Dataset, workspace: Workspace, done: Any, stop: Any) -> None:
     global _worker
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
     keep_freed_memory(one_heap=True)
     os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MEGABYTES)
     _worker = _Worker(dataset, workspace, done, stop)
@@ -129,13 +129,6 @@ def _start_worker(dataset: Dataset, workspace: Workspace, done: Any, stop: Any) 
 
 def _cut_in_worker(piece: Piece) -> None:
     _worker.cut(piece)
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
 
 
 class Cancelled(Exception):

@@ -29,6 +29,7 @@ from spectralmoe_jax.part_files import scratch_folder
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _CACHED_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"  # JAX's default of 1 would skip small programs
+_LONGEST_QUERY = 20  # seconds
 
 
 def run_all(runs: Sequence[GridRun], command: Sequence[str], shares: Sequence[Share]) -> bool:
@@ -195,7 +196,10 @@ def visible_gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_LONGEST_QUERY)
+    except (OSError, subprocess.TimeoutExpired):  # of a broken driver
+        return []
     return found.stdout.split() if found.returncode == 0 else []
 
 

@@ -134,6 +134,8 @@ def _prepare_process(argv: Sequence[str]) -> None:
     # Orbax reads in tasks: of a damaged checkpoint the first that fails is the error, the others are let go.
     logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    # for the process of Python's that frees the shared memory of workers after a sudden end, and says so
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
 
     # 3. signals
     listen(argv[0] if argv else "")

@@ -9,7 +9,6 @@ import logging
 import os
 import pkgutil
 import re
-import select
 import signal
 import sys
 import warnings
@@ -105,20 +104,20 @@ def _check_flags(flags: str) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # of processes with threads; the child uses none
         child = os.fork()
     if not child:
-        os.dup2(write, 1)
-        os.dup2(write, 2)
-        xla_client.CompileOptions()
-        os._exit(0)
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_LONGEST_CHECK)  # a thread of the parent may have held a lock when it was copied
+            os.dup2(write, 1)
+            os.dup2(write, 2)
+            xla_client.CompileOptions()
+            os._exit(0)
+        finally:
+            os._exit(1)
     os.close(write)
     with open(read, "rb") as output:
-        ended, _, _ = select.select([output], [], [], _LONGEST_CHECK)
-        if not ended:  # a thread of this process held a lock when it was copied
-            os.kill(child, signal.SIGKILL)
         said = output.read().decode(errors="replace")
     _, status = os.waitpid(child, 0)
-    if not ended:
-        return
-    if status:
+    if status and not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM):
         found = _FLAG.search(said)
         reason = f" ({found[1][:_LONGEST]})" if found else ""
         raise UserError(f"XLA_FLAGS = {flags}: XLA does not take it{reason}; correct or unset it")

@@ -141,7 +141,9 @@ def fit(
         MetricsLog(workdir, start, silent=silent, trackers=trackers) as log,
         ProgressReport(start, settings.steps, experiment.batch_size, silent=silent) as progress,
         Heartbeat(workdir) as heartbeat,
-        contextlib.closing(prefetch(experiment.make_batches(start), place=place)) as batches,
+        contextlib.closing(
+            prefetch(experiment.make_batches(start), place=place, should_stop=lambda: stop.requested)
+        ) as batches,
     ):
         if start:
             progress.print(f"resumed at step {start}")
@@ -149,7 +151,14 @@ def fit(
         stopping = False
         while not held_out.is_complete(step, settings) and not stopping:
             # 1. step
-            state, metrics = train_step(state, experiment.frozen, next(batches), key)
+            batch = next(batches, None)
+            if batch is None:  # stopped while it waited
+                if step > start:
+                    _require_finite(state, store, experiment.name_pixels)
+                    store.save(step, state.params, state.opt_state, None, held_out, state.average)
+                stopping = True
+                break
+            state, metrics = train_step(state, experiment.frozen, batch, key)
             step += 1
             is_last = step == settings.steps
             progress.advance(step)
@@ -197,7 +206,8 @@ def fit(
                 better = f"a better held-out {experiment.selection_metric}"
                 progress.print(f"complete at step {step}: {held_out.waited} evaluations without {better}")
         elif stopping:
-            progress.print(f"stop requested: saved at step {step}; the same command resumes there")
+            where = f"saved at step {step}; the same command resumes there" if step else "no step is done yet"
+            progress.print(f"stop requested: {where}")
     return step
 
 
@@ -255,7 +265,10 @@ def _require_finite(
 
 
 def prefetch(
-    batches: Iterator[Any], ahead: int = _BATCHES_AHEAD, place: Callable[[Any], Any] = jax.device_put
+    batches: Iterator[Any],
+    ahead: int = _BATCHES_AHEAD,
+    place: Callable[[Any], Any] = jax.device_put,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Generator[Any]:
     """Yield batches as arrays on the device, drawn ahead of their use.
 
@@ -266,8 +279,9 @@ def prefetch(
       batches: pytrees of arrays.
       ahead: largest number of batches drawn ahead; at least 1.
       place: starts copying a batch to its devices.
+      should_stop: asked while a batch is waited for; the generator ends early where it says so.
     """
-    return read_ahead(batches, ahead, place)
+    return read_ahead(batches, ahead, place, should_stop)
 
 
 class StopRequest:

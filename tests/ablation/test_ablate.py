@@ -208,13 +208,21 @@ def test_sigterm_reaches_the_running_run(tmp_path, capsys):
     script = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); {script}"
     found = grid_runs(load_grid(str(write_grid(tmp_path))), tmp_path)
 
+    ended = threading.Event()
+
     def stop():
         while "ready" not in _text(found[0].folder / "log.txt"):
-            time.sleep(0.01)
+            if ended.wait(0.01):
+                return
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=stop).start()
-    assert not run_all(found, [sys.executable, "-c", script], [Share({})])
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    try:
+        assert not run_all(found, [sys.executable, "-c", script], [Share({})])
+    finally:
+        ended.set()
+        thread.join()
     assert "full, seed 0: interrupted; the same command resumes it" in capsys.readouterr().out
     assert not found[1].folder.exists()
     assert not (found[0].folder / "failure.json").exists()

@@ -101,7 +101,7 @@ def test_a_check_of_flags_that_hangs_is_given_up(monkeypatch):
     from jaxlib import xla_client
 
     monkeypatch.setattr(xla_client, "CompileOptions", lambda: time.sleep(60))
-    monkeypatch.setattr(platform, "_LONGEST_CHECK", 0.1)
+    monkeypatch.setattr(platform, "_LONGEST_CHECK", 1)
     begin = time.monotonic()
     platform._check_flags("--xla_backend_optimization_level=0")
     assert time.monotonic() - begin < 30
@@ -125,6 +125,18 @@ def test_of_several_tasks_that_fail_one_is_the_error():
 """
     done = run([sys.executable, "-c", BEGIN.replace("        import jax\n", tasks)])
     assert (done.returncode, done.stderr) == (2, "error: x: damaged\n")
+
+
+def test_shared_memory_that_is_left_is_freed_in_silence():
+    leaves = """
+        from multiprocessing.shared_memory import SharedMemory
+        from spectralmoe_jax.cli.signals import leave
+        print(SharedMemory(create=True, size=10).name)
+        leave(130, "error: interrupted")
+"""
+    done = run([sys.executable, "-c", BEGIN.replace("        import jax\n", leaves)])
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+    assert not Path("/dev/shm", done.stdout.strip()).exists()
 
 
 HELP = f"{sys.executable} -m spectralmoe_jax --help"

@@ -1,9 +1,12 @@
 """Batches are the same for any number of workers and hosts and any restart; errors reach the parent."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
+import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from data_pipelines.transforms import Augment
 from spectralmoe_jax.config.schema import AugmentConfig
 from spectralmoe_jax.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 AUGMENT = Augment(16, AugmentConfig(flip=0.5, vertical_flip=0.5, turns=True), photometric_bands=(0, 1, 2))
 
 
@@ -128,3 +132,42 @@ def test_an_empty_source_is_rejected(tiles):
 def test_sources_and_transforms_do_not_import_jax():
     code = "import sys, data_pipelines.readers, data_pipelines.transforms; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_workers_outlive_sigterm_but_not_their_parent(tmp_path):
+    """A scheduler sends SIGTERM to all processes of a run; the one that trains may still need a batch."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import multiprocessing, os, signal
+from itertools import islice
+import numpy as np
+from data_pipelines.loader import train_batches
+from data_pipelines.records import ArraySource
+from data_pipelines.tiles.tile_index import TileIndex
+from tests.loading.test_loader import AUGMENT
+
+if __name__ == "__main__":
+    image = np.zeros((40, 48, 3), np.uint8), np.zeros((40, 48), np.uint8)
+    tiles = TileIndex(ArraySource({("d", "0"): image}), stride=16)
+    batches = train_batches(tiles, AUGMENT, batch_size=4, seed=7, workers=1)
+    first = next(batches)
+    children = [child.pid for child in multiprocessing.active_children()]
+    for child in children:
+        os.kill(child, signal.SIGTERM)
+        os.kill(child, signal.SIGINT)
+    more = list(islice(batches, 12))
+    print(*children, flush=True)
+    os._exit(0 if len(more) == 12 else 1)
+""")
+    done = subprocess.run(
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    workers = [Path("/proc", number) for number in done.stdout.split()]
+    assert len(workers) == 1
+    until = time.monotonic() + 30
+    while any(worker.exists() for worker in workers):
+        assert time.monotonic() < until
+        time.sleep(0.1)

@@ -212,13 +212,21 @@ from spectralmoe_jax.one_writer import one_writer
 try:
     with one_writer(Path(sys.argv[1]), "trains"):
         print("held", flush=True)
-        time.sleep(3)
+        sys.stdin.read()  # until the others are refused
 except UserError:
     print("refused", flush=True)
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(5)]
-    said = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(5)
+    ]
+    try:
+        said = sorted(process.stdout.readline().strip() for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     assert said == ["held", *["refused"] * 4]
 
 

@@ -1,11 +1,13 @@
 """Double buffering: order, depth, errors and the end."""
 
+import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 
+from spectralmoe_jax import read_ahead as read_ahead_module
 from spectralmoe_jax.training.loop import prefetch
 
 
@@ -63,3 +65,24 @@ def test_a_finite_stream_yields_all_batches():
     source = Batches(ends_at=5)
     assert len(list(prefetch(source))) == 5
     assert source.closed
+
+
+def test_a_batch_that_does_not_come_is_waited_for_until_it_should_stop(monkeypatch, caplog):
+    """The thread is left alone, as it cannot be ended, and what it draws from is not closed under it."""
+    source, never, stops = Batches(), threading.Event(), []
+
+    def place(batch):
+        if source.asked == 3:
+            never.wait(60)
+        return batch
+
+    monkeypatch.setattr(read_ahead_module, "_TIME_TO_CLOSE", 0.1)
+    batches = prefetch(source, 1, place, should_stop=lambda: bool(stops))
+    assert [int(next(batches)["sensor"]["image"][0, 0]) for _ in range(2)] == [0, 1]
+    threading.Timer(0.3, stops.append, (True,)).start()
+    begin = time.monotonic()
+    assert next(batches, None) is None
+    assert 0.2 < time.monotonic() - begin < 20
+    assert not source.closed
+    assert "did not come within 0.1 s" in caplog.text
+    never.set()

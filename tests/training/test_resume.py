@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 
+from spectralmoe_jax import read_ahead
 from spectralmoe_jax.checkpoints.store import CheckpointStore
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.parameters import named_leaves
@@ -81,6 +84,24 @@ def test_sigterm_saves_and_returns(uninterrupted, tmp_path):
     assert 10 <= result["step"] < 30  # a thread draws batch 11 while batch 9 or a later one is trained on
     with CheckpointStore(tmp_path, config) as store:
         assert store.last == result["step"]
+    run_experiment(make_experiment(), config, tmp_path)
+    assert final_state(tmp_path) == final_state(uninterrupted)
+
+
+def test_sigterm_saves_what_is_done_while_a_batch_does_not_come(uninterrupted, tmp_path, monkeypatch):
+    never = threading.Event()
+
+    def stuck_at_11(step):
+        if step == 11:
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            never.wait(60)
+
+    monkeypatch.setattr(read_ahead, "_TIME_TO_CLOSE", 0.1)
+    config = make_config(checkpoint_every=100, evaluate_every=100)
+    assert run_experiment(make_experiment(stuck_at_11), config, tmp_path)["step"] == 11
+    never.set()
+    with CheckpointStore(tmp_path, config) as store:
+        assert store.last == 11
     run_experiment(make_experiment(), config, tmp_path)
     assert final_state(tmp_path) == final_state(uninterrupted)
 
