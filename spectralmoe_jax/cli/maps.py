@@ -313,7 +313,7 @@ class Serve:
         from spectralmoe_jax.serving.limits import Limits
 
         limits = Limits(arguments.queue, arguments.max_mb, arguments.max_megapixels, arguments.timeout)
-        model = arguments.run or arguments.checkpoint
+        model = arguments.checkpoint if arguments.run is None else arguments.run
         config = open_config(
             model, overrides, arguments.stream, arguments.config, arguments.tta, arguments.allow_code
         )

@@ -114,6 +114,16 @@ def test_broken_config_file(tmp_path, capsys, text, expected):
     assert expected in error_of(capsys, "params", "--config", tmp_path / "broken.py")
 
 
+@pytest.mark.parametrize(
+    "argv", [("evaluate", "--workdir"), ("calibrate", "--workdir"), ("serve",), ("predict", "--checkpoint")]
+)
+def test_a_model_without_a_name(capsys, argv, tmp_path, monkeypatch):
+    """As of a variable of a shell that is not set."""
+    monkeypatch.chdir(tmp_path)
+    more = ["--input", "x.tif", "--output", "y.tif"] if argv[0] == "predict" else []
+    assert "config.json does not exist" in error_of(capsys, *argv, "", *more)
+
+
 def test_workdir_that_cannot_be_a_folder(config, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     message = error_of(capsys, "train", "--config", config, "--workdir", tmp_path / "file" / "run")
