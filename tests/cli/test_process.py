@@ -1,6 +1,7 @@
 """The process of a command: platforms that cannot be, closed streams, missing homes, signals."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,7 +146,8 @@ def test_a_warning_of_a_library_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "said"), [("SIGINT", 130, "error: interrupted\n"), ("SIGTERM", 143, "")]
+    ("name", "status", "said"),
+    [("SIGINT", 130, "error: interrupted\n"), ("SIGTERM", 143, ""), ("SIGHUP", 143, "")],
 )
 def test_a_signal_while_a_checkpoint_is_read(name, status, said, tmp_path):
     """Orbax takes an exception there for that of a task: it is lost, or the checkpoint is called damaged."""
@@ -165,6 +167,17 @@ def test_a_signal_while_a_checkpoint_is_read(name, status, said, tmp_path):
     done = run([sys.executable, "-c", BEGIN.replace("        import jax\n", reads + "        import jax\n")])
     assert (done.returncode, done.stderr) == (status, said)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_end_the_only_process_of_a_container(name):
+    """The kernel ignores signals of the first process of a container that it does not handle."""
+    alone = ["unshare", "--user", "--map-root-user", "--fork", "--pid"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let a process have numbers of its own")
+    waits = f"import os, signal, time; os.kill(1, signal.{name}); time.sleep(20)"
+    done = run([*alone, sys.executable, "-c", BEGIN.replace("import jax\n", f"{waits}; import jax\n")])
+    assert (done.returncode, done.stdout) == (143, "")
 
 
 @pytest.mark.slow
