@@ -38,6 +38,8 @@ def error_of(capsys, *argv):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        (["--config.classes.names=a,b\udcff"], r"config.classes.names[1] = 'b\udcff': must be text"),
+        (["--config.classes.names=a\0,b"], r"config.classes.names[0] = 'a\x00': must be text"),
         (["--config.train.step=3"], "config.train.step is not a known key; nearest: steps"),
         (["--config.trian.steps=3"], "config.trian is not a known key; nearest: train"),
         (

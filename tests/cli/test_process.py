@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spectralmoe_jax import quick_start
+from spectralmoe_jax.cli.main import main
 from tests.tiny_run import SIZES
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +195,12 @@ def test_a_training_in_odd_environments(environment, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "\u202e" not in done.stdout + done.stderr
+
+
+def test_a_quickstart_whose_training_is_asked_to_stop_ends_there(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(quick_start, "train", lambda config, workdir: {"step": config.train.steps - 1})
+    assert main(["quickstart", "--workdir", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.slow
