@@ -14,8 +14,9 @@ set -uo pipefail
 set -m # signals reach the processes only through this script
 
 asked=
-trap 'asked=TERM' TERM
+trap 'asked=TERM' TERM HUP # HUP: the terminal is gone; without effect below nohup
 trap 'asked=INT' INT
+trap 'asked=QUIT' QUIT
 
 fail() { # one line: control characters of a value become ?
   local message="$*"
@@ -113,6 +114,7 @@ run_once() {
 for ((attempt = 0; ; attempt++)); do
   [[ $asked == TERM ]] && exit 0
   [[ $asked == INT ]] && exit 130
+  [[ $asked == QUIT ]] && exit 131
   run_once "$@"
   # a process that SIGTERM ended had not begun to listen: nothing is lost
   [[ $asked == TERM && $status == 143 ]] && exit 0

@@ -8,7 +8,7 @@
 # The script watches DIR/heartbeat/0.json, or the file HEARTBEAT, because one stuck process stops all others. Only a
 # change of the file counts, so neither the hosts' clocks nor a file left by an earlier start matters.
 #
-# SIGTERM is passed on; the training then has STOP_SECONDS (default 100) to save before it is killed.
+# SIGTERM, and the end of the terminal, is passed on as SIGTERM; the training then has STOP_SECONDS (default 100) to save before it is killed.
 # Exit status: that of the training; 124 if it was killed. After a SIGTERM, STOPPED_STATUS (default 0) is used instead of
 # 0, for schedulers that take 0 to mean that nothing is left to do.
 set -uo pipefail
@@ -47,7 +47,7 @@ done
 [[ $workdir ]] || fail "the command has no --workdir, so there is no heartbeat to watch"
 
 asked=
-trap 'asked=TERM' TERM
+trap 'asked=TERM' TERM HUP
 trap 'asked=INT' INT
 trap 'asked=KILL' QUIT # from local.sh: another process is lost, so waiting is useless
 

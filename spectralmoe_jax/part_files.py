@@ -14,13 +14,15 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+INTERRUPTED = 130  # status of a command that Ctrl-C ended
 _PART = re.compile(r"\..*\.part-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9]+(\..*)?", re.DOTALL)
 _FORGOTTEN = 7 * 24 * 3600  # seconds without a change, after which a part of another host is left over
 _LONGEST_STEM = 40  # characters of the final name in that of a part: names of files are limited
@@ -147,12 +149,31 @@ def _on_termination() -> Iterator[None]:
 
 def _end(signum: int, frame: FrameType | None) -> Any:
     """Remove the parts of this process, and end it as the signal does."""
-    remove_own_parts()
+    _remove_own_parts()
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 
 
-def remove_own_parts() -> None:
+def leave(status: int, line: str = "") -> NoReturn:
+    """End the process at once: a compiler that still runs in a thread would not survive the usual end.
+
+    The hidden parts of what it writes are removed.
+
+    Args:
+      status: exit status.
+      line: what to say on standard error.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _remove_own_parts()
+    try:
+        sys.stdout.flush()
+        os.write(2, f"{line}\n".encode() if line else b"")
+    except (OSError, RuntimeError):  # closed, or being written to
+        pass
+    os._exit(status)
+
+
+def _remove_own_parts() -> None:
     """Remove all parts of this process, which is about to end at once."""
     for part, process in tuple(_in_use.items()):
         if process == os.getpid():  # a forked process has those of its parent in the list

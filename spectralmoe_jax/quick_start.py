@@ -38,6 +38,7 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
 
     Returns:
       `{"source": mIoU, "target": mIoU, "constant": mIoU of the best single class, "seconds": float}`.
+      The time alone if SIGTERM stopped the training.
 
     Raises:
       UserError: names the key or folder that is wrong.
@@ -46,7 +47,8 @@ def quickstart(workdir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     start = time.monotonic()
     workdir = Path(workdir)
     config = load_config("configs/quickstart.py", overrides)
-    train(config, workdir)
+    if train(config, workdir)["step"] < config.train.steps:  # SIGTERM asked it to stop
+        return {"seconds": time.monotonic() - start}
 
     # 2. score on held-out scenes of the source sensor, and on the target sensor
     segmenter = load_trained(workdir, config)

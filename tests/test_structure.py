@@ -38,7 +38,7 @@ ARROWS = {
     "host_memory": "",
     "data_pipelines.stored_values": "errors config data_pipelines.records",
     "data_pipelines.readers": (
-        "errors files npz config sensors data_pipelines.records data_pipelines.sensors "
+        "errors part_files files npz config sensors data_pipelines.records data_pipelines.sensors "
         "data_pipelines.tiles host_memory data_pipelines.stored_values"
     ),
     "read_ahead": "",
@@ -124,7 +124,9 @@ ARROWS = {
     ),
 }
 # What the data may know of the other package: never a model.
-KNOWN_TO_DATA = {"errors", "escapes", "files", "npz", "host_memory", "import_path", "config", "sensors"}
+KNOWN_TO_DATA = {
+    "errors", "escapes", "part_files", "files", "npz", "host_memory", "import_path", "config", "sensors",
+}  # fmt: skip
 
 
 def module_of(file: Path) -> str:

@@ -20,6 +20,7 @@ from rasterio.warp import transform, transform_bounds
 from data_pipelines.readers.address import is_remote
 from data_pipelines.readers.coordinate_systems import CRS_ERRORS, Bounds, crs_name, same_crs
 from data_pipelines.readers.unreadable import UnreadableFile
+from data_pipelines.readers.vector_name import as_file
 from spectralmoe_jax.errors import UserError, shown
 
 VECTOR_FORMATS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet")
@@ -51,7 +52,8 @@ def _read(path: Path, layer: str, read: Callable[..., T], **options: Any) -> T:
     """
     _check_content(path)
     try:
-        return read(path, layer=layer or None, **options)
+        with as_file(path) as name:
+            return read(name, layer=layer or None, **options)
     except UnicodeDecodeError as error:
         raise UnreadableFile(
             f"{path}: a name in it is not UTF-8, such as that of an attribute: write the file anew as UTF-8"
@@ -180,10 +182,11 @@ def read_layers(path: Path) -> list[str]:
     """
     _check_content(path)
     try:
-        layers = pyogrio.list_layers(path)
+        with as_file(path) as name:
+            layers = pyogrio.list_layers(name)
     except _ERRORS as error:
         raise _unreadable(path, "", error) from error
-    return [name for name, kind in layers.tolist() if kind and ("Polygon" in kind or kind == "Unknown")]
+    return [layer for layer, kind in layers.tolist() if kind and ("Polygon" in kind or kind == "Unknown")]
 
 
 def _check_content(path: Path) -> None:
@@ -313,7 +316,8 @@ def _reprojected(polygons: np.ndarray, theirs: Any, crs: Any) -> np.ndarray:
 def _unreadable(path: Path, layer: str, error: Exception) -> UserError:
     """Return the error for a layer that does not exist, or for a file that cannot be read."""
     try:
-        layers = pyogrio.list_layers(path)[:, 0].tolist()
+        with as_file(path) as name:
+            layers = pyogrio.list_layers(name)[:, 0].tolist()
     except _ERRORS:
         layers = []
     if layers and layer and layer not in layers:

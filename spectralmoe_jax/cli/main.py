@@ -16,9 +16,10 @@ import warnings
 from collections.abc import Sequence
 
 from spectralmoe_jax import __version__
-from spectralmoe_jax.cli.signals import INTERRUPTED, leave, listen, was_interrupted
+from spectralmoe_jax.cli.signals import listen, was_interrupted
 from spectralmoe_jax.errors import RunLost, UserError, shown
 from spectralmoe_jax.escapes import PrintableFormatter, printable
+from spectralmoe_jax.part_files import INTERRUPTED, leave
 
 # To add a subcommand, add a line here and a class of the same name to the module that the line names, with
 # `add_arguments(parser)` and `run(arguments, overrides) -> exit status`.

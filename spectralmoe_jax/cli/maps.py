@@ -15,10 +15,10 @@ from rich.console import Console
 
 import spectralmoe_jax
 from spectralmoe_jax.cli.arguments import add_config_of_model, add_model, add_stream, add_tta, open_config
-from spectralmoe_jax.cli.signals import leave
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.escapes import printable
+from spectralmoe_jax.part_files import leave
 
 if TYPE_CHECKING:
     from spectralmoe_jax.inference.catalogue import Beside
@@ -313,7 +313,7 @@ class Serve:
         from spectralmoe_jax.serving.limits import Limits
 
         limits = Limits(arguments.queue, arguments.max_mb, arguments.max_megapixels, arguments.timeout)
-        model = arguments.run or arguments.checkpoint
+        model = arguments.checkpoint if arguments.run is None else arguments.run
         config = open_config(
             model, overrides, arguments.stream, arguments.config, arguments.tta, arguments.allow_code
         )

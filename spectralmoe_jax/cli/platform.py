@@ -35,10 +35,9 @@ def check_platform(environment: MutableMapping[str, str] = os.environ) -> None:
     Raises:
       UserError: `XLA_FLAGS` or `JAX_PLATFORMS` cannot be.
     """
-    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # as JAX does, but XLA is loaded before it here
     asked = environment.get("JAX_PLATFORMS", "")
     platforms = asked.split(",")
-    if environment.get("XLA_FLAGS", "").strip() and "jax" not in sys.modules:
+    if environment.get("XLA_FLAGS") and "jax" not in sys.modules:
         _check_flags(environment["XLA_FLAGS"])
     plugins = _plugins()
     if plugins & _CUDA and not _has_cuda():
@@ -95,6 +94,7 @@ def _check_flags(flags: str) -> None:
     Raises:
       UserError: it did not.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # JAX's, which XLA reads when it is loaded
     from jaxlib import xla_client  # of what JAX needs anyway; not for --help
 
     if not hasattr(os, "fork"):

@@ -123,7 +123,7 @@ class Evaluate:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        model = arguments.workdir or arguments.checkpoint
+        model = arguments.checkpoint if arguments.workdir is None else arguments.workdir
         config = open_config(
             model, overrides, arguments.stream, arguments.config, arguments.tta, arguments.allow_code
         )
@@ -155,7 +155,7 @@ class Calibrate:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        model = arguments.workdir or arguments.checkpoint
+        model = arguments.checkpoint if arguments.workdir is None else arguments.workdir
         config = open_config(
             model, overrides, arguments.stream, arguments.config, arguments.tta, arguments.allow_code
         )
@@ -195,7 +195,7 @@ class Probe:
     @staticmethod
     def run(arguments: Namespace, overrides: Sequence[str]) -> int:
         """Run the subcommand and return its exit status."""
-        config = load_config(arguments.file or arguments.config, overrides)
+        config = load_config(arguments.config if arguments.file is None else arguments.file, overrides)
         fetch_first(config.model.weight_files)
         spectralmoe_jax.probe(config, arguments.workdir, seeds=arguments.seeds, penalty=arguments.penalty)
         return 0

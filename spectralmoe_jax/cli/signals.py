@@ -1,4 +1,4 @@
-"""Signals of the process of a command: Ctrl-C, and SIGTERM before the first training step."""
+"""Signals of the process of a command: Ctrl-C, the end of its terminal, SIGTERM before the first step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from spectralmoe_jax.part_files import remove_own_parts
+from spectralmoe_jax.part_files import INTERRUPTED, leave
 
-INTERRUPTED = 130
 _STOPPABLE = ("train", "quickstart")
 # An exception that a signal raises below these is lost in C++, which then ends the process, or in an event
 # loop: code that imports a compiled module, JAX where it hands a program to the compiler, and Orbax, which
@@ -39,7 +38,7 @@ def listen(command: str) -> None:
     """Handle signals until the command itself does.
 
     Ctrl-C raises KeyboardInterrupt, or ends the process where that would be lost. SIGTERM ends a training
-    that has not begun, with status 0: there is nothing to save.
+    that has not begun, with status 0: there is nothing to save. The end of the terminal counts as SIGTERM.
 
     Args:
       command: name of the subcommand.
@@ -49,25 +48,10 @@ def listen(command: str) -> None:
         sys.unraisablehook = _raise_again
     if command in _STOPPABLE:
         signal.signal(signal.SIGTERM, _stop)
-
-
-def leave(status: int, line: str = "") -> NoReturn:
-    """End the process at once: a compiler that still runs in a thread would not survive the usual end.
-
-    The hidden parts of what it writes are removed.
-
-    Args:
-      status: exit status.
-      line: what to say on standard error.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    remove_own_parts()
-    try:
-        sys.stdout.flush()
-        os.write(2, f"{line}\n".encode() if line else b"")
-    except (OSError, RuntimeError):  # closed, or being written to
-        pass
-    os._exit(status)
+    elif os.getpid() == 1:  # of a container, where signals that nobody handles do nothing
+        signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not below nohup
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -81,6 +65,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     leave(0, "stopped before the first step: the same command starts again")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    leave(128 + number)
 
 
 def _raise_again(problem: Any) -> None:

@@ -17,6 +17,7 @@ _PLACE = re.compile(
     # after a space, a slash alone is one of a sentence
     rf"|(?:(?<![^,;=:\"'(\[])\s*|(?<=\s)(?=/[^\s/]+/|~/|\.\./))(?P<path>(?:~|/|{_UPWARDS})[^\"'\n]*?){_NEXT}"
 )
+_NAMES = {"classes", "bands", "file_bands"}  # keys whose values name no files, whatever they look like
 _LOGIN = re.compile(rf"({_SCHEME})[^/\s\"'@]*@")
 
 
@@ -25,9 +26,13 @@ def without_folders(value: Any) -> Any:
 
     Paths are those that start with `/`, `~` or `file://`, or lead upwards with `..`; alone, in a list with
     commas, or after `key=`. Addresses lose the name and password before the host, and their query.
+    Names of classes and bands stay as they are.
     """
     if isinstance(value, Mapping):
-        return {key: without_folders(item) for key, item in value.items()}
+        return {
+            key: item if _NAMES & set(str(key).split(".")) else without_folders(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [without_folders(item) for item in value]
     return _PLACE.sub(_shortened, value) if isinstance(value, str) else value

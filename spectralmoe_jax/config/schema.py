@@ -49,8 +49,12 @@ class ClassesConfig(Section):
     )
 
     def __post_init__(self) -> None:
-        """Check that a palette has one colour for each class."""
+        """Check that files can hold the names, and that a palette has one colour for each class."""
         super().__post_init__()
+        for number, name in enumerate(self.names):
+            if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+                must = "must be text that a file can hold: no character NUL, and none that is no UTF-8"
+                raise bad_value(f"{self.place}.names[{number}]", name, must)
         if self.palette is not None and len(self.palette) != len(self.names):
             raise UserError(
                 f"{self.place}.palette has {len(self.palette)} colours for {len(self.names)} "

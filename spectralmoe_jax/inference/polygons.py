@@ -19,6 +19,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize, shapes, sieve
 from rasterio.warp import transform as transform_points
 
+from data_pipelines.readers.vector_name import as_file
 from spectralmoe_jax.errors import UserError
 from spectralmoe_jax.inference.scene import NODATA, reading
 
@@ -109,8 +110,9 @@ def write_polygons(
         if suffix == _GEOPARQUET:
             _write_geoparquet(path, geometry, fields, crs)
         else:
-            _write_layer(path, geometry, fields, crs, DRIVERS[suffix])
-            _check_count(path, len(geometry))
+            with as_file(path) as name:
+                _write_layer(name, geometry, fields, crs, DRIVERS[suffix])
+                _check_count(name, len(geometry))
     except (DataSourceError, DataLayerError, OSError) as problem:
         said = " ".join(str(problem).split())
         raise UserError(f"{target}: cannot be written ({said}); choose a folder with room") from problem

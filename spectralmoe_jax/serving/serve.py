@@ -16,6 +16,7 @@ from spectralmoe_jax.config.load import Configuration
 from spectralmoe_jax.errors import UserError, bad_value
 from spectralmoe_jax.escapes import printable
 from spectralmoe_jax.inference.model import load
+from spectralmoe_jax.part_files import INTERRUPTED, leave
 from spectralmoe_jax.serving.app import make_app
 from spectralmoe_jax.serving.limits import Limits
 
@@ -78,6 +79,14 @@ class _Server(uvicorn.Server):
         """Start the application, listen, and print the line."""
         await super().startup(sockets)
         print(printable(self._line), flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop in order; at once while a thread still compiles, which cannot be interrupted."""
+        if not self.started and sig == signal.SIGINT:
+            leave(INTERRUPTED, "error: interrupted")
+        elif not self.started:
+            leave(0)
+        super().handle_exit(sig, frame)
 
 
 def _shown(listener: socket.socket) -> str:

@@ -38,6 +38,8 @@ def error_of(capsys, *argv):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        (["--config.classes.names=a,b\udcff"], r"config.classes.names[1] = 'b\udcff': must be text"),
+        (["--config.classes.names=a\0,b"], r"config.classes.names[0] = 'a\x00': must be text"),
         (["--config.train.step=3"], "config.train.step is not a known key; nearest: steps"),
         (["--config.trian.steps=3"], "config.trian is not a known key; nearest: train"),
         (
@@ -112,6 +114,16 @@ def test_bad_arguments(capsys, argv, expected, tmp_path, monkeypatch):
 def test_broken_config_file(tmp_path, capsys, text, expected):
     (tmp_path / "broken.py").write_text(text)
     assert expected in error_of(capsys, "params", "--config", tmp_path / "broken.py")
+
+
+@pytest.mark.parametrize(
+    "argv", [("evaluate", "--workdir"), ("calibrate", "--workdir"), ("serve",), ("predict", "--checkpoint")]
+)
+def test_a_model_without_a_name(capsys, argv, tmp_path, monkeypatch):
+    """As of a variable of a shell that is not set."""
+    monkeypatch.chdir(tmp_path)
+    more = ["--input", "x.tif", "--output", "y.tif"] if argv[0] == "predict" else []
+    assert "config.json does not exist" in error_of(capsys, *argv, "", *more)
 
 
 def test_workdir_that_cannot_be_a_folder(config, tmp_path, capsys):

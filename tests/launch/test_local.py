@@ -1,5 +1,6 @@
 """launch/local.sh: one process or several on this machine, their GPUs, crashes, signals."""
 
+import os
 import signal
 
 import pytest
@@ -80,6 +81,7 @@ def test_errors_that_a_restart_cannot_fix_end_the_run(machine, status):
     [
         ("SIGTERM", UNTIL_ASKED, 0),
         ("SIGTERM", NOT_LISTENING, 0),
+        ("SIGHUP", UNTIL_ASKED, 0),
         ("SIGINT", UNTIL_ASKED.replace("exit 0' TERM", "exit 130' INT"), 130),
     ],
 )
@@ -90,6 +92,17 @@ def test_signals_reach_every_process(machine, name, training, status):
     process.communicate(timeout=30)
     assert process.returncode == status
     assert len(machine.trainings) == 2
+
+
+def test_sigquit_leaves_no_process_behind(machine):
+    process = machine.start(*LOCAL, PROCESSES="2", TRAINING=f"echo $$ >>$RECORD/pids; {NOT_LISTENING}")
+    machine.await_waiting(2)
+    process.send_signal(signal.SIGQUIT)
+    process.communicate(timeout=30)
+    assert process.returncode == 124
+    for number in (machine.record / "pids").read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(number), 0)
 
 
 @pytest.mark.parametrize(

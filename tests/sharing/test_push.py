@@ -252,6 +252,12 @@ def test_paths_are_cut_to_their_last_part():
     assert without_folders(given) == {"root": "data", "list": ["a.pth", "b/c", "hf://x/y"], "n": 3}
 
 
+def test_names_that_look_like_paths_stay():
+    named = {"classes": {"names": ["../../a", "~b", "/c", "d, /e"]}, "bands": ["/nir"]}
+    flat = {"classes.names": ["../../a", "~b"], "data.file_bands": ["/nir"]}
+    assert without_folders({"given": [named, flat]}) == {"given": [named, flat]}
+
+
 @pytest.mark.parametrize(
     ("value", "stays"),
     [
