@@ -25,13 +25,14 @@ from data_pipelines.records import IGNORE, Record, Source
 from data_pipelines.worker_process import end_with_parent, leave_signals_to_parent
 from spectralmoe_jax.config.schema import DataConfig
 from spectralmoe_jax.errors import UserError, bad_value
-from spectralmoe_jax.host_memory import keep_freed_memory
+from spectralmoe_jax.host_memory import keep_freed_memory, require_memory
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 B = TypeVar("B")
 Transform = Callable[[Any, np.random.Generator], Batch]
 _BUFFERED_BATCHES = 4
+_WORKER_BYTES = 1 << 27  # of a worker's libraries, at least
 _ELEMENTS = 1 << 48  # practically endless; Grain counts elements in floats, which overflow at 2**63
 _TRIES = 20  # attempts to replace a tile that cannot be read
 _PROBLEM = "problem"  # key under which an example carries error messages from a worker to this process
@@ -375,6 +376,7 @@ def _check(source, batch_size, seed, start_step, workers, threads, host_index, h
         raise bad_value("step", start_step, "must be at least 0")
     if workers < 0:
         raise bad_value("config.data.workers", workers, "must be at least 0")
+    require_memory("config.data.workers", workers, workers * _WORKER_BYTES, "the processes")
     if threads < 1:
         raise bad_value("config.data.threads", threads, "must be at least 1")
     check_corrupt(corrupt)

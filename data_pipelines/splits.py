@@ -17,6 +17,7 @@ from data_pipelines.tiles.tile_index import ClassBalancedIndex, TileIndex
 from data_pipelines.transforms import Augment, visible_bands
 from spectralmoe_jax.config.schema import RunConfig, StatedValues
 from spectralmoe_jax.errors import UserError, bad_value, choose
+from spectralmoe_jax.host_memory import require_memory
 
 SPLITS = ("train", "holdout", "source", "target")
 
@@ -225,6 +226,19 @@ def _weighted(
     return [(records, weight) for records, weight in zip(parts.values(), weights, strict=True) if records]
 
 
+def require_room_for_batches(config: RunConfig, host_count: int = 1) -> None:
+    """Check that the tiles of a step fit into the memory, before one is read.
+
+    Raises:
+      UserError: they do not; names the larger of the keys that say how many there are.
+    """
+    tile = config.data.crop**2 * (len(config.bands) + 1)  # bytes, at least: bands of one byte, and the label
+    train = config.train
+    key = "accumulate" if train.accumulate > train.batch_size else "batch_size"
+    needed = tile * train.images_per_step / host_count
+    require_memory(f"config.train.{key}", getattr(train, key), needed, "the tiles of a step")
+
+
 def training_batches(
     config: RunConfig, splits: Splits, start_step: int, host_index: int = 0, host_count: int = 1
 ) -> Generator[Batch]:
@@ -232,6 +246,7 @@ def training_batches(
 
     B is the number of images of a step, all accumulated batches together.
     """
+    require_room_for_batches(config, host_count)
     index, augment = training_elements(config, splits)
     return train_batches(
         index,

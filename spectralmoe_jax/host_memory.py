@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from spectralmoe_jax.errors import bad_value
+
 # parameters of mallopt, from glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _TOP_PAD = 1 << 28  # bytes by which a heap grows
@@ -41,3 +43,21 @@ def physical_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return 1 << 60
+
+
+def require_memory(key: str, value: object, needed: float, what: str) -> None:
+    """Check that what a value of the configuration asks for fits into the memory, before it is allocated.
+
+    Args:
+      key: the key whose value is too large if it does not.
+      value: that value.
+      needed: bytes, at least.
+      what: what they are for, for the message.
+
+    Raises:
+      UserError: it does not.
+    """
+    most = physical_memory()
+    if needed > most:
+        must = f"needs {needed / 1e9:,.0f} GB for {what}, and the memory has {most / 1e9:,.0f}: give less"
+        raise bad_value(key, value, must)

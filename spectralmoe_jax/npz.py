@@ -15,6 +15,7 @@ from spectralmoe_jax.files import require_ordinary
 
 _RATIO, _ALWAYS = 200, 1 << 26  # bytes of arrays for each byte of the file, and that any file may hold
 _SUFFIX = ".npy"
+_LAST_CHARACTER = 0x10FFFF
 
 
 def read_npz(
@@ -41,7 +42,10 @@ def read_npz(
                 raise ValueError(f"no array {', '.join(missing[:3])}")
             _check_sizes(path, archive, [held[name] for name in wanted])
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in wanted}
+            found = {name: arrays[name] for name in wanted}
+        for name, array in found.items():
+            _check_texts(name, array)
+        return found
     except UserError:
         reason = "a pipe or a device"
     except OSError as problem:
@@ -49,6 +53,14 @@ def read_npz(
     except Exception as problem:  # a damaged archive raises whatever its decompressor does
         reason = str(problem) or type(problem).__name__
     raise UserError(f"{path}: not a readable {what} ({shown(' '.join(reason.split()))}): {remedy}")
+
+
+def _check_texts(name: str, array: np.ndarray) -> None:
+    """Refuse texts of characters that do not exist, of which Python makes no string."""
+    if array.dtype.kind == "U" and array.dtype.itemsize:
+        texts = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        if (texts.reshape(-1).view(np.uint32) > _LAST_CHARACTER).any():
+            raise ValueError(f"{name} holds characters that do not exist")
 
 
 def _members(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:

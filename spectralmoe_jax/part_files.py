@@ -76,8 +76,8 @@ def _removed_at_the_end(part: Path) -> Iterator[Path]:
 
 
 def _remove(part: Path) -> None:
-    """Remove a file or folder."""
-    with contextlib.suppress(FileNotFoundError):
+    """Remove a file or folder if possible; what stays is removed as left over by a later command."""
+    with contextlib.suppress(OSError):
         if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part, ignore_errors=True)  # another process may still write there
         else:

@@ -138,3 +138,13 @@ def test_truncated_encrypted_and_other_files(tmp_path):
     refusal(tmp_path)
     refusal(tmp_path / "none.npz")
     refusal(Path("/dev/null"))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("code", [0x110000, 2**32 - 1])
+def test_texts_of_no_characters_are_refused(tmp_path, code, order):
+    """NumPy reads them, and Python ends in a SystemError where it makes a string of one."""
+    codes = np.array([ord("x"), 0x10FFFF, code], f"{order}u4")
+    np.savez(tmp_path / "a.npz", a=codes.view(f"{order}U3"), b=np.array(["\U0010ffff\ud7ff\ue000"]))
+    assert "a holds characters that do not exist" in refusal(tmp_path / "a.npz")
+    assert read_npz(tmp_path / "a.npz", "", ["b"])["b"] == "\U0010ffff\ud7ff\ue000"

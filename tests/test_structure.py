@@ -35,7 +35,7 @@ ARROWS = {
     "data_pipelines.records": "errors",
     "data_pipelines.sensors": "errors sensors",
     "data_pipelines.tiles": "errors data_pipelines.records",
-    "host_memory": "",
+    "host_memory": "errors",
     "data_pipelines.stored_values": "errors config data_pipelines.records",
     "data_pipelines.readers": (
         "errors part_files files npz config sensors data_pipelines.records data_pipelines.sensors "
@@ -47,11 +47,11 @@ ARROWS = {
         "errors config data_pipelines.records host_memory data_pipelines.readers "
         "data_pipelines.worker_process"
     ),
-    "data_pipelines.synthetic": "errors files config data_pipelines.records",
+    "data_pipelines.synthetic": "errors files config host_memory data_pipelines.records",
     "data_pipelines.sources": "errors config import_path data_pipelines.records",
     "data_pipelines.transforms": "errors config sensors data_pipelines.records data_pipelines.tiles",
     "data_pipelines.splits": (
-        "errors config data_pipelines.records data_pipelines.tiles data_pipelines.stored_values "
+        "errors host_memory config data_pipelines.records data_pipelines.tiles data_pipelines.stored_values "
         "data_pipelines.loader data_pipelines.sources data_pipelines.transforms"
     ),
     "data_pipelines.extreme_pixels": (

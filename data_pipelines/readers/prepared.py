@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from data_pipelines.readers.prepared_files import (
     INFO,
     STATISTICS,
     Layout,
+    PreparedRecord,
     read_columns,
     read_layout,
     read_statistics,
     remedy_for,
 )
-from data_pipelines.records import Record, Window, crop
+from data_pipelines.records import Window, crop
 from data_pipelines.sensors import select_bands
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, shown
@@ -30,26 +30,6 @@ UNFINISHED = ".incomplete"
 
 _COLUMNS = ("domain", "name", "height", "width", "image")
 _COMMAND = "spectralmoe prepare {} --source DIR --out DIR"
-
-
-@dataclass(frozen=True)
-class PreparedRecord(Record):
-    """A prepared tile.
-
-    Attributes:
-      image: name of the image that it was cut from.
-      split: its split.
-      index: its number in the split.
-    """
-
-    image: str
-    split: str
-    index: int
-
-    @property
-    def image_name(self) -> str:
-        """The image that the tile was cut from."""
-        return self.image
 
 
 class PreparedTiles:
@@ -217,7 +197,7 @@ class _Shards:
         path, length, position = self._layout.locate(record.split, record.index)
         try:
             (encoded,) = self._reader(path, length).read([position])
-            return self._layout.decode(encoded, (record.height, record.width))
+            return self._layout.decode(encoded, record)
         except (RuntimeError, ValueError, IndexError) as problem:
             reason = " ".join(str(problem).split())
             raise UserError(
@@ -239,8 +219,8 @@ def _open_shard(path: Path, length: int) -> Any:
     reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0")
     if reader.num_records() != length:  # a truncated file opens without an error and looks empty
         raise UserError(
-            f"{path}: truncated, {reader.num_records()} of {length} tiles are readable: restore the file, or "
-            f"remove {path.parent} and prepare it again"
+            f"{path}: damaged or another shard, it holds {reader.num_records()} readable tiles, "
+            f"not {length}: {remedy_for(path.parent)}"
         )
     return reader
 
@@ -251,9 +231,10 @@ def _records(
     """Return the tiles of some splits, and their class counts."""
     records: list[PreparedRecord] = []
     for split, of_split in columns.items():
-        rows = zip(*(of_split[key].tolist() for key in _COLUMNS), strict=True)
-        for number, (domain, name, height, width, image) in enumerate(rows):
-            records.append(PreparedRecord(domain, name, height, width, image, split, number))
+        labelled = of_split["class_pixels"].sum(axis=1, dtype=np.int64)
+        rows = zip(*(of_split[key].tolist() for key in _COLUMNS), labelled.tolist(), strict=True)
+        for number, (domain, name, height, width, image, pixels) in enumerate(rows):
+            records.append(PreparedRecord(domain, name, height, width, image, split, number, pixels))
     return tuple(records), np.concatenate([of_split["class_pixels"] for of_split in columns.values()])
 
 

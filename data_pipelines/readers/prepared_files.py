@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.records import IGNORE, Record
 from spectralmoe_jax.errors import UserError, shown
 from spectralmoe_jax.files import read_json
 from spectralmoe_jax.npz import read_npz
@@ -98,6 +99,28 @@ def read_columns(
 
 
 @dataclass(frozen=True)
+class PreparedRecord(Record):
+    """A prepared tile.
+
+    Attributes:
+      image: name of the image that it was cut from.
+      split: its split.
+      index: its number in the split.
+      labelled: number of its labelled pixels.
+    """
+
+    image: str
+    split: str
+    index: int
+    labelled: int
+
+    @property
+    def image_name(self) -> str:
+        """The image that the tile was cut from."""
+        return self.image
+
+
+@dataclass(frozen=True)
 class Layout:
     """Shards of a folder, and how a record is stored.
 
@@ -106,12 +129,14 @@ class Layout:
       ends: for each of them the number of tiles up to its end.
       dtype: type of the pixels.
       bands: number of bands.
+      classes: number of classes.
     """
 
     paths: Mapping[str, tuple[Path, ...]]
     ends: Mapping[str, np.ndarray]
     dtype: np.dtype
     bands: int
+    classes: int
 
     def locate(self, split: str, index: int) -> tuple[Path, int, int]:
         """Return (shard, its number of records, position in it) of tile `index` of `split`."""
@@ -120,11 +145,11 @@ class Layout:
         start = int(ends[shard - 1]) if shard else 0
         return self.paths[split][shard], int(ends[shard]) - start, index - start
 
-    def decode(self, encoded: bytes, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def decode(self, encoded: bytes, tile: PreparedRecord) -> dict[str, np.ndarray]:
         """Return `image` (h, w, C) and `label` (h, w) of the record of a tile, read-only.
 
         Raises:
-          ValueError: the record is damaged, or of a tile of another size or type.
+          ValueError: the record is damaged, or not the one that the index describes.
         """
         from google.protobuf.message import DecodeError
 
@@ -132,8 +157,33 @@ class Layout:
             fields = _example().FromString(encoded).features.feature
         except DecodeError as problem:
             raise ValueError(str(problem)) from None
+        domain, image, name = _tile_names(fields)
+        if (tile.domain, tile.image) != (domain, image) or tile.name not in (image, name):
+            raise ValueError(f"it holds the tile {name} of {domain}, not {tile.name} of {tile.domain}")
+        size = (tile.height, tile.width)
         stored = {"image": (self.dtype, (*size, self.bands)), "label": (np.dtype(np.uint8), size)}
-        return {name: _array(fields, name, dtype, shape) for name, (dtype, shape) in stored.items()}
+        arrays = {name: _array(fields, name, dtype, shape) for name, (dtype, shape) in stored.items()}
+        label = arrays["label"]
+        labelled = np.count_nonzero(label < self.classes)
+        if labelled + np.count_nonzero(label == IGNORE) != label.size:
+            raise ValueError(f"its label has values that are none of the {self.classes} classes")
+        if labelled != tile.labelled:
+            raise ValueError(f"it has {labelled} labelled pixels, {INDEX} says {tile.labelled}")
+        return arrays
+
+
+def _tile_names(fields: Any) -> tuple[str, str, str]:
+    """Return the names of the domain, the image and the tile of a record, as the index has them.
+
+    The name of the tile is that of an image with several; the index gives one without others its image's.
+    """
+    texts = [list(fields[key].bytes_list.value) for key in ("domain", "name") if key in fields]
+    places = [list(fields[key].int64_list.value) for key in ("row", "col") if key in fields]
+    if [len(values) for values in (*texts, *places)] != [1, 1, 1, 1]:
+        raise ValueError("it has no domain, name, row or col")
+    domain, name = (values[0].decode() for values in texts)
+    image = f"{domain}/{name}"
+    return domain, image, "_".join([image, *(f"{values[0]:05d}" for values in places)])
 
 
 def _example() -> Any:
@@ -187,7 +237,7 @@ def read_layout(folder: Path, statistics: Mapping[str, Any]) -> Layout:
         for split, of_split in lengths.items()
     }
     ends = {split: np.cumsum(of_split, dtype=np.int64) for split, of_split in lengths.items()}
-    return Layout(paths, ends, dtype, bands)
+    return Layout(paths, ends, dtype, bands, len(statistics["classes"]))
 
 
 def _shard_lengths(path: Path, split: Mapping[str, Any]) -> list[int]:
@@ -201,8 +251,8 @@ def _shard_lengths(path: Path, split: Mapping[str, Any]) -> list[int]:
         lengths = [int(length) for length in stored] if isinstance(stored, list) else []
     except (TypeError, ValueError, OverflowError):
         lengths = []
-    if not lengths or min(lengths) < 0:
-        raise damaged(path, f"the split {name} states no tiles in its shards")
+    if not lengths or min(lengths) < 1:
+        raise damaged(path, f"the split {name} states a shard without tiles")
     return lengths
 
 

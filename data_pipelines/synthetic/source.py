@@ -13,12 +13,16 @@ from data_pipelines.synthetic.render import Domain, Scene, render_scene
 from data_pipelines.synthetic.sensor_model import SENSOR_A, SENSOR_B
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.errors import UserError, bad_value
+from spectralmoe_jax.host_memory import require_memory
 
 CLASSES = ("field", "woodland", "water", "road", "building", "bare soil")
 PALETTE = ((182, 208, 110), (38, 115, 62), (62, 133, 199), (92, 92, 98), (206, 72, 62), (214, 170, 118))
 BANDS = tuple(band.name for band in SENSOR_A.bands)
 PIXEL = 1.0
 """Side of a pixel on the ground in metres."""
+
+_KEPT = 96  # scenes in the memory, at most
+_PIXEL_BYTES, _RENDERED_BYTES = 13, 300  # of a pixel of a scene that is kept, and of one that is rendered
 
 SOURCE, TARGET = "sensor_a", "sensor_b"
 DOMAINS = {
@@ -86,6 +90,8 @@ class SyntheticScenes:
             raise UserError(f"no domain to generate: choose from {', '.join(DOMAINS)}")
         if size < 64:
             raise bad_value("config.data.scene_size", size, "must be at least 64, to hold roads and houses")
+        needed = size**2 * (min(sum(counts.values()), _KEPT) * _PIXEL_BYTES + _RENDERED_BYTES)
+        require_memory("config.data.scene_size", size, needed, "the scenes")
         if seed < 0:
             raise bad_value("config.data.scene_seed", seed, "must be at least 0")
         self.seed, self.size = seed, size
@@ -222,7 +228,7 @@ def open_synthetic(config: RunConfig, domains: Sequence[str]) -> SyntheticScenes
     return SyntheticScenes(counts, data.scene_seed, data.scene_size)
 
 
-@functools.lru_cache(maxsize=96)
+@functools.lru_cache(maxsize=_KEPT)
 def _rendered(domain: str, number: int, seed: int, size: int) -> Scene:
     rng = np.random.default_rng((seed, zlib.crc32(domain.encode()), number))
     scene = render_scene(DOMAINS[domain], size, PIXEL, rng)

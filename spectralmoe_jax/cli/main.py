@@ -87,13 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except MemoryError as error:
-        reason = " ".join(str(error).split()) or "Python could not get more"
-        return _fail(f"not enough memory ({reason}): try smaller windows, crops or batches")
+        return _fail(_no_memory(error))
     except KeyboardInterrupt:
         if is_own:
             leave(INTERRUPTED, "error: interrupted")
         _fail("interrupted")
         return INTERRUPTED
+
+
+def _no_memory(error: Exception) -> str:
+    reason = shown(" ".join(str(error).split())) or "Python could not get more"
+    return f"not enough memory ({reason}): try smaller windows, crops or batches"
 
 
 def _run(argv: list[str]) -> int:
@@ -105,9 +109,9 @@ def _run(argv: list[str]) -> int:
             raise KeyboardInterrupt from error
         if isinstance(error, UnicodeEncodeError) and error.encoding.replace("-", "") == "utf8":
             raise UserError(f"{error.object}: the name is not UTF-8: rename it") from error
-        from spectralmoe_jax.cli.platform import platform_problem  # not for --help
+        from spectralmoe_jax.cli.platform import is_about_memory, platform_problem  # not for --help
 
-        problem = platform_problem(error)
+        problem = _no_memory(error) if is_about_memory(error) else platform_problem(error)
         if problem is None:
             raise
         raise UserError(problem) from error

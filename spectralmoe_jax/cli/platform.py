@@ -55,6 +55,18 @@ def check_platform(environment: MutableMapping[str, str] = os.environ) -> None:
     logging.getLogger("jax._src.xla_bridge").addFilter(_one_line)
 
 
+def is_about_memory(error: BaseException | None) -> bool:
+    """Return whether a library said, in an error of its own kind, that it cannot get more memory."""
+    while error is not None:
+        name, said = type(error).__name__, str(error)
+        if name in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in said:
+            return True
+        if isinstance(error, MemoryError) or (name == "error" and "Insufficient memory" in said):  # OpenCV's
+            return True
+        error = error.__cause__
+    return False
+
+
 def platform_problem(error: Exception) -> str | None:
     """Return the message for an error of JAX about its platform or its variables; None for any other."""
     said = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS=")[0][:_LONGEST]

@@ -75,7 +75,9 @@ class SpectralMoEConfig(AdapterSection):
     )
     num_experts: int = option(6, "Number of experts E.", between(1, 10_000))
     top_k: int = option(1, "Number of experts that a token uses, at most E.")
-    num_tokens: int = option(100, "Tokens M of each expert; equal to `model.head.num_queries`.", at_least(1))
+    num_tokens: int = option(
+        100, "Tokens M of each expert; equal to `model.head.num_queries`.", between(1, 10_000)
+    )
     rank: int | tuple[int, ...] = option(16, "Rank R of the tokens, or one rank for each expert.")
     query_dim: int = option(256, "Width of the linked queries; equal to `model.head.width`.", at_least(1))
     gating: str = option(
@@ -207,7 +209,9 @@ class ReinConfig(AdapterSection):
     kind: ClassVar[str] = "rein"
 
     # at least 2: the first token only takes part in the softmax
-    num_tokens: int = option(100, "Tokens M of each layer; equal to `model.head.num_queries`.", at_least(2))
+    num_tokens: int = option(
+        100, "Tokens M of each layer; equal to `model.head.num_queries`.", between(2, 10_000)
+    )
     rank: int = option(16, "Rank R of the tokens T = A B.", at_least(1))
     query_dim: int = option(256, "Width of the linked queries; equal to `model.head.width`.", at_least(1))
     scale_init: float = option(1e-3, "Initial scale of the refinement.")
@@ -269,7 +273,7 @@ class VPTConfig(AdapterSection):
 
     kind: ClassVar[str] = "vpt"
 
-    num_prompts: int = option(150, "Prompt tokens in every layer.", at_least(1))
+    num_prompts: int = option(150, "Prompt tokens in every layer.", between(1, 10_000))
 
 
 ADAPTERS: dict[str, type[AdapterSection]] = {

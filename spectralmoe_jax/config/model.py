@@ -48,9 +48,9 @@ class EncoderConfig(Section):
 
     kind: str = option("dinov3", "Family of the encoder.", one_of(*KINDS))
     width: int = option(1024, "Width of the tokens.", at_least(1))
-    layers: int = option(24, "Number of transformer blocks.", at_least(1))
+    layers: int = option(24, "Number of transformer blocks.", between(1, 1000))
     heads: int = option(16, "Number of attention heads; must divide `width`.", at_least(1))
-    patch_size: int = option(16, "Pixels along a patch's edge.", at_least(1))
+    patch_size: int = option(16, "Pixels along a patch's edge.", between(1, 16_384))
     mlp_ratio: float = option(
         4.0, "Hidden width of the feed-forward blocks as a multiple of `width`, rounded down."
     )
@@ -63,9 +63,9 @@ class EncoderConfig(Section):
     qkv_bias: bool = option(
         True, "Biases of the attention projections (in dinov3 and eva02, of queries and values only)."
     )
-    storage_tokens: int = option(0, "Register tokens after the class token.", at_least(0))
+    storage_tokens: int = option(0, "Register tokens after the class token.", between(0, 10_000))
     table_size: int = option(
-        32, "Side of the position table's grid; other grids are resampled from it.", at_least(1)
+        32, "Side of the position table's grid; other grids are resampled from it.", between(1, 16_384)
     )
     table_antialias: bool = option(
         False, "Resample position tables with antialiasing, as DINOv2 with registers does."
@@ -366,16 +366,18 @@ class Mask2FormerConfig(HeadSection):
 
     kind: ClassVar[str] = "mask2former"
 
-    num_queries: int = option(100, "Queries Q; equal to the adapter's `num_tokens`.", at_least(1))
+    num_queries: int = option(100, "Queries Q; equal to the adapter's `num_tokens`.", between(1, 10_000))
     width: int = option(
         256, "Width of every feature and query inside the head, a multiple of 4.", at_least(1)
     )
     num_heads: int = option(8, "Heads of every attention layer; must divide `width`.", at_least(1))
-    encoder_layers: int = option(6, "Layers of the deformable encoder.", at_least(1))
-    decoder_layers: int = option(9, "Layers of the mask decoder.", at_least(1))
+    encoder_layers: int = option(6, "Layers of the deformable encoder.", between(1, 1000))
+    decoder_layers: int = option(9, "Layers of the mask decoder.", between(1, 1000))
     encoder_ffn: int = option(1024, "Hidden width of the encoder's feed-forward blocks.", at_least(1))
     decoder_ffn: int = option(2048, "Hidden width of the decoder's feed-forward blocks.", at_least(1))
-    points: int = option(4, "Sampling points per head and level of the deformable attention.", at_least(1))
+    points: int = option(
+        4, "Sampling points per head and level of the deformable attention.", between(1, 100)
+    )
     group_norm_groups: int = option(
         32, "Groups of every group normalisation; must divide `width`.", at_least(1)
     )
@@ -429,8 +431,8 @@ class PlainDecoderConfig(HeadSection):
     kind: ClassVar[str] = "pmt"
     whole_tokens: ClassVar[bool] = True
 
-    num_queries: int = option(100, "Learned queries Q.", at_least(1))
-    blocks: int = option(6, "Blocks of joint self-attention over queries and tokens.", at_least(1))
+    num_queries: int = option(100, "Learned queries Q.", between(1, 10_000))
+    blocks: int = option(6, "Blocks of joint self-attention over queries and tokens.", between(1, 1000))
     mlp_ratio: float = option(
         1.0, "Hidden width of the feed-forward blocks as a multiple of the encoder's, rounded down.", above(0)
     )

@@ -94,7 +94,7 @@ class DataConfig(Section):
     source: tuple[str, ...] = required("Domains (folders, places, splits) to train on.")
     target: tuple[str, ...] = required("Domains to test on, never seen in training.")
     crop: int = required(
-        "Side of a training tile in pixels, a multiple of `model.visual.patch_size`.", at_least(1)
+        "Side of a training tile in pixels, a multiple of `model.visual.patch_size`.", between(1, 16_384)
     )
     holdout: float = option(
         0.0, "Share of each source domain that is held out to choose the best checkpoint."
@@ -154,14 +154,18 @@ class DataConfig(Section):
         "does not look.",
         one_of("stop", "warn", "off"),
     )
-    workers: int = option(0, "Processes that prepare batches; 0 for the main one.", at_least(0))
+    workers: int = option(0, "Processes that prepare batches; 0 for the main one.", between(0, 1024))
     # decoding releases the interpreter lock; where transforms are heavy, more threads only wait for it
-    threads: int = option(2, "Threads that prepare batches, in each process.", at_least(1))
+    threads: int = option(2, "Threads that prepare batches, in each process.", between(1, 1024))
     cache_bytes: int = option(
         512 << 20, "Memory for decoded images and labels, in each process.", read_by=_FILES
     )
-    scenes_source: int = option(24, "Generated scenes of each source domain.", read_by=("synthetic",))
-    scenes_target: int = option(8, "Generated scenes of each target domain.", read_by=("synthetic",))
+    scenes_source: int = option(
+        24, "Generated scenes of each source domain.", between(1, 100_000), read_by=("synthetic",)
+    )
+    scenes_target: int = option(
+        8, "Generated scenes of each target domain.", between(1, 100_000), read_by=("synthetic",)
+    )
     scene_size: int = option(256, "Side of a generated scene in pixels.", read_by=("synthetic",))
     scene_seed: int = option(0, "Seed of the generated scenes.", read_by=("synthetic",))
 
@@ -238,10 +242,12 @@ class LossConfig(Section):
         0.1, "Weight of queries without a target in the class term.", at_least(0)
     )
     num_points: int = option(
-        12544, "Points P sampled for each mask in the loss, and for each image in the matching.", at_least(1)
+        12544,
+        "Points P sampled for each mask in the loss, and for each image in the matching.",
+        between(1, 1_000_000),
     )
     oversample_ratio: float = option(
-        3.0, "Candidate points drawn for every point used in the loss.", at_least(1)
+        3.0, "Candidate points drawn for every point used in the loss.", between(1, 1000)
     )
     importance_sample_ratio: float = option(
         0.75,

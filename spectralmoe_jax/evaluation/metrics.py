@@ -30,6 +30,7 @@ from spectralmoe_jax.inference.sliding_window import (
     overlapping_tiles,
     predict_image,
     require_finite,
+    require_room_for_windows,
 )
 from spectralmoe_jax.npz import read_npz
 
@@ -365,6 +366,7 @@ def tally_split(
     if any(max(record.height, record.width) > settings.window for record in records) or not records:
         tally.count_images(predict, splits.examples(split), settings)
         return tally
+    require_room_for_windows(settings.batch_size, settings.window**2 * (len(config.bands) + 1))
     batches = eval_batches(
         source,
         records,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from spectralmoe_jax.config.own_code import own_code
 from spectralmoe_jax.config.schema import RunConfig
 from spectralmoe_jax.config.stored import CONFIG_FILE, read_run_config
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.host_memory import physical_memory
 from spectralmoe_jax.inference.model_files import carried_configuration, weight_specs, with_weights
 from spectralmoe_jax.models.build import abstract_segmenter, random_leaves, segmenter_config
 from spectralmoe_jax.models.encoders.galileo import describe_inputs
@@ -241,6 +243,7 @@ class OpenedWeights(NamedTuple):
     fresh: Collection[Path] = ()
 
 
+_LEAST_BYTES = 2  # of a weight in the memory
 _STATISTICS: tuple[Path, ...] = (("pixel_mean",), ("pixel_std",))
 
 
@@ -277,8 +280,10 @@ def open_weights(
       unread: leaves that are not read from any file.
 
     Raises:
-      UserError: a file does not fit the segmenter, or two files hold the same part.
+      UserError: a file does not fit the segmenter, two files hold the same part, or the segmenter does not
+        fit into the memory.
     """
+    _require_memory(shapes)
     opened: list[OpenedWeights] = []
     filled: dict[str, str] = {}  # part -> the key and file that fill it
     if config.model.weights_head == "new":
@@ -292,6 +297,25 @@ def open_weights(
                 )
             filled[part] = f"{key} = {spec}"
     return opened
+
+
+def _require_memory(shapes: Mapping[Path, tuple[int, ...]]) -> None:
+    """Check that the weights of a segmenter fit into the memory of all machines and accelerators of a run.
+
+    Raises:
+      UserError: they do not.
+    """
+    sizes = {path: _LEAST_BYTES * math.prod(shape) for path, shape in shapes.items()}
+    needed, most = sum(sizes.values()), physical_memory() * jax.process_count()
+    if jax.default_backend() != "cpu":
+        stats = jax.local_devices()[0].memory_stats() or {}
+        most += stats.get("bytes_limit", 0) * jax.device_count()
+    if needed > most:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise UserError(
+            f"config.model: its weights take {needed / 1e9:,.0f} GB or more, {_names([largest])} alone "
+            f"{sizes[largest] / 1e9:,.0f}, and the memory has {most / 1e9:,.0f}: choose a smaller model"
+        )
 
 
 def _specs(config: RunConfig, settings: SegmenterConfig) -> Iterator[tuple[str, str, EncoderConfig | None]]:

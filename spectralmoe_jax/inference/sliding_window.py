@@ -19,6 +19,7 @@ from einops import rearrange
 
 from spectralmoe_jax.config.schema import EvaluateConfig
 from spectralmoe_jax.errors import UserError
+from spectralmoe_jax.host_memory import require_memory
 from spectralmoe_jax.models.windows import window_starts
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -186,11 +187,13 @@ def predict_tiles(
     The last batch is filled up with copies whose scores are dropped.
 
     Raises:
-      UserError: a score is not finite.
+      UserError: a score is not finite, or a batch does not fit into the memory.
     """
     places: list[Place] = []
     batch: list[np.ndarray] = []
     for place, tile in tiles:
+        if not batch:
+            require_room_for_windows(batch_size, tile.nbytes)
         places.append(place)
         batch.append(tile)
         if len(batch) == batch_size:
@@ -199,6 +202,15 @@ def predict_tiles(
     if batch:
         filled = batch + [batch[-1]] * (batch_size - len(batch))
         yield from zip(places, require_finite(predict(np.stack(filled))), strict=False)
+
+
+def require_room_for_windows(batch_size: int, window: int) -> None:
+    """Check that `batch_size` windows of `window` bytes fit into the memory.
+
+    Raises:
+      UserError: they do not.
+    """
+    require_memory("config.evaluate.batch_size", batch_size, batch_size * window, "a batch of windows")
 
 
 def require_finite(scores: np.ndarray) -> np.ndarray:

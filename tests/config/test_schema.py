@@ -79,7 +79,7 @@ def test_section_that_does_not_fit_names_the_key(change, message):
         ),
         ({"augment.scale": (2, 1)}, "config.augment.scale = (2.0, 1.0): must be (low, high) with 0 < low"),
         ({"augment.gain": 1}, "config.augment.gain = 1.0: must be at least 0 and below 1"),
-        ({"data.crop": 0}, "config.data.crop = 0: must be at least 1"),
+        ({"data.crop": 0}, "config.data.crop = 0: must be between 1 and 16384"),
         ({"data.kind": "zip"}, "config.data.kind = 'zip': must be one of image_folder, geotiff, prepared, "),
         ({"data.corrupt": "keep"}, "config.data.corrupt = 'keep': must be one of stop, skip"),
         ({"model.visual.heads": 5}, "config.model.visual.heads = 5: must divide width = 192"),

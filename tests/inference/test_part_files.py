@@ -1,11 +1,13 @@
 """What commands that end early leave beside their files, and what belonged to a former file of a name."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +102,18 @@ def test_parts_of_other_hosts_stay_until_they_are_old(folder):
     with hidden_part(folder / "new.tif"):
         pass
     assert sorted(path.name for path in folder.iterdir()) == sorted(names[2:])
+
+
+def test_a_part_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    """A read-only file system refuses to remove even what is not there."""
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as error, atomic_write(tmp_path / "map.tif") as part:
+        refuse(part)
+    assert error.value.filename == str(tmp_path / "map.tif")
 
 
 @pytest.mark.parametrize("suffix", [".aux.xml", ".ovr", ".msk", ".msk.ovr", ".aux"])

@@ -1,23 +1,28 @@
 """Prepared tiles as a source: bands and classes by name, one decoding per tile, damaged shards."""
 
+import json
 import pickle
 import shutil
 import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from rich.console import Console
+from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.loader import train_batches
 from data_pipelines.prepare.prepare import prepare
 from data_pipelines.readers import prepared as prepared_module
 from data_pipelines.readers.prepared import PreparedTiles
-from data_pipelines.readers.prepared_files import Layout
+from data_pipelines.readers.prepared_files import Layout, PreparedRecord
 from data_pipelines.records import Window, split_holdout
 from data_pipelines.tiles.tile_index import TileIndex
 from data_pipelines.transforms import Augment
@@ -189,7 +194,9 @@ def test_damaged_shards_are_named(damaged):
     last = source.records[-1]
 
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"tiny-test.array_record-00001-of-00002: truncated, 0 of 3 tiles"):
+    with pytest.raises(
+        UserError, match=r"tiny-test.array_record-00001-of-00002: damaged .* holds 0 readable tiles, not 3"
+    ):
         source.read_image(last)
     shard.unlink()
     with pytest.raises(UserError, match=r"tiny-test.array_record-00001-of-00002: missing, restore it"):
@@ -219,13 +226,64 @@ def test_threads_begin_to_decode_one_after_the_other(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.ModuleType("tensorflow_datasets"))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets.proto", Parts("tensorflow_datasets.proto"))
-    layout = Layout({}, {}, np.dtype(np.uint8), 3)
+    layout = Layout({}, {}, np.dtype(np.uint8), bands=3, classes=2)
 
     def decode():
         with pytest.raises(ValueError, match="invalid literal"):
-            layout.decode(b"", (8, 8))
+            layout.decode(b"", PreparedRecord("d", "d/x_00000_00000", 8, 8, "d/x", "train", 0, 64))
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(decode) for _ in range(4)]:
             done.result()
     assert seen == [1] * 4
+
+
+def rewrite(shard: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    """Write a shard anew with other records."""
+    reader = ArrayRecordReader(str(shard))
+    records = change(reader.read_all())
+    reader.close()
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def with_label(encoded: bytes, value: int) -> bytes:
+    example = tf_example_pb2.Example.FromString(encoded)
+    stored = example.features.feature["label/value"].bytes_list.value
+    stored[0] = bytes([value]) * len(stored[0])
+    return example.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda records: records[::-1],
+            "it holds the tile north/a_00032_00032 of north, not north/a_0",
+        ),
+        (lambda records: [records[1], records[0], *records[2:]], "it holds the tile north/a_"),
+        (lambda records: records[:-1], r"it holds \d+ readable tiles, not \d+"),
+        (lambda records: [*records, records[0]], r"it holds \d+ readable tiles, not \d+"),
+        (lambda records: [with_label(each, 3) for each in records], "values that are none of the 3 classes"),
+        (lambda records: [with_label(each, 0) for each in records], "it has 256 labelled pixels, index.npz"),
+    ],
+    ids=["reversed", "swapped", "one less", "one more", "class of its own", "other label"],
+)
+def test_records_of_other_tiles_are_noticed(damaged, change, expected):
+    """Whole shards with sound checksums, whose tiles are not those of the index."""
+    rewrite(damaged / "tiny/1.0.0/tiny-train.array_record-00000-of-00003", change)
+    source = PreparedTiles(damaged)
+    with pytest.raises(UserError, match=rf"00000-of-00003: .*{expected}"):
+        source.read_label(source.records[0])
+
+
+def test_shards_without_tiles_are_refused(damaged):
+    """A list of a million empty shards takes no time."""
+    path = damaged / "tiny/1.0.0/dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"] += ["0"] * 1_000_000
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"dataset_info.json: damaged, .* states a shard without tiles"):
+        PreparedTiles(damaged)

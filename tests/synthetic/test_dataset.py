@@ -210,7 +210,7 @@ def test_opens_from_a_configuration():
 def test_bad_settings_name_the_key():
     with pytest.raises(UserError, match=r"'mars'.*sensor_a, sensor_b"):
         open_synthetic(config(), ("mars",))
-    with pytest.raises(UserError, match="scenes of sensor_a = 0: must be at least 1"):
+    with pytest.raises(UserError, match=r"config.data.scenes_source = 0: must be between 1 and 100000"):
         open_synthetic(config(scenes_source=0), ("sensor_a",))
     with pytest.raises(UserError, match="at least 64"):
         open_synthetic(config(scene_size=10), ("sensor_a",))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.loader import train_batches
-from data_pipelines.readers import labels as label_files
+from data_pipelines.readers import label_counts
 from data_pipelines.readers.image_files import GeoTiffTiles
 from data_pipelines.readers.label_codes import ValueCode
 from data_pipelines.readers.labels import RasterLabels
@@ -83,8 +83,8 @@ def write_scene(root, image, mask, name="x", **profile):
 @pytest.mark.parametrize("tile", [None, 190])
 def test_counts_of_cells_are_those_of_the_pixels(tmp_path, monkeypatch, tile):
     """Files are read by bands of rows that cut cells and records apart."""
-    monkeypatch.setattr(label_files, "_PIXELS", 700 * 100)
-    monkeypatch.setattr(label_files, "_ROWS", 30)
+    monkeypatch.setattr(label_counts, "_PIXELS", 700 * 100)
+    monkeypatch.setattr(label_counts, "_ROWS", 30)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 2, (613, 700), np.uint8) * 9
     mask = rng.integers(0, 3, (613, 700), np.uint8)
@@ -113,10 +113,10 @@ def test_images_are_read_only_around_labels_when_counting(tmp_path, monkeypatch)
     image[300:310, 300:320] = 1
     write_scene(tmp_path, image, mask, nodata=0)
     windows = []
-    monkeypatch.setattr(label_files, "_PIXELS", 1024 * 256)
-    missing_pixels = label_files.missing_pixels
+    monkeypatch.setattr(label_counts, "_PIXELS", 1024 * 256)
+    missing_pixels = label_counts.missing_pixels
     monkeypatch.setattr(
-        label_files, "missing_pixels", lambda *given: windows.append(given[1]) or missing_pixels(*given)
+        label_counts, "missing_pixels", lambda *given: windows.append(given[1]) or missing_pixels(*given)
     )
     assert open_tiles(tmp_path).class_pixels.tolist() == [[200, 0]]
     assert windows == [Window(256, 256, 256, 256), Window(1280, 768, 256, 256)]
@@ -146,7 +146,7 @@ def test_opening_and_drawing_by_area_do_not_read_images(bordered, monkeypatch):
         raise AssertionError("the image is read")
 
     monkeypatch.setattr("data_pipelines.readers.image_files.missing_pixels", refuse)
-    monkeypatch.setattr(label_files, "missing_pixels", refuse)
+    monkeypatch.setattr(label_counts, "missing_pixels", refuse)
     index = TileIndex(open_tiles(bordered), 256)
     assert len(index) == 64
     with pytest.raises(AssertionError, match="the image is read"):
