@@ -106,7 +106,7 @@ run_once() {
     done
     running=("${still[@]+"${still[@]}"}")
     # All processes report bad input, and an interruption ends all of them: give them time to exit.
-    [[ $status == 0 || $status == 2 || $passed_on ]] || signal_all QUIT
+    [[ $status == 0 || $status == 2 || $passed_on ]] || signal_all USR1
     sleep 0.2
   done
 }

@@ -49,7 +49,8 @@ done
 asked=
 trap 'asked=TERM' TERM HUP
 trap 'asked=INT' INT
-trap 'asked=KILL' QUIT # from local.sh: another process is lost, so waiting is useless
+# from local.sh: another process is lost, so waiting is useless (a script's background jobs ignore SIGQUIT)
+trap 'asked=KILL' QUIT USR1
 
 ulimit -c 0
 PYTHONFAULTHANDLER=1 "$@" &

@@ -53,8 +53,10 @@ def _quick_compilation() -> str:
 
 
 _prepare_environment()
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what tests start would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    # In the background or below nohup they are ignored, which programs that tests start would inherit.
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else lambda *_: None)
 
 # pytest-xdist gives a worker one file at a time: with the longest first, no worker waits long for the other.
 LONGEST_FILES = (

@@ -50,14 +50,17 @@ def test_a_signal_ends_the_pause_before_a_restart(machine, name, status):
     assert len(machine.trainings) == 1
 
 
-def test_a_crash_ends_all_processes_and_restarts_them(machine):
+@pytest.mark.parametrize(
+    "start", [(), ("bash", "-c", "trap '' INT QUIT; exec \"$@\"", "")], ids=["", "background"]
+)
+def test_a_crash_ends_all_processes_and_restarts_them(machine, start):
     # Process 1 crashes at the first start, while process 0 waits for it and does not hear.
     training = (
         "[ -e $RECORD/again ] && exit 0; "
         "if [ $SPECTRALMOE_PROCESS_ID = 1 ]; then sleep 0.2; touch $RECORD/again; exit 5; fi; "
         "trap '' TERM; sleep 60"
     )
-    done = machine.run(*LOCAL, PROCESSES="2", TRAINING=training)
+    done = machine.run(*start, *LOCAL, PROCESSES="2", TRAINING=training)
     assert done.returncode == 0
     assert done.stderr == "training ended with status 5; restart 1 of 10\n"
     assert len(machine.trainings) == 4

@@ -183,7 +183,7 @@ def test_an_adapter_keeps_its_queries_to_itself():
         ({"blocks": 3}, "mask_starts = .*for each of the 3 blocks"),
         ({"mask_starts": (0.5,) * 6}, "mask_ends = .*must lie above"),
         ({"mask_ends": (1.5,) * 6}, "between 0 and 1"),
-        ({"num_queries": 0}, "at least 1"),
+        ({"num_queries": 0}, "between 1 and 10000"),
     ],
 )
 def test_bad_settings(changes, message):
