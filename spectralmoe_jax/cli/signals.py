@@ -45,7 +45,7 @@ def listen(command: str) -> None:
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # by the parent, as in the background
         signal.signal(signal.SIGINT, _interrupt)
-        sys.unraisablehook = _raise_again
+    sys.unraisablehook = _handle_lost
     if command in _STOPPABLE:
         signal.signal(signal.SIGTERM, _stop)
     elif os.getpid() == 1:  # of a container, where signals that nobody handles do nothing
@@ -71,8 +71,13 @@ def _end(number: int, frame: FrameType | None) -> None:
     leave(128 + number)
 
 
-def _raise_again(problem: Any) -> None:
-    """Send Ctrl-C again if its exception came where Python can only drop it, as in the end of an object."""
+def _handle_lost(problem: Any) -> None:
+    """Handle an exception that came where Python can only drop it, as in the end of an object.
+
+    Ctrl-C is sent again. What TensorStore reads on after the first damaged array has no loop to come back to.
+    """
+    if str(problem.exc_value) == "Event loop is closed":
+        return
     if problem.exc_type is KeyboardInterrupt:
         again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True

@@ -121,6 +121,11 @@ def test_of_several_tasks_that_fail_one_is_the_error():
             _, second = asyncio.create_task(fail()), asyncio.create_task(fail())
             fail()
             await second
+        class Reading:
+            def __del__(self):
+                raise RuntimeError("Event loop is closed")
+        reading = Reading()
+        del reading
         try:
             asyncio.run(read())
         finally:
