@@ -8,7 +8,8 @@
 # The script watches DIR/heartbeat/0.json, or the file HEARTBEAT, because one stuck process stops all others. Only a
 # change of the file counts, so neither the hosts' clocks nor a file left by an earlier start matters.
 #
-# SIGTERM, and the end of the terminal, is passed on as SIGTERM; the training then has STOP_SECONDS (default 100) to save before it is killed.
+# SIGTERM and SIGHUP (the end of the terminal) are passed on as SIGTERM; the training then has STOP_SECONDS (default 100)
+# to save before it is killed.
 # Exit status: that of the training; 124 if it was killed. After a SIGTERM, STOPPED_STATUS (default 0) is used instead of
 # 0, for schedulers that take 0 to mean that nothing is left to do.
 set -uo pipefail
